@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the first target that needs it makes.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(STAMP)
+
+.PHONY: help setup run test lint types data sweep bench report clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## Create .venv with the package and its development tools
+
+run: $(STAMP) ## Train on the embedded digits with GroupedNewton (under a minute)
+	$(BIN)/gnewton train
+
+test: $(STAMP) ## Run the test suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## Check the type hints
+	$(BIN)/mypy
+
+data: $(STAMP) ## Fetch MNIST, Fashion-MNIST and CIFAR-10 into data/
+	$(BIN)/gnewton data fetch mnist fashion_mnist cifar10
+
+sweep: $(STAMP) ## Train with SGD, Adam and GroupedNewton on the digits, three seeds each
+	$(BIN)/gnewton train --multirun optimizer=sgd,adam,grouped_newton seed=0,1,2
+
+bench: $(STAMP) ## Time the summary and the cubic solver against their references
+	$(BIN)/python scripts/bench/cubic.py
+	$(BIN)/python scripts/bench/summary.py --only mlp,lenet,bigmlp,vgg11:32 --repeats 3
+
+report: $(STAMP) ## Table of all runs under outputs/
+	$(BIN)/python scripts/table.py outputs
+
+clean: ## Remove caches and builds; keeps .venv, data/ and outputs/
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
