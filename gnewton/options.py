@@ -1,0 +1,151 @@
+"""Typed options with their allowed range: what a recipe is made of.
+
+A recipe is a keyword-only dataclass whose fields are declared with :func:`option`. Its defaults and their
+explanation live in one YAML file under ``configs/``; its types and ranges live here, so that every value is
+checked before any work starts, wherever it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from gnewton.errors import InputError
+
+_RULE = "gnewton_rule"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    choices: tuple[str, ...] = ()
+    length: int | None = None
+
+    def admits(self, value: object) -> bool:
+        """Whether ``value`` (None: the option is switched off) is allowed."""
+        if value is None:
+            return True
+        if isinstance(value, (list, tuple)):
+            right_length = self.length is None or len(value) == self.length
+            return right_length and all(self.admits(entry) for entry in value)
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return True
+        return (
+            math.isfinite(value)
+            and (self.above is None or value > self.above)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def describe(self, value: object = 0.0) -> str:
+        """What is allowed, in words; the type of ``value`` tells whether to speak of whole numbers."""
+        if isinstance(value, (list, tuple)):
+            each = self.describe(value[0] if value else 0.0)
+            return (
+                f"a list of {self.length} entries, each {each}"
+                if self.length is not None
+                else f"a list, each {each}"
+            )
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        kind = "a whole number" if isinstance(value, int) else "a finite number"
+        bounds = [
+            f"{sign} {int(bound) if float(bound).is_integer() else bound}"
+            for sign, bound in (
+                (">", self.above),
+                (">=", self.at_least),
+                ("<", self.below),
+                ("<=", self.at_most),
+            )
+            if bound is not None
+        ]
+        return " and ".join([f"{kind} {bounds[0]}", *bounds[1:]]) if bounds else kind
+
+
+def option(
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    choices: Iterable[str] = (),
+    length: int | None = None,
+) -> Any:
+    """Declare a field of a recipe together with its allowed values (see :class:`Rule`)."""
+    rule = Rule(above, at_least, below, at_most, tuple(choices), length)
+    return field(metadata={_RULE: rule})
+
+
+def violations(settings: object, path: str = "") -> Iterator[str]:
+    """Yield one line per option of ``settings``, nested ones included, whose value is not allowed.
+
+    A recipe may add checks that tie several options together in a method ``conflicts()`` that yields pairs
+    (option name, message).
+    """
+    for entry in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, entry.name)
+        where = f"{path}.{entry.name}" if path else entry.name
+        rule: Rule = entry.metadata.get(_RULE, Rule())
+        if not rule.admits(value):
+            hint = did_you_mean(value, rule.choices) if isinstance(value, str) else ""
+            yield f"{where}={show(value)}: must be {rule.describe(value)}{hint}"
+        elif is_dataclass(value):
+            yield from violations(value, where)
+    conflicts = getattr(settings, "conflicts", None)
+    if conflicts is not None:
+        for name, message in conflicts():
+            where = f"{path}.{name}" if path else name
+            yield f"{where}={show(_dig(settings, name))}: {message}"
+
+
+def validate(settings: object, path: str = "") -> None:
+    """Raise one :class:`InputError` that lists every violation of ``settings``."""
+    found = list(violations(settings, path))
+    if found:
+        raise InputError("\n".join(found))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, or an empty string."""
+    near = nearest(word, known)
+    return f"; did you mean '{near}'?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The entry of ``known`` closest to ``word`` by spelling, or None where nothing is close."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def listing(names: Sequence[str], limit: int = 12) -> str:
+    """Names joined for a message, the tail of a long list counted instead of spelled out."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, … ({len(names) - limit} more)"
+
+
+def show(value: object) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(show(entry) for entry in value) + "]"
+    return str(value)
+
+
+def _dig(settings: object, dotted: str) -> object:
+    for name in dotted.split("."):
+        settings = getattr(settings, name)
+    return settings

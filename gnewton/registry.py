@@ -1,0 +1,68 @@
+"""Recipes by name: a new model, data set, partition or optimizer is one class here and one YAML."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from gnewton.errors import InputError
+from gnewton.options import did_you_mean, listing
+
+RecipeT = TypeVar("RecipeT")
+
+
+class Registry(Generic[RecipeT]):
+    """The recipes of one kind, found by importing every module of a package.
+
+    Args:
+        kind: what the recipes build, also the name of their configuration group, such as ``"model"``.
+        package: the package whose modules register recipes of this kind.
+        base: the class each recipe derives from.
+    """
+
+    def __init__(self, kind: str, package: str, base: type[RecipeT]) -> None:
+        self.kind = kind
+        self._package = package
+        self._base = base
+        self._recipes: dict[str, type[RecipeT]] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[type[RecipeT]], type[RecipeT]]:
+        """Class decorator: make a recipe known under ``name``. A name is taken once."""
+
+        def add(recipe: type[RecipeT]) -> type[RecipeT]:
+            if name in self._recipes:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            if not issubclass(recipe, self._base):
+                raise TypeError(f"{self.kind} '{name}' must derive from {self._base.__name__}")
+            self._recipes[name] = recipe
+            return recipe
+
+        return add
+
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        return sorted(self._load())
+
+    def items(self) -> list[tuple[str, type[RecipeT]]]:
+        """All (name, recipe class) pairs, sorted by name."""
+        return sorted(self._load().items())
+
+    def __getitem__(self, name: str) -> type[RecipeT]:
+        recipes = self._load()
+        if name not in recipes:
+            known = sorted(recipes)
+            raise InputError(
+                f"{self.kind}={name}: must be one of {listing(known)}{did_you_mean(name, known)}"
+            )
+        return recipes[name]
+
+    def _load(self) -> dict[str, type[RecipeT]]:
+        if not self._loaded:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+            self._loaded = True
+        return self._recipes

@@ -1,0 +1,79 @@
+"""What a data set asks of a model: shapes, the loss, and how a right answer is counted.
+
+A task is what flows from the data to the model: it knows no data set and no network.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Shapes and loss of a learning problem.
+
+    Attributes:
+        input_shape: shape of one input without the batch axis, such as (3, 32, 32); () where there is none.
+        outputs: numbers the model must return per sample (classes, or target dimensions).
+    """
+
+    input_shape: tuple[int, ...]
+    outputs: int
+
+    @property
+    def input_size(self) -> int:
+        """Numbers in one flattened input."""
+        return math.prod(self.input_shape)
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss over the batch, a scalar."""
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Number of right answers in the batch, a scalar; None where the task has no such notion."""
+        return None
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One label out of ``outputs`` classes; cross-entropy. Targets: (N,) int64."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (N, outputs)."""
+        return F.cross_entropy(outputs, targets)
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Number of samples whose largest logit is their label."""
+        return (outputs.argmax(dim=1) == targets).sum()
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """``outputs`` real targets; mean squared error. Targets: (N, outputs)."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error over samples and targets."""
+        return F.mse_loss(outputs, targets)
+
+
+@dataclass(frozen=True)
+class Reconstruction(Task):
+    """The target is the input, in [0, 1]; binary cross-entropy. Targets: (N, outputs)."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean binary cross-entropy of logits (N, outputs) over samples and pixels."""
+        return F.binary_cross_entropy_with_logits(outputs, targets)
+
+
+@dataclass(frozen=True)
+class Minimisation(Task):
+    """A function without data: the model returns its own value."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The value itself (its mean, where the model returns several)."""
+        return outputs.mean()

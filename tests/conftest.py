@@ -1,0 +1,97 @@
+"""What every test shares: one thread per process, fixed seeds, and ways to compose and run configurations."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every subprocess
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from gnewton.experiment.run import Report
+
+SMALL = ("model.widths=[8]", "optimizer.curvature.batch_size=20", "data.subset=60", "trainer.batch_size=20")
+"""Overrides that make the default run tiny: 3 steps an epoch, 4 groups."""
+
+SMALL_BASELINE = tuple(override for override in SMALL if "curvature" not in override)
+"""The same for optimizers without curvature batches."""
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """The same random streams for every test, and one thread once torch is there."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., DictConfig]:
+    """compose(overrides) -> the configuration that `gnewton train OVERRIDES` would run."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from gnewton.experiment.locate import config_folder
+    from gnewton.experiment.schema import register_schemas
+
+    register_schemas()
+
+    def composed(overrides: Sequence[str] = ()) -> DictConfig:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return hydra_compose("config", overrides=list(overrides))
+
+    return composed
+
+
+@pytest.fixture
+def run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Report]:
+    """run(overrides, root=tmp_path) -> the report of a run in this process, on the CPU."""
+    from gnewton.experiment.run import run as run_experiment
+
+    def started(overrides: Sequence[str] = (), root: Path = tmp_path) -> Report:
+        overrides = [f"output_root={root}", "trainer.device=cpu", *overrides]
+        return run_experiment(compose(overrides), overrides)
+
+    return started
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Answer]:
+    """cli(arguments) -> the answer of `gnewton ARGUMENTS` run in this process, in an empty folder."""
+    from gnewton.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GNEWTON_DATA", str(tmp_path / "no-data"))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def ask(arguments: Sequence[str]) -> Answer:
+        capsys.readouterr()
+        code = main(list(arguments))
+        out, err = capsys.readouterr()
+        return Answer(code, out, err)
+
+    return ask
