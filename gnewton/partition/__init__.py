@@ -1,0 +1,6 @@
+"""Partitions: the parameters of a model split into a few disjoint, covering groups."""
+
+from gnewton.partition.groups import Partition
+from gnewton.partition.recipe import PARTITIONS, PartitionRecipe
+
+__all__ = ["PARTITIONS", "Partition", "PartitionRecipe"]

@@ -1,0 +1,185 @@
+"""The partition itself: disjoint, covering, ordered groups of named parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from gnewton.errors import InputError
+from gnewton.options import did_you_mean, listing
+from gnewton.partition import schemes
+from gnewton.partition.parameters import frozen_names, tied_hint, trainable_sizes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group: its name, the names of its parameters in model order, and how many scalars they hold."""
+
+    name: str
+    parameters: tuple[str, ...]
+    size: int
+
+
+class Partition:
+    """S disjoint groups that together hold every trainable parameter of a model (method, section 1).
+
+    Parameters are named as in ``model.named_parameters()``; a tied parameter appears once, under its first
+    name; frozen parameters (``requires_grad=False``) belong to no group. Build one with
+    :meth:`from_names` or with one of the named schemes: :meth:`per_tensor`, :meth:`single`,
+    :meth:`weights_biases`, :meth:`by_layer`, :meth:`blocks`, :meth:`alternate`, :meth:`patterns`.
+
+    Args:
+        groups: the groups, in the order that every summary uses for its rows and columns.
+    """
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        self.groups = tuple(groups)
+        _check_names(self.groups)
+
+    @classmethod
+    def from_names(
+        cls,
+        model: nn.Module,
+        groups: Sequence[Sequence[str]] | Mapping[str, Sequence[str]],
+    ) -> Partition:
+        """Build a partition from parameter names.
+
+        Args:
+            model: the model whose trainable parameters must all be named exactly once.
+            groups: a list of lists of parameter names, or a mapping from group name to such a list. Unnamed
+                groups are called after their first parameter.
+
+        Raises:
+            InputError: naming the parameters that are unknown, frozen, named twice or left out, or the
+                empty group.
+        """
+        named = groups.items() if isinstance(groups, Mapping) else ((None, names) for names in groups)
+        sizes = trainable_sizes(model)
+        frozen = frozen_names(model)
+        order = {name: position for position, name in enumerate(sizes)}
+        owner: dict[str, str] = {}
+        built = []
+        for position, (label, names) in enumerate(named):
+            title = label if label is not None else (names[0] if names else f"#{position}")
+            if not names:
+                raise InputError(f"partition: group '{title}' is empty; every group needs a parameter")
+            for name in names:
+                if name in frozen:
+                    raise InputError(f"partition: group '{title}' names '{name}', which is frozen")
+                if name not in sizes:
+                    hint = tied_hint(model, name) or did_you_mean(name, sizes)
+                    raise InputError(f"partition: group '{title}' names the unknown parameter '{name}'{hint}")
+                if name in owner:
+                    other = owner[name]
+                    where = f"twice in '{title}'" if other == title else f"in both '{other}' and '{title}'"
+                    raise InputError(f"partition: '{name}' is {where}")
+                owner[name] = title
+            in_order = tuple(sorted(names, key=order.__getitem__))
+            built.append(Group(title, in_order, sum(sizes[name] for name in in_order)))
+        missing = [name for name in sizes if name not in owner]
+        if missing:
+            raise InputError(f"partition: no group holds {listing(missing)}")
+        return cls(built)
+
+    @classmethod
+    def per_tensor(cls, model: nn.Module) -> Partition:
+        """One group per parameter tensor, the canonical partition."""
+        return cls.from_names(model, schemes.per_tensor(model))
+
+    @classmethod
+    def single(cls, model: nn.Module) -> Partition:
+        """One group of everything, ``all``: one learning rate for the whole model."""
+        return cls.from_names(model, schemes.single(model))
+
+    @classmethod
+    def weights_biases(cls, model: nn.Module) -> Partition:
+        """``weights``, ``biases`` and the ``rest``, told apart by name; what the model lacks is dropped."""
+        return cls.from_names(model, schemes.weights_biases(model))
+
+    @classmethod
+    def by_layer(cls, model: nn.Module) -> Partition:
+        """One group per module that owns parameters, called after it."""
+        return cls.from_names(model, schemes.by_layer(model))
+
+    @classmethod
+    def blocks(cls, model: nn.Module, k: int) -> Partition:
+        """k blocks of consecutive layers; weights, biases and the rest apart (``block0.weights`` …).
+
+        Raises:
+            InputError: if k is not between 1 and the number of layers.
+        """
+        return cls.from_names(model, schemes.blocks(model, k))
+
+    @classmethod
+    def alternate(cls, model: nn.Module, k: int) -> Partition:
+        """Layers by their index modulo k; weights, biases and the rest apart (``alternate0.weights`` …).
+
+        Raises:
+            InputError: if k is not between 1 and the number of layers.
+        """
+        return cls.from_names(model, schemes.alternate(model, k))
+
+    @classmethod
+    def patterns(
+        cls, model: nn.Module, expressions: Sequence[str] | Mapping[str, str], rest: str | None = None
+    ) -> Partition:
+        """One group per regular expression, and one called ``rest`` for what none matches.
+
+        Args:
+            model: the model to split.
+            expressions: each searched anywhere in the parameters' names; a parameter belongs to the first
+                that is found. Groups are called after their expression, or after its key in a mapping.
+            rest: name of the group of what no expression matches; None makes that an error.
+
+        Raises:
+            InputError: for an expression that is invalid or gets no parameter, and for parameters left over.
+        """
+        return cls.from_names(model, schemes.patterns(model, expressions, rest))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the groups, in order."""
+        return tuple(group.name for group in self.groups)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of the group that holds each parameter, by parameter name."""
+        return {name: s for s, group in enumerate(self.groups) for name in group.parameters}
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Partition) and self.groups == other.groups
+
+    def __hash__(self) -> int:
+        return hash(self.groups)
+
+    def __repr__(self) -> str:
+        return f"Partition({len(self)} groups of {sum(group.size for group in self):,} parameters)"
+
+    def describe(self) -> str:
+        """A table for people: one line per group with its size and its parameters."""
+        width = max(len(group.name) for group in self)
+        count = "1 group" if len(self) == 1 else f"{len(self)} groups"
+        lines = [f"{count}, {sum(group.size for group in self):,} parameters"]
+        lines += [f"  {g.name:<{width}}  {g.size:>12,}  {listing(g.parameters, 4)}" for g in self]
+        return "\n".join(lines)
+
+
+def _check_names(groups: tuple[Group, ...]) -> None:
+    if not groups:
+        raise InputError("partition: no groups; at least one is needed")
+    seen: set[str] = set()
+    for group in groups:
+        if group.name in seen:
+            raise InputError(f"partition: two groups are called '{group.name}'")
+        seen.add(group.name)

@@ -1,0 +1,36 @@
+"""The parameters that a partition splits: trainable ones, tied ones once, in model order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gnewton.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def trainable_sizes(model: nn.Module) -> dict[str, int]:
+    """Number of scalars of each trainable parameter, by name, tied ones once, in model order.
+
+    Raises:
+        InputError: if the model has no trainable parameter.
+    """
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    if not sizes:
+        raise InputError("partition: the model has no trainable parameter")
+    return sizes
+
+
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that are not trained (``requires_grad=False``)."""
+    return frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
+
+
+def tied_hint(model: nn.Module, name: str) -> str:
+    """Where ``name`` is a second name of a shared parameter, say under which name it is known."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    if name not in every:
+        return ""
+    first = next(known for known, p in model.named_parameters() if p is every[name])
+    return f"; it is tied to '{first}', under which it is grouped"
