@@ -1,0 +1,54 @@
+"""Rosenbrock functions of x_1 … x_n as modules, with two layouts of their coordinates in parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Rosenbrock(nn.Module, ABC):
+    """Σ (x_odd − a)² + b (x_odd² − x_even)² over consecutive pairs of coordinates."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a = a
+        self.b = b
+
+    @abstractmethod
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """(x_1, x_3 …) and (x_2, x_4 …), each of shape (n/2,)."""
+
+    def forward(self, inputs: Tensor | None = None) -> Tensor:
+        """The value, a scalar; ``inputs`` are not looked at."""
+        odds, evens = self.coordinates()
+        return ((odds - self.a).square() + self.b * (odds.square() - evens).square()).sum()
+
+
+class EvensOdds(Rosenbrock):
+    """Two parameters, ``odds`` and ``evens``, of shape (n/2,)."""
+
+    def __init__(self, start: Sequence[float], a: float, b: float) -> None:
+        super().__init__(a, b)
+        self.odds = nn.Parameter(torch.tensor(start[0::2], dtype=torch.get_default_dtype()))
+        self.evens = nn.Parameter(torch.tensor(start[1::2], dtype=torch.get_default_dtype()))
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """The two parameters."""
+        return self.odds, self.evens
+
+
+class Pairs(Rosenbrock):
+    """n/2 parameters ``pairs.0``, ``pairs.1`` … of shape (2,)."""
+
+    def __init__(self, start: Sequence[float], a: float, b: float) -> None:
+        super().__init__(a, b)
+        pairs = torch.tensor(start, dtype=torch.get_default_dtype()).reshape(-1, 2)
+        self.pairs = nn.ParameterList(nn.Parameter(pair.clone()) for pair in pairs)
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """First and second entries of the pairs."""
+        odds, evens = torch.stack(list(self.pairs), dim=1).unbind(0)
+        return odds, evens
