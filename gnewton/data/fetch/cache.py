@@ -1,0 +1,121 @@
+"""The local cache: one .npz a set, written whole or not at all, and verified whenever it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gnewton.data.arrays import NAMES, Arrays
+
+if TYPE_CHECKING:
+    from gnewton.data.fetch.catalogue import PublicSet
+
+_OWN_DIGESTS = "sha256"
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError)
+"""What numpy raises on a file that is no sound .npz."""
+
+
+class Unavailable(Exception):
+    """A source cannot give the set; the message is the reason."""
+
+
+def cached_file(name: str, root: Path) -> Path:
+    """Where the copy of a set is kept."""
+    return root / name / f"{name}.npz"
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file. Pickled objects, which could run code, are refused.
+
+    Raises:
+        Unavailable: if the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise Unavailable(f"{path} is not there")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise Unavailable(f"{path} is not an .npz file, or only a part of one")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except UNREADABLE as error:
+        raise Unavailable(f"{path} cannot be read: {error}") from error
+
+
+def read_cached(entry: PublicSet, root: Path) -> Arrays:
+    """The verified copy of a set.
+
+    Raises:
+        Unavailable: if there is none, or if it is not what it should be.
+    """
+    path = cached_file(entry.name, root)
+    found = read(path)
+    missing = [name for name in NAMES if name not in found]
+    if missing:
+        raise Unavailable(f"{path} lacks the array {missing[0]}")
+    own = found.get(_OWN_DIGESTS)
+    arrays = Arrays(**{name: found[name] for name in NAMES})
+    try:
+        verify(entry, arrays, dict(zip(NAMES, own.tolist(), strict=True)) if own is not None else {})
+    except (Unavailable, ValueError) as error:
+        raise Unavailable(f"{path}: {error}") from error
+    return arrays
+
+
+def verify(entry: PublicSet, arrays: Arrays, recorded: dict[str, str] | None = None) -> None:
+    """Check shapes, types, labels and digests: the published ones, or else those ``recorded`` before.
+
+    Raises:
+        Unavailable: naming the array and what is wrong with it.
+    """
+    digests = entry.digests or recorded or {}
+    for name, array in arrays.items():
+        if array.dtype != np.uint8 or array.shape != entry.shape(name):
+            raise Unavailable(f"{name} is {array.dtype} {array.shape}, not uint8 {entry.shape(name)}")
+        if name in digests and digest(array) != digests[name]:
+            raise Unavailable(f"SHA-256 of {name} is {digest(array)}, not {digests[name]}")
+        if name.startswith("y") and array.max() >= entry.classes:
+            raise Unavailable(f"{name} holds label {array.max()}, not 0 … {entry.classes - 1}")
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of the array's bytes in C order."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def store(entry: PublicSet, arrays: Arrays, root: Path) -> Path:
+    """Write the copy under a temporary name in the same folder, force it to the disk, then rename it.
+
+    A reader sees the old file, the new file or none, whatever interrupts the writer; of two writers at the
+    same time the last one wins, with the same content.
+    """
+    path = cached_file(entry.name, root)
+    extra = {} if entry.digests else {_OWN_DIGESTS: np.array([digest(array) for _, array in arrays.items()])}
+    handle, temporary = tempfile.mkstemp(prefix=f".{entry.name}-", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **dict(arrays.items()), **extra)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp's 0600 would lock out other users of a shared data folder
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the rename itself to the disk; where folders cannot be opened (Windows) there is no such call."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,1 @@
+"""Data sets too large for memory: decoded by worker processes, normalised on the device. Imports torch."""

@@ -1,0 +1,144 @@
+"""A split held in two tensors on the device, and the endless stream over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnewton.data.memory.augment import Augmenter, Draws
+from gnewton.data.memory.order import generator_for, shuffled
+from gnewton.data.splits import Batch, BatchStream, Split
+from gnewton.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """stored value → network input: x / divisor + offset, per channel or feature.
+
+    Attributes:
+        divisor: broadcastable to one stored sample; full scale × deviation.
+        offset: broadcastable likewise; − mean / deviation.
+        dtype: of the result. Half precisions are computed in ``divisor``'s float32 and rounded once.
+    """
+
+    divisor: Tensor
+    offset: Tensor
+    dtype: torch.dtype
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        """Scale a batch (N, …)."""
+        return torch.addcdiv(self.offset, stored.to(self.divisor.dtype), self.divisor).to(self.dtype)
+
+
+class _Order(NamedTuple):
+    """One pass over the split: which sample stands at each place, and its augmentation there."""
+
+    samples: Tensor
+    draws: Draws | None
+
+
+class TensorSplit(Split):
+    """Samples kept on the device as they were stored (uint8 pixels, or float features).
+
+    A batch is gathered by index, augmented and scaled, all on the device and without waiting for it. Order
+    and augmentation belong to the place in the epoch, so they do not depend on the batch size.
+
+    Args:
+        inputs: (N, C, H, W) uint8, or (N, …) floats.
+        targets: (N,) int64 labels or (N, d) floats; None: the target is the input, flattened.
+        scaling: from a stored batch to the network's input.
+        augmenter: applied to the batches of :meth:`epoch` and :meth:`stream`, never to :meth:`in_order`.
+        seed: decides the orders of :meth:`epoch`.
+        title: what the split is called in messages, such as ``"the train split of data=mnist"``.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor | None,
+        scaling: Scaling,
+        *,
+        augmenter: Augmenter | None = None,
+        seed: int,
+        title: str,
+    ) -> None:
+        self.inputs = inputs
+        self.targets = targets
+        self.scaling = scaling
+        self.augmenter = augmenter
+        self.seed = seed
+        self.title = title
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def epoch(self, index: int, batch_size: int | None, *, skip: int = 0) -> Iterator[Batch]:
+        """See :meth:`Split.epoch`."""
+        size = self._size(batch_size)
+        return self._epoch(index, size, skip)
+
+    def _epoch(self, index: int, size: int, skip: int) -> Iterator[Batch]:
+        order = self.order("epoch", self.seed, index)
+        for start in range(skip * size, len(self), size):
+            yield self.batch(order, start, min(start + size, len(self)))
+
+    def stream(self, batch_size: int | None, *, seed: int) -> TensorStream:
+        """See :meth:`Split.stream`. Its batches are augmented like those of training.
+
+        Raises:
+            InputError: if ``batch_size`` exceeds the number of samples, as every batch has to be full.
+        """
+        size = self._size(batch_size)
+        if size > len(self):
+            raise InputError(f"batch_size={size}: must be <= {len(self)}, the samples of {self.title}")
+        return TensorStream(self, size, seed)
+
+    def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """See :meth:`Split.in_order`."""
+        size = self._size(batch_size)
+        stop = len(self) if limit is None else min(limit, len(self))
+        return (self._finish(slice(at, min(at + size, stop)), None) for at in range(0, stop, size))
+
+    def order(self, *parts: int | str) -> _Order:
+        """The order and augmentation that ``parts`` name."""
+        generator = generator_for(self.inputs.device, *parts)
+        samples = shuffled(len(self), generator)
+        return _Order(samples, self.augmenter.draw(len(self), generator) if self.augmenter else None)
+
+    def batch(self, order: _Order, start: int, stop: int) -> Batch:
+        """The samples at the places start … stop-1 of ``order``."""
+        return self._finish(order.samples[start:stop], order.draws and order.draws.part(start, stop))
+
+    def _finish(self, where: Tensor | slice, draws: Draws | None) -> Batch:
+        stored = self.inputs[where]
+        if self.augmenter is not None and draws is not None:
+            stored = self.augmenter.apply(stored, draws)
+        inputs = self.scaling(stored)
+        return inputs, inputs.flatten(1) if self.targets is None else self.targets[where]
+
+    def _size(self, batch_size: int | None) -> int:
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: must be >= 1")
+        return len(self) if batch_size is None else batch_size
+
+
+class TensorStream(BatchStream):
+    """Full batches of a :class:`TensorSplit` without end: pass after pass, each in a new order."""
+
+    def __init__(self, split: TensorSplit, size: int, seed: int) -> None:
+        self.position = 0
+        self._split = split
+        self._size = size
+        self._seed = seed
+        self._order: tuple[int, _Order] | None = None
+
+    def __next__(self) -> Batch:
+        turn, step = divmod(self.position, len(self._split) // self._size)
+        if self._order is None or self._order[0] != turn:
+            self._order = turn, self._split.order("stream", self._seed, turn)
+        self.position += 1
+        return self._split.batch(self._order[1], step * self._size, (step + 1) * self._size)

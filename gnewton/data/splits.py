@@ -1,0 +1,72 @@
+"""What every data set gives the trainer: three splits that hand out batches in a seekable order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:  # recipes are listed without torch, and every module of this package is imported for that
+    from torch import Tensor
+
+    from gnewton.tasks import Task
+
+Batch: TypeAlias = "tuple[Tensor, Tensor]"
+
+
+class Split(ABC):
+    """A fixed set of samples. Every order it hands out is a pure function of seed, epoch and position, so a
+    run that resumes in the middle of an epoch sees exactly the batches it would have seen.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def steps(self, batch_size: int | None) -> int:
+        """Number of batches in an epoch."""
+        return 1 if batch_size is None else -(-len(self) // batch_size)
+
+    @abstractmethod
+    def epoch(self, index: int, batch_size: int | None, *, skip: int = 0) -> Iterator[Batch]:
+        """Shuffled, augmented batches of epoch ``index``; the last one may be smaller.
+
+        Args:
+            index: epoch number, from 0; decides the permutation and the augmentation together with the seed.
+            batch_size: samples per batch; None: all of them in one batch.
+            skip: number of leading batches to leave out without computing them.
+        """
+
+    @abstractmethod
+    def stream(self, batch_size: int | None, *, seed: int) -> BatchStream:
+        """An endless series of full batches in an order of its own, independent of :meth:`epoch`."""
+
+    @abstractmethod
+    def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """Batches in the stored order without augmentation; ``limit``: the first so many samples only."""
+
+
+class BatchStream(ABC):
+    """An endless iterator of batches whose position can be saved and restored."""
+
+    position: int
+    """Number of batches handed out so far; assigning it seeks."""
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    @abstractmethod
+    def __next__(self) -> Batch:
+        """The next batch."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The three splits of a data set and the task they pose."""
+
+    name: str
+    task: Task
+    train: Split
+    validation: Split
+    test: Split
