@@ -1,0 +1,112 @@
+"""Running sums of the contributions to a summary, in float64 on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gnewton.summary.tangents import Rows
+
+
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of corresponding rows of two (k, N) matrices, shape (k,)."""
+    return (a * b).sum(1)
+
+
+class Accumulator:
+    """Gradient, Hessian and third derivative, being summed over the steps of a program.
+
+    Args:
+        size: number of groups S.
+        diagonal: whether to keep only the diagonal of the Hessian, shape (S,).
+        third: whether third derivatives are formed at all.
+    """
+
+    def __init__(self, size: int, device: torch.device, *, diagonal: bool, third: bool) -> None:
+        self.device = device
+        self.diagonal = diagonal
+        self.with_third = third
+        self.gradient = torch.zeros(size, dtype=torch.float64, device=device)
+        self.hessian = torch.zeros((size,) if diagonal else (size, size), dtype=torch.float64, device=device)
+        self.third = torch.zeros(size, dtype=torch.float64, device=device)
+        self.scale = torch.zeros(size, dtype=torch.float64, device=device)
+        self._places: dict[tuple[int, ...], slice | Tensor] = {}
+
+    def place(self, groups: tuple[int, ...]) -> slice | Tensor:
+        """Index of ``groups`` into a vector of all groups: a slice where they are consecutive."""
+        found = self._places.get(groups)
+        if found is None:
+            if groups[-1] - groups[0] == len(groups) - 1:
+                found = slice(groups[0], groups[-1] + 1)
+            else:
+                found = torch.tensor(groups, device=self.device)
+            self._places[groups] = found
+        return found
+
+    def add_gradient(self, groups: tuple[int, ...], rows: Tensor, adjoint: Tensor) -> None:
+        """Add the inner products of k rows (k, *shape) with an adjoint (*shape) to the gradient entries.
+
+        The product of their norms joins ``scale``: what rounding errors of these entries are measured by.
+        """
+        at = self.place(groups)
+        rows, line = flat(rows), adjoint.reshape(1, -1)
+        _add(self.gradient, at, row_dots(rows, line))
+        _add(self.scale, at, rows.norm(dim=1) * line.norm())
+
+    def add_third(self, groups: tuple[int, ...], values: Tensor, factor: float = 1.0) -> None:
+        """Add ``factor`` · ``values`` (k,) to the third derivatives of k groups."""
+        _add(self.third, self.place(groups), values, factor)
+
+    def add_square(self, groups: tuple[int, ...], weighted: Tensor, rows: Tensor) -> None:
+        """Add the Gram matrix ``weighted`` · ``rows``ᵀ, symmetric by construction; both (k, N)."""
+        if self.diagonal:
+            _add(self.hessian, self.place(groups), row_dots(weighted, rows))
+        else:
+            self.add_block(groups, weighted @ rows.T)
+
+    def add_block(self, groups: tuple[int, ...], block: Tensor) -> None:
+        """Add a symmetric (k, k) block to the Hessian entries of k groups."""
+        at = self.place(groups)
+        if self.diagonal:
+            _add(self.hessian, at, block.diagonal())
+        elif isinstance(at, slice):
+            self.hessian[at, at].add_(block)
+        else:
+            self.hessian[at[:, None], at] += block.double()
+
+    def add_cross(self, a: Rows, b: Rows) -> None:
+        """Add Σ_n a^s_n b^t_n to the Hessian entries (s, t) and (t, s), for every row s of a and t of b."""
+        if self.diagonal:
+            shared = tuple(g for g in a.groups if g in b.groups)
+            if shared:
+                dots = row_dots(flat(a.pick(shared)), flat(b.pick(shared)))
+                _add(self.hessian, self.place(shared), dots, 2.0)
+            return
+        at_b = self.place(b.groups)
+        columns = flat(b.data).T
+        offset = 0
+        for part in a.parts:
+            own = a.groups[offset : offset + part.shape[0]]
+            offset += part.shape[0]
+            block = flat(part) @ columns
+            at_a = self.place(own)
+            if isinstance(at_a, slice) and isinstance(at_b, slice):
+                self.hessian[at_a, at_b].add_(block)
+                self.hessian[at_b, at_a].add_(block.T)
+            else:
+                rows = torch.tensor(own, device=self.device)
+                cols = torch.tensor(b.groups, device=self.device)
+                self.hessian[rows[:, None], cols] += block.double()
+                self.hessian[cols[:, None], rows] += block.T.double()
+
+
+def _add(vector: Tensor, at: slice | Tensor, values: Tensor, factor: float = 1.0) -> None:
+    if isinstance(at, slice):
+        vector[at].add_(values, alpha=factor)
+    else:
+        vector.index_add_(0, at, values.to(vector.dtype), alpha=factor)
+
+
+def flat(stack: Tensor) -> Tensor:
+    """A stack (k, *shape) as a matrix (k, N)."""
+    return stack.reshape(stack.shape[0], -1)

@@ -1,0 +1,168 @@
+"""The way in: one call, or an object that keeps its traces between calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from gnewton.errors import InputError
+from gnewton.options import did_you_mean
+from gnewton.partition import Partition
+from gnewton.summary.distributed import all_reduced
+from gnewton.summary.graph import TraceError
+from gnewton.summary.problem import LossFunction, Problem, batch_size
+from gnewton.summary.reference import reference_summary, reference_tensor
+from gnewton.summary.result import Summary
+from gnewton.summary.traced import TangentEngine
+
+log = logging.getLogger(__name__)
+
+Engine = Literal["auto", "tangent", "reference"]
+ENGINES = ("auto", "tangent", "reference")
+REDUCTIONS = ("mean", "sum")
+
+
+class Summarizer:
+    """Summaries of one model, loss and partition, batch after batch.
+
+    Args:
+        model: the network. It is called as ``model(inputs)``; with an empty tensor where there is no data.
+        loss_fn: maps (outputs, targets) to the scalar loss of the batch.
+        partition: S groups of the trainable parameters.
+        third: whether to form the third derivatives.
+        engine: "tangent" is exact at the cost of a few gradients and raises where it cannot trace the
+            model; "reference" is exact for every model at the cost of 2S backward passes; "auto" takes the
+            first where it works, else the second with one line in the log.
+        diagonal: whether to keep only the diagonal of the Hessian, shape (S,).
+        max_memory: bytes the tangent pass may take beyond one training step; the batch is split sample-wise,
+            where that is exact, to respect it. None: half of the free memory.
+        reduction: "mean" or "sum", how the loss joins the samples.
+        tf32: whether CUDA may round the factors of matrix products and convolutions to TF32.
+        distributed: whether to join the summaries of all processes of ``torch.distributed``, each of its own
+            samples, into that of the global batch; without effect while it is not initialised.
+
+    Raises:
+        InputError: for an unknown engine or reduction, or if model and partition disagree.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        partition: Partition,
+        *,
+        third: bool = True,
+        engine: Engine = "auto",
+        diagonal: bool = False,
+        max_memory: int | None = None,
+        reduction: str = "mean",
+        tf32: bool = False,
+        distributed: bool = True,
+    ) -> None:
+        if engine not in ENGINES:
+            hint = did_you_mean(engine, ENGINES)
+            raise InputError(f"summary: engine={engine}: must be one of {', '.join(ENGINES)}{hint}")
+        if reduction not in REDUCTIONS:
+            raise InputError(f"summary: reduction={reduction}: must be one of {', '.join(REDUCTIONS)}")
+        if max_memory is not None and max_memory <= 0:
+            raise InputError(f"summary: max_memory={max_memory}: must be a number of bytes > 0")
+        self.problem = Problem(model, loss_fn, partition)
+        self.third = third
+        self.engine = engine
+        self.diagonal = diagonal
+        self.reduction = reduction
+        self.distributed = distributed
+        self.tangents = TangentEngine(
+            self.problem,
+            third=third,
+            diagonal=diagonal,
+            max_memory=max_memory,
+            reduction=reduction,
+            tf32=tf32,
+        )
+        self._reasons: set[str] = set()
+
+    def summarize(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
+        """The summary of the batch loss along ``direction``, at the present parameters.
+
+        Nothing is touched: parameters, ``.grad``, buffers, random streams and the training mode stay as they
+        are, also after an exception. Random draws such as dropout masks are drawn once.
+
+        Args:
+            inputs: the batch, as the model takes it.
+            targets: its targets, as the loss takes them.
+            direction: u by parameter name, in the shapes of the parameters.
+
+        Raises:
+            InputError: if the direction lacks a parameter or has a wrong shape, or the loss is no scalar.
+            SummaryError: with engine="tangent", if the model cannot be traced.
+        """
+        u = self.problem.check_direction(direction)
+        summary = self._local(inputs, targets, u)
+        if self.distributed:
+            summary = all_reduced(summary, batch_size(inputs, targets), self.reduction)
+        return summary
+
+    def _local(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
+        if self.engine != "reference":
+            try:
+                return self.tangents.summarize(inputs, targets, u)
+            except TraceError as error:
+                if self.engine == "tangent":
+                    raise
+                if str(error) not in self._reasons:
+                    self._reasons.add(str(error))
+                    log.warning("summary: the reference engine takes over: %s", error)
+        return reference_summary(self.problem, inputs, targets, u, third=self.third, diagonal=self.diagonal)
+
+
+def summarize(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Any,
+    targets: Any,
+    partition: Partition,
+    direction: Mapping[str, Tensor],
+    *,
+    third: bool = True,
+    engine: Engine = "auto",
+    diagonal: bool = False,
+    max_memory: int | None = None,
+    reduction: str = "mean",
+) -> Summary:
+    """One summary. In a loop use :class:`Summarizer`, which traces the model once instead of at every call.
+
+    Arguments, result and errors are those of :class:`Summarizer` and :meth:`Summarizer.summarize`.
+    """
+    summarizer = Summarizer(
+        model,
+        loss_fn,
+        partition,
+        third=third,
+        engine=engine,
+        diagonal=diagonal,
+        max_memory=max_memory,
+        reduction=reduction,
+    )
+    return summarizer.summarize(inputs, targets, direction)
+
+
+def summary_tensor(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Any,
+    targets: Any,
+    partition: Partition,
+    direction: Mapping[str, Tensor],
+    *,
+    order: int,
+) -> Tensor:
+    """The symmetric tensor ∇^d L[P_s1 u, …, P_sd u] for d = ``order``, shape (S,)*d, float64.
+
+    By the reference engine, for studies: the cost grows as S^(d-1)/(d-1)! backward passes.
+    """
+    problem = Problem(model, loss_fn, partition)
+    return reference_tensor(problem, inputs, targets, problem.check_direction(direction), order)

@@ -1,0 +1,148 @@
+"""The reference engine: derivatives along groups by repeated reverse-mode differentiation.
+
+Exact for every model that autograd can differentiate often enough, and slow: one backward pass through the
+graph of the gradient per group for the Hessian, and one more through that graph for each third derivative.
+It is the yardstick of the fast engine and its stand-in where a model cannot be traced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gnewton.errors import InputError
+from gnewton.summary.problem import Problem, untouched
+from gnewton.summary.result import Summary
+from gnewton.summary.smooth import SmoothNorms
+
+
+class _Derivatives:
+    """Differentiates scalars with respect to the parameters and contracts the result with u, per group."""
+
+    def __init__(self, problem: Problem, leaves: dict[str, Tensor], direction: Mapping[str, Tensor]) -> None:
+        index = problem.partition.index
+        self.leaves = list(leaves.values())
+        self.direction = [direction[name] for name in leaves]
+        self.group = [index[name] for name in leaves]
+        self.size = len(problem.partition)
+
+    def along(self, scalar: Tensor, *, graph: bool, groups: range | None = None) -> list[Tensor | None]:
+        """⟨∂scalar/∂θ, P_s u⟩ of every group s (None: exactly zero), only for ``groups`` if given."""
+        result: list[Tensor | None] = [None] * self.size
+        if not scalar.requires_grad:
+            return result
+        chosen = [i for i, s in enumerate(self.group) if groups is None or s in groups]
+        grads = torch.autograd.grad(
+            scalar, [self.leaves[i] for i in chosen], create_graph=graph, retain_graph=True, allow_unused=True
+        )
+        for i, grad in zip(chosen, grads, strict=True):
+            if grad is None:
+                continue
+            # the sum over the parameters of a group in float64; the graph keeps the model's precision
+            term = (grad * self.direction[i]).sum(dtype=torch.float64)
+            s = self.group[i]
+            known = result[s]
+            result[s] = term if known is None else known + term
+        return result
+
+
+def _stack(entries: list[Tensor | None], device: torch.device) -> Tensor:
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack([zero if entry is None else entry.detach() for entry in entries])
+
+
+def _prepare(
+    problem: Problem, inputs: Any, targets: Any, direction: Mapping[str, Tensor]
+) -> tuple[Tensor, _Derivatives]:
+    leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+    # the model may write into what it is given
+    copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+    with SmoothNorms():
+        loss = problem.loss(leaves, *copies)
+    return loss, _Derivatives(problem, leaves, direction)
+
+
+def reference_summary(
+    problem: Problem,
+    inputs: Any,
+    targets: Any,
+    direction: Mapping[str, Tensor],
+    *,
+    third: bool = True,
+    diagonal: bool = False,
+) -> Summary:
+    """The summary by reverse over reverse (over reverse) differentiation.
+
+    Args:
+        problem: model, loss and partition of S groups.
+        inputs: what the model is called with.
+        targets: what the loss is called with, beside the outputs.
+        direction: u, by parameter name, in the shapes of the parameters.
+        third: whether to form the third derivatives.
+        diagonal: whether to keep only the diagonal of the Hessian.
+
+    Returns:
+        Gradient (S,), Hessian (S, S) or its diagonal (S,), third derivative (S,) or None, and the loss.
+    """
+    device = problem.device()
+    with untouched(device):
+        loss, derive = _prepare(problem, inputs, targets, direction)
+        first = derive.along(loss, graph=True)
+        rows: list[Tensor] = []
+        thirds: list[Tensor | None] = []
+        for s, entry in enumerate(first):
+            own = range(s, s + 1)
+            row: list[Tensor | None] = (
+                [None] * len(first)
+                if entry is None
+                else derive.along(entry, graph=third, groups=own if diagonal else None)
+            )
+            rows.append(_stack(row, device))
+            if third:
+                curvature = row[s]
+                cubic = None if curvature is None else derive.along(curvature, graph=False, groups=own)[s]
+                thirds.append(cubic)
+        hessian = torch.stack(rows)
+        return Summary(
+            gradient=_stack(first, device),
+            hessian=hessian.diagonal().clone() if diagonal else (hessian + hessian.T) / 2,
+            third=_stack(thirds, device) if third else None,
+            loss=loss.detach().double(),
+        )
+
+
+def reference_tensor(
+    problem: Problem, inputs: Any, targets: Any, direction: Mapping[str, Tensor], order: int
+) -> Tensor:
+    """The summary tensor ∇^d L[P_s1 u, …, P_sd u] of any order d ≥ 0, shape (S,)*d, exactly symmetric.
+
+    Costs about S^(d-1)/(d-1)! backward passes through ever longer graphs.
+
+    Raises:
+        InputError: for a negative order.
+    """
+    if order < 0:
+        raise InputError(f"summary: order={order}: must be an integer >= 0")
+    device, size = problem.device(), len(problem.partition)
+    with untouched(device):
+        loss, derive = _prepare(problem, inputs, targets, direction)
+        tensor = torch.zeros((size,) * order, dtype=torch.float64, device=device)
+
+        def fill(scalar: Tensor, at: tuple[int, ...]) -> None:
+            if len(at) == order:
+                for permuted in set(itertools.permutations(at)):
+                    tensor[permuted] = scalar.detach()
+                return
+            start = at[-1] if at else 0
+            entries = derive.along(scalar, graph=len(at) + 1 < order, groups=range(start, size))
+            for s, entry in enumerate(entries):
+                if entry is not None:
+                    fill(entry, (*at, s))
+
+        fill(loss.double(), ())
+        return tensor

@@ -1,0 +1,112 @@
+"""Products of matrices and vectors; the rows of the tangents join the rows of the matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gnewton.summary.rules.product import Product, biased, joined, push_product, take_gradient
+from gnewton.summary.rules.table import overloads, rule
+from gnewton.summary.site import Site
+from gnewton.summary.tangents import Tangent
+
+
+class _Matrix(Product):
+    """z = ab, (n, j) times (j, m)."""
+
+    def left(self, rows: Tensor) -> Tensor:
+        k, n, j = rows.shape
+        return torch.mm(rows.reshape(k * n, j), self.b).view(k, n, -1)
+
+    def right(self, rows: Tensor) -> Tensor:
+        return torch.mm(self.a, rows[0]).unsqueeze(0) if len(rows) == 1 else torch.matmul(self.a, rows)
+
+    def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
+        return torch.bmm(a_rows, b_rows)
+
+    def pull_left(self, adjoint: Tensor, b_rows: Tensor) -> Tensor:
+        if len(b_rows) == 1:
+            return torch.mm(adjoint, b_rows[0].T).unsqueeze(0)
+        return torch.matmul(adjoint, b_rows.mT)
+
+    def pull_right(self, adjoint: Tensor, a_rows: Tensor) -> Tensor:
+        return torch.matmul(a_rows.mT, adjoint)
+
+
+class _Batch(_Matrix):
+    """z = ab for every sample: (…, n, j) times (…, j, m)."""
+
+    def pull_left(self, adjoint: Tensor, b_rows: Tensor) -> Tensor:
+        return torch.matmul(adjoint, b_rows.mT)
+
+    def left(self, rows: Tensor) -> Tensor:
+        return torch.matmul(rows, self.b)
+
+    def right(self, rows: Tensor) -> Tensor:
+        return torch.matmul(self.a, rows)
+
+    def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
+        return torch.matmul(a_rows, b_rows)
+
+
+@rule(*overloads("mm"), adjoint=True, takes_gradient=(0, 1))
+def _mm(site: Site) -> Tangent | None:
+    a, b = site.args
+    terms = push_product(site.sums, _Matrix(a, b), site.tangent(0), site.tangent(1), site.adjoint())
+    return _with_gradient_of_left(site, terms)
+
+
+def _with_gradient_of_left(site: Site, terms: list[Tangent]) -> Tangent | None:
+    a, adjoint = site.tangent(0), site.adjoint()
+    if a is not None and a.leaf and adjoint is not None:
+        take_gradient(site.sums, terms[0].first, adjoint)
+    return joined(list(terms))
+
+
+@rule(*overloads("bmm"), adjoint=True)
+def _bmm(site: Site) -> Tangent | None:
+    a, b = site.args
+    return joined(
+        list(push_product(site.sums, _Batch(a, b), site.tangent(0), site.tangent(1), site.adjoint()))
+    )
+
+
+@rule(*overloads("addmm"), adjoint=True, takes_gradient=(0, 2))
+def _addmm(site: Site) -> Tangent | None:
+    _, a, b = site.args
+    beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
+    adjoint = site.adjoint()
+    scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
+    terms = push_product(site.sums, _Matrix(a, b), site.tangent(1), site.tangent(2), scaled)
+    if alpha != 1:
+        terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
+    return joined([*terms, biased(site, 0, site.value.shape, beta)])
+
+
+@rule(*overloads("baddbmm"), adjoint=True)
+def _baddbmm(site: Site) -> Tangent | None:
+    _, a, b = site.args
+    beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
+    adjoint = site.adjoint()
+    scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
+    terms = push_product(site.sums, _Batch(a, b), site.tangent(1), site.tangent(2), scaled)
+    if alpha != 1:
+        terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
+    return joined([*terms, biased(site, 0, site.value.shape, beta)])
+
+
+@rule(*overloads("dot", "mv"), adjoint=True)
+def _vector_product(site: Site) -> Tangent | None:
+    """Products with a vector, as matrix products with one column (and, for a dot product, one row)."""
+    a, b = site.args
+    x, y, adjoint = site.tangent(0), site.tangent(1), site.adjoint()
+    single = a.dim() == 1
+    if single:
+        x = None if x is None else x.map(lambda rows: rows.unsqueeze(1), fresh=False)
+        a = a.unsqueeze(0)
+        adjoint = None if adjoint is None else adjoint.reshape(1)
+    y = None if y is None else y.map(lambda rows: rows.unsqueeze(2), fresh=False)
+    column = None if adjoint is None else adjoint.unsqueeze(1)
+    out = joined(list(push_product(site.sums, _Batch(a, b.unsqueeze(1)), x, y, column)))
+    assert out is not None
+    return out.map(lambda rows: rows.reshape(rows.shape[0], *site.value.shape), fresh=False)

@@ -1,0 +1,294 @@
+"""The tangent engine as an object that keeps its traces and splits batches to stay within its memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gnewton.summary import checks, memory
+from gnewton.summary.engine import Passes, Plan, forward, make_plan, run
+from gnewton.summary.graph import Program, TraceError
+from gnewton.summary.precision import exact_products
+from gnewton.summary.problem import Problem, batch_size, untouched
+from gnewton.summary.result import Summary, SummaryError
+from gnewton.summary.tracing import trace
+
+log = logging.getLogger(__name__)
+
+RECHECK = 500  # summaries from one trace before it is compared with the model again
+
+
+@dataclass
+class Trace:
+    """A program with its plan, the peak memory of its tangents, and whether its batch may be split."""
+
+    program: Program
+    plan: Plan
+    bytes: int
+    uses: int = 0
+    separable: bool | None = None
+
+
+class TangentEngine:
+    """Summaries by stacked tangents, batch after batch.
+
+    Args:
+        problem: model, loss and partition.
+        third: whether to form third derivatives.
+        diagonal: whether to keep only the diagonal of the Hessian.
+        max_memory: bytes for the tangents; None: a share of the free memory when a trace is made.
+        reduction: "mean" or "sum".
+        tf32: whether CUDA may round the factors of products to TF32.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        third: bool,
+        diagonal: bool,
+        max_memory: int | None,
+        reduction: str,
+        tf32: bool,
+    ) -> None:
+        self.problem = problem
+        self.third = third
+        self.diagonal = diagonal
+        self.max_memory = max_memory
+        self.reduction = reduction
+        self.tf32 = tf32
+        self.traces: dict[Any, Trace | TraceError] = {}
+        self._pending: Tensor | None = None
+        self._order: Tensor | None = None
+
+    def summarize(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
+        """The summary of a batch.
+
+        Raises:
+            TraceError: if the model has no trace; the same error at every later call of this kind.
+            SummaryError: if the result contradicts itself, or the trace no longer is that of the model.
+        """
+        device = self.problem.device()
+        self._settle()
+        with untouched(device), exact_products(device, self.tf32), torch.autocast(device.type, enabled=False):
+            whole = self._trace(inputs, targets)
+            limit = self.max_memory
+            if limit is None:
+                limit = (
+                    int(memory.SHARE * memory.free_memory(device)) if whole.bytes > 1 << 28 else whole.bytes
+                )
+            parts = math.ceil(whole.bytes / max(limit, 1))
+            samples = batch_size(inputs, targets)
+            if parts > 1 and samples > 1 and whole.separable is not False:
+                made = self._split(whole, inputs, targets, direction, samples, parts)
+                if made is not None:
+                    return made
+            passes = self._run(whole, inputs, targets, direction)
+            self._pending = checks.disagreement(passes, next(iter(direction.values())).dtype)[
+                self._inverse(whole)
+            ]
+            if device.type == "cpu":
+                self._settle()
+            return self._summary(whole, passes)
+
+    def _run(
+        self, made: Trace, inputs: Any, targets: Any, direction: Mapping[str, Tensor], draws: Any = None
+    ) -> Passes:
+        return run(
+            made.program,
+            made.plan,
+            self.problem.parameters(),
+            pytree.tree_leaves((self.problem.constants(), inputs, targets)),
+            direction,
+            third=self.third,
+            diagonal=self.diagonal,
+            draws=draws,
+        )
+
+    # --- traces ---------------------------------------------------------------------------------------------
+
+    def _trace(self, inputs: Any, targets: Any) -> Trace:
+        key = self._key(inputs, targets)
+        found = self.traces.get(key)
+        if found is None:
+            try:
+                found = self._make(inputs, targets)
+            except TraceError as error:
+                found = error
+            self.traces[key] = found
+        if isinstance(found, TraceError):
+            raise found
+        found.uses += 1
+        if found.uses % RECHECK == 0:
+            try:
+                with untouched(self.problem.device()):
+                    checks.check_program(self.problem, found.program, inputs, targets)
+            except TraceError as error:
+                raise SummaryError(f"summary: the trace is stale: {error}") from error
+        return found
+
+    def _make(self, inputs: Any, targets: Any) -> Trace:
+        with untouched(self.problem.device()):
+            program = trace(self.problem, inputs, targets)
+            checks.check_program(self.problem, program, inputs, targets)
+        plan = make_plan(program, self.problem.partition)
+        return Trace(program, plan, memory.tangent_bytes(program, plan, third=self.third))
+
+    def _key(self, inputs: Any, targets: Any) -> Any:
+        """What a trace depends on: shapes, precision, device, and the settings of every module."""
+        leaves, spec = pytree.tree_flatten(
+            (self.problem.parameters(), self.problem.constants(), inputs, targets)
+        )
+        tensors = tuple(
+            (x.shape, x.dtype, x.device, x.stride()) if isinstance(x, Tensor) else x for x in leaves
+        )
+        modules = [self.problem.model]
+        if isinstance(self.problem.loss_fn, nn.Module):
+            modules.append(self.problem.loss_fn)
+        settings = tuple(
+            (name, type(m), m.training, m.extra_repr()) for top in modules for name, m in top.named_modules()
+        )
+        return tensors, str(spec), settings
+
+    # --- parts of a batch -----------------------------------------------------------------------------------
+
+    def _split(
+        self,
+        whole: Trace,
+        inputs: Any,
+        targets: Any,
+        direction: Mapping[str, Tensor],
+        samples: int,
+        parts: int,
+    ) -> Summary | None:
+        """The summary as a sum over parts of the batch; None where the samples do not separate."""
+        weighing, joinable = memory.mean_weight(whole.program)
+        if not joinable:
+            self._keep_whole(whole, "a weighted mean is only a part of the loss")
+            return None
+        draws = self._draw(whole, inputs, targets)
+        total: list[Tensor] | None = None
+        weights: Tensor | float = 0.0
+        for lo, hi in memory.chunks(samples, parts):
+            x, y = memory.cut((inputs, targets), samples, lo, hi)
+            part = self._trace(x, y)
+            drawn = memory.cut_draws(whole.program, part.program, draws, samples, lo, hi)
+            if drawn is None:
+                self._keep_whole(whole, "its random draws do not split")
+                return None
+            passes = self._run(part, x, y, direction, drawn)
+            weight: Tensor | float = 1.0
+            if self.reduction == "mean":
+                weight = float(hi - lo) if weighing is None else self._weight(part, x, y)
+            made = self._summary(part, passes)
+            numbers = [made.gradient, made.hessian, made.loss, *([] if made.third is None else [made.third])]
+            numbers = [number * weight for number in numbers]
+            total = numbers if total is None else [a + b for a, b in zip(total, numbers, strict=True)]
+            weights = weights + weight
+        assert total is not None
+        if self.reduction == "mean":
+            total = [number / weights for number in total]
+        summary = Summary(total[0], total[1], total[3] if self.third else None, total[2])
+        if whole.separable is None:
+            whole.separable = self._separates(whole, summary, inputs, targets, direction, draws)
+            if not whole.separable:
+                self._keep_whole(whole, "its samples mix (batch normalisation?)")
+                return None
+            log.info("summary: the batch of %d is worked through in %d parts", samples, parts)
+        return summary
+
+    def _keep_whole(self, whole: Trace, reason: str) -> None:
+        whole.separable = False
+        log.warning("summary: the batch cannot be split to save memory: %s", reason)
+
+    def _weight(self, part: Trace, inputs: Any, targets: Any) -> Tensor:
+        """Sum of the weights of a part's mean: labels that are ignored or weighted do not count alike."""
+        step_number, _ = memory.mean_weight(part.program)
+        assert step_number is not None
+        step = part.program.steps[step_number]
+        leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
+        values: dict[int, Any] = dict(zip(part.program.inputs, leaves, strict=True))
+        target = values.get(step.args[1].step)
+        weight = None if step.args[2] is None else values.get(step.args[2].step)
+        if step.args[2] is not None and weight is None:
+            weight = part.program.steps[step.args[2].step].constant
+        if target is None:
+            return torch.tensor(float(batch_size(inputs, targets)))
+        counted = target != step.args[4]
+        if weight is None:
+            return counted.sum().double()
+        return (weight[torch.where(counted, target, 0)] * counted).sum().double()
+
+    def _draw(self, whole: Trace, inputs: Any, targets: Any) -> dict[int, Tensor]:
+        """The random draws of the whole batch, made once, in the model's order."""
+        steps = [i for i, step in enumerate(whole.program.steps) if step.random and step.needed]
+        if not steps:
+            return {}
+        leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
+        with torch.no_grad():
+            values = forward(whole.program, self.problem.parameters(), leaves)
+        drawn = {}
+        for i in steps:
+            value = values[i]
+            if not isinstance(value, Tensor):
+                return {}
+            drawn[i] = value
+        return drawn
+
+    def _separates(
+        self,
+        whole: Trace,
+        summary: Summary,
+        inputs: Any,
+        targets: Any,
+        direction: Mapping[str, Tensor],
+        draws: Mapping[int, Tensor],
+    ) -> bool:
+        """Whether loss and gradient of the whole batch are those of the joined parts."""
+        leaves = {name: p.requires_grad_() for name, p in self.problem.parameters().items()}
+        flat = pytree.tree_leaves((self.problem.constants(), inputs, targets))
+        loss = forward(whole.program, leaves, flat, draws)[whole.program.loss]
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        gradient = torch.zeros_like(summary.gradient)
+        size = torch.zeros_like(summary.gradient)
+        for name, grad in zip(leaves, grads, strict=True):
+            if grad is not None:
+                s = self.problem.partition.index[name]
+                gradient[s] += (grad * direction[name]).sum()
+                size[s] += grad.norm() * direction[name].norm()
+        tolerance = 1e-8 if loss.dtype == torch.float64 else 1e-4
+        near = (gradient - summary.gradient).abs() <= tolerance * size + 1e-30
+        return bool(near.all() & ((loss - summary.loss).abs() <= tolerance * loss.abs()))
+
+    # --- results --------------------------------------------------------------------------------------------
+
+    def _inverse(self, made: Trace) -> list[int]:
+        rank = {s: position for position, s in enumerate(made.plan.order)}
+        return [rank[s] for s in range(len(rank))]
+
+    def _summary(self, made: Trace, passes: Passes) -> Summary:
+        """The sums in the partition's order of groups."""
+        sums, at = passes.sums, self._inverse(made)
+        if at == list(range(len(at))):
+            hessian, gradient, third = sums.hessian, sums.gradient, sums.third
+        else:
+            index = torch.tensor(at, device=sums.device)
+            hessian, gradient, third = sums.hessian[index], sums.gradient[index], sums.third[index]
+            if not self.diagonal:
+                hessian = hessian[:, index]
+        if not self.diagonal:
+            hessian = (hessian + hessian.T) / 2
+        return Summary(gradient, hessian, third if self.third else None, passes.loss)
+
+    def _settle(self) -> None:
+        """Read the check of the last summary: at once on a CPU, one call later where reading would wait."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            checks.report_disagreement(pending, self.problem.partition.names)

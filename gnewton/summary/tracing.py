@@ -1,0 +1,270 @@
+"""Writing the loss of a model as a program of ATen operations.
+
+Tracing runs the model once on fake tensors (shapes without data), so it costs no memory, moves no running
+statistic and draws no random number. In-place operations are turned into ordinary ones on the way, composite
+operations (linear, cross-entropy, attention, dropout …) into the few basic ones that have a rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from gnewton.summary.graph import CONSTANT, Program, Ref, Step, TraceError, analyse, draw_like
+from gnewton.summary.problem import Problem
+
+aten = torch.ops.aten
+
+
+class _MarkConstants(TorchFunctionMode):
+    """Leaves a mark in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
+        if cuts or not torch.is_grad_enabled():
+            return pytree.tree_map_only(Tensor, _mark, result)
+        return result
+
+
+def _mark(tensor: Tensor) -> Tensor:
+    return CONSTANT(tensor) if tensor.is_floating_point() else tensor
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    axes = [axis for axis in range(v.dim()) if axis != dim]
+    norm = v.square().sum(axes, keepdim=True).sqrt()
+    return v * (g / norm), norm
+
+
+# fused operations that torch differentiates too seldom, in basic ones
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten._weight_norm_interface.default: _weight_norm}
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Trace to operations that have derivatives of every order, not to a vendor's fused forward kernels."""
+    backends = torch.backends
+    before = backends.mha.get_fastpath_enabled(), backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
+    backends.mha.set_fastpath_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        backends.mha.set_fastpath_enabled(before[0])
+        torch._C._set_cudnn_enabled(before[1])
+        torch._C._set_mkldnn_enabled(before[2])
+
+
+def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
+    """Write the loss of a problem on a batch of these shapes as a program.
+
+    The program's inputs are the leaves of ``(problem.constants(), inputs, targets)``.
+
+    Raises:
+        TraceError: if the model's Python code depends on the values of tensors, or uses what tracing does
+            not know.
+    """
+    leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
+    constants = problem.constants()
+
+    def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
+        with _MarkConstants():
+            return problem.loss(parameters, fixed, x, y)
+
+    make = make_fx(functionalize(loss), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    try:
+        with _plain_kernels():
+            traced = make(leaves, constants, inputs, targets)
+    except Exception as error:  # whatever user code and the tracer throw: the reference engine will judge
+        raise TraceError(
+            f"the model cannot be traced: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    return _program(traced, list(leaves))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else "no message"
+
+
+def _program(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
+    _replace_in_place(traced.graph)
+    nodes = list(traced.graph.nodes)
+    number: dict[fx.Node, int] = {}
+    steps: list[Step] = []
+    placeholders: list[int] = []
+    loss = -1
+    for node in nodes:
+        if node.op == "output":
+            (result,) = pytree.tree_leaves(node.args[0])
+            loss = number[result]
+            continue
+        step = _step(traced, node, number)
+        if step is None:
+            continue
+        number[node] = len(steps)
+        if node.op == "placeholder":
+            placeholders.append(len(steps))
+        steps.append(step)
+    count = len(parameter_names)
+    program = Program(
+        steps=steps,
+        parameters=dict(zip(parameter_names, placeholders[:count], strict=True)),
+        inputs=placeholders[count:],
+        loss=loss,
+    )
+    _restore_layouts(program)
+    analyse(program)
+    _refuse_mutation(program)
+    return program
+
+
+def _replace_in_place(graph: fx.Graph) -> None:
+    """Turn the in-place operations that survive inside composite ones into ordinary ones.
+
+    They write into temporary memory; who reads it afterwards reads the result instead.
+    """
+    for node in list(graph.nodes):
+        op = node.target
+        if (
+            node.op != "call_function"
+            or not isinstance(op, torch._ops.OpOverload)
+            or not op._schema.is_mutable
+        ):
+            continue
+        packet, _, overload = op.name().removeprefix("aten::").partition(".")
+        written = node.args[0] if node.args else None
+        if not packet.endswith("_") or packet.startswith("copy") or not isinstance(written, fx.Node):
+            continue
+        if packet == "bernoulli_" and overload == "float":
+            node.target = draw_like
+        else:
+            plain = getattr(getattr(aten, packet[:-1], None), overload or "default", None)
+            if plain is None or torch.Tag.nondeterministic_seeded in op.tags:
+                continue
+            node.target = plain
+        later = {user for user in written.users if user is not node and user > node}
+        written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _step(traced: fx.GraphModule, node: fx.Node, number: Mapping[fx.Node, int]) -> Step | None:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (tuple, list)) and value else value
+    shape = tuple(first.shape) if isinstance(first, Tensor) else ()
+    dtype = first.dtype if isinstance(first, Tensor) else None
+    if node.op == "placeholder":
+        return Step(None, (), {}, (), node.name, shape, dtype)
+    if node.op == "get_attr":
+        constant = traced
+        for part in str(node.target).split("."):
+            constant = getattr(constant, part)
+        if not isinstance(constant, Tensor):
+            raise TraceError(f"the model cannot be traced: it holds a sub-program ({node.target})")
+        return Step(
+            None, (), {}, (), node.name, tuple(constant.shape), constant.dtype, constant=constant.detach()
+        )
+    if node.op != "call_function":
+        raise TraceError(f"the model cannot be traced: unexpected {node.op} {node.target}")
+    reads = tuple(dict.fromkeys(number[n] for n in node.all_input_nodes if n in number))
+    if node.target is aten.copy_.default and not node.users:
+        return None  # writes a buffer back: running statistics do not move
+    output: Any = node.args[1] if getattr(node.target, "__name__", "") == "getitem" else None
+
+    def convert(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return Ref(number[argument])
+        if isinstance(argument, (list, tuple)):
+            return [convert(a) for a in argument]
+        return argument
+
+    args = tuple(convert(a) for a in node.args)
+    kwargs = {k: convert(a) for k, a in node.kwargs.items()}
+    random = node.target is draw_like or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return Step(
+        node.target,
+        args,
+        kwargs,
+        reads,
+        node.name,
+        shape,
+        dtype,
+        output=output,
+        random=random,  # type: ignore[arg-type]
+    )
+
+
+def _restore_layouts(program: Program) -> None:
+    """Let a dropout mask have the memory layout of what it masks, as in the model's own forward pass.
+
+    Tracing turns ``empty_like(x).bernoulli_(p)`` into a draw of contiguous layout; the same random stream
+    would then give another mask.
+    """
+    steps = program.steps
+    for i, step in enumerate(steps):
+        if step.op is not aten.bernoulli.p:
+            continue
+        source = steps[step.reads[0]]
+        if source.op is aten.expand.default:
+            source = steps[source.reads[0]]
+        if source.op is not aten.empty.memory_format:
+            continue
+        carriers = {i} | {j for j, s in enumerate(steps) if s.op is aten.div.Scalar and s.args[0] == Ref(i)}
+        for user in steps[i + 1 :]:
+            if user.op is aten.mul.Tensor and carriers & set(user.reads) and len(user.reads) == 2:
+                (masked,) = set(user.reads) - carriers
+                if masked < i and steps[masked].shape == step.shape:
+                    step.op = draw_like
+                    step.args = (Ref(masked), *step.args[1:])
+                    step.reads = (masked,)
+                    break
+
+
+# operations whose result is new memory, so that writing into it harms nobody
+_FRESH = (
+    "empty",
+    "new_empty",
+    "zeros",
+    "new_zeros",
+    "ones",
+    "new_ones",
+    "full",
+    "new_full",
+    "rand",
+    "randn",
+    "bernoulli",
+)
+
+
+def _refuse_mutation(program: Program) -> None:
+    """In-place operations that survived tracing may only write into new memory that carries no derivative."""
+    steps = program.steps
+    for step in steps:
+        if (
+            not step.needed
+            or not isinstance(step.op, torch._ops.OpOverload)
+            or not step.op._schema.is_mutable
+        ):
+            continue
+        root = step
+        while isinstance(root.op, torch._ops.OpOverload) and root.op._schema.is_mutable and root.reads:
+            root = steps[root.reads[0]]
+        name = root.op.name() if isinstance(root.op, torch._ops.OpOverload) else ""
+        name = name.removeprefix("aten::").split(".")[0].removesuffix("_like")
+        if step.active or root.active or name not in _FRESH:
+            raise TraceError(f"the model cannot be traced: it writes in place ({step.op})")

@@ -1,0 +1,54 @@
+"""Several processes, each with its own samples, get the summary of the global batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from gnewton.summary import summarize
+
+from . import zoo
+from .test_zoo import differences
+
+SHARES = {2: [4, 2], 3: [1, 2, 3]}
+
+
+def work(rank, world, store, name, engine, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    try:
+        model, loss_fn, inputs, targets, direction = zoo.make(name)
+        lo = sum(SHARES[world][:rank])
+        hi = lo + SHARES[world][rank]
+        partition = zoo.partitions(model)["per_tensor"]
+        made = summarize(model, loss_fn, inputs[lo:hi], targets[lo:hi], partition, direction, engine=engine)
+        results.put(
+            (rank, [made.gradient.tolist(), made.hessian.tolist(), made.third.tolist(), made.loss.item()])
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("world", "engine"), [(2, "tangent"), (3, "tangent"), (2, "reference")])
+def test_ranks_join_their_summaries(world, engine, tmp_path):
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=work, args=(rank, world, tmp_path / "store", "mlp", engine, results))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    model, loss_fn, inputs, targets, direction = zoo.make("mlp")
+    whole = summarize(model, loss_fn, inputs, targets, zoo.partitions(model)["per_tensor"], direction)
+    for _ in range(world):
+        _, (gradient, hessian, third, loss) = results.get()
+        joined = type(whole)(
+            *(torch.tensor(x, dtype=torch.float64) for x in (gradient, hessian, third, loss))
+        )
+        assert max(differences(joined, whole)) < 1e-12
