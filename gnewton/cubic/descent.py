@@ -1,0 +1,177 @@
+"""Projected Newton: from a start down to a KKT point of the model over x ≥ 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lapack
+
+from gnewton.cubic.certificate import natural_residual
+from gnewton.cubic.problem import Problem
+from gnewton.cubic.rays import falls_along
+
+_MAX_ITERATIONS = 100
+_DONE = 1e-14
+_AT_LEAST = 2  # steps, since the residual of a few groups hides that of far smaller ones
+_SUFFICIENT = 1e-4
+_SHIFTS = ((0.0, 8), (1e-6, 8), (1e-3, 8), (1e-1, 8), (10.0, 40))
+_ESCAPES = 3
+_SADDLE = -1e-7
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where a descent ended.
+
+    Attributes:
+        x: the last point, shape (S,), non-negative.
+        value: the model there.
+        residual: its KKT residual (:func:`~gnewton.cubic.certificate.natural_residual`).
+        iterations: Newton steps taken.
+        endless: whether it met a direction along which the model falls without end.
+    """
+
+    x: np.ndarray
+    value: float
+    residual: float
+    iterations: int
+    endless: bool = False
+
+
+def descend(problem: Problem, x: np.ndarray, units: np.ndarray, *, watch: bool) -> Descent:
+    """Projected Newton method with an ε-active set (Bertsekas 1982), saddle points left along curvature.
+
+    Args:
+        problem: the model.
+        x: the start, shape (S,), non-negative.
+        units: positive curvature units of the variables, shape (S,), which make the step independent of the
+            scale of the groups.
+        watch: look for rays along which the model falls without end; pointless where it has a lower bound.
+    """
+    state = _newton(problem, Descent(x, problem.value(x), natural_residual(problem, x), 0), units, watch)
+    for _ in range(_ESCAPES):
+        if state.endless:
+            break
+        elsewhere = _past_saddle(problem, state, units)
+        if elsewhere is None:
+            break
+        lower = _newton(problem, elsewhere, units, watch)
+        if not lower.value < state.value and not lower.endless:
+            break
+        state = lower
+    return state
+
+
+def _newton(problem: Problem, state: Descent, units: np.ndarray, watch: bool) -> Descent:
+    for step in range(1, _MAX_ITERATIONS + 1):
+        if state.residual <= _DONE and step > _AT_LEAST:
+            break
+        following = _advance(problem, state, units)
+        if following is None:
+            break
+        state = following
+        if watch and falls_along(problem, state.x):
+            return Descent(state.x, state.value, state.residual, step, endless=True)
+    return state
+
+
+def _advance(problem: Problem, state: Descent, units: np.ndarray) -> Descent | None:
+    """One step that lowers the model, or, at the level of rounding, the residual; None if there is none."""
+    x, r = state.x, problem.radius(state.x)
+    slope = problem.slope(x, r)
+    unit = np.sqrt(units + problem.sigma * r * problem.weights)
+    z, force = unit * x, slope / unit
+    reach = float(np.linalg.norm(np.minimum(z, force)))
+    active = (z <= min(1e-3 * float(np.linalg.norm(z)), reach)) & (force > 0.0)
+    free = np.flatnonzero(~active)
+    for shift, halvings in _SHIFTS:
+        step = -force
+        if free.size:
+            step[free] = -_newton_direction(problem, x, r, free, unit, force[free], shift)
+        found = _line_search(problem, state, slope, step / unit, halvings)
+        if found is not None:
+            return found
+    return None
+
+
+def _line_search(
+    problem: Problem, state: Descent, slope: np.ndarray, step: np.ndarray, halvings: int
+) -> Descent | None:
+    """Armijo's rule along the projected step; at the level of rounding, a smaller residual instead."""
+    x, t = state.x, 1.0
+    for _ in range(halvings):
+        trial = np.maximum(x + t * step, 0.0)
+        value = problem.value(trial)
+        expected = float(slope @ (trial - x))
+        noise = 1e-14 * (float(np.abs(problem.gradient) @ (trial + x)) + abs(state.value))
+        gain = value - state.value
+        if gain <= _SUFFICIENT * min(expected, 0.0) and gain < -noise:
+            return Descent(trial, value, natural_residual(problem, trial), state.iterations + 1)
+        if abs(gain) <= 10.0 * noise:
+            now = natural_residual(problem, trial)
+            if now < 0.9 * state.residual:
+                return Descent(trial, value, now, state.iterations + 1)
+        t *= 0.5
+    return None
+
+
+def _newton_direction(
+    problem: Problem,
+    x: np.ndarray,
+    r: float,
+    free: np.ndarray,
+    unit: np.ndarray,
+    force: np.ndarray,
+    shift: float,
+) -> np.ndarray:
+    """``(∇²m + τ)⁻¹∇m`` of the free variables in energy units, at the first definite τ ≥ shift."""
+    matrix = face_hessian(problem, x, r, free, unit)
+    while True:
+        trial = matrix.copy()
+        trial.flat[:: free.size + 1] += shift
+        lower, info = lapack.dpotrf(trial, lower=1, overwrite_a=1)
+        if info == 0:
+            half, _ = lapack.dtrtrs(lower, force, lower=1)
+            whole, _ = lapack.dtrtrs(lower, half, lower=1, trans=1)
+            if np.isfinite(whole).all():
+                out: np.ndarray = whole
+                return out
+        if shift > 1e30 or not np.isfinite(matrix).all():
+            return force
+        shift = 1e-12 if shift == 0.0 else shift * 10.0 if shift >= 1e-3 else shift * 1e3
+
+
+def face_hessian(problem: Problem, x: np.ndarray, r: float, free: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """``∇²m = M(r) + (σ/r) D²x xᵀD²`` of the free variables, divided by their units."""
+    matrix: np.ndarray = problem.hessian[np.ix_(free, free)]
+    if r > 0.0:
+        lean = problem.weights[free] * x[free]
+        matrix = matrix + (problem.sigma / r) * lean[:, None] * lean[None, :]
+        matrix.flat[:: free.size + 1] += problem.sigma * r * problem.weights[free]
+    return matrix / unit[free][:, None] / unit[free][None, :]
+
+
+def _past_saddle(problem: Problem, state: Descent, units: np.ndarray) -> Descent | None:
+    """A lower point along negative curvature within the face of the positive variables."""
+    x, r = state.x, problem.radius(state.x)
+    free = np.flatnonzero(x > 0.0)
+    if free.size == 0:
+        return None
+    unit = np.sqrt(units + problem.sigma * r * problem.weights)
+    values, vectors = np.linalg.eigh(face_hessian(problem, x, r, free, unit))
+    if values[0] >= _SADDLE:
+        return None
+    direction = np.zeros_like(x)
+    direction[free] = vectors[:, 0] / unit[free]
+    best = state
+    for sign in (1.0, -1.0):
+        against = sign * direction < 0.0
+        limit = float((x[against] / np.abs(direction[against])).min(initial=np.inf))
+        longest = min(limit, 1e3 * float(np.linalg.norm(unit * x)))
+        for part in (1.0, 0.3, 0.1, 1e-2, 1e-3):
+            trial = np.maximum(x + sign * part * longest * direction, 0.0)
+            value = problem.value(trial)
+            if value < best.value:
+                best = Descent(trial, value, natural_residual(problem, trial), state.iterations)
+    return best if best is not state else None
