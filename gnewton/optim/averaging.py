@@ -1,0 +1,110 @@
+"""Averages of the summary over updates (method, section 4): what they contain at each update is exact."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from gnewton.errors import InputError
+
+
+class Averaging(ABC):
+    """A running average of one float64 vector, (ḡ, H̄, D3) packed together, on the CPU."""
+
+    @abstractmethod
+    def update(self, value: Tensor) -> Tensor:
+        """Take in the vector of this update, never kept by reference, and return the average to use now."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that :meth:`load_state_dict` needs to continue exactly."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+
+
+class NoAveraging(Averaging):
+    """The summary of the present update alone."""
+
+    def update(self, value: Tensor) -> Tensor:
+        """Return a copy of ``value``."""
+        return value.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ExponentialAveraging(Averaging):
+    """a_k = Σ_j c^(k−j) x_j / Σ_j c^(k−j): exponential weights that sum to one from the first update on.
+
+    Args:
+        coefficient: c in [0, 1); 0 keeps the present update alone.
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        if not 0 <= coefficient < 1:
+            raise InputError(f"averaging coefficient={coefficient}: must be >= 0 and < 1")
+        self._coefficient = coefficient
+        self._sum: Tensor | None = None
+        self._weight = 0.0
+
+    def update(self, value: Tensor) -> Tensor:
+        """Weigh everything older by c once more and add ``value``."""
+        older = self._sum * self._coefficient if self._sum is not None else 0.0
+        self._sum = value + older
+        self._weight = 1.0 + self._coefficient * self._weight
+        return self._sum / self._weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weighted sum and its weight."""
+        return {"sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the weighted sum and its weight."""
+        self._sum, self._weight = state["sum"], float(state["weight"])
+
+
+class UniformAveraging(Averaging):
+    """Two running means: one in use, one being built, swapped every ``period`` updates.
+
+    From the second swap on, the mean in use covers the last ``period`` full updates and those since: between
+    one and two periods. Before the first swap it covers everything so far.
+
+    Args:
+        period: updates between swaps, at least 1.
+    """
+
+    def __init__(self, period: int) -> None:
+        if period < 1:
+            raise InputError(f"averaging period={period}: must be >= 1")
+        self._period = period
+        self._sums: list[Tensor] | None = None
+        self._counts = [0, 0]
+
+    def update(self, value: Tensor) -> Tensor:
+        """Add ``value`` to both means, return the one in use, and swap when the other is complete."""
+        if self._sums is None:
+            self._sums = [value.new_zeros(value.shape), value.new_zeros(value.shape)]
+        used, built = self._sums[0] + value, self._sums[1] + value
+        self._counts = [count + 1 for count in self._counts]
+        average = used / self._counts[0]
+        if self._counts[1] == self._period:
+            self._sums, self._counts = [built, value.new_zeros(value.shape)], [self._counts[1], 0]
+        else:
+            self._sums = [used, built]
+        return average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both sums and how many updates each holds."""
+        return {"sums": self._sums, "counts": list(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both sums and their counts."""
+        self._sums, self._counts = state["sums"], list(state["counts"])

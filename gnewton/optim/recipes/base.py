@@ -1,0 +1,110 @@
+"""The registries of optimizers and of their parts, and what each entry must offer.
+
+Recipes are read to list options and to check them, so torch is imported only when something is built.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnewton.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from gnewton.optim.averaging import Averaging
+    from gnewton.optim.direction import DirectionFactory
+    from gnewton.optim.grouped_newton import RateUpdate
+    from gnewton.partition import Partition
+
+_PACKAGE = "gnewton.optim.recipes"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an optimizer may need to know of the run it serves.
+
+    Attributes:
+        model: the network to train.
+        loss_fn: mean loss from (outputs, targets).
+        partition: the groups; None where the chosen optimizer uses none.
+        curvature: gives an endless series of batches of a size, independent of the training order.
+        on_update: receives a record of every update of the rates.
+    """
+
+    model: nn.Module
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    partition: Partition | None
+    curvature: Callable[[int | None], Iterable[tuple[Tensor, Tensor]]]
+    on_update: Callable[[RateUpdate], None]
+
+
+@dataclass(kw_only=True)
+class ScheduleRecipe(ABC):
+    """How ``lr`` (for GroupedNewton: the damping λ_1) changes from epoch to epoch."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+        """The torch scheduler; ``epochs`` is the length of the whole run."""
+
+    def advance(self, scheduler: Any, train_loss: float) -> None:
+        """Tell the scheduler that an epoch is over, with the mean training loss of that epoch."""
+        scheduler.step()
+
+
+@dataclass(kw_only=True)
+class OptimizerRecipe(ABC):
+    """Options of one optimizer. ``name`` is the choice ``optimizer=name``.
+
+    Attributes:
+        uses_partition: whether the choice ``partition=`` has an effect.
+        full_batch: whether every step needs the whole training set.
+    """
+
+    uses_partition: ClassVar[bool] = False
+    full_batch: ClassVar[bool] = False
+
+    name: str
+    schedule: ScheduleRecipe
+
+    @abstractmethod
+    def build(self, problem: Problem) -> torch.optim.Optimizer:
+        """Build the optimizer for a problem."""
+
+    def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Make one step; ``closure`` evaluates the loss on ``batch`` with gradients and returns it."""
+        return optimizer.step(closure)
+
+
+@dataclass(kw_only=True)
+class DirectionRecipe(ABC):
+    """The first-order method that proposes the direction of GroupedNewton."""
+
+    name: str
+
+    @abstractmethod
+    def build(self) -> DirectionFactory:
+        """A function from a list of tensors to a torch optimizer."""
+
+
+@dataclass(kw_only=True)
+class AveragingRecipe(ABC):
+    """The average of the summary over updates."""
+
+    name: str
+
+    @abstractmethod
+    def build(self) -> Averaging:
+        """A fresh, empty average."""
+
+
+OPTIMIZERS = Registry("optimizer", _PACKAGE, OptimizerRecipe)  # type: ignore[type-abstract]
+SCHEDULES = Registry("optimizer/schedule", _PACKAGE, ScheduleRecipe)  # type: ignore[type-abstract]
+DIRECTIONS = Registry("optimizer/direction", _PACKAGE, DirectionRecipe)  # type: ignore[type-abstract]
+AVERAGINGS = Registry("optimizer/averaging", _PACKAGE, AveragingRecipe)  # type: ignore[type-abstract]

@@ -1,0 +1,47 @@
+"""Small problems in float64 for the tests of the optimizer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Quadratic(nn.Module):
+    """½ xᵀAx − bᵀx over scalar parameters x_0 … x_(n−1), without data."""
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+        self.register_buffer("a", root @ root.T + torch.eye(size, dtype=torch.float64))
+        self.register_buffer("b", torch.randn(size, generator=generator, dtype=torch.float64))
+        self.x = nn.ParameterList(
+            [nn.Parameter(torch.randn((), generator=generator, dtype=torch.float64)) for _ in range(size)]
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = torch.stack(list(self.x))
+        return 0.5 * x @ self.a @ x - self.b @ x
+
+    def solution(self) -> Tensor:
+        return torch.linalg.solve(self.a, self.b)
+
+
+def value(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a model that returns its own value."""
+    return outputs
+
+
+NOTHING = (torch.empty(0), torch.empty(0))
+
+
+def tanh_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def classification(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(4, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return inputs, (inputs @ teacher).argmax(1)

@@ -1,0 +1,76 @@
+"""The direction is what the inner optimizer would have subtracted, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from gnewton.errors import InputError
+from gnewton.optim.direction import ShadowDirection
+
+FACTORIES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "gradient": partial(torch.optim.SGD, lr=1.0),
+    "momentum": partial(torch.optim.SGD, lr=1.0, momentum=0.9),
+    "dampened": partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9),
+    "nesterov": partial(torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True),
+    "adam": partial(torch.optim.Adam, lr=1.0),
+    "nadam": partial(torch.optim.NAdam, lr=1.0),
+    "rmsprop": partial(torch.optim.RMSprop, lr=1.0),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_direction_equals_the_step_of_the_optimizer(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    ours = [torch.zeros(3, 2, dtype=torch.float64, requires_grad=True), torch.zeros(5, requires_grad=True)]
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    direction, optimizer = ShadowDirection(ours, FACTORIES[name]), FACTORIES[name](theirs)
+    for _ in range(5):
+        before = [p.detach().clone() for p in theirs]
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            q.grad = p.grad.clone()
+        optimizer.step()
+        for u, old, new, p in zip(direction.update(), before, theirs, ours, strict=True):
+            tolerance = 1e-12 if p.dtype == torch.float64 else 1e-5
+            torch.testing.assert_close(u, (old - new).detach(), rtol=tolerance, atol=tolerance)
+            assert torch.equal(p.detach(), torch.zeros_like(p)), "the parameters stay where they are"
+
+
+def test_a_parameter_without_gradient_has_no_direction() -> None:
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    used.grad = torch.ones(2)
+    moved, still = ShadowDirection([used, unused], FACTORIES["momentum"]).update()
+    assert moved.tolist() == [1, 1]
+    assert still.tolist() == [0, 0]
+
+
+def test_direction_is_exact_for_tiny_gradients_of_large_parameters() -> None:
+    parameter = torch.full((3,), 1e6, requires_grad=True)
+    parameter.grad = torch.full((3,), 1.2345e-9)
+    (u,) = ShadowDirection([parameter], FACTORIES["gradient"]).update()
+    assert torch.equal(u, parameter.grad)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (partial(torch.optim.SGD, lr=1.0, weight_decay=0.1), "weight_decay=0.1: must be 0"),
+        (torch.optim.LBFGS, "direction=LBFGS"),
+    ],
+)
+def test_what_cannot_be_a_direction_is_refused(
+    factory: Callable[..., torch.optim.Optimizer], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        ShadowDirection([torch.zeros(2, requires_grad=True)], factory)
+
+
+def test_sparse_gradients_are_refused() -> None:
+    embedding = torch.nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(InputError, match="sparse"):
+        ShadowDirection([embedding.weight], FACTORIES["gradient"]).update()
