@@ -1,0 +1,1 @@
+"""Training: the loop, its clocks, its CSV logs and its checkpoints."""

@@ -1,0 +1,126 @@
+"""CSV logs whose rows reach the disk whole, and the columns of the two logs of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+METRICS_COLUMNS = (
+    "epoch",
+    "step",
+    "running_loss",
+    "running_accuracy",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "train_seconds",
+    "evaluation_seconds",
+    "logging_seconds",
+    "checkpoint_seconds",
+    "samples_per_second",
+    "peak_memory_mib",
+)
+"""Columns of metrics.csv, one row per evaluated epoch."""
+
+RATES_COLUMNS = (
+    "update",
+    "step",
+    "group",
+    "rate",
+    "damping",
+    "gradient",
+    "curvature",
+    "third",
+    "status",
+    "fallback",
+    "warmup",
+    "radius",
+    "residual",
+    "curvature_margin",
+    "summary_seconds",
+    "solve_seconds",
+)
+"""Columns of rates.csv, one row per update of the rates and group."""
+
+
+class CsvLog:
+    """A CSV file that is extended by whole rows.
+
+    Every call of :meth:`write` is one ``os.write`` of complete lines to a file opened for appending. A kill
+    can cut it only in the microseconds between two of its memory pages; a last line without an end, left in
+    that way, is taken off when the file is opened again. Empty cells mean that there is no value.
+
+    Args:
+        path: the file; its header is written if it does not exist yet.
+        columns: the names of the columns, in order.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self._columns = columns
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        _cut_unfinished_line(path, self._descriptor)
+        if os.fstat(self._descriptor).st_size == 0:
+            self._append([columns])
+
+    def write(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Append rows; a column that a row lacks stays empty.
+
+        Raises:
+            KeyError: if a row names a column that the file does not have.
+        """
+        lines = []
+        for row in rows:
+            unknown = set(row) - set(self._columns)
+            if unknown:
+                raise KeyError(f"no such columns: {sorted(unknown)}")
+            lines.append([_cell(row.get(column)) for column in self._columns])
+        self._append(lines)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> CsvLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _append(self, lines: Iterable[Iterable[str]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        data = text.getvalue().encode()
+        start = os.fstat(self._descriptor).st_size
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            os.ftruncate(self._descriptor, start)  # a full disk must not leave half a row
+            raise
+
+
+def _cut_unfinished_line(path: Path, descriptor: int) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.ftruncate(descriptor, whole)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value)
+    return str(value)

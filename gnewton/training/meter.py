@@ -1,0 +1,78 @@
+"""The running loss: kept on the device, read once per logging period."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gnewton.errors import Diverged
+
+
+class Meter:
+    """Collects the losses of training steps without waiting for the device; reads them in one transfer."""
+
+    def __init__(self) -> None:
+        self._pending: list[Tensor] = []
+        self._sizes: list[int] = []
+        self._hits: Tensor | None = None
+        self._first_step = 0
+        self.latest = math.nan
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new average, for the next epoch."""
+        self._loss_sum = 0.0
+        self._samples = 0
+        self._hits = None
+
+    def record(self, step: int, loss: Tensor, correct: Tensor | None, samples: int) -> None:
+        """Take in the mean loss and the right answers of training step ``step``, both still on the device."""
+        if not self._pending:
+            self._first_step = step
+        self._pending.append(loss.detach())
+        self._sizes.append(samples)
+        if correct is not None:
+            self._hits = correct if self._hits is None else self._hits + correct
+
+    def read(self) -> None:
+        """Read what was recorded since the last call.
+
+        Raises:
+            Diverged: naming the first training step whose loss is not finite.
+        """
+        if not self._pending:
+            return
+        values = torch.stack(self._pending).tolist()
+        sizes, self._pending, self._sizes = self._sizes, [], []
+        for offset, value in enumerate(values):
+            if not math.isfinite(value):
+                raise Diverged(f"the training loss is {value} at step {self._first_step + offset}")
+        self._loss_sum += sum(value * size for value, size in zip(values, sizes, strict=True))
+        self._samples += sum(sizes)
+        self.latest = values[-1]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the samples read since the last reset."""
+        return self._loss_sum / self._samples if self._samples else math.nan
+
+    def accuracy(self) -> float | None:
+        """Share of right answers since the last reset; None where the task has no such notion."""
+        return None if self._hits is None or not self._samples else float(self._hits) / self._samples
+
+    @property
+    def samples(self) -> int:
+        """Samples read since the last reset."""
+        return self._samples
+
+    def state_dict(self) -> dict[str, float | int]:
+        """What a resumed epoch needs to report the mean over all of it; call :meth:`read` before."""
+        hits = 0 if self._hits is None else int(self._hits)
+        return {
+            "loss_sum": self._loss_sum,
+            "samples": self._samples,
+            "hits": hits,
+            "counted": self._hits is not None,
+        }

@@ -1,0 +1,75 @@
+"""rates.csv: one row per update of the rates and group."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gnewton.optim.grouped_newton import RateUpdate
+
+
+class RateLog:
+    """Collects updates of the rates during training steps; their rows are taken out between steps.
+
+    Args:
+        groups: names of the groups, in the order of the partition.
+    """
+
+    def __init__(self, groups: tuple[str, ...]) -> None:
+        self._groups = groups
+        self._pending: list[RateUpdate] = []
+        self.updates = 0
+
+    def record(self, update: RateUpdate) -> None:
+        """Keep one update until the next :meth:`take`."""
+        self._pending.append(update)
+
+    def take(self) -> list[dict[str, object]]:
+        """The rows of all updates since the last call, see ``RATES_COLUMNS``."""
+        rows: list[dict[str, object]] = []
+        for update in self._pending:
+            self.updates += 1
+            rows.extend(self._rows(update))
+        self._pending.clear()
+        return rows
+
+    def _rows(self, update: RateUpdate) -> list[dict[str, object]]:
+        solved = update.solved
+        columns = zip(
+            self._groups,
+            solved.rates.tolist(),
+            update.damping,
+            solved.gradient.tolist(),
+            solved.curvature.tolist(),
+            solved.third.tolist(),
+            strict=True,
+        )
+        shared = {
+            "update": self.updates,
+            "step": update.step,
+            "status": solved.status,
+            "fallback": solved.fell_back,
+            "warmup": update.warming_up,
+            "radius": _number(solved.radius),
+            "residual": _number(solved.residual),
+            "curvature_margin": _number(solved.curvature_margin),
+            "summary_seconds": update.summary_seconds,
+            "solve_seconds": update.solve_seconds,
+        }
+        return [
+            {
+                **shared,
+                "group": group,
+                "rate": 0.0 if update.warming_up else rate * damping,
+                "damping": damping,
+                "gradient": _number(gradient),
+                "curvature": _number(curvature),
+                "third": _number(third),
+            }
+            for group, rate, damping, gradient, curvature, third in columns
+        ]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

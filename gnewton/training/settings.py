@@ -1,0 +1,73 @@
+"""The options of the trainer. Torch-free: they are read before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gnewton.options import option
+
+METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+)
+"""What an evaluation measures, and what a target may be set for."""
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """When and on what the model is evaluated."""
+
+    every: int = option(at_least=1)
+    train: bool = option()
+    batch_size: int = option(at_least=1)
+    max_samples: int | None = option(at_least=1)
+
+
+@dataclass(kw_only=True)
+class Target:
+    """A value of a metric at which the run stops and reports its time."""
+
+    metric: str = option(choices=METRICS)
+    value: float | None = option()
+
+
+@dataclass(kw_only=True)
+class TrainerSettings:
+    """Everything the training loop needs to know."""
+
+    name: str
+    epochs: int = option(at_least=1)
+    max_steps: int | None = option(at_least=1)
+    max_seconds: float | None = option(above=0)
+    batch_size: int | None = option(at_least=1)
+    microbatch: int | None = option(at_least=1)
+    log_every: int = option(at_least=1)
+    checkpoint_every: int = option(at_least=1)
+    device: str = option()
+    dtype: str = option(choices=("float32", "float64"))
+    tf32: bool = option()
+    deterministic: bool = option()
+    progress: str = option(choices=("auto", "bar", "lines"))
+    evaluation: Evaluation
+    target: Target
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Checks that tie several options together."""
+        if not _known_device(self.device):
+            yield "device", "must be one of auto, cpu, cuda, cuda:0, cuda:1, …, mps"
+        if (
+            self.target.value is not None
+            and self.target.metric.startswith("train")
+            and not self.evaluation.train
+        ):
+            yield "target.metric", "needs trainer.evaluation.train=true"
+
+
+def _known_device(name: str) -> bool:
+    kind, colon, index = name.partition(":")
+    return name in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and bool(colon) and index.isdigit())

@@ -1,0 +1,265 @@
+"""The training loop, one for every optimizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnewton.data.splits import Batch, DataSet
+from gnewton.errors import Interrupted
+from gnewton.optim.recipes import OptimizerRecipe
+from gnewton.training.checkpoint import BEST, LAST
+from gnewton.training.clocks import Clocks
+from gnewton.training.evaluate import Score, evaluate_splits
+from gnewton.training.gradient import add_gradient
+from gnewton.training.journal import Journal
+from gnewton.training.memory import forget_peak_memory, peak_memory_mib
+from gnewton.training.meter import Meter
+from gnewton.training.outcome import Outcome, reached, require_finite
+from gnewton.training.progress import Progress, summary_line
+from gnewton.training.ratelog import RateLog
+from gnewton.training.settings import TrainerSettings
+from gnewton.training.signals import StopSignals
+from gnewton.training.world import World
+
+log = logging.getLogger("gnewton")
+
+
+class Trainer:
+    """Trains a model with an optimizer on a data set and writes metrics.csv, rates.csv and checkpoints.
+
+    Args:
+        model, data, optimizer: built and on their device.
+        recipe: the options the optimizer was built from; it knows how a step of it is made.
+        settings: the options of the loop.
+        folder: the run folder; None: this process writes nothing.
+        rate_log: where updates of the rates are kept until they are written; None for other optimizers.
+        identity: what a checkpoint must agree on to be continued, such as the hash of the configuration.
+        world: the processes that share every batch; this one alone by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        data: DataSet,
+        optimizer: torch.optim.Optimizer,
+        recipe: OptimizerRecipe,
+        settings: TrainerSettings,
+        folder: Path | None,
+        rate_log: RateLog | None,
+        identity: dict[str, str],
+        world: World | None = None,
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.optimizer = optimizer
+        self.recipe = recipe
+        self.settings = settings
+        self.device = next(model.parameters()).device
+        self.clocks = Clocks(self.device)
+        self.scheduler = recipe.schedule.build(optimizer, settings.epochs)
+        self.batch_size = None if recipe.full_batch else settings.batch_size
+        self.steps_per_epoch = data.train.steps(self.batch_size)
+        self.epoch = 0  # whole epochs finished
+        self.step = 0  # training steps finished
+        self._world = world if world is not None else World()
+        self._journal = Journal(folder, with_rates=rate_log is not None)
+        self._rate_log = rate_log
+        self._identity = identity
+        self._meter = Meter()
+        self._best: float | None = None
+        self._counted_correct: Tensor | None = None
+        self._seconds_at_row = 0.0
+        self._samples_since_row = 0
+
+    def fit(self) -> Outcome:
+        """Train until the epochs, a limit or the target is reached.
+
+        Returns:
+            how it ended.
+
+        Raises:
+            Diverged: at a loss that is not finite; checkpoint/last.pt holds the last finite state.
+            Interrupted: by a signal, after the step in hand and a checkpoint.
+        """
+        forget_peak_memory(self.device)
+        outcome = Outcome()
+        total = self.settings.epochs * self.steps_per_epoch
+        total = min(total, self.settings.max_steps or total)
+        with ExitStack() as stack:
+            stack.enter_context(self._journal)
+            signals = stack.enter_context(StopSignals())
+            progress = stack.enter_context(Progress(self.settings.progress, total, self.step))
+            self._checkpoint(LAST)
+            try:
+                while self.epoch < self.settings.epochs and outcome.status == "done":
+                    outcome.status = self._train_epoch(signals, progress)
+                    self._finish_epoch(outcome)
+            finally:
+                self.clocks.pause_training()
+                self._write_rates()
+        return outcome
+
+    def _train_epoch(self, signals: StopSignals, progress: Progress) -> str:
+        """One epoch of steps; the status with which it ended."""
+        status = "done"
+        self.model.train()
+        self._meter.reset()
+        self.clocks.resume_training()
+        for whole in self.data.train.epoch(self.epoch, self.batch_size):
+            batch = self._world.share(whole)
+            loss = self.recipe.step(self.optimizer, lambda batch=batch: self._forward_backward(batch), batch)  # type: ignore[misc]
+            samples = max(len(whole[0]), 1)
+            self._meter.record(self.step, loss, self._counted_correct, samples)
+            self._samples_since_row += samples
+            self._counted_correct = None
+            self.step += 1
+            progress.advance()
+            if self.step % self.settings.log_every == 0:
+                self._report(progress)
+            if self._stop_wanted(signals.received):
+                status = "limit"
+                break
+        self._report(progress)
+        self.clocks.pause_training()
+        if self.step % self.steps_per_epoch == 0:
+            self.epoch += 1
+        return status
+
+    def _forward_backward(self, batch: Batch) -> Tensor:
+        """The mean loss on a batch, with its gradient in ``.grad``.
+
+        The right answers are counted at the first evaluation of a step only: L-BFGS makes several.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = add_gradient(self.model, self.data.task, batch, self.settings.microbatch)
+        loss, correct = self._world.combine(self.model, loss, correct, len(batch[0]))
+        if self._counted_correct is None:
+            self._counted_correct = correct
+        return loss
+
+    def _report(self, progress: Progress) -> None:
+        """Read the losses (the only place where training waits for the device) and write what is due."""
+        self._meter.read()
+        with self.clocks.measure("logging"):
+            self._write_rates()
+            progress.show(self._meter.latest, self._rates())
+
+    def _write_rates(self) -> None:
+        if self._rate_log is not None:
+            self._journal.rates(self._rate_log.take())
+
+    def _finish_epoch(self, outcome: Outcome) -> None:
+        settings = self.settings
+        lr = float(self.optimizer.param_groups[0]["lr"])  # of this epoch; the schedule sets that of the next
+        self.recipe.schedule.advance(self.scheduler, self._meter.loss)
+        last = self.epoch >= settings.epochs or outcome.status != "done"
+        outcome.epoch = round(self.step / self.steps_per_epoch, 4)
+        outcome.step = self.step
+        if last or self.epoch % settings.evaluation.every == 0:
+            with self.clocks.measure("evaluation"):
+                self._world.share_buffers(self.model)
+                scores = evaluate_splits(self.model, self.data, settings.evaluation)
+            with self.clocks.measure("logging"):
+                row = self._row(scores, lr)
+                self._journal.metrics(row)
+                outcome.metrics = row
+                log.info(summary_line(row))
+            require_finite(row)
+            self._keep_best(scores["validation"])
+            outcome.target = reached(settings.target, row)
+            if outcome.target is not None:
+                outcome.status, last = "target", True
+                message = "target reached: %s %.6g after %.3f s of training"
+                log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
+        if last or self.epoch % settings.checkpoint_every == 0:
+            self._checkpoint(LAST)
+
+    def _row(self, scores: dict[str, Score], lr: float) -> dict[str, Any]:
+        seconds = self.clocks.seconds
+        row: dict[str, Any] = {
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "step": self.step,
+            "running_loss": self._meter.loss,
+            "running_accuracy": self._meter.accuracy(),
+        }
+        for name, score in scores.items():
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = score.loss, score.accuracy
+        row["lr"] = lr
+        row |= {f"{name}_seconds": round(seconds[name], 6) for name in seconds}
+        spent = seconds["train"] - self._seconds_at_row
+        row["samples_per_second"] = round(self._samples_since_row / spent, 3) if spent > 0 else None
+        row["peak_memory_mib"] = peak_memory_mib(self.device)
+        self._seconds_at_row, self._samples_since_row = seconds["train"], 0
+        return row
+
+    def _keep_best(self, score: Score) -> None:
+        value = score.loss if score.accuracy is None else -score.accuracy
+        if value is not None and math.isfinite(value) and (self._best is None or value < self._best):
+            self._best = value
+            self._checkpoint(BEST)
+
+    def _checkpoint(self, name: str) -> None:
+        """Write a checkpoint, unless the model is not finite: then the one before it is worth more."""
+        with self.clocks.measure("checkpoint"):
+            values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+            if bool(torch.stack([value.isfinite().all() for value in values]).all()):
+                self._journal.checkpoint(name, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run needs to continue as if it had not stopped."""
+        return {
+            "identity": self._identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "meter": self._meter.state_dict(),
+            "clocks": self.clocks.state_dict(),
+            "best": self._best,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def _stop(self, number: int) -> None:
+        self._meter.read()
+        self.clocks.pause_training()
+        self._checkpoint(LAST)
+        name = signal.Signals(number).name
+        where = self._journal.checkpoint_path(LAST)
+        code = (
+            number if number == signal.SIGINT else signal.SIGTERM
+        )  # who asks with SIGUSR1 means to terminate
+        raise Interrupted(
+            f"interrupted by {name} after step {self.step}; checkpoint written to {where}", code
+        )
+
+    def _stop_wanted(self, received: int | None) -> bool:
+        """Whether a limit is reached; a signal that was received ends the run here.
+
+        Several processes must stop at the same step, and agree on it at the logging period only: asking
+        costs a wait for the device.
+        """
+        settings = self.settings
+        if settings.max_steps is not None and self.step >= settings.max_steps:
+            return True
+        if self._world.size > 1 and self.step % settings.log_every:
+            return False
+        number = self._world.agree(received or 0, self.device)
+        if number:
+            self._stop(number)
+        late = settings.max_seconds is not None and self.clocks.training_seconds() >= settings.max_seconds
+        return bool(self._world.agree(int(late), self.device))
+
+    def _rates(self) -> list[float]:
+        rates: list[float] | None = getattr(self.optimizer, "rates", None)
+        return rates if rates is not None else [float(group["lr"]) for group in self.optimizer.param_groups]

@@ -1,0 +1,331 @@
+"""The loop: what a step computes, when it stops, what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from gnewton.errors import Diverged
+from gnewton.optim.recipes.schedules import Cosine, Plateau, Step
+from gnewton.training import clocks, journal
+from gnewton.training.checkpoint import load_checkpoint
+from gnewton.training.evaluate import evaluate
+from gnewton.training.gradient import add_gradient
+from gnewton.training.settings import Evaluation, Target
+from tests.training import builders
+
+
+def _metrics(folder):
+    return pd.read_csv(folder / "metrics.csv")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 17, 100])
+def test_evaluation_is_weighted_by_samples(batch_size):
+    data = builders.classification()
+    model = builders.network(data.task)
+    inputs, targets = data.validation.inputs, data.validation.targets
+    outputs = model(inputs).detach()
+    expected = nn.functional.cross_entropy(outputs, targets, reduction="sum").item() / 17
+    score = evaluate(model, data.task, data.validation, batch_size)
+    assert score.loss == pytest.approx(expected, rel=1e-13)
+    assert score.accuracy == (outputs.argmax(1) == targets).sum().item() / 17
+
+
+def test_evaluation_of_the_first_samples_only():
+    data = builders.classification()
+    model = builders.network(data.task)
+    outputs = model(data.test.inputs[:5]).detach()
+    score = evaluate(model, data.task, data.test, 3, limit=5)
+    assert score.loss == pytest.approx(data.task.loss(outputs, data.test.targets[:5]).item(), rel=1e-13)
+
+
+def test_evaluation_puts_the_mode_back_and_keeps_the_gradients():
+    data = builders.classification()
+    model = nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3)).double()
+    before = copy.deepcopy(model.state_dict())
+    for mode in (True, False):
+        model.train(mode)
+        first, second = (evaluate(model, data.task, data.test, 4) for _ in range(2))
+        assert first == second  # dropout is off
+        assert model.training is mode
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_regression_has_no_accuracy():
+    data = builders.regression()
+    score = evaluate(builders.network(data.task), data.task, data.test, 4)
+    assert score.accuracy is None
+    assert score.loss > 0
+
+
+@pytest.mark.parametrize(
+    "data", [builders.classification(), builders.regression()], ids=["labels", "numbers"]
+)
+@pytest.mark.parametrize("microbatch", [1, 3, 7, 10, 25])
+def test_microbatches_add_up_to_the_batch(data, microbatch):
+    model = builders.network(data.task)
+    batch = (data.train.inputs[:10], data.train.targets[:10])
+    loss = data.task.loss(model(batch[0]), batch[1])
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    total, correct = add_gradient(model, data.task, batch, microbatch)
+    assert total.item() == pytest.approx(loss.item(), rel=1e-12)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14)
+    if correct is not None:
+        assert correct.item() == (model(batch[0]).argmax(1) == batch[1]).sum().item()
+
+
+def test_a_run_with_microbatches_is_the_same_run(tmp_path):
+    folders = [tmp_path / name for name in ("whole", "pieces")]
+    for folder, microbatch in zip(folders, (None, 3), strict=True):
+        folder.mkdir()
+        builders.trainer(folder, microbatch=microbatch).fit()
+    whole, pieces = (_metrics(folder) for folder in folders)
+    losses = [name for name in whole if name.endswith("loss")]
+    pd.testing.assert_frame_equal(whole[losses], pieces[losses], rtol=1e-12)
+
+
+def test_sgd_makes_the_steps_it_should(tmp_path):
+    """Against a loop of three lines."""
+    trainer = builders.trainer(tmp_path, recipe=builders.sgd(lr=0.2))
+    model = copy.deepcopy(trainer.model)
+    for epoch in range(2):
+        for inputs, targets in trainer.data.train.epoch(epoch, 10):
+            gradients = torch.autograd.grad(
+                trainer.data.task.loss(model(inputs), targets), list(model.parameters())
+            )
+            with torch.no_grad():
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter -= 0.2 * gradient
+    trainer.fit()
+    for ours, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+def test_running_loss_is_the_mean_over_the_epoch(tmp_path):
+    """At a rate of nearly nothing all batches see the same model, so running and evaluated loss agree."""
+    data = builders.classification(samples=25)  # the last batch is smaller
+    builders.trainer(tmp_path, data, builders.sgd(lr=1e-300), log_every=2).fit()
+    for _, row in _metrics(tmp_path).iterrows():
+        assert row["running_loss"] == pytest.approx(row["train_loss"], rel=1e-12)
+        assert row["running_accuracy"] == row["train_accuracy"]
+
+
+def test_lbfgs_takes_the_whole_training_set(tmp_path):
+    trainer = builders.trainer(tmp_path, recipe=builders.lbfgs(), epochs=4)
+    assert trainer.steps_per_epoch == 1
+    sizes = []
+    trainer.model.register_forward_hook(
+        lambda module, inputs, _: sizes.append((module.training, len(inputs[0])))
+    )
+    trainer.fit()
+    assert {size for training, size in sizes if training} == {30}
+    metrics = _metrics(tmp_path)
+    assert list(metrics["step"]) == [1, 2, 3, 4]
+    assert metrics["train_loss"].is_monotonic_decreasing
+    first = metrics.iloc[0]
+    assert (
+        0 < first["running_loss"] > first["train_loss"]
+    )  # of the first evaluation in the step, before it moved
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps", "status", "epoch"),
+    [
+        ({}, 6, "done", 2),
+        ({"max_steps": 4}, 4, "limit", 1.3333),
+        ({"max_steps": 3}, 3, "limit", 1),
+        ({"max_steps": 100}, 6, "done", 2),
+        ({"max_seconds": 1e-9}, 1, "limit", 0.3333),
+    ],
+)
+def test_limits(tmp_path, limits, steps, status, epoch):
+    trainer = builders.trainer(tmp_path, **limits)
+    outcome = trainer.fit()
+    assert (trainer.step, outcome.step, outcome.status, outcome.epoch) == (steps, steps, status, epoch)
+    last = _metrics(tmp_path).iloc[-1]
+    assert (last["step"], last["epoch"]) == (steps, epoch)
+    assert load_checkpoint(tmp_path / "checkpoint" / "last.pt")["step"] == steps
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("validation_loss", 0.9), ("train_accuracy", 0.5), ("test_loss", 1.0)]
+)
+def test_a_target_stops_the_run(tmp_path, metric, value):
+    target = Target(metric=metric, value=value)
+    recipe = builders.sgd(lr=0.5)
+    outcome = builders.trainer(tmp_path, recipe=recipe, epochs=200, target=target, checkpoint_every=7).fit()
+    metrics = _metrics(tmp_path)
+    reached = metrics[metric] >= value if metric.endswith("accuracy") else metrics[metric] <= value
+    assert outcome.status == "target"
+    assert list(reached) == [False] * (len(reached) - 1) + [True]
+    last = metrics.iloc[-1]
+    assert outcome.target == {
+        "metric": metric,
+        "value": value,
+        "reached": last[metric],
+        "epoch": last["epoch"],
+        "step": last["step"],
+        "train_seconds": last["train_seconds"],
+    }
+    assert load_checkpoint(tmp_path / "checkpoint" / "last.pt")["step"] == last["step"]
+
+
+def test_an_unreached_target_is_not_reported(tmp_path):
+    outcome = builders.trainer(tmp_path, target=Target(metric="test_loss", value=0.0)).fit()
+    assert (outcome.status, outcome.target) == ("done", None)
+
+
+def test_evaluation_every_so_many_epochs(tmp_path):
+    evaluation = Evaluation(every=2, train=False, batch_size=5, max_samples=3)
+    builders.trainer(tmp_path, epochs=5, evaluation=evaluation).fit()
+    metrics = _metrics(tmp_path)
+    assert list(metrics["epoch"]) == [2, 4, 5]  # the last one always
+    assert metrics["train_loss"].isna().all()
+    assert metrics["validation_loss"].notna().all()
+
+
+class _FakeTime:
+    """A clock that only moves when somebody works."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_clocks_are_apart(tmp_path, monkeypatch):
+    fake = _FakeTime()
+    monkeypatch.setattr(clocks.time, "perf_counter", fake)
+    trainer = builders.trainer(tmp_path, log_every=1)
+
+    def cost(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def slow(*arguments, **options):
+            fake.now += seconds
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    import gnewton.training.trainer as module
+
+    cost(trainer.optimizer, "zero_grad", 1.0)
+    cost(module, "evaluate_splits", 100.0)
+    cost(journal, "save_checkpoint", 10_000.0)
+    cost(module, "summary_line", 0.01)
+    trainer.fit()
+    metrics = _metrics(tmp_path)
+    assert list(metrics["train_seconds"]) == [3, 6]
+    assert list(metrics["evaluation_seconds"]) == [100, 200]
+    assert list(metrics["samples_per_second"]) == [10, 10]
+    assert list(metrics["checkpoint_seconds"]) == [10_000, 30_000]  # at the start; then best and last
+    assert trainer.clocks.seconds["train"] == 6
+    assert trainer.clocks.seconds["logging"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Step(name="step", every=2, factor=0.1), [1, 1, 0.1, 0.1, 0.01]),
+        (
+            Cosine(name="cosine", final_fraction=0.2),
+            [0.2 + 0.8 * (1 + math.cos(math.pi * e / 5)) / 2 for e in range(5)],
+        ),
+        (Plateau(name="plateau", patience=0, threshold=0.999, factor=0.5), [1, 1, 0.5, 0.25, 0.125]),
+    ],
+    ids=["step", "cosine", "plateau"],
+)
+def test_schedules_act_on_the_rate_of_each_epoch(tmp_path, schedule, expected):
+    builders.trainer(tmp_path, recipe=builders.sgd(lr=1e-3, schedule=schedule), epochs=5).fit()
+    assert list(_metrics(tmp_path)["lr"]) == pytest.approx([1e-3 * factor for factor in expected], rel=1e-12)
+
+
+def test_a_diverging_step_is_named(tmp_path):
+    class Exploding(torch.optim.SGD):
+        count = 0
+
+        def step(self, closure):
+            loss = super().step(closure)
+            type(self).count += 1
+            if type(self).count == 5:  # steps 0 … 4 are made; step 5 sees what this one left
+                self.param_groups[0]["params"][0].data.fill_(math.nan)
+            return loss
+
+    def exploding(optimizer):
+        return Exploding(optimizer.param_groups[0]["params"], lr=0.1)
+
+    trainer = builders.trainer(tmp_path, wrap=exploding, epochs=4, log_every=100)
+    with pytest.raises(Diverged, match="the training loss is nan at step 5$"):
+        trainer.fit()
+    metrics = _metrics(tmp_path)
+    assert list(metrics["step"]) == [3]
+    state = load_checkpoint(tmp_path / "checkpoint" / "last.pt")
+    assert state["step"] == 3
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_divergence_in_the_last_step_is_seen_by_the_evaluation(tmp_path):
+    """The loss of the step was finite, what it left is not: the run is no success."""
+    with pytest.raises(Diverged, match="loss is (nan|inf) after step 1"):
+        builders.trainer(tmp_path, builders.regression(), builders.sgd(lr=1e200), max_steps=1).fit()
+    state = load_checkpoint(tmp_path / "checkpoint" / "last.pt")
+    assert state["step"] == 0
+    assert not (tmp_path / "checkpoint" / "best.pt").exists()
+    assert len(_metrics(tmp_path)) == 1
+
+
+def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
+    builders.trainer(tmp_path, builders.regression(samples=30), builders.sgd(lr=0.3), epochs=6).fit()
+    metrics = _metrics(tmp_path)
+    best = load_checkpoint(tmp_path / "checkpoint" / "best.pt")
+    assert best["step"] == metrics.loc[metrics["validation_loss"].idxmin(), "step"]
+
+
+class _Waits:
+    """Counts what makes the host wait for the device."""
+
+    NAMES = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero")
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        for name in self.NAMES:
+            monkeypatch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+
+    def _counted(self, original):
+        def method(tensor, *arguments, **options):
+            self.count += 1
+            return original(tensor, *arguments, **options)
+
+        return method
+
+
+def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch):
+    waits = _Waits(monkeypatch)
+    seen = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure):
+            seen.append(waits.count)
+            return super().step(closure)
+
+    trainer = builders.trainer(
+        tmp_path,
+        builders.classification(samples=200),
+        wrap=lambda optimizer: Watched(optimizer.param_groups[0]["params"], lr=0.1),
+        epochs=1,
+        log_every=5,
+    )
+    trainer.fit()
+    steps = [after - before for before, after in pairwise(seen)]
+    assert len(seen) == 20
+    assert [index for index, count in enumerate(steps, 1) if count] == [5, 10, 15]  # the logging periods
+    assert waits.count > 0
