@@ -1,0 +1,227 @@
+"""The composition root: builds everything from settings, trains, and leaves a run folder behind."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from gnewton.data.splits import DataSet
+from gnewton.errors import Diverged, GnewtonError, InputError, Interrupted
+from gnewton.experiment.check import settings_from
+from gnewton.experiment.device import DTYPES, choose_device, prepare_torch
+from gnewton.experiment.environment import describe_environment
+from gnewton.experiment.folder import config_hash, create_run_folder, write_json, write_text
+from gnewton.experiment.schema import Settings
+from gnewton.optim.recipes import Problem
+from gnewton.partition import Partition
+from gnewton.tasks import Task
+from gnewton.training.outcome import Outcome
+from gnewton.training.ratelog import RateLog
+from gnewton.training.trainer import Trainer
+from gnewton.training.world import SharedStream, World, join_world
+
+log = logging.getLogger("gnewton")
+
+CURVATURE_STREAM = 0x5EED
+"""Added to the seed of the run for the order of the curvature batches, so that it is a stream of its own."""
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a run left its files (None in a process that writes none), and how it ended."""
+
+    folder: Path | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Parts:
+    data: DataSet
+    model: nn.Module
+    partition: Partition | None
+
+
+def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str] | None = None) -> Report:
+    """Run one experiment.
+
+    Args:
+        config: a configuration composed by Hydra from the schemas of this package.
+        overrides: the command line's overrides, see :func:`gnewton.experiment.check.settings_from`.
+        command: the command line for environment.json, by default that of this process.
+
+    Returns:
+        the run folder and the outcome.
+
+    Raises:
+        InputError: if an option, a file or the combination of the chosen parts is not what it should be;
+            no run folder is left then.
+        Diverged, Interrupted: see :meth:`gnewton.training.trainer.Trainer.fit`.
+    """
+    settings = settings_from(config, overrides)
+    with join_world(settings.trainer.device) as world:
+        device = choose_device(settings.trainer.device, world.local_rank)
+        prepare_torch(settings.trainer, settings.seed)
+        parts = _build_parts(settings, device, world)
+        torch.manual_seed(settings.seed + world.rank)  # the processes drop out units of their own
+        rate_log = RateLog(parts.partition.names) if parts.partition is not None else None
+        optimizer = settings.optimizer.build(_problem(settings, parts, rate_log, world))
+        environment = describe_environment(device, command or sys.argv, overrides)
+        folder = _start_folder(config, settings, environment) if world.writes else None
+        with _log_file(folder):
+            log.info("run folder %s", folder)
+            _describe(parts, device, world)
+            trainer = Trainer(
+                model=parts.model,
+                data=parts.data,
+                optimizer=optimizer,
+                recipe=settings.optimizer,
+                settings=settings.trainer,
+                folder=folder,
+                rate_log=rate_log,
+                identity={"config_hash": config_hash(config)},
+                world=world,
+            )
+            with _failure_recorded(folder, trainer):
+                outcome = trainer.fit()
+            if folder is not None:
+                write_json(folder / "result.json", asdict(outcome))
+            log.info("%s: results in %s", outcome.status, folder)
+    return Report(folder, outcome)
+
+
+def _start_folder(config: DictConfig, settings: Settings, environment: dict[str, Any]) -> Path:
+    """A new run folder that says what is run, and on what."""
+    folder = create_run_folder(Path(settings.output_root) / settings.name, config_hash(config))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_json(folder / "environment.json", environment)
+    return folder
+
+
+def _build_parts(settings: Settings, device: torch.device, world: World) -> _Parts:
+    dtype = DTYPES[settings.trainer.dtype]
+    if device.type == "mps" and dtype is torch.float64:
+        raise InputError("trainer.dtype=float64: MPS devices have no float64; use float32 or device=cpu")
+    data = settings.data.build(device, dtype, settings.seed)
+    _check_against_data(settings, data)
+    world.check(len(data.train), settings.trainer.batch_size, "trainer.batch_size")
+    model = settings.model.build(data.task).to(device=device, dtype=dtype)
+    if not settings.optimizer.uses_partition:
+        return _Parts(data, model, None)
+    try:
+        return _Parts(data, model, settings.partition.build(model))
+    except InputError as error:  # the library knows no choices: name the one that was made
+        raise InputError(
+            str(error).replace("partition:", f"partition={settings.partition.name}:", 1)
+        ) from error
+
+
+def _check_against_data(settings: Settings, data: DataSet) -> None:
+    """What can be told only once the data are there."""
+    target = settings.trainer.target
+    if (
+        target.value is not None
+        and target.metric.endswith("accuracy")
+        and type(data.task).correct is Task.correct
+    ):
+        raise InputError(
+            f"trainer.target.metric={target.metric}: data={data.name} has no accuracy; must be one of "
+            "train_loss, validation_loss, test_loss"
+        )
+    batch_size = settings.trainer.batch_size
+    if settings.optimizer.full_batch or not data.task.input_shape or batch_size is None:
+        return
+    if batch_size > len(data.train):
+        raise InputError(
+            f"trainer.batch_size={batch_size}: must be <= {len(data.train)}, "
+            f"the training samples of data={data.name}"
+        )
+
+
+def _problem(settings: Settings, parts: _Parts, rate_log: RateLog | None, world: World) -> Problem:
+    def curvature(batch_size: int | None) -> Iterable[tuple[Tensor, Tensor]]:
+        samples = len(parts.data.train)
+        if batch_size is not None and batch_size > samples and parts.data.task.input_shape:
+            raise InputError(
+                f"optimizer.curvature.batch_size={batch_size}: must be <= {samples}, "
+                f"the training samples of data={parts.data.name}"
+            )
+        if batch_size is not None:
+            world.check(batch_size, None, "optimizer.curvature.batch_size")
+        return SharedStream(parts.data.train.stream(batch_size, seed=settings.seed + CURVATURE_STREAM), world)
+
+    return Problem(
+        model=parts.model,
+        loss_fn=parts.data.task.loss,
+        partition=parts.partition,
+        curvature=curvature,
+        on_update=rate_log.record if rate_log is not None else lambda update: None,
+    )
+
+
+def _describe(parts: _Parts, device: torch.device, world: World) -> None:
+    data = parts.data
+    size = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    log.info("device %s, %s parameters", device, f"{size:,}")
+    if world.size > 1:
+        log.info("%s processes share every batch", world.size)
+    sizes = tuple(len(split) for split in (data.train, data.validation, data.test))
+    log.info("data %s: %s training, %s validation, %s test samples", data.name, *(f"{n:,}" for n in sizes))
+    if parts.partition is not None:
+        log.info("partition: %s", parts.partition.describe())
+
+
+@contextmanager
+def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
+    """result.json and train.log say how a run failed, whatever the reason.
+
+    Raises:
+        GnewtonError: in place of an error of the file system, such as a full disk.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if folder is None:
+            raise
+        status = {Diverged: "diverged", Interrupted: "interrupted"}.get(type(error), "failed")
+        message = str(error) or type(error).__name__
+        with suppress(OSError):  # the disk may be what failed
+            write_json(folder / "result.json", {"status": status, "step": trainer.step, "message": message})
+            log.error("%s: %s", status, message)
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise GnewtonError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise
+
+
+@contextmanager
+def _log_file(folder: Path | None) -> Iterator[None]:
+    """The log goes to train.log too, whatever is shown; without a folder nothing is logged at all."""
+    if folder is None:
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = False
+        return
+    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()

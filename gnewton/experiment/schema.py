@@ -1,0 +1,57 @@
+"""The typed schema of the whole configuration, made known to Hydra. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+
+from gnewton.data import DATA, DataRecipe
+from gnewton.models import MODELS, ModelRecipe
+from gnewton.optim.recipes import AVERAGINGS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
+from gnewton.options import option
+from gnewton.partition import PARTITIONS, PartitionRecipe
+from gnewton.registry import Registry
+from gnewton.training.settings import TrainerSettings
+
+REGISTRIES: tuple[Registry, ...] = (
+    MODELS,
+    DATA,
+    PARTITIONS,
+    OPTIMIZERS,
+    SCHEDULES,
+    DIRECTIONS,
+    AVERAGINGS,
+)
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """Everything a run depends on."""
+
+    name: str
+    seed: int = option(at_least=0, below=2**32)
+    output_root: str
+    model: ModelRecipe
+    data: DataRecipe
+    partition: PartitionRecipe
+    optimizer: OptimizerRecipe
+    trainer: TrainerSettings
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The name is a folder directly under ``output_root``."""
+        if not self.name.strip() or self.name in (".", "..") or any(c in self.name for c in "/\\\0\n"):
+            yield "name", "must be the name of one folder, without slashes"
+        if not self.output_root.strip():
+            yield "output_root", "must be a folder; for the current one give ."
+
+
+def register_schemas() -> None:
+    """Put every schema into Hydra's ConfigStore under ``schema/<group>/<name>``."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="settings", node=Settings)
+    store.store(group="schema", name="trainer", node=TrainerSettings)
+    for registry in REGISTRIES:
+        for name, recipe in registry.items():
+            store.store(group=f"schema/{registry.kind}", name=name, node=recipe)

@@ -1,0 +1,163 @@
+"""Every configuration file: it composes, its name is its own, its options are explained, and it is used."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from gnewton.cli.choices import config_groups
+from gnewton.errors import InputError
+from gnewton.experiment.check import settings_from
+from gnewton.experiment.locate import config_folder
+from tests.experiment import fakes
+
+no_downloads = fakes.no_downloads
+
+ROOT = config_folder()
+FILES = sorted(ROOT.rglob("*.yaml"))
+CHOICES = [(group, choice.name) for group, choices in config_groups().items() for choice in choices]
+TUNED = sorted(path.stem for path in (ROOT / "tuned").glob("*.yaml"))
+PARTS = [pair for pair in CHOICES if pair[0] != "experiment"]
+EXPERIMENTS = [name for group, name in CHOICES if group == "experiment"]
+
+EXTRA = {
+    "npz": ["data.path=x.npz"],
+    "names": ["partition.groups=[[a]]"],
+}
+"""What a choice cannot do without."""
+
+HOST = {
+    "optimizer/averaging": "grouped_newton",
+    "optimizer/direction": "grouped_newton",
+    "optimizer/schedule": "sgd",
+}
+
+
+def _id(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(("group", "choice"), PARTS)
+def test_every_choice_composes(compose, group, choice):
+    host = [f"optimizer={HOST[group]}"] if group in HOST else []
+    config = compose([*host, f"{group}={choice}", *EXTRA.get(choice, [])])
+    settings = settings_from(config)
+    node = settings
+    for part in group.split("/"):
+        node = getattr(node, part)
+    assert node.name == choice
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("optimizer", [None, "grouped_newton", "sgd", "adam"])
+def test_every_experiment_composes_with_every_kind_of_optimizer(compose, name, optimizer):
+    chosen = [f"optimizer={optimizer}"] if optimizer else []
+    settings = settings_from(compose([f"experiment={name}", *chosen]))
+    assert settings.name == name
+    tuned = ROOT / "tuned" / f"{name}-{optimizer}.yaml"
+    if tuned.exists():  # flat options of the optimizer suffice to compare
+        for key, value in yaml.safe_load(tuned.read_text()).items():
+            if not isinstance(value, (dict, list)):
+                assert getattr(settings.optimizer, key) == value
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_every_tuned_file_belongs_to_an_experiment_and_an_optimizer(compose, name):
+    experiment, _, optimizer = name.partition("-")
+    assert experiment in EXPERIMENTS
+    assert optimizer in [choice.name for choice in config_groups()["optimizer"]]
+    settings_from(compose([f"experiment={experiment}", f"optimizer={optimizer}"]))
+
+
+def test_a_tuned_option_yields_to_the_command_line(compose):
+    tuned = compose(["experiment=rosenbrock", "optimizer=sgd"])
+    plain = compose(["optimizer=sgd"])
+    assert tuned.optimizer.lr != plain.optimizer.lr
+    assert compose(["experiment=rosenbrock", "optimizer=sgd", "optimizer.lr=0.5"]).optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("path", FILES, ids=_id)
+def test_the_first_line_says_what_it_is(path):
+    lines = [
+        line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")
+    ]
+    assert re.match(r"# \S.{3,}", lines[0])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("hydra", "experiment", "tuned")],
+    ids=_id,
+)
+def test_every_option_has_a_comment(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    inherits = "quick" in path.stem  # the options are explained in the file it starts from
+    body = "\n".join(lines).partition("\nname:")[2].splitlines()[1:]
+    for line in body:
+        match = re.match(r"\s*(\w+):(.*)", line)
+        if match and not inherits and match[2].strip() and path.stem != "config":
+            assert "#" in line, f"{path.name}: {match[1]} has no comment"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("hydra", "tuned")], ids=_id
+)
+def test_the_name_is_that_of_the_file(path):
+    if path.stem != "config":
+        assert OmegaConf.load(path).name == path.stem
+
+
+def test_data_root_follows_the_environment(compose, monkeypatch):
+    monkeypatch.setenv("GNEWTON_DATA", "/some/where")
+    assert compose(["data=mnist"]).data.root == "/some/where"
+    monkeypatch.delenv("GNEWTON_DATA")
+    assert compose(["data=mnist"]).data.root == "data"
+
+
+RUNS = {
+    "resnet18_imagenet": ["data.size=32", "data.resize=36", "data.validation=4", "data.workers=0"],
+    "resnet18_cifar10": ["data.validation=10", "partition=weights_biases"],  # 62 groups take a minute
+    "rosenbrock": [],
+}
+FEW = ["data.validation=10"]
+SHRUNK = {
+    "bigmlp_cifar10": ["model.widths=[20*64]"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_two_steps(name, run, no_downloads, tmp_path):
+    import pandas as pd
+
+    overrides = [f"experiment={name}", "trainer.max_steps=2", *RUNS.get(name, FEW), *SHRUNK.get(name, [])]
+    if name == "resnet18_imagenet":
+        overrides.append(f"data.root={fakes.folder_tree(tmp_path / 'imagenet')}")
+    if name != "rosenbrock":
+        overrides += [
+            "trainer.batch_size=4",
+            "optimizer.curvature.batch_size=4",
+            "trainer.evaluation.batch_size=20",
+        ]
+        overrides += ["trainer.evaluation.max_samples=8"]
+    report = run(overrides, tmp_path / "runs")
+    assert report.folder.parent == tmp_path / "runs" / name
+    assert (report.outcome.status, report.outcome.step) == ("limit", 2)
+    row = pd.read_csv(report.folder / "metrics.csv").iloc[-1]
+    assert row["step"] == 2
+    assert row[["running_loss", "validation_loss", "test_loss"]].notna().all()
+    rates = pd.read_csv(report.folder / "rates.csv")
+    assert set(rates["update"]) == {1, 2}
+    assert (rates.groupby("update").size() == rates["group"].nunique()).all()
+
+
+def test_a_missing_set_is_no_traceback(run, monkeypatch):
+    def nothing(name, root):
+        raise InputError(f"data={name}: the set could not be obtained.")
+
+    monkeypatch.setattr("gnewton.data.fetch.load", nothing)
+    with pytest.raises(InputError, match="data=mnist: the set could not be obtained"):
+        run(["data=mnist"])

@@ -1,0 +1,239 @@
+"""What a run writes: the documented columns and no others, and the same again from the same seed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+import gnewton
+from gnewton.experiment.folder import config_hash
+from gnewton.training.checkpoint import load_checkpoint
+from gnewton.training.csvlog import METRICS_COLUMNS, RATES_COLUMNS
+from tests.conftest import SMALL, SMALL_BASELINE
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "csv.md"
+CLOCKED = {"s", "samples/s", "MiB"}
+"""Units of the columns that no seed decides."""
+
+
+def _section(title: str) -> str:
+    return DOCUMENT.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def _documented(title: str) -> dict[str, tuple[str, str]]:
+    """Column → (type, unit) as the document has it."""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \|", _section(title), re.M)
+    return {name: (kind, unit.strip()) for name, kind, unit in rows}
+
+
+METRICS, RATES = _documented("metrics.csv"), _documented("rates.csv")
+
+OPTIMIZERS = {
+    "grouped_newton": SMALL,
+    "grouped_newton_paper": SMALL,
+    "grouped_newton_noiseless": [each for each in SMALL if "curvature" not in each],
+    "sgd": SMALL_BASELINE,
+    "adam": SMALL_BASELINE,
+    "adamw": SMALL_BASELINE,
+    "lbfgs": SMALL_BASELINE[:2],
+}
+
+
+def _decided_by_the_seed(path: Path, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    return pd.read_csv(path)[[name for name, (_, unit) in columns.items() if unit not in CLOCKED]]
+
+
+@pytest.fixture(scope="module")
+def folder(compose, tmp_path_factory):
+    from gnewton.experiment.run import run as run_experiment
+
+    root = tmp_path_factory.mktemp("run")
+    overrides = [
+        f"output_root={root}",
+        "trainer.device=cpu",
+        *SMALL,
+        "trainer.epochs=5",
+        "optimizer.period=2",
+    ]
+    return run_experiment(compose(overrides), overrides, ["gnewton", "train", "…"]).folder
+
+
+def test_the_documented_columns_are_those_written(folder):
+    assert tuple(METRICS) == METRICS_COLUMNS == tuple(pd.read_csv(folder / "metrics.csv").columns)
+    assert tuple(RATES) == RATES_COLUMNS == tuple(pd.read_csv(folder / "rates.csv").columns)
+
+
+@pytest.mark.parametrize("title", ["metrics.csv", "rates.csv"])
+def test_types(folder, title):
+    table = pd.read_csv(folder / title)
+    tests = {
+        "int": pd.api.types.is_integer_dtype,
+        "float": pd.api.types.is_numeric_dtype,
+        "bool": pd.api.types.is_bool_dtype,
+        "text": pd.api.types.is_string_dtype,
+    }
+    for name, (kind, _) in _documented(title).items():
+        assert tests[kind](table[name]), f"{name} is {table[name].dtype}, not {kind}"
+        assert table[name].notna().all(), name
+
+
+def test_metrics_make_sense(folder):
+    table = pd.read_csv(folder / "metrics.csv")
+    assert list(table["epoch"]) == [1, 2, 3, 4, 5]
+    assert list(table["step"]) == [3, 6, 9, 12, 15]
+    for name in ("train_seconds", "evaluation_seconds", "logging_seconds", "checkpoint_seconds"):
+        assert table[name].is_monotonic_increasing
+        assert (table[name] > 0).all()
+    accuracies = table[[name for name in table if name.endswith("accuracy")]]
+    assert ((accuracies >= 0) & (accuracies <= 1)).all(axis=None)
+    samples = table["samples_per_second"] * table["train_seconds"].diff().fillna(table["train_seconds"])
+    assert list(samples) == pytest.approx([60] * 5, rel=1e-2)
+    assert (table["peak_memory_mib"] > 10).all()
+
+
+def test_rates_are_updates_times_groups(folder):
+    table = pd.read_csv(folder / "rates.csv")
+    groups = ["hidden1.weight", "hidden1.bias", "output.weight", "output.bias"]
+    assert list(table["group"]) == groups * len(table["update"].unique())
+    assert list(table.groupby("update")["step"].first()) == [
+        0,
+        1,
+        2,
+        4,
+        6,
+        8,
+        10,
+        12,
+        14,
+    ]  # two while warming up
+    assert list(table.groupby("update")["warmup"].first()) == [True] * 2 + [False] * 7
+    assert (table.groupby("update").size() == 4).all()
+    assert (table.loc[table["warmup"], "rate"] == 0).all()
+    assert table.loc[~table["warmup"], "rate"].abs().sum() > 0
+
+
+def test_result(folder):
+    result = json.loads((folder / "result.json").read_text())
+    documented = set(re.findall(r"^\| `(\w+)` \|", _section("result.json"), re.M))
+    assert set(result) == documented - {"message"}
+    assert (result["status"], result["epoch"], result["step"], result["target"]) == ("done", 5, 15, None)
+    last = pd.read_csv(folder / "metrics.csv").iloc[-1]
+    assert result["metrics"] == pytest.approx(last.to_dict(), rel=1e-15)
+
+
+def test_configuration_is_complete_and_can_be_read(folder):
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["name"] == "mlp-digits-grouped_newton"
+    assert saved["trainer"]["epochs"] == 5
+    assert saved["model"]["widths"] == ["8"]
+    assert "${" not in (folder / "config.yaml").read_text()
+    assert folder.name.endswith("_" + config_hash(OmegaConf.create(saved)))
+
+
+def test_environment(folder):
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["command"] == ["gnewton", "train", "…"]
+    assert "trainer.epochs=5" in environment["overrides"]
+    assert environment["gnewton"] == gnewton.__version__
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["device"] == "cpu"
+    assert set(environment) == {
+        *("time", "command", "overrides", "gnewton", "git", "python", "packages", "platform", "processor"),
+        *("cores", "threads", "device", "device_name", "cuda"),
+    }
+    git = environment["git"]
+    assert git is None or (re.fullmatch("[0-9a-f]{40}", git["commit"]) and isinstance(git["dirty"], bool))
+
+
+def test_log(folder):
+    lines = (folder / "train.log").read_text(encoding="utf-8").splitlines()
+    assert "run folder" in lines[0]
+    assert any("device cpu, 610 parameters" in line for line in lines)
+    assert any("60 training, 300 validation, 297 test samples" in line for line in lines)
+    assert sum(" INFO epoch " in line for line in lines) == 5
+    assert "done: results in" in lines[-1]
+
+
+def test_the_log_file_is_let_go(folder):
+    assert not [h for h in logging.getLogger("gnewton").handlers if isinstance(h, logging.FileHandler)]
+
+
+def test_checkpoints_hold_what_is_documented(folder):
+    keys = set(re.findall(r"`(\w+)`", _section("Checkpoints").partition("Keys:")[2]))
+    assert sorted(entry.name for entry in (folder / "checkpoint").iterdir()) == ["best.pt", "last.pt"]
+    state = load_checkpoint(folder / "checkpoint" / "last.pt")
+    assert set(state) == keys
+    assert (state["epoch"], state["step"]) == (5, 15)
+    assert state["identity"] == {"config_hash": folder.name.rpartition("_")[2]}
+
+
+def test_only_what_is_documented_is_there(folder):
+    there = {entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()}
+    table = DOCUMENT.read_text(encoding="utf-8").partition("\n## ")[0]
+    assert there == set(re.findall(r"^\| `([\w./]+)` \|", table, re.M))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_same_seed_same_rows(optimizer, run):
+    overrides = [
+        f"optimizer={optimizer}",
+        *OPTIMIZERS[optimizer],
+        "trainer.epochs=2",
+        "data.augment.flip=true",
+    ]
+    first, second, other = (run([*overrides, f"seed={seed}"]).folder for seed in (7, 7, 8))
+    for title, columns in (("metrics.csv", METRICS), ("rates.csv", RATES)):
+        assert (first / title).exists() == (title == "metrics.csv" or optimizer.startswith("grouped_newton"))
+        if (first / title).exists():
+            tables = [_decided_by_the_seed(folder / title, columns) for folder in (first, second, other)]
+            pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+            assert not tables[0].equals(tables[2])
+    states = [
+        load_checkpoint(folder / "checkpoint" / "last.pt")["model"] for folder in (first, second, other)
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_a_run_does_not_depend_on_those_before_it(run):
+    overrides = [*SMALL, "trainer.epochs=1"]
+    first = run(overrides).folder
+    torch.rand(17)
+    run(["optimizer=adam", *SMALL_BASELINE, "seed=3", "trainer.epochs=1"])
+    second = run(overrides).folder
+    tables = [_decided_by_the_seed(folder / "metrics.csv", METRICS) for folder in (first, second)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_without_data(run):
+    folder = run(["experiment=rosenbrock", "trainer.epochs=3"]).folder
+    table = pd.read_csv(folder / "metrics.csv")
+    assert list(table["step"]) == [10, 20, 30]
+    assert (table["train_loss"] == table["test_loss"]).all()
+    assert table["validation_accuracy"].isna().all()
+    assert len(pd.read_csv(folder / "rates.csv")) == 30 * 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "column"), [("step", [0.3, 0.03, 0.003]), ("cosine", [0.3, 0.225, 0.075])]
+)
+def test_schedules_act_on_the_damping(run, schedule, column):
+    changes = [
+        "optimizer/schedule=" + schedule,
+        *(["optimizer.schedule.every=1"] if schedule == "step" else []),
+    ]
+    folder = run([*SMALL, "trainer.epochs=3", "optimizer.period=1", "optimizer.warmup=0", *changes]).folder
+    assert list(pd.read_csv(folder / "metrics.csv")["lr"]) == pytest.approx(column, rel=1e-12)
+    rates = pd.read_csv(folder / "rates.csv")
+    assert list(rates.groupby("step")["damping"].first()) == pytest.approx(
+        [value for value in column for _ in range(3)], rel=1e-12
+    )
