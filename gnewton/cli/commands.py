@@ -1,0 +1,45 @@
+"""The commands by name. A new one is a module with ``run(arguments) -> int`` and a line in this table."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gnewton.errors import InputError
+from gnewton.options import did_you_mean, listing
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it does in a line, and the module that does it."""
+
+    name: str
+    summary: str
+    module: str
+
+    def load(self) -> Callable[[list[str]], int]:
+        """The function that runs it: takes the arguments after its name, returns the exit code."""
+        run: Callable[[list[str]], int] = importlib.import_module(self.module).run
+        return run
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("train", "train a model and log the run as CSV", "gnewton.cli.train"),
+        Command("data", "obtain a data set, or list what there is", "gnewton.cli.data"),
+    )
+}
+
+
+def find_command(name: str) -> Command:
+    """The command called ``name``.
+
+    Raises:
+        InputError: listing the commands if there is none.
+    """
+    if name not in COMMANDS:
+        known = listing(list(COMMANDS))
+        raise InputError(f"{name}: no such command (one of {known}){did_you_mean(name, COMMANDS)}")
+    return COMMANDS[name]

@@ -1,0 +1,64 @@
+"""The dispatcher: finds the command, and turns how it ended into one message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import gnewton
+from gnewton.cli.commands import COMMANDS, find_command
+from gnewton.errors import FULL_ERROR, GnewtonError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``gnewton`` with the given arguments (the process's own by default) and return the exit code.
+
+    0: done; 2: bad option, configuration or input; 3: the run diverged; 130 or 143: stopped by a signal.
+    An error is one message on standard error, with a traceback only if HYDRA_FULL_ERROR=1.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    full_error = os.environ.get(FULL_ERROR) == "1"
+    try:
+        return _dispatch(arguments)
+    except GnewtonError as error:
+        if full_error:
+            raise
+        print(f"gnewton: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("gnewton: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `gnewton --help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"gnewton {gnewton.__version__}")
+        return 0
+    if arguments[0] in ("-sc", "--shell-completion"):
+        from gnewton.cli.completion import complete
+
+        return complete(arguments)
+    return find_command(arguments[0]).load()(arguments[1:])
+
+
+def _overview() -> str:
+    from gnewton.cli.choices import describe_choices
+
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values())
+    return f"""gnewton {gnewton.__version__}: train networks with GroupedNewton, and compare it fairly
+
+usage: gnewton COMMAND [ARGUMENTS]
+
+commands:
+{commands}
+
+`gnewton COMMAND --help` says more. Configuration groups of `gnewton train`, the default marked by *:
+
+{describe_choices()}"""

@@ -1,0 +1,48 @@
+"""``gnewton train``: one run, or with ``--multirun`` one for each combination of values."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+
+def run(arguments: list[str]) -> int:
+    """Train as configured by the overrides in ``arguments``; returns 0 or raises."""
+    if "-h" in arguments or "--help" in arguments:
+        print(_help())
+        return 0
+    from gnewton.cli.hydra_app import run_hydra
+
+    def train(config: DictConfig, overrides: list[str]) -> None:
+        from gnewton.experiment.check import settings_from
+
+        settings_from(config, overrides)  # before torch is loaded: a bad option is answered at once
+        from gnewton.experiment.run import run as run_experiment
+
+        run_experiment(config, overrides, ["gnewton", "train", *arguments])
+
+    run_hydra(arguments, train)
+    return 0
+
+
+def _help() -> str:
+    from gnewton.cli.choices import describe_choices
+
+    return f"""usage: gnewton train [GROUP=CHOICE ...] [OPTION=VALUE ...] [--multirun]
+
+Trains a model and leaves a run folder with metrics.csv, rates.csv, train.log and checkpoints.
+
+examples:
+  gnewton train                                              GroupedNewton on the embedded digits
+  gnewton train model=mlp data=cifar10 optimizer=sgd optimizer.lr=0.01
+  gnewton train experiment=mlp_mnist trainer=quick           an experiment, cut short
+  gnewton train --multirun optimizer=sgd,adam seed=0,1,2     one run for each combination
+
+The choices in each group, the default marked by *:
+
+{describe_choices(details=True)}
+options:
+  --cfg job            print the composed configuration, every option of it can be set, and stop
+  --info [WHAT]        say how the configuration was composed, and stop
+  -m, --multirun       run every combination of comma-separated values
+  -sc install=bash     print the shell's completion script: eval "$(gnewton train -sc install=bash)"
+  --hydra-help         the remaining flags, all of them Hydra's"""
