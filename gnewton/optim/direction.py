@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
+from gnewton.optim.decay import DecayKind, add_coupled, add_decoupled, decay_kind
 
-DirectionFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+NamedTensors = list[tuple[str, Tensor]]
+DirectionFactory = Callable[[NamedTensors], torch.optim.Optimizer]
+
+_REFUSED = {
+    "LBFGS": "it needs a closure; must be an optimizer that steps from one gradient",
+    "SparseAdam": "it takes sparse gradients only; must be an optimizer of dense ones",
+    "Adafactor": "its step depends on the size of the parameters, which it does not see",
+    "ASGD": "its step shrinks the parameters, which it does not see",
+}
 
 
 class ShadowDirection:
     """Runs an optimizer on shadow parameters that stand at zero; what it would have subtracted is u.
 
     The shadows start every step at zero, so u = −(shadow after the step) carries no cancellation error, at
-    any scale of the parameters. The price is that the inner optimizer never sees the parameters themselves:
-    weight decay has to be 0 there.
+    any scale of the parameters. Weight decay, which the inner optimizer cannot see there, is added here
+    exactly: a coupled one to the gradient it is fed, a decoupled one to u (:mod:`gnewton.optim.decay`).
 
     Args:
-        parameters: the parameters whose ``.grad`` feeds the direction.
-        factory: builds the inner optimizer from a list of tensors, for instance
+        parameters: (name, parameter) pairs whose ``.grad`` feeds the direction.
+        factory: builds the inner optimizer from (name, tensor) pairs, as every torch optimizer takes them:
             ``functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9)``. The scale of its learning rate is
             immaterial: the rates of GroupedNewton undo it.
+        maximize: whether the gradients are those of an objective to be maximised; u then points down the
+            objective, so that θ − u still improves it. The inner optimizer's own ``maximize`` must agree
+            with it or be off.
 
     Raises:
-        InputError: if the inner optimizer uses weight decay, or needs a closure (L-BFGS).
+        InputError: for an inner optimizer that needs a closure, sparse gradients or the parameters
+            themselves, whose weight decay is of unknown kind, or that maximises on its own.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], factory: DirectionFactory) -> None:
-        self._parameters = list(parameters)
+    def __init__(
+        self, parameters: Iterable[tuple[str, Tensor]], factory: DirectionFactory, *, maximize: bool = False
+    ) -> None:
+        named = list(parameters)
+        self._parameters = [p for _, p in named]
         self._shadows = [torch.zeros_like(p, requires_grad=True) for p in self._parameters]
-        self.inner = factory(self._shadows)
-        if isinstance(self.inner, torch.optim.LBFGS):
-            raise InputError(
-                "direction=LBFGS: must be an optimizer that steps from one gradient, without closure"
-            )
-        for group in self.inner.param_groups:
+        self._of_shadow = dict(zip(self._shadows, self._parameters, strict=True))
+        self._maximize = maximize
+        self.inner = factory([(name, shadow) for (name, _), shadow in zip(named, self._shadows, strict=True)])
+        reason = _REFUSED.get(type(self.inner).__name__)
+        if reason is not None:
+            raise InputError(f"direction={type(self.inner).__name__}: {reason}")
+        for optimizer, group in self._inner_groups():
+            if group.get("maximize", False) and not maximize:
+                raise InputError("direction maximize=True: set maximize=True of GroupedNewton as well")
             if group.get("weight_decay"):
-                raise InputError(f"direction weight_decay={group['weight_decay']}: must be 0")
+                decay_kind(optimizer, group)
 
     @torch.no_grad()
     def update(self) -> list[Tensor]:
@@ -49,20 +68,85 @@ class ShadowDirection:
         The tensors are valid until the next call. A parameter without gradient gets a zero direction.
         """
         torch._foreach_zero_(self._shadows)
-        for shadow, parameter in zip(self._shadows, self._parameters, strict=True):
+        for shadow, parameter in self._of_shadow.items():
             if parameter.grad is not None and parameter.grad.is_sparse:
                 raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
             shadow.grad = parameter.grad
+        for optimizer, group in self._inner_groups():
+            self._feed(optimizer, group)
         self.inner.step()
+        torch._foreach_neg_(self._shadows)
+        for optimizer, group in self._inner_groups():
+            self._decay(optimizer, group)
         for shadow in self._shadows:
             shadow.grad = None
-        torch._foreach_neg_(self._shadows)
         return [shadow.detach() for shadow in self._shadows]
+
+    def quadratic_decay(self) -> list[float]:
+        """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, one per parameter; 0: none.
+
+        It belongs to the objective whose gradient u is made of, so the summary has to hold it too.
+        """
+        decay = {
+            shadow: float(group["weight_decay"])
+            for optimizer, group in self._inner_groups()
+            if group.get("weight_decay") and decay_kind(optimizer, group) is DecayKind.COUPLED
+            for shadow in group["params"]
+        }
+        return [decay.get(shadow, 0.0) for shadow in self._shadows]
 
     def state_dict(self) -> dict[str, Any]:
         """State of the inner optimizer (momentum buffers and the like)."""
         return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned, bit for bit."""
         self.inner.load_state_dict(state)
+        parts = getattr(self.inner, "parts", (self.inner,))
+        for part, saved in zip(parts, state.get("parts", [state]), strict=True):
+            _restore_scalars(part, saved)
+
+    def _inner_groups(self) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
+        parts = getattr(self.inner, "parts", (self.inner,))
+        return [(part, group) for part in parts for group in part.param_groups]
+
+    def _feed(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+        """Turn the gradients round where the inner optimizer does not, and add a coupled decay."""
+        shadows = [shadow for shadow in group["params"] if shadow.grad is not None]
+        if not shadows:
+            return
+        maximizes = bool(group.get("maximize", False))
+        if self._maximize and not maximizes:
+            for shadow in shadows:
+                shadow.grad = -shadow.grad
+        decay = group.get("weight_decay")
+        if decay and decay_kind(optimizer, group) is DecayKind.COUPLED:
+            gradients = [shadow.grad for shadow in shadows]
+            parameters = [self._of_shadow[shadow] for shadow in shadows]
+            fed = add_coupled(gradients, parameters, float(decay), maximizes)
+            for shadow, gradient in zip(shadows, fed, strict=True):
+                shadow.grad = gradient
+
+    def _decay(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+        """Add a decoupled decay to u; parameters without gradient decay as little as they step."""
+        decay = group.get("weight_decay")
+        if not decay or decay_kind(optimizer, group) is not DecayKind.DECOUPLED:
+            return
+        shadows = [shadow for shadow in group["params"] if shadow.grad is not None]
+        if shadows:
+            parameters = [self._of_shadow[shadow] for shadow in shadows]
+            add_decoupled(shadows, parameters, float(group["lr"]) * float(decay))
+
+
+def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give scalars of the state (NAdam's ``mu_product``) the dtype they were saved in.
+
+    torch casts every floating-point entry to the dtype of its parameter, which changes the next step.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.dim() == 0:
+                state = optimizer.state[parameter]
+                state[key] = state[key].to(value.dtype)

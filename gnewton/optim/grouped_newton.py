@@ -71,8 +71,9 @@ class GroupedNewton(torch.optim.Optimizer):
         model: the network; its parameters are updated in place.
         loss_fn: ``loss_fn(model(inputs), targets)`` is the mean loss over the batch, a scalar.
         partition: the groups; one per parameter tensor by default.
-        direction: builds the first-order optimizer that proposes u from a list of tensors; by default SGD
-            with momentum 0.9 and dampening 0.9.
+        direction: builds the first-order optimizer that proposes u from (name, tensor) pairs, which every
+            torch optimizer takes; by default SGD with momentum 0.9 and dampening 0.9. Its weight decay is
+            part of u (:class:`~gnewton.optim.direction.ShadowDirection`), and a coupled one of the loss too.
         period: training steps between two updates of the rates, at least 1.
         damping: λ_1 > 0, the factor on all rates.
         internal_damping: λ_int >= 0, the weight of the cubic term.
@@ -87,6 +88,7 @@ class GroupedNewton(torch.optim.Optimizer):
             None: the batch passed to :meth:`step` is used.
         engine: how the summary is computed, see :func:`gnewton.summarize`.
         max_memory: bound on the summary's memory in bytes, see :func:`gnewton.summarize`.
+        maximize: maximise the objective that ``loss_fn`` gives instead of minimising it.
         on_update: called with a :class:`RateUpdate` after each update of the rates.
 
     Raises:
@@ -112,6 +114,7 @@ class GroupedNewton(torch.optim.Optimizer):
         curvature: Iterable[Batch] | None = None,
         engine: Engine = "auto",
         max_memory: int | None = None,
+        maximize: bool = False,
         on_update: Callable[[RateUpdate], None] | None = None,
     ) -> None:
         if not (isinstance(period, int) and period >= 1):
@@ -148,7 +151,9 @@ class GroupedNewton(torch.optim.Optimizer):
             engine=engine,
             max_memory=max_memory,
         )
-        self._direction = ShadowDirection(self._parameters, direction)
+        named_parameters = zip(self._names, self._parameters, strict=True)
+        self._direction = ShadowDirection(named_parameters, direction, maximize=maximize)
+        self._maximize = maximize
         self._rule = RateRule(
             len(self.partition),
             internal_damping=internal_damping,
@@ -292,16 +297,31 @@ class GroupedNewton(torch.optim.Optimizer):
             )
 
     def _to_host(self, summary: Summary, direction: list[Tensor]) -> list[Tensor]:
-        """ḡ, H̄, D3 and ‖P_s u‖ as float64 on the CPU, in a single transfer."""
+        """ḡ, H̄, D3 of the objective that is minimised and ‖P_s u‖, float64 on the CPU, in one transfer."""
         size = len(self.partition)
         squares = torch.stack(torch._foreach_norm(direction)).double().square()
-        norms = squares.new_zeros(size).index_add_(0, self._owner_on_device, squares).sqrt()
-        third = summary.third if summary.third is not None else norms.new_zeros(size)
-        packed = torch.cat(
-            [summary.gradient.double(), summary.hessian.double().flatten(), third.double(), norms]
-        )
+        norms = self._per_group(squares).sqrt()
+        gradient, hessian = summary.gradient.double(), summary.hessian.double()
+        third = summary.third.double() if summary.third is not None else norms.new_zeros(size)
+        if self._maximize:
+            gradient, hessian, third = -gradient, -hessian, -third
+        decay = self._direction.quadratic_decay()
+        if any(decay):
+            factors = squares.new_tensor(decay)
+            gradient = gradient + self._per_group(factors * self._dots(direction))
+            hessian = hessian + torch.diag(self._per_group(factors * squares))
+        packed = torch.cat([gradient, hessian.flatten(), third, norms])
         gradient, hessian, third, norms = packed.cpu().split([size, size * size, size, size])
         return [gradient, hessian.view(size, size), third, norms]
+
+    def _per_group(self, values: Tensor) -> Tensor:
+        """Sums over the parameters of each group, on the device."""
+        return values.new_zeros(len(self.partition)).index_add_(0, self._owner_on_device, values)
+
+    def _dots(self, direction: list[Tensor]) -> Tensor:
+        """⟨θ_i, u_i⟩ of each parameter, float64, on the device."""
+        pairs = zip(self._parameters, direction, strict=True)
+        return torch.stack([(p.detach() * u).sum(dtype=torch.float64) for p, u in pairs])
 
     @torch.no_grad()
     def _move(self, direction: list[Tensor]) -> None:

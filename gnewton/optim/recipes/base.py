@@ -89,8 +89,8 @@ class DirectionRecipe(ABC):
     name: str
 
     @abstractmethod
-    def build(self) -> DirectionFactory:
-        """A function from a list of tensors to a torch optimizer."""
+    def build(self, problem: Problem) -> DirectionFactory:
+        """A function from (name, tensor) pairs to a torch optimizer; names are those of the model."""
 
 
 @dataclass(kw_only=True)

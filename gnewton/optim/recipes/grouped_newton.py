@@ -64,7 +64,7 @@ class GroupedNewtonRecipe(OptimizerRecipe):
             problem.model,
             problem.loss_fn,
             problem.partition,
-            direction=self.direction.build(),
+            direction=self.direction.build(problem),
             period=self.period,
             damping=self.damping,
             internal_damping=self.internal_damping,
