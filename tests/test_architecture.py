@@ -22,7 +22,7 @@ LAYERS = [
     {"summary"},
     {"data", "models", "optim"},
     {"training"},
-    {"experiment"},
+    {"experiment", "report"},
     {"cli"},
     {"__main__"},
 ]
@@ -146,6 +146,21 @@ from gnewton import GroupedNewton, Partition, summarize, solve_cubic
 parts = ("training", "experiment", "cli", "data", "models")
 unwanted = ["hydra", "omegaconf", "pandas", "sklearn", *(f"gnewton.{part}" for part in parts)]
 print([name for name in unwanted if name in sys.modules])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert (ended.stdout, ended.stderr) == ("[]\n", "")
+
+
+def test_the_report_reads_files_alone(tmp_path):
+    """All its modules load without torch and Hydra."""
+    names = [module for module in MODULES if _part(module) == "report"]
+    program = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+print([name for name in ("torch", "hydra", "omegaconf") if name in sys.modules])
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120

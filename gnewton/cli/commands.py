@@ -28,6 +28,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("train", "train a model and log the run as CSV", "gnewton.cli.train"),
+        Command("compare", "tables, plots and a page of finished runs", "gnewton.cli.compare"),
         Command("data", "obtain a data set, or list what there is", "gnewton.cli.data"),
     )
 }

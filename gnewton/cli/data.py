@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import NoReturn
 
-from gnewton.errors import InputError
+from gnewton.cli.parser import Parser
 
 
 def run(arguments: list[str]) -> int:
@@ -23,15 +22,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one message like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog.removeprefix('gnewton ')}: {message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gnewton data", description="Obtain data sets.")
+    parser = Parser(prog="gnewton data", description="Obtain data sets.")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="list the data sets and how they are obtained")
     fetcher = actions.add_parser("fetch", help="obtain data sets now, verified, into the data folder")

@@ -1,0 +1,156 @@
+"""A comparison: the runs below some folders, gathered, checked, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from gnewton.errors import InputError
+from gnewton.options import listing
+from gnewton.report.hardware import describe, differences, require_same
+from gnewton.report.measures import SPREAD_FROM, flat_table, table_of_runs, table_of_setups
+from gnewton.report.runs import ENDED, Run, find_runs
+from gnewton.report.setups import Setup, group_runs
+from gnewton.report.tables import Table, as_markdown, build_tables
+from gnewton.report.target import Target
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is known of some set-ups.
+
+    Attributes:
+        setups: by problem and label, each with its runs.
+        targets: the target of each set-up, by label; None where it has none.
+        runs: one row per run, see :func:`gnewton.report.measures.table_of_runs`.
+        table: one row per set-up, see :func:`gnewton.report.measures.table_of_setups`.
+        hardware: what the runs ran on, in a line.
+        notes: what a reader has to know, a line each.
+    """
+
+    setups: list[Setup]
+    targets: dict[str, Target | None]
+    runs: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
+    hardware: str
+    notes: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """What was solved, each once, in order."""
+        return list(dict.fromkeys(setup.problem for setup in self.setups))
+
+    def of_problem(self, problem: str) -> list[Setup]:
+        """The set-ups that solve ``problem``."""
+        return [setup for setup in self.setups if setup.problem == problem]
+
+    def tables(self) -> list[Table]:
+        """The tables for people."""
+        return build_tables(self.table)
+
+
+def compare(
+    folders: Sequence[Path], *, target: Target | None = None, mixed_hardware: bool = False
+) -> Comparison:
+    """Compare all runs in or below ``folders``.
+
+    Args:
+        folders: run folders, or folders with run folders somewhere below.
+        target: the target of all set-ups; None: each has that of its configuration, or none.
+        mixed_hardware: allow different hardware and number formats. They then make set-ups of their own.
+
+    Raises:
+        InputError: if there is no run, the hardware differs without leave, or no run knows the target.
+    """
+    found, notes = find_runs(folders)
+    if not mixed_hardware:
+        require_same(_with_times(found))
+    setups, superseded = group_runs(found)
+    targets = {setup.label: target or Target.of(setup) for setup in setups}
+    runs = table_of_runs(setups, targets)
+    if target is not None and runs["target_seconds"].isna().all():
+        raise InputError(f"--target {target.metric}={target.value:g}: no run has measured {target.metric}")
+    notes += [*superseded, *_notes(setups, targets, runs)]
+    if mixed_hardware and differences(_with_times(found)):
+        notes.append(
+            "the runs differ in hardware or number format: their times mean little beside each other"
+        )
+    counted = [run for setup in setups for run in setup.runs]
+    table = table_of_setups(setups, runs, targets)
+    return Comparison(setups, targets, runs, table, describe(_with_times(counted)), notes)
+
+
+def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write runs.csv, setups.csv and tables.md; returns their paths.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    contents = {
+        "runs.csv": comparison.runs.to_csv(index=False),
+        "setups.csv": flat_table(comparison.table).to_csv(index=False),
+        "tables.md": markdown_page(comparison),
+    }
+    return [write_file(folder / name, text) for name, text in contents.items()]
+
+
+def markdown_page(comparison: Comparison) -> str:
+    """Tables, hardware and notes as a Markdown page."""
+    notes = "\n".join(f"- {note}" for note in comparison.notes)
+    return (
+        f"# Comparison\n\n{comparison.hardware}.\n\n{as_markdown(comparison.tables())}\n\n"
+        f"## Notes\n\n{notes}\n"
+    )
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write a file of a report, making its folder.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def _with_times(runs: Sequence[Run]) -> list[Run]:
+    """Runs that measured something: one killed before it began has no times to compare."""
+    return [run for run in runs if len(run.metrics) or run.environment]
+
+
+def _notes(setups: Sequence[Setup], targets: dict[str, Target | None], runs: pd.DataFrame) -> list[str]:
+    most = max(len(setup.runs) for setup in setups)
+    notes = []
+    if most > 1:
+        notes.append(
+            "values are medians over the seeds, with the quartiles (fewer than "
+            f"{SPREAD_FROM} runs: the range) in brackets"
+        )
+    if most < 2:
+        notes.append("one seed each: nothing here tells a difference from chance")
+    counts = {len(setup.runs) for setup in setups}
+    if len(counts) > 1:
+        notes.append(f"the set-ups have different numbers of runs ({min(counts)} to {max(counts)})")
+    if not runs["status"].isin(ENDED).all():
+        notes.append(
+            "a run that diverged or failed counts as infinitely bad at its end; "
+            "a run that did not finish has no end value; each counts as a miss if it did not reach the target"
+        )
+    unmeasured = runs[runs["target_seconds"].isna() & runs["setup"].map(lambda label: bool(targets[label]))]
+    if len(unmeasured):
+        names = listing(list(dict.fromkeys(unmeasured["setup"])))
+        notes.append(f"{names}: the metric of the target was not measured")
+    if any(run.environment.get("device") == "cpu" for setup in setups for run in setup.runs):
+        notes.append("peak memory on the CPU is that of the whole process, with whatever it ran before")
+    if not any(targets.values()):
+        notes.append("no target is set: --target metric=value adds the way to it")
+    else:
+        notes.append("a target counts as reached at the first evaluation that shows it")
+    return notes

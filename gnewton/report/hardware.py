@@ -1,0 +1,80 @@
+"""What times depend on beside the method: the machine and the number format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gnewton.errors import InputError
+from gnewton.report.runs import Run
+
+UNKNOWN = "unknown"
+
+
+def conditions(run: Run) -> dict[str, str]:
+    """The conditions under which the times of a run may be compared with those of another.
+
+    On the CPU the cores and threads count, on a GPU its model does. TF32 rounds what is called float32, so
+    it counts as a format of its own.
+    """
+    environment, trainer = run.environment, run.config.get("trainer", {})
+    device = str(environment.get("device", UNKNOWN)).partition(":")[0]
+    found = {"device": f"{device} {environment.get('device_name') or UNKNOWN}".strip()}
+    if device != "cuda":
+        found["cores"] = str(environment.get("cores", UNKNOWN))
+        found["threads"] = str(environment.get("threads", UNKNOWN))
+    dtype = str(trainer.get("dtype", UNKNOWN))
+    found["dtype"] = f"{dtype} (TF32)" if trainer.get("tf32") and device == "cuda" else dtype
+    return found
+
+
+def differences(runs: Iterable[Run]) -> dict[str, dict[str, int]]:
+    """The conditions in which the runs differ: for each, its values and how many runs have them."""
+    counts: dict[str, dict[str, int]] = {}
+    found = [conditions(run) for run in runs]
+    for key in dict.fromkeys(key for entry in found for key in entry):
+        values: dict[str, int] = {}
+        for entry in found:
+            if key in entry:
+                values[entry[key]] = values.get(entry[key], 0) + 1
+        if len(values) > 1:
+            counts[key] = values
+    return counts
+
+
+def require_same(runs: Iterable[Run]) -> None:
+    """Refuse to compare times that were measured under different conditions.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    found = differences(runs)
+    if found:
+        lines = [
+            f"  {key}: " + ", ".join(f"{value} ({_runs(count)})" for value, count in values.items())
+            for key, values in found.items()
+        ]
+        raise InputError(
+            "\n".join(
+                [
+                    "compare: the times cannot be compared, the runs differ in hardware or number format:",
+                    *lines,
+                    "compare fewer folders, or give --mixed-hardware to compare them all the same",
+                ]
+            )
+        )
+
+
+def describe(runs: Iterable[Run]) -> str:
+    """The hardware in a line, or in one for each kind of it."""
+    lines: dict[str, None] = {}
+    for run in runs:
+        found = conditions(run)
+        threads = f", {found['threads']} threads on {found['cores']} cores" if "threads" in found else ""
+        torch = run.environment.get("packages", {}).get("torch")
+        version = f", torch {torch}" if torch else ""
+        lines[f"{found['device']}{threads}, {found['dtype']}{version}"] = None
+    return "; ".join(lines)
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

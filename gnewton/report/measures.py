@@ -1,0 +1,161 @@
+"""What one run comes to, and what the runs of a set-up come to: medians and spreads that drop nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from gnewton.report.runs import BROKEN, ENDED, Run
+from gnewton.report.setups import Setup
+from gnewton.report.target import Target
+from gnewton.training.settings import METRICS
+
+SPREAD_FROM = 5
+"""From so many runs on the spread is the range of the middle half, below it the whole range."""
+
+TO_TARGET = {"target_seconds": "train_seconds", "target_steps": "step", "target_epochs": "epoch"}
+"""Measures of the way to the target, and the column of metrics.csv each is read from."""
+
+COSTS = ("seconds_per_step", "summary_share", "solve_share", "train_seconds", "peak_memory_mib")
+"""What a run cost: seconds of training per step, shares of these in the summary and in the solve, …"""
+
+MEASURES = (*TO_TARGET, *METRICS, *COSTS, "epochs", "steps")
+"""All numbers that :func:`measure_run` finds."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and spread of a measure over the runs of a set-up.
+
+    Attributes:
+        median: of all values, ±infinity standing for a run that missed the target or has no end value.
+        low, high: the quartiles from :data:`SPREAD_FROM` values on, else the extremes.
+        count: number of values.
+    """
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> Spread:
+        """Of the values that are numbers or infinite; NaN means that nothing was measured."""
+        known = sorted(value for value in map(float, values) if not math.isnan(value))
+        if not known:
+            return cls(math.nan, math.nan, math.nan, 0)
+        share = 0.25 if len(known) >= SPREAD_FROM else 0.0
+        return cls(quantile(known, 0.5), quantile(known, share), quantile(known, 1 - share), len(known))
+
+
+def quantile(ordered: list[float], share: float) -> float:
+    """The quantile of sorted values, linear between two neighbours; infinite as soon as one of them is."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    weight = place - below
+    if weight == 0 or ordered[below] == ordered[below + 1]:
+        return ordered[below]
+    return ordered[below] * (1 - weight) + ordered[below + 1] * weight
+
+
+def measure_run(run: Run, target: Target | None) -> dict[str, float]:
+    """Every measure of :data:`MEASURES`; NaN where there is none.
+
+    The end values of a diverged or failed run are the worst there are: an infinite loss, an accuracy of
+    minus infinity.
+    """
+    found = dict.fromkeys(MEASURES, math.nan)
+    if target is not None:
+        reached = target.reached(run)
+        found |= {name: reached[column] for name, column in TO_TARGET.items()}
+    if not run.metrics.empty:
+        last = run.metrics.iloc[-1]
+        found |= {
+            "epochs": float(last["epoch"]),
+            "steps": float(last["step"]),
+            "train_seconds": float(last["train_seconds"]),
+        }
+        if "peak_memory_mib" in last:
+            found["peak_memory_mib"] = float(run.metrics["peak_memory_mib"].max())
+        if last["step"] > 0:
+            found["seconds_per_step"] = float(last["train_seconds"]) / float(last["step"])
+        found |= _shares(run, float(last["step"]), float(last["train_seconds"]))
+        if run.status in ENDED:
+            found |= {name: float(last[name]) for name in METRICS if name in last}
+    if run.status in BROKEN:
+        found |= {name: -math.inf if name.endswith("accuracy") else math.inf for name in METRICS}
+    return found
+
+
+def _shares(run: Run, step: float, seconds: float) -> dict[str, float]:
+    """Shares of the training time in the summary and the solve, over the updates before ``step``."""
+    rates = run.rates
+    if rates is None or seconds <= 0 or not {"summary_seconds", "solve_seconds"} <= set(rates):
+        return {}
+    updates = rates[rates["step"] < step].drop_duplicates("update")
+    return {
+        "summary_share": float(updates["summary_seconds"].sum()) / seconds,
+        "solve_share": float(updates["solve_seconds"].sum()) / seconds,
+    }
+
+
+def table_of_runs(setups: Iterable[Setup], targets: dict[str, Target | None]) -> pd.DataFrame:
+    """One row per run: set-up, seed, status, folder and every measure.
+
+    Args:
+        setups: the set-ups.
+        targets: the target of each, by label.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "problem": setup.problem,
+                "setup": setup.label,
+                "optimizer": setup.optimizer,
+                "seed": run.seed,
+                "status": run.status,
+                **measure_run(run, targets[setup.label]),
+                "folder": str(run.folder),
+            }
+            for setup in setups
+            for run in setup.runs
+        ]
+    )
+
+
+def table_of_setups(
+    setups: Iterable[Setup], runs: pd.DataFrame, targets: dict[str, Target | None]
+) -> pd.DataFrame:
+    """One row per set-up: counts, target, and a :class:`Spread` in the column of every measure."""
+    rows = []
+    for setup in setups:
+        own = runs[runs["setup"] == setup.label]
+        target = targets[setup.label]
+        row: dict[str, object] = {
+            "problem": setup.problem,
+            "setup": setup.label,
+            "solver": setup.solver,
+            "optimizer": setup.optimizer,
+            "runs": len(own),
+            "ended": int(own["status"].isin(ENDED).sum()),
+            "diverged": int((own["status"] == "diverged").sum()),
+            "failed": int((own["status"] == "failed").sum()),
+            "target": "" if target is None else str(target),
+            "reached": int(own["target_seconds"].map(math.isfinite).sum()),
+            "missed": int((own["target_seconds"] == math.inf).sum()),
+        }
+        row["unfinished"] = row["runs"] - row["ended"] - row["diverged"] - row["failed"]  # type: ignore[operator]
+        rows.append(row | {name: Spread.over(own[name]) for name in MEASURES})
+    return pd.DataFrame(rows)
+
+
+def flat_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of set-ups with plain columns: each measure as its median, low and high end and count."""
+    flat = table[[name for name in table if name not in MEASURES]].copy()
+    for name in MEASURES:
+        for part in ("median", "low", "high", "count"):
+            flat[f"{name}_{part}"] = [getattr(spread, part) for spread in table[name]]
+    return flat

@@ -1,0 +1,1 @@
+"""Plots as matplotlib figures, built without pyplot so that nothing global changes."""

@@ -1,0 +1,102 @@
+"""Loss and accuracy against epochs or seconds, a line and a band for each set-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gnewton.report.curves import band, curves, worst_of
+from gnewton.report.plots.style import figure, legend_below, looks
+from gnewton.report.setups import Setup
+
+X_AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
+"""The columns of metrics.csv that progress is shown against, with what they are called."""
+
+SPLITS = ("train", "validation", "test")
+
+
+def progress_figure(setups: Sequence[Setup], x: str, title: str = "") -> Figure | None:
+    """A row of axes for the loss and one for the accuracy, a column for each split that was measured.
+
+    Lines are medians over the seeds, bands their spread, thin lines the runs themselves; a cross ends a run
+    that diverged or failed.
+
+    Args:
+        setups: of one problem.
+        x: "epoch" or "train_seconds".
+        title: above all.
+
+    Returns:
+        None where nothing was measured.
+    """
+    grid = _measured(setups, x)
+    if not grid:
+        return None
+    made, axes = figure(len(grid), len(grid[0]))
+    if title:
+        made.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for row, metrics in zip(axes, grid, strict=True):
+        for axis, metric in zip(row, metrics, strict=True):
+            _draw(axis, setups, x, metric)
+    styles = looks(len(setups))
+    from matplotlib.lines import Line2D
+
+    legend_below(made, [Line2D([], [], **style) for style in styles], [setup.label for setup in setups])
+    return made
+
+
+def _measured(setups: Sequence[Setup], x: str) -> list[list[str]]:
+    """The metrics to show: kinds × splits, without the splits and kinds of which there is no value."""
+    known = {
+        f"{split}_{kind}"
+        for split in SPLITS
+        for kind in ("loss", "accuracy")
+        if any(curves(setup, x, f"{split}_{kind}") for setup in setups)
+    }
+    splits = [split for split in SPLITS if f"{split}_loss" in known or f"{split}_accuracy" in known]
+    kinds = [kind for kind in ("loss", "accuracy") if any(f"{split}_{kind}" in known for split in splits)]
+    return [[f"{split}_{kind}" for split in splits] for kind in kinds]
+
+
+def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
+    smallest = np.inf
+    for setup, style in zip(setups, looks(len(setups)), strict=True):
+        members = curves(setup, x, metric)
+        for member in members:
+            smallest = min(smallest, float(member.y.min()))
+            alone = len(members) == 1
+            axis.plot(
+                member.x, member.y, **style, linewidth=1.6 if alone else 0.6, alpha=1.0 if alone else 0.4
+            )
+            if member.broken:
+                axis.plot(member.x[-1], member.y[-1], "x", color=style["color"], markersize=7)
+        if len(members) > 1:
+            _draw_band(axis, members, metric, style)
+    axis.set_xlabel(X_AXES[x])
+    split, _, kind = metric.partition("_")
+    axis.set_title(f"{split} {kind}")
+    axis.set_xlim(left=0)
+    if kind == "loss" and 0 < smallest < np.inf:
+        axis.set_yscale("log")
+    elif kind == "accuracy":
+        axis.yaxis.set_major_formatter(_percent)
+
+
+def _draw_band(axis: Axes, members: list[Any], metric: str, style: dict[str, Any]) -> None:
+    found = band(members, worst=worst_of(metric))
+    if found is None:
+        return
+    shown = np.isfinite(found.median)
+    axis.plot(found.x[shown], found.median[shown], **style, linewidth=1.8)
+    filled = np.isfinite(found.low) & np.isfinite(found.high)
+    axis.fill_between(
+        found.x, found.low, found.high, where=filled.tolist(), color=style["color"], alpha=0.15, linewidth=0
+    )
+
+
+def _percent(value: float, _position: float) -> str:
+    return f"{100 * value:g} %"

@@ -1,0 +1,100 @@
+"""The learning rates of the groups over training, one figure for each set-up that has them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from gnewton.report.plots.style import figure, legend_below
+from gnewton.report.setups import Setup
+
+LEGEND_UP_TO = 24
+"""Up to so many groups each is named; beyond, a colour bar gives their places in the partition."""
+
+
+def median_rates(setup: Setup) -> tuple[pd.DataFrame, int] | None:
+    """Rates by step (rows) and group (columns), the median over the runs, and how many runs these are.
+
+    Updates of the warm-up, in which nothing moves, are left out. Runs are compared at the steps they share.
+
+    Returns:
+        None where no run has rates.
+    """
+    tables = []
+    for run in setup.runs:
+        if run.rates is None:
+            continue
+        rates = run.rates
+        if "warmup" in rates:
+            rates = rates[~rates["warmup"].astype(bool)]
+        order = list(dict.fromkeys(rates["group"]))
+        tables.append(rates.pivot_table(index="step", columns="group", values="rate")[order])
+    tables = [table for table in tables if len(table)]
+    if not tables:
+        return None
+    shared = tables[0].index
+    for table in tables[1:]:
+        shared = shared.intersection(table.index)
+    values = np.median(np.stack([table.loc[shared].to_numpy(dtype=float) for table in tables]), axis=0)
+    return pd.DataFrame(values, index=shared, columns=tables[0].columns), len(tables)
+
+
+def rates_figure(setup: Setup) -> Figure | None:
+    """Learning rate λ₁η of every group against training steps; biases and other vectors are dashed.
+
+    Returns:
+        None where the set-up has no rates.
+    """
+    found = median_rates(setup)
+    if found is None:
+        return None
+    rates, runs = found
+    made, axes = figure(1, 1, width=8.0, height=4.5)
+    axis = axes[0][0]
+    names = [str(name) for name in rates.columns]
+    colors = _colors(len(names))
+    handles = [
+        axis.step(
+            rates.index.to_numpy(),
+            rates[name].to_numpy(),
+            where="post",
+            color=color,
+            linewidth=1.3,
+            linestyle="--" if name.rpartition(".")[2] in ("bias", "biases") else "-",
+        )[0]
+        for name, color in zip(rates.columns, colors, strict=True)
+    ]
+    axis.set_xlabel("training steps")
+    axis.set_ylabel("learning rate of the group")
+    over = f", median of {runs} runs" if runs > 1 else ""
+    axis.set_title(f"{setup.label}: rates{over}")
+    _scale(axis, rates.to_numpy())
+    if len(names) <= LEGEND_UP_TO:
+        legend_below(made, handles, names)
+    else:
+        from matplotlib import colormaps
+
+        mappable = ScalarMappable(Normalize(1, len(names)), colormaps["viridis"])
+        made.colorbar(mappable, ax=axis, label="place of the group in the partition (dashed: biases)")
+    return made
+
+
+def _colors(count: int) -> list[tuple[float, ...]]:
+    from matplotlib import colormaps
+
+    return [tuple(color) for color in colormaps["viridis"](np.linspace(0, 0.92, count))]
+
+
+def _scale(axis, values) -> None:  # type: ignore[no-untyped-def]
+    """Logarithmic where all rates are positive; linear around zero where some are not."""
+    positive = np.abs(values[np.isfinite(values) & (values != 0)])
+    if not len(positive):
+        return
+    if (values[np.isfinite(values)] > 0).all():
+        axis.set_yscale("log")
+    else:
+        axis.set_yscale("symlog", linthresh=float(np.quantile(positive, 0.05)))
+        axis.axhline(0, color="#888888", linewidth=0.8)

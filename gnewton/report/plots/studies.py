@@ -1,0 +1,104 @@
+"""Two plots across set-ups: sensitivity to the learning rate, and the performance profile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gnewton.report.plots.style import figure, legend_below, looks
+from gnewton.report.profile import Profile
+from gnewton.report.sensitivity import Sensitivity
+
+_MARKED = 0.97  # height at which diverged runs are marked, as a share of the axes
+
+_NAMES = {"target_seconds": "training seconds", "target_steps": "steps", "target_epochs": "epochs"}
+
+
+def sensitivity_figure(metric: str, methods: Sequence[Sensitivity]) -> Figure | None:
+    """Final loss against the learning rate, on log axes, one of the axes for each problem.
+
+    Points are runs, lines go through the medians, triangles at the upper edge are runs that diverged.
+
+    Returns:
+        None where no method has runs at several learning rates.
+    """
+    problems = list(dict.fromkeys(method.problem for method in methods))
+    if not problems:
+        return None
+    made, axes = figure(1, len(problems), width=5.2, height=3.8)
+    labels = list(dict.fromkeys(method.label for method in methods))
+    styles = dict(zip(labels, looks(len(labels)), strict=True))
+    for axis, problem in zip(axes[0], problems, strict=True):
+        own = [method for method in methods if method.problem == problem]
+        for method in own:
+            _draw_method(axis, method, styles[method.label])
+        finite = [p for method in own for points in method.points for p in points if math.isfinite(p)]
+        axis.set_xscale("log")
+        if finite and min(finite) > 0:
+            axis.set_yscale("log")
+        dampings = {method.option for method in own} != {"optimizer.lr"}
+        axis.set_xlabel("learning rate (GroupedNewton: damping λ₁)" if dampings else "learning rate")
+        axis.set_ylabel(f"final {metric.replace('_', ' ')}")
+        axis.set_title(problem)
+    handles = [Line2D([], [], **styles[label], marker="o", markersize=4) for label in labels]
+    if any(math.isinf(p) for method in methods for points in method.points for p in points):
+        handles.append(Line2D([], [], color="#555555", linestyle="none", marker="^", markerfacecolor="none"))
+        labels.append("diverged or failed")
+    legend_below(made, handles, labels)
+    return made
+
+
+def _draw_method(axis: Axes, method: Sensitivity, style: dict[str, Any]) -> None:
+    medians = np.array([spread.median for spread in method.losses])
+    shown = np.isfinite(medians)
+    axis.plot(np.array(method.rates)[shown], medians[shown], **style, linewidth=1.6)
+    for rate, points in zip(method.rates, method.points, strict=True):
+        finite = [point for point in points if math.isfinite(point)]
+        axis.plot([rate] * len(finite), finite, "o", color=style["color"], markersize=3.5, alpha=0.7)
+        lost = len(points) - len(finite)
+        if lost:
+            axis.plot(
+                rate,
+                _MARKED,
+                "^",
+                color=style["color"],
+                markerfacecolor="none",
+                markersize=7,
+                transform=axis.get_xaxis_transform(),
+                clip_on=False,
+            )
+
+
+def profile_figure(profiles: Sequence[Profile]) -> Figure | None:
+    """ρ(τ), the share of instances solved within τ times the best solver's time, one of the axes a measure.
+
+    Returns:
+        None where there is no profile.
+    """
+    if not profiles:
+        return None
+    made, axes = figure(1, len(profiles), width=5.0, height=3.6)
+    solvers = [str(name) for name in profiles[0].ratios.columns]
+    handles: list[Any] = []
+    for axis, profile in zip(axes[0], profiles, strict=True):
+        up_to = max(2.0, 1.15 * profile.largest)
+        handles = [
+            axis.step(*profile.steps(solver, up_to), where="post", linewidth=1.8, **style)[0]
+            for solver, style in zip(solvers, looks(len(solvers)), strict=True)
+        ]
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_xlim(1, up_to)
+        axis.set_ylim(-0.03, 1.05)
+        axis.set_xlabel("factor τ to the fewest " + _NAMES[profile.measure])
+        axis.set_ylabel("share of instances")
+        count = len(profile.ratios)
+        axis.set_title(f"{_NAMES[profile.measure]}, {count} instance{'s' if count != 1 else ''}")
+    legend_below(made, handles, solvers)
+    return made

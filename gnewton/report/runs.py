@@ -1,0 +1,165 @@
+"""Run folders as they lie on the disk: found below any folder, read without torch or Hydra."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from gnewton.errors import InputError
+
+ENDED = ("done", "target", "limit")
+"""Statuses of runs that came to their end as asked."""
+
+BROKEN = ("diverged", "failed")
+"""Statuses of runs that ended, and have no final value."""
+
+UNFINISHED = "unfinished"
+"""Status of a run that says nothing of its end: it was killed, or it is still going on."""
+
+_NEEDED = ("epoch", "step", "train_seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: where it is.
+        config: the resolved configuration, nested.
+        environment: environment.json, empty if there is none.
+        result: result.json, empty if there is none.
+        metrics: metrics.csv, one row per evaluated epoch, perhaps none.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    result: dict[str, Any]
+    metrics: pd.DataFrame = field(repr=False)
+
+    @property
+    def status(self) -> str:
+        """How the run ended; "unfinished" where result.json does not say."""
+        return str(self.result.get("status", UNFINISHED))
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return int(self.config.get("seed", 0))
+
+    @cached_property
+    def rates(self) -> pd.DataFrame | None:
+        """rates.csv, one row per update and group; None for optimizers without."""
+        path = self.folder / "rates.csv"
+        if not path.is_file():
+            return None
+        rates = _read_csv(path, ("update", "step", "group", "rate"))
+        return None if rates.empty else rates
+
+
+def find_runs(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Every run folder in or below ``roots``, each once, in the order of their paths.
+
+    Returns:
+        the runs, and a line for each folder that looks like one and cannot be read.
+
+    Raises:
+        InputError: if a root is not there, or no run is.
+    """
+    roots = list(roots)
+    folders: dict[Path, None] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder")
+        folders |= dict.fromkeys(folder.resolve() for folder in sorted(_candidates(root)))
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except InputError as error:  # noqa: PERF203
+            problems.append(f"left out: {error}")
+    if not runs:
+        where = ", ".join(map(str, roots))
+        raise InputError("\n".join([f"{where}: there is no run folder in it or below", *problems]))
+    return runs, problems
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        InputError: if its configuration or its metrics cannot be read.
+    """
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{folder}: config.yaml cannot be read ({_first_line(error)})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder}: config.yaml holds no options")
+    metrics = folder / "metrics.csv"
+    return Run(
+        folder,
+        config,
+        _read_json(folder / "environment.json"),
+        _read_json(folder / "result.json"),
+        _read_csv(metrics, _NEEDED) if metrics.is_file() else pd.DataFrame(columns=list(_NEEDED)),
+    )
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    """Folders with metrics, or with a configuration and what only a run writes beside it.
+
+    A link to a folder is followed one level deep: a sweep may point at its runs.
+    """
+    for path in root.rglob("*"):
+        if path.is_symlink() and path.is_dir() and _is_run(path):
+            yield path
+        if path.name in ("metrics.csv", "config.yaml") and _is_run(path.parent):
+            yield path.parent
+    if _is_run(root):
+        yield root
+
+
+def _is_run(folder: Path) -> bool:
+    if (folder / "metrics.csv").is_file():
+        return True
+    return (folder / "config.yaml").is_file() and (
+        (folder / "environment.json").is_file() or (folder / "result.json").is_file()
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return content
+
+
+def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
+    """The whole lines of a CSV file: a kill may have left a last one without its end."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
+    except (OSError, ValueError) as error:  # pandas' errors and broken UTF-8 are ValueErrors
+        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
+    missing = [name for name in needed if name not in frame]
+    if missing:
+        raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
+    return frame
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

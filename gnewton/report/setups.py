@@ -1,0 +1,210 @@
+"""Set-ups: runs that differ in nothing but the seed, and what tells one set-up from another."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gnewton.report.hardware import conditions, differences
+from gnewton.report.runs import BROKEN, ENDED, Run
+
+IGNORED = ("seed", "output_root", "trainer.progress")
+"""Options that make no set-up of its own: the seed, and where and how a run reports."""
+
+PROBLEM = ("model", "data")
+"""Parts of the configuration that say what is solved; the others say how."""
+
+_LAST = ("name", "hardware")  # labels: told apart by these only where nothing else does
+
+
+@dataclass
+class Setup:
+    """Runs of one configuration over seeds.
+
+    Attributes:
+        options: the configuration, flat: dotted name to value; without what :data:`IGNORED` names.
+        runs: one per seed, by seed.
+        label: the shortest text that tells it from the other set-ups.
+        problem: the same for what is solved; set-ups of one problem can be compared.
+        solver: the same for how it is solved; the same method on several problems has one.
+    """
+
+    options: dict[str, Any]
+    runs: list[Run] = field(default_factory=list)
+    label: str = ""
+    problem: str = ""
+    solver: str = ""
+
+    @property
+    def optimizer(self) -> str:
+        """Name of the optimizer."""
+        return str(self.options.get("optimizer.name", "?"))
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as dotted names; a list is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
+    """Gather the runs to set-ups, and label these.
+
+    Of several runs of a set-up with the same seed one counts: the latest that ended, else the latest.
+
+    Returns:
+        the set-ups by problem and label, and a line for each run that does not count.
+    """
+    runs = list(runs)
+    mixed = differences(runs)
+    setups: dict[str, Setup] = {}
+    for run in runs:
+        options = {key: value for key, value in flatten(run.config).items() if key not in IGNORED}
+        if mixed:
+            found = conditions(run)
+            options["hardware"] = ", ".join(found[key] for key in mixed if key in found)
+        key = json.dumps(options, sort_keys=True, default=str)
+        setups.setdefault(key, Setup(options)).runs.append(run)
+    ordered = list(setups.values())
+    _label_all(ordered)
+    ordered.sort(key=lambda setup: (setup.problem, setup.label))
+    notes = [note for setup in ordered for note in _one_run_per_seed(setup)]
+    return ordered, notes
+
+
+def _one_run_per_seed(setup: Setup) -> list[str]:
+    seeds: dict[int, list[Run]] = {}
+    for run in setup.runs:
+        seeds.setdefault(run.seed, []).append(run)
+    notes, kept = [], []
+    for seed, same in sorted(seeds.items()):
+        in_time = sorted(same, key=lambda run: run.folder.name)  # folders are named by their start
+        ended = [run for run in in_time if run.status in (*ENDED, *BROKEN)]
+        chosen = (ended or in_time)[-1]
+        kept.append(chosen)
+        if len(same) > 1:
+            statuses = ", ".join(f"{count} {status}" for status, count in _statuses(same).items())
+            notes.append(
+                f"{setup.label}, seed {seed}: {len(same)} runs ({statuses}); {chosen.folder.name} counts"
+            )
+    setup.runs = kept
+    return notes
+
+
+def _statuses(runs: Iterable[Run]) -> dict[str, int]:
+    return dict(Counter(run.status for run in runs))
+
+
+def _label_all(setups: list[Setup]) -> None:
+    """Fill in label, problem and solver of every set-up."""
+    problems = [_part(setup, lambda key: key.split(".")[0] in PROBLEM) for setup in setups]
+    for setup, label in zip(setups, _problem_labels(problems), strict=True):
+        setup.problem = label
+    several = len({setup.problem for setup in setups}) > 1
+    for problem in dict.fromkeys(setup.problem for setup in setups):
+        of_problem = [setup for setup in setups if setup.problem == problem]
+        options = [_part(setup, lambda key: key.split(".")[0] not in PROBLEM) for setup in of_problem]
+        for setup, solver in zip(of_problem, distinguish(options, always=("optimizer.name",)), strict=True):
+            setup.solver = solver
+            setup.label = f"{problem}: {solver}" if several else solver
+    _same_name_on_all_problems(setups)
+
+
+def _same_name_on_all_problems(setups: list[Setup]) -> None:
+    """A solver is called by its optimizer where that is enough on every problem, whatever its options."""
+    counts = Counter((setup.problem, setup.optimizer) for setup in setups)
+    for name in {setup.optimizer for setup in setups}:
+        if all(count == 1 for (_, optimizer), count in counts.items() if optimizer == name):
+            for setup in setups:
+                if setup.optimizer == name:
+                    setup.solver = name
+
+
+def _problem_labels(problems: list[dict[str, Any]]) -> list[str]:
+    return distinguish(problems, always=("model.name", "data.name"))
+
+
+def _part(setup: Setup, wanted: Callable[[str], bool]) -> dict[str, Any]:
+    return {key: value for key, value in setup.options.items() if wanted(key)}
+
+
+def distinguish(options: Sequence[dict[str, Any]], always: tuple[str, ...] = ()) -> list[str]:
+    """One short text per entry, different wherever the entries are.
+
+    The values of ``always`` come first. Entries that these leave alike are told apart by the option with
+    the most different values among them, and so on: each text names only what is needed.
+    """
+    chosen: list[list[str]] = [[] for _ in options]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, entry in enumerate(options):
+        groups.setdefault(tuple(_show(entry.get(key)) for key in always), []).append(index)
+    pending = list(groups.values())
+    while pending:
+        members = pending.pop()
+        key = _best_key([options[index] for index in members], always)
+        if key is None:
+            continue
+        parts: dict[str, list[int]] = {}
+        for index in members:
+            parts.setdefault(_show(options[index].get(key)), []).append(index)
+            chosen[index].append(key)
+        pending.extend(parts.values())
+    names = _short_names({key for keys in chosen for key in keys})
+    return [
+        " ".join(
+            [
+                " ".join(_show(entry.get(key)) for key in always),
+                *(f"{names[key]}={_show(entry.get(key))}" for key in keys if key in entry),
+            ]
+        ).strip()
+        for entry, keys in zip(options, chosen, strict=True)
+    ]
+
+
+def _best_key(entries: list[dict[str, Any]], always: tuple[str, ...]) -> str | None:
+    """The option that splits the entries into most parts; None if they are all alike."""
+    keys = list(dict.fromkeys(key for entry in entries for key in entry if key not in always))
+    best, most = None, (-1, 0, 0, 0, 0)
+    for position, key in enumerate(keys):
+        different = len({_show(entry.get(key)) for entry in entries})
+        rank = (
+            int(key not in _LAST),
+            different,
+            int(all(key in entry for entry in entries)),
+            int(key.endswith(".name")) - key.count("."),  # a choice explains the options that come with it
+            -position,
+        )
+        if different > 1 and rank > most:
+            best, most = key, rank
+    return best
+
+
+def _short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The last word of each dotted name, or more of it where that is not enough; a choice is its group."""
+    full = {key: key.removesuffix(".name") if "." in key else key for key in keys}
+    counts = Counter(name.rpartition(".")[2] for name in full.values())
+    return {
+        key: name if counts[name.rpartition(".")[2]] > 1 else name.rpartition(".")[2]
+        for key, name in full.items()
+    }
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_show, value)) + "]"
+    return str(value)

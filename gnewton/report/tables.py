@@ -1,0 +1,206 @@
+"""The tables for people: what stands in each column, how a cell is written, as plain text or Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from gnewton.report.measures import Spread
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure as a column of a table.
+
+    Attributes:
+        title: heading, with the unit.
+        measure: one of :data:`gnewton.report.measures.MEASURES`.
+        scale: factor on the numbers.
+        unit: written after each number.
+        best: +1 where more is better, −1 where less is, 0 where neither.
+        infinite: what stands for an infinite value.
+    """
+
+    title: str
+    measure: str
+    scale: float = 1.0
+    unit: str = ""
+    best: int = 0
+    infinite: str = "diverged"
+
+    def cell(self, spread: Spread) -> str:
+        """Median and, of several runs, spread."""
+        if spread.count == 0:
+            return NOTHING
+        median, low, high = map(self.number, (spread.median, spread.low, spread.high))
+        text = median if median == self.infinite else f"{median}{self.unit}"
+        return text if low == high else f"{text} ({low}…{high})"
+
+    def number(self, value: float) -> str:
+        """One number, without its unit."""
+        if math.isinf(value):
+            return self.infinite
+        scaled = value * self.scale
+        return f"{scaled:.1f}" if self.unit == " %" else significant(scaled)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written: strings, and which of them are the best of their column and problem."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    best: list[list[bool]]
+
+
+def _losses() -> list[Column]:
+    return [Column(split, f"{split}_loss", best=-1) for split in ("train", "validation", "test")]
+
+
+def _accuracies() -> list[Column]:
+    return [
+        Column(split, f"{split}_accuracy", scale=100, unit=" %", best=1)
+        for split in ("train", "validation", "test")
+    ]
+
+
+LOSS = (Column("epochs", "epochs"), *_losses())
+
+ACCURACY = tuple(_accuracies())
+
+TARGET = (
+    Column("training s", "target_seconds", best=-1, infinite="missed"),
+    Column("steps", "target_steps", best=-1, infinite="missed"),
+    Column("epochs", "target_epochs", best=-1, infinite="missed"),
+)
+
+COST = (
+    Column("training s", "train_seconds"),
+    Column("ms/step", "seconds_per_step", scale=1000, best=-1),
+    Column("in the summary", "summary_share", scale=100, unit=" %"),
+    Column("in the solve", "solve_share", scale=100, unit=" %"),
+    Column("peak MiB", "peak_memory_mib", best=-1),
+)
+
+
+def build_tables(table: pd.DataFrame) -> list[Table]:
+    """The way to the target (where there is one), losses and accuracies at the end, and the cost.
+
+    Args:
+        table: of :func:`gnewton.report.measures.table_of_setups`.
+    """
+    tables = []
+    targets = [target for target in dict.fromkeys(table["target"]) if target]
+    if targets:
+        with_target = table[table["target"] != ""]
+        title = f"To the target: {targets[0]}" if len(targets) == 1 else "To the target"
+        lead: list[tuple[str, Callable[[Any], str]]] = [("set-up", lambda row: row["setup"])]
+        if len(targets) > 1:
+            lead.append(("target", lambda row: row["target"]))
+        lead.append(("reached", lambda row: f"{row['reached']} of {row['reached'] + row['missed']}"))
+        tables.append(_table(title, with_target, lead, TARGET))
+    setup: list[tuple[str, Callable[[Any], str]]] = [("set-up", lambda row: row["setup"])]
+    tables.append(_table("Loss at the end", table, [*setup, ("runs", runs_cell)], LOSS))
+    if any(spread.count for column in ACCURACY for spread in table[column.measure]):
+        tables.append(_table("Accuracy at the end", table, setup, ACCURACY))
+    tables.append(_table("Cost", table, setup, COST))
+    return tables
+
+
+def runs_cell(row: Any) -> str:
+    """How many runs there are, and how many of them came to no good end."""
+    bad = [f"{row[name]} {name}" for name in ("diverged", "failed", "unfinished") if row[name]]
+    return f"{row['runs']} ({', '.join(bad)})" if bad else str(row["runs"])
+
+
+def as_text(tables: Sequence[Table]) -> str:
+    """Aligned columns for a terminal."""
+    return "\n\n".join(f"{table.title}\n\n{_aligned(table)}" for table in tables)
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """Markdown, the best values in bold."""
+    return "\n\n".join(f"## {table.title}\n\n{_markdown(table)}" for table in tables)
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number with so many significant digits, without an exponent where that stays short."""
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}g}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _table(
+    title: str,
+    rows: pd.DataFrame,
+    lead: Sequence[tuple[str, Callable[[Any], str]]],
+    columns: Sequence[Column],
+) -> Table:
+    used = [column for column in columns if any(spread.count for spread in rows[column.measure])]
+    marks = {column.measure: _best(rows, column) for column in used}
+    return Table(
+        title,
+        [*(heading for heading, _ in lead), *(column.title for column in used)],
+        [
+            [*(cell(row) for _, cell in lead), *(column.cell(row[column.measure]) for column in used)]
+            for _, row in rows.iterrows()
+        ],
+        [
+            [*(False for _ in lead), *(marks[column.measure][position] for column in used)]
+            for position in range(len(rows))
+        ],
+    )
+
+
+def _best(rows: pd.DataFrame, column: Column) -> list[bool]:
+    """Which medians are the best of their problem, where it has several set-ups; ties all count."""
+    marks = [False] * len(rows)
+    if not column.best:
+        return marks
+    problems = rows["problem"].tolist()
+    medians = [spread.median for spread in rows[column.measure]]
+    for problem in set(problems):
+        finite = [m for m, p in zip(medians, problems, strict=True) if p == problem and math.isfinite(m)]
+        if problems.count(problem) > 1 and finite:
+            top = max(finite) if column.best > 0 else min(finite)
+            marks = [
+                mark or (p == problem and median == top)
+                for mark, p, median in zip(marks, problems, medians, strict=True)
+            ]
+    return marks
+
+
+def _aligned(table: Table) -> str:
+    lines = [table.headings, *table.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.headings))]
+    texts = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join(["---", *["---:"] * (len(table.headings) - 1)]) + "|"
+    rows = [
+        line([f"**{cell}**" if best else cell for cell, best in zip(cells, marks, strict=True)])
+        for cells, marks in zip(table.rows, table.best, strict=True)
+    ]
+    return "\n".join([line(table.headings), rule, *rows])
