@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gnewton.cubic import CubicSolution, CubicStatus, solve_cubic
     from gnewton.optim.grouped_newton import GroupedNewton
+    from gnewton.optim.kfac import KFAC
     from gnewton.partition import Partition
     from gnewton.summary import Summary, summarize
 
@@ -21,6 +22,7 @@ _HOMES = {
     "CubicSolution": "gnewton.cubic",
     "CubicStatus": "gnewton.cubic",
     "GroupedNewton": "gnewton.optim.grouped_newton",
+    "KFAC": "gnewton.optim.kfac",
     "Partition": "gnewton.partition",
     "Summary": "gnewton.summary",
     "solve_cubic": "gnewton.cubic",
@@ -28,6 +30,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "KFAC",
     "CubicSolution",
     "CubicStatus",
     "GroupedNewton",

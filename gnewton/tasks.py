@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,10 @@ class Task(ABC):
     Attributes:
         input_shape: shape of one input without the batch axis, such as (3, 32, 32); () where there is none.
         outputs: numbers the model must return per sample (classes, or target dimensions).
+        likelihood: what the loss is the negative log-likelihood of, up to a factor; None where of nothing.
     """
+
+    likelihood: ClassVar[str | None] = None
 
     input_shape: tuple[int, ...]
     outputs: int
@@ -43,6 +47,8 @@ class Task(ABC):
 class Classification(Task):
     """One label out of ``outputs`` classes; cross-entropy. Targets: (N,) int64."""
 
+    likelihood: ClassVar[str | None] = "categorical"
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of logits (N, outputs)."""
         return F.cross_entropy(outputs, targets)
@@ -56,6 +62,8 @@ class Classification(Task):
 class Regression(Task):
     """``outputs`` real targets; mean squared error. Targets: (N, outputs)."""
 
+    likelihood: ClassVar[str | None] = "gaussian"
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error over samples and targets."""
         return F.mse_loss(outputs, targets)
@@ -64,6 +72,8 @@ class Regression(Task):
 @dataclass(frozen=True)
 class Reconstruction(Task):
     """The target is the input, in [0, 1]; binary cross-entropy. Targets: (N, outputs)."""
+
+    likelihood: ClassVar[str | None] = "bernoulli"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy of logits (N, outputs) over samples and pixels."""

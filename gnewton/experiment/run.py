@@ -206,6 +206,7 @@ def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def _log_file(folder: Path | None) -> Iterator[None]:
+        likelihood=parts.data.task.likelihood,
     """The log goes to train.log too, whatever is shown; without a folder nothing is logged at all."""
     if folder is None:
         log.disabled = True

@@ -34,6 +34,8 @@ class Problem:
         partition: the groups; None where the chosen optimizer uses none.
         curvature: gives an endless series of batches of a size, independent of the training order.
         on_update: receives a record of every update of the rates.
+        likelihood: "categorical", "gaussian" or "bernoulli": what the loss is the negative log-likelihood of;
+            None where the loss is none.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Problem:
     partition: Partition | None
     curvature: Callable[[int | None], Iterable[tuple[Tensor, Tensor]]]
     on_update: Callable[[RateUpdate], None]
+    likelihood: str | None = None
 
 
 @dataclass(kw_only=True)

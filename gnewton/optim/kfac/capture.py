@@ -1,0 +1,240 @@
+"""Hooks that gather what K-FAC needs while the model runs: statistics when due, and rows of gradients."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from gnewton.errors import InputError
+from gnewton.optim.kfac.gradient import LowRankGradient
+from gnewton.optim.kfac.layers import Layer, Module
+from gnewton.optim.kfac.likelihoods import Sampler
+from gnewton.optim.kfac.statistics import Basis, Sums
+
+_PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
+"""Nodes of a linear layer on a matrix of inputs, with the places of the bias's and the weight's gradient."""
+
+
+@dataclass
+class _Pass:
+    """One forward pass of the model while statistics are due: its samples, and whether they are counted."""
+
+    samples: int = 0
+    counted: bool = False
+
+
+@dataclass
+class _Call:
+    """One call of a layer in such a pass; done once its gradient has come."""
+
+    layer: Layer
+    module: Module
+    inputs: Tensor
+    owner: _Pass
+    edge: Any = None
+    done: bool = False
+
+
+@dataclass
+class _Rows:
+    """The rows of a linear layer's gradient, and the tensors that autograd made of them."""
+
+    inputs: Tensor
+    outputs: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class Capture:
+    """Watches the forward and backward passes of a model in training mode with gradients enabled.
+
+    Passes that put other tensors in the place of the parameters (``torch.func.functional_call``) are not
+    looked at.
+
+    Args:
+        model: the network; its outputs are one tensor with the samples along the first axis.
+        layers: what to watch.
+        sampler: draws the vectors that are propagated back for the true Fisher; None: the gradients of the
+            real backward pass make the empirical one.
+        generator: gives the generator for the next draw, on the device of its argument.
+
+    Attributes:
+        due: whether the next passes feed the statistics.
+        samples: samples gathered since :meth:`clear`.
+        sums: what was gathered, layer by layer.
+        bases: where squares of gradients are wanted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        sampler: Sampler | None,
+        generator: Callable[[torch.device], torch.Generator],
+    ) -> None:
+        self.due = True
+        self.samples = 0
+        self.sums: dict[Layer, Sums] = {}
+        self.bases: Mapping[Layer, Basis | None] = {}
+        self._sampler = sampler
+        self._generator = generator
+        self._layer_of = {module: layer for layer in layers for module in layer.modules}
+        self._open = False
+        self._pass = _Pass()
+        self._calls: list[_Call] = []
+        self._rows: dict[Layer, _Rows] = {}
+        handles = [model.register_forward_pre_hook(_Hook(self._on_start))]
+        handles += [
+            module.register_forward_hook(_Hook(self._on_layer), with_kwargs=True) for module in self._layer_of
+        ]
+        handles.append(model.register_forward_hook(_Hook(self._on_end)))  # after that of a lone layer
+        self._handles = handles
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def clear(self) -> None:
+        """Forget what was gathered."""
+        self.samples = 0
+        self.sums = {}
+        self._rows.clear()
+
+    def forget_gradients(self) -> None:
+        """Forget what belongs to gradients that are discarded."""
+        if self._sampler is None:
+            self.samples = 0
+            self.sums = {}
+
+    def low_rank(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> LowRankGradient | None:
+        """The gradient of a layer by its rows, if ``weight`` and ``bias`` are what autograd made of them.
+
+        They are if they are the very tensors of the backward pass and nobody has written to them: a penalty
+        in the loss, an accumulated, clipped, averaged or replaced gradient all show.
+        """
+        kept = self._rows.get(layer)
+        if kept is None or kept.outputs is None or kept.weight is None:
+            return None
+        same = _same(weight, kept.weight)
+        if layer.bias is not None:
+            same &= bias is not None and kept.bias is not None and _same(bias, kept.bias)
+        if not same:
+            return None
+        return LowRankGradient(kept.inputs, kept.outputs, layer.bias is not None)
+
+    def _on_start(self, model: nn.Module, args: Any) -> None:
+        self._open = model.training and torch.is_grad_enabled()
+        self._pass = _Pass()
+        self._calls = []
+
+    def _on_layer(self, module: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        if not self._open or not output.requires_grad:
+            return
+        layer = self._layer_of[module]
+        if module._parameters.get("weight") is not layer.weight:
+            return
+        inputs = (args[0] if args else kwargs["input"]).detach()
+        self._watch_rows(layer, inputs, output)
+        if self.due:
+            call = _Call(layer, module, inputs, self._pass)
+            if self._sampler is None:
+                output.register_hook(partial(self._on_gradient, call))
+            else:
+                call.edge = get_gradient_edge(output)  # of now: an activation in place would change output
+            self._calls.append(call)
+
+    def _on_end(self, model: nn.Module, args: Any, output: Any) -> None:
+        self._open = False
+        if not self._calls:
+            return
+        calls, self._calls = self._calls, []
+        if not isinstance(output, Tensor) or output.dim() == 0:
+            raise InputError(
+                "model: KFAC needs a model that returns one tensor, samples along its first axis"
+            )
+        if not output.requires_grad:
+            return
+        self._pass.samples = len(output)
+        if self._sampler is not None:
+            self._propagate(self._sampler, output, calls)
+
+    @torch.no_grad()
+    def _propagate(self, sampler: Sampler, output: Tensor, calls: list[_Call]) -> None:
+        """Send drawn vectors back through the graph of the forward pass, which stays for the real loss."""
+        values = output.detach()
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        delta = sampler(values, self._generator(output.device)).to(output.dtype)
+        gradients = torch.autograd.grad(
+            output, [call.edge for call in calls], delta, retain_graph=True, allow_unused=True
+        )
+        for call, gradient in zip(calls, gradients, strict=True):
+            if gradient is not None:
+                self._add(call, gradient)
+
+    @torch.no_grad()
+    def _on_gradient(self, call: _Call, gradient: Tensor) -> None:
+        """The gradient of the real loss has reached the outputs of a layer; only its first visit counts."""
+        if not call.done:
+            self._add(call, gradient.detach())
+
+    def _add(self, call: _Call, gradient: Tensor) -> None:
+        layer, owner = call.layer, call.owner
+        if not owner.counted:
+            self.samples += owner.samples
+            owner.counted = True
+        if layer not in self.sums:
+            self.sums[layer] = Sums(layer, self.bases.get(layer))
+        self.sums[layer].add(call.module, call.inputs, gradient, owner.samples)
+        call.done = True
+
+    def _watch_rows(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
+        """Keep the rows of the gradient of a linear layer, where they are few."""
+        self._rows.pop(layer, None)
+        places = _PLAIN_PRODUCTS.get(type(output.grad_fn).__name__)
+        if (
+            inputs.dim() == 2
+            and places is not None
+            and LowRankGradient.pays(len(inputs), layer.inputs, layer.outputs)
+        ):
+            kept = self._rows[layer] = _Rows(inputs)
+            output.grad_fn.register_hook(partial(_keep_rows, kept, places))  # type: ignore[union-attr]
+
+
+def _keep_rows(kept: _Rows, places: tuple[int | None, int], made: Any, received: Any) -> None:
+    bias, weight = places
+    kept.outputs = received[0].detach()
+    # aliases: were the tensors themselves held here, autograd would copy them into .grad
+    kept.weight = _alias(made[weight])
+    kept.bias = None if bias is None else _alias(made[bias])
+
+
+def _alias(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _same(gradient: Tensor, made: Tensor) -> bool:
+    """Whether they are the same numbers in memory, written once: by the product that made them."""
+    return gradient.data_ptr() == made.data_ptr() and gradient._version == made._version == 0
+
+
+class _Hook:
+    """A hook that neither keeps its owner alive nor follows the model into copies and pickles."""
+
+    def __init__(self, method: Callable[..., None] | None = None) -> None:
+        self._method = weakref.WeakMethod(method) if method is not None else None
+
+    def __call__(self, *args: Any) -> None:
+        method = self._method() if self._method is not None else None
+        if method is not None:
+            method(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()

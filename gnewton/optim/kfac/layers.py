@@ -1,0 +1,187 @@
+"""Which parts of a model K-FAC treats, and their inputs and output gradients as matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from gnewton.errors import InputError
+
+Module = nn.Linear | nn.Conv1d | nn.Conv2d
+_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_PATCH_NUMBERS = 2**26
+"""The patches of a convolution are made for so many samples at once that they hold at most these numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One Kronecker block: the weight of a linear or convolutional layer, with its bias if that is trained.
+
+    Attributes:
+        name: of the module, in the model.
+        modules: the module; several where modules share the same weight (and bias).
+        weight, bias: the model's own parameters; no bias where there is none or it is frozen.
+        weight_name, bias_name: their names in the model.
+    """
+
+    name: str
+    modules: tuple[Module, ...]
+    weight: Tensor
+    bias: Tensor | None
+    weight_name: str
+    bias_name: str | None
+
+    @property
+    def fan_in(self) -> int:
+        """Numbers that one output is a weighted sum of."""
+        return self.weight[0].numel()
+
+    @property
+    def inputs(self) -> int:
+        """Size of the input factor A: the fan-in, and 1 for the bias."""
+        return self.fan_in + (self.bias is not None)
+
+    @property
+    def outputs(self) -> int:
+        """Size of the output factor G."""
+        return len(self.weight)
+
+
+def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
+    """The layers of ``model`` whose weight is among the parameters ``names`` and that K-FAC can treat.
+
+    These are Linear, Conv1d and Conv2d with one group, subclasses included as long as they keep the forward
+    pass. Left out: a weight that is parametrised (weight norm), or shared with anything but modules that
+    share its bias too.
+
+    Raises:
+        InputError: if a lazy module has no shape yet.
+    """
+    named = {id(p): name for name, p in model.named_parameters()}
+    wanted = {key for key, name in named.items() if name in set(names)}
+    owners: dict[int, set[nn.Module]] = {}
+    for module in model.modules():
+        for p in module._parameters.values():
+            if p is not None:
+                owners.setdefault(id(p), set()).add(module)
+    blocks: dict[tuple[int, int | None], list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module._parameters.get("weight"), UninitializedParameter):
+            raise InputError(f"model: '{name}' has no shape yet; run the model once before building KFAC")
+        if _is_treated(module) and id(module.weight) in wanted:
+            bias = module._parameters.get("bias")
+            key = (id(module.weight), None if bias is None else id(bias))
+            blocks.setdefault(key, []).append((name, module))
+    found = []
+    for (weight_id, bias_id), entries in blocks.items():
+        modules = {module for _, module in entries}
+        if owners[weight_id] != modules or (bias_id is not None and owners[bias_id] != modules):
+            continue
+        name, module = entries[0]
+        with_bias = bias_id in wanted
+        found.append(
+            Layer(
+                name=name,
+                modules=tuple(module for _, module in entries),  # type: ignore[misc]
+                weight=module.weight,  # type: ignore[arg-type]
+                bias=module.bias if with_bias else None,  # type: ignore[arg-type]
+                weight_name=named[weight_id],
+                bias_name=named[bias_id] if with_bias and bias_id is not None else None,
+            )
+        )
+    return found
+
+
+def _is_treated(module: nn.Module) -> bool:
+    return (
+        any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
+        and module._parameters.get("weight") is not None
+        and getattr(module, "groups", 1) == 1
+    )
+
+
+def rows(module: Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The inputs of a call of ``module`` and the gradients of its outputs, position by position.
+
+    Args:
+        module: the layer.
+        inputs: what it was called with; every axis but that of the features holds samples or positions.
+        gradient: of the shape of what it returned.
+
+    Yields:
+        (R, fan_in) and (R, outputs) in pieces, rows ordered by sample. The patches of a convolution are
+        large, so they come a few samples at a time.
+    """
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    inputs, gradient = inputs.to(dtype), gradient.to(dtype)
+    if isinstance(module, nn.Linear):
+        yield inputs.reshape(-1, inputs.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        return
+    spatial = len(module.kernel_size)
+    if inputs.dim() == spatial + 1:  # a single sample without the batch axis
+        inputs, gradient = inputs.unsqueeze(0), gradient.unsqueeze(0)
+    if spatial == 1:
+        inputs, gradient = inputs.unsqueeze(2), gradient.unsqueeze(2)
+    per_sample = module.weight[0].numel() * gradient[0, 0].numel()
+    size = max(_PATCH_NUMBERS // per_sample, 1)
+    for x, g in zip(inputs.split(size), gradient.split(size), strict=True):
+        yield _patches(module, x), g.transpose(0, 1).reshape(g.shape[1], -1).T
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    """The numbers under the kernel at each position: (N, C, H, W) -> (N·positions, C·kernel numbers).
+
+    Stored feature by feature: the copy then runs along rows of the image, several times faster than
+    ``torch.nn.functional.unfold``.
+    """
+    kernel, stride, dilation = (_pair(t) for t in (module.kernel_size, module.stride, module.dilation))
+    before_after = _padding(module, kernel, dilation)
+    if any(before_after):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        flat = (
+            inputs.squeeze(2) if isinstance(module, nn.Conv1d) else inputs
+        )  # modes but zero know their axes
+        padded = F.pad(flat, before_after[: 2 * len(module.kernel_size)], mode=mode)
+        inputs = padded.unsqueeze(2) if isinstance(module, nn.Conv1d) else padded
+    inputs = inputs.contiguous()
+    samples, channels, *sides = inputs.shape
+    positions = [
+        (side - d * (k - 1) - 1) // s + 1
+        for side, k, s, d in zip(sides, kernel, stride, dilation, strict=True)
+    ]
+    by_sample, by_channel, by_row, by_column = inputs.stride()
+    shape = (channels, *kernel, samples, *positions)
+    strides = (
+        by_channel,
+        by_row * dilation[0],
+        by_column * dilation[1],
+        by_sample,
+        by_row * stride[0],
+        by_column * stride[1],
+    )
+    return inputs.as_strided(shape, strides).reshape(module.weight[0].numel(), -1).T
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _padding(
+    module: nn.Conv1d | nn.Conv2d, kernel: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, ...]:
+    """Left, right, top, bottom, as ``torch.nn.functional.pad`` takes them."""
+    if module.padding == "valid":
+        return (0, 0, 0, 0)
+    if module.padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        height, width = [(t // 2, t - t // 2) for t in total]
+        return (*width, *height)
+    given = module.padding
+    if len(given) == 1:
+        return (int(given[0]), int(given[0]), 0, 0)
+    return (int(given[1]), int(given[1]), int(given[0]), int(given[0]))

@@ -1,0 +1,398 @@
+"""The K-FAC optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gnewton.errors import InputError
+from gnewton.optim.kfac.capture import Capture
+from gnewton.optim.kfac.gradient import DenseGradient, LayerGradient
+from gnewton.optim.kfac.layers import Layer, find_layers
+from gnewton.optim.kfac.likelihoods import Sampler, sampler
+from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner, refresh_inverses
+from gnewton.optim.kfac.statistics import Factors, moments
+
+_KINDS: dict[str, type[Inverses] | type[Eigen]] = {"inverse": Inverses, "eigen": Eigen, "ekfac": Corrected}
+
+
+class KFAC(torch.optim.Optimizer):
+    """θ ← (1 − lr·wd) θ − lr m, m ← μ m + ν V, where V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹ in each layer.
+
+    A and G are running averages of the second moments of the inputs of a Linear or Conv layer and of the
+    gradients with respect to its outputs, and ν = min(1, √(κ/(lr² Σ_layers ⟨V, ∇W⟩))) bounds the change of
+    the model's predictions (Martens & Grosse, arXiv 1503.05671; Grosse & Martens, arXiv 1602.01407; EKFAC:
+    George et al., arXiv 1806.03884). docs/optimizers.md has every formula and lists what is not treated:
+    such parameters take the raw gradient and stay out of ν.
+
+    The optimizer watches the model by hooks: run it forward in training mode, call ``backward()`` on the
+    mean loss, then :meth:`step`. Every training pass of a step feeds the statistics, so batches may come in
+    pieces. Several processes of torch.distributed join their statistics by one all-reduce.
+
+    Example::
+
+        optimizer = KFAC(model, lr=3e-3)
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    Args:
+        model: the network; it returns one tensor with the samples along the first axis.
+        lr: learning rate, > 0.
+        momentum: μ in [0, 1).
+        weight_decay: wd >= 0, decoupled from the gradient.
+        damping: λ > 0.
+        kl_clip: κ > 0; None: no clip.
+        decay: factor on the old averages of the statistics, in [0, 1).
+        statistics_period: T_cov, steps between two updates of the averages, >= 1.
+        inverse_period: T_inv, steps between two updates of the inverses, >= 1.
+        fisher: "true" draws labels from the model's own predictions, "empirical" takes the gradients of the
+            loss itself, which must then be a mean over samples (in pieces: weighted by their share).
+        likelihood: the loss the model is trained with: "categorical" (cross-entropy), "gaussian" (mean
+            squared error), "bernoulli" (binary cross-entropy with logits), or a function that draws
+            (:mod:`gnewton.optim.kfac.likelihoods`). Not used by the empirical Fisher.
+        preconditioner: "inverse" as above, "eigen" (λ added to the products of eigenvalues) or "ekfac".
+        start: the averages start from the "first" statistics or from the "identity".
+        scaling: "standard", or "reference": with S positions A is divided and G multiplied by S².
+        seed: of the drawn labels; None: torch's initial seed. Torch's own random stream is not touched.
+        params: (name, tensor) pairs to step instead of the parameters of these names; their ``.grad`` is
+            what is preconditioned.
+
+    Raises:
+        InputError: for a value out of range, an unknown name, or a model without a layer to treat.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 3e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        damping: float = 0.03,
+        kl_clip: float | None = 0.01,
+        decay: float = 0.95,
+        statistics_period: int = 10,
+        inverse_period: int = 100,
+        fisher: str = "true",
+        likelihood: str | Sampler = "categorical",
+        preconditioner: str = "inverse",
+        start: str = "first",
+        scaling: str = "standard",
+        seed: int | None = None,
+        params: Iterable[tuple[str, Tensor]] | None = None,
+    ) -> None:
+        _check_number("lr", lr, above=0)
+        _check_number("momentum", momentum, at_least=0, below=1)
+        _check_number("weight_decay", weight_decay, at_least=0)
+        _check_number("damping", damping, above=0)
+        if kl_clip is not None:
+            _check_number("kl_clip", kl_clip, above=0)
+        _check_number("decay", decay, at_least=0, below=1)
+        _check_period("statistics_period", statistics_period)
+        _check_period("inverse_period", inverse_period)
+        _check_name("fisher", fisher, ("true", "empirical"))
+        _check_name("preconditioner", preconditioner, tuple(_KINDS))
+        _check_name("start", start, ("first", "identity"))
+        _check_name("scaling", scaling, ("standard", "reference"))
+        draw = sampler(likelihood)
+        named = _targets(model, params)
+        super().__init__(
+            list(named.items()),
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "decoupled_weight_decay": True,
+                "damping": damping,
+                "kl_clip": kl_clip,
+            },
+        )
+        self._layers = find_layers(model, list(named))
+        if not self._layers:
+            raise InputError("model: it has no trainable Linear or Conv layer that K-FAC can treat")
+        self._treated = {
+            layer: (named[layer.weight_name], named[layer.bias_name] if layer.bias_name is not None else None)
+            for layer in self._layers
+        }
+        taken = {id(p) for pair in self._treated.values() for p in pair}
+        self._others = [p for p in named.values() if id(p) not in taken]
+        self._decay, self._identity = decay, start == "identity"
+        self._statistics_period, self._inverse_period = statistics_period, inverse_period
+        self._empirical, self._reference_scaling = fisher == "empirical", scaling == "reference"
+        self._kind = preconditioner
+        self._seed = torch.initial_seed() if seed is None else seed
+        self._draws = 0
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._steps = self._next_statistics = self._next_inverses = 0
+        self._factors: dict[Layer, Factors] = {}
+        self._preconditioners: dict[Layer, Preconditioner] = {}
+        self._capture = Capture(model, self._layers, None if self._empirical else draw, self._next_generator)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that are treated, in the order of the model."""
+        return [layer.name for layer in self._layers]
+
+    @property
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The running averages (A, G) of every layer seen so far, by its name."""
+        return {layer.name: (found.a, found.g) for layer, found in self._factors.items()}
+
+    def close(self) -> None:
+        """Take the hooks off the model; the optimizer is of no use afterwards."""
+        self._capture.close()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, and with them what the empirical Fisher gathered from them."""
+        self._capture.forget_gradients()
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused after construction: the parameters are those of the model.
+
+        Raises:
+            InputError: always, once the optimizer is built.
+        """
+        if hasattr(self, "_layers"):
+            raise InputError(
+                "add_param_group: the parameters are those of the model; build a new KFAC instead"
+            )
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Make one step from the gradients in ``.grad``.
+
+        Args:
+            closure: recomputes the loss with gradients; optional, as in every torch optimizer.
+
+        Returns:
+            What ``closure`` returned, or None.
+
+        Raises:
+            InputError: for sparse gradients, or if the model never ran forward in training mode.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for p in self.param_groups[0]["params"]:
+            if p.grad is not None and p.grad.is_sparse:
+                raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
+        self._take_statistics()
+        self._refresh()
+        self._move(*self._directions())
+        self._capture.clear()
+        self._steps += 1
+        self._capture.due = self._steps >= self._next_statistics
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's state plus factors, inverses, counters and the position of the random stream."""
+        state = super().state_dict()
+        state["kfac"] = {
+            "preconditioner": self._kind,
+            "seed": self._seed,
+            "draws": self._draws,
+            "steps": self._steps,
+            "next_statistics": self._next_statistics,
+            "next_inverses": self._next_inverses,
+            "factors": {layer.name: found.state() for layer, found in self._factors.items()},
+            "preconditioners": {layer.name: found.state() for layer, found in self._preconditioners.items()},
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            InputError: if the state belongs to another optimizer, model or kind of preconditioner.
+        """
+        ours = state_dict.get("kfac")
+        if ours is None:
+            raise InputError("state_dict: it was not written by KFAC")
+        if ours["preconditioner"] != self._kind:
+            raise InputError(f"state_dict: its preconditioner is {ours['preconditioner']}, not {self._kind}")
+        known = {layer.name: layer for layer in self._layers}
+        for name, tensors in ours["factors"].items():
+            sizes = [len(tensors[key]) for key in ("a", "g")]
+            if name not in known or sizes != [known[name].inputs, known[name].outputs]:
+                raise InputError(f"state_dict: the model has no layer '{name}' with factors of sizes {sizes}")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "kfac"})
+        self._seed, self._draws = ours["seed"], ours["draws"]
+        self._steps = ours["steps"]
+        self._next_statistics, self._next_inverses = ours["next_statistics"], ours["next_inverses"]
+        self._factors = {known[name]: self._new_factors(known[name]) for name in ours["factors"]}
+        self._preconditioners = {known[name]: self._new_kind(known[name]) for name in ours["preconditioners"]}
+        for layer, factors in self._factors.items():
+            factors.load(self._own(ours["factors"][layer.name]))
+        for layer, preconditioner in self._preconditioners.items():
+            preconditioner.load(self._own(ours["preconditioners"][layer.name]))
+        self._capture.clear()
+        self._capture.due = self._steps >= self._next_statistics
+        self._capture.bases = {layer: found.basis for layer, found in self._preconditioners.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise InputError(
+            "KFAC: hooks bind it to its model, so it cannot be copied or pickled; build a new one and load "
+            "state_dict()"
+        )
+
+    def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the device of the model."""
+        device = self._layers[0].weight.device
+        return {key: value.to(device, copy=True) for key, value in tensors.items()}
+
+    def _new_factors(self, layer: Layer) -> Factors:
+        return Factors(layer, self._decay, self._identity)
+
+    def _new_kind(self, layer: Layer) -> Preconditioner:
+        return _KINDS[self._kind](layer.bias is not None)
+
+    def _next_generator(self, device: torch.device) -> torch.Generator:
+        """A generator for the next draw, seeded by (seed, process, number of the draw)."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        several = dist.is_available() and dist.is_initialized()
+        key = f"{self._seed},{dist.get_rank() if several else 0},{self._draws}"
+        self._draws += 1
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+        return self._generators[device].manual_seed(seed)
+
+    def _take_statistics(self) -> None:
+        """Average what the passes of this step gathered."""
+        capture = self._capture
+        if not capture.sums:
+            return
+        scale = float(capture.samples) if self._empirical else 1.0
+        for layer, found in moments(capture.sums, capture.samples, scale, self._reference_scaling).items():
+            if layer not in self._factors:
+                self._factors[layer] = self._new_factors(layer)
+            finite = self._factors[layer].average(found)
+            if layer in self._preconditioners:
+                self._preconditioners[layer].observe(found.squares, finite, self._decay)
+        self._next_statistics = self._steps + self._statistics_period
+
+    def _refresh(self) -> None:
+        """Renew what multiplies the gradients: for all layers when it is due, for a new one at once."""
+        due = self._steps >= self._next_inverses
+        layers = [layer for layer in self._factors if due or layer not in self._preconditioners]
+        if not self._factors:
+            raise InputError(
+                "step: no statistics yet; the model must run forward in training mode, with gradients, "
+                "before the first step"
+            )
+        if not layers:
+            return
+        for layer in layers:
+            self._preconditioners.setdefault(layer, self._new_kind(layer))
+        found = [self._preconditioners[layer] for layer in layers]
+        factors = [self._factors[layer] for layer in layers]
+        if self._kind == "inverse":
+            refresh_inverses(found, factors, float(self.param_groups[0]["damping"]))  # type: ignore[arg-type]
+        else:
+            for preconditioner, factor in zip(found, factors, strict=True):
+                preconditioner.refresh(factor)  # type: ignore[attr-defined]
+        if due:
+            self._next_inverses = self._steps + self._inverse_period
+        self._capture.bases = {layer: self._preconditioners[layer].basis for layer in self._preconditioners}
+
+    def _directions(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters that move, and ν V or the raw gradient for each."""
+        group = self.param_groups[0]
+        damping = float(group["damping"])
+        raw = [p for p in self._others if p.grad is not None]
+        moved: list[Tensor] = []
+        vectors: list[Tensor] = []
+        products: list[Tensor] = []
+        for layer, (weight, bias) in self._treated.items():
+            if weight.grad is None or layer not in self._preconditioners:
+                raw += [p for p in (weight, bias) if p is not None and p.grad is not None]
+                continue
+            v_weight, v_bias = self._preconditioners[layer].apply(self._gradient(layer), damping)
+            for p, v in ((weight, v_weight), (bias, v_bias)):
+                if p is not None and v is not None and p.grad is not None:
+                    moved.append(p)
+                    vectors.append(v.view_as(p).to(p.dtype))
+                    products.append(v.flatten() @ p.grad.flatten().to(v.dtype))
+        if group["kl_clip"] is not None and products:
+            size = torch.stack(products).sum().clamp_min(0).mul_(float(group["lr"]) ** 2)
+            clip = (float(group["kl_clip"]) / size).sqrt_().clamp_max(1.0)
+            torch._foreach_mul_(vectors, clip)
+        return [*moved, *raw], [*vectors, *(p.grad for p in raw if p.grad is not None)]
+
+    def _gradient(self, layer: Layer) -> LayerGradient:
+        weight, bias = self._treated[layer]
+        assert weight.grad is not None
+        bias_grad = bias.grad if bias is not None else None
+        by_rows = self._capture.low_rank(layer, weight.grad, bias_grad)
+        if by_rows is not None:
+            return by_rows
+        if bias is not None and bias_grad is None:
+            bias_grad = torch.zeros_like(bias)
+        return DenseGradient.of(weight.grad, bias_grad)
+
+    def _move(self, parameters: list[Tensor], vectors: list[Tensor]) -> None:
+        """Momentum, decoupled weight decay, and the step."""
+        if not parameters:
+            return
+        group = self.param_groups[0]
+        lr, momentum = float(group["lr"]), float(group["momentum"])
+        if momentum > 0:
+            fresh = [p for p in parameters if "momentum_buffer" not in self.state[p]]
+            for p in fresh:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, vectors)
+            vectors = buffers
+        if group["weight_decay"] > 0:
+            torch._foreach_mul_(parameters, 1 - lr * float(group["weight_decay"]))
+        torch._foreach_add_(parameters, vectors, alpha=-lr)
+
+
+def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
+    """The tensors to step, by the name of the parameter of the model that each is or stands for."""
+    own = dict(model.named_parameters())
+    if params is None:
+        named: dict[str, Tensor] = {name: p for name, p in own.items() if p.requires_grad}
+    else:
+        named = dict(params)
+        for name, tensor in named.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise InputError(
+                    f"params: the model has no parameter '{name}' of shape {tuple(tensor.shape)}"
+                )
+    if not named:
+        raise InputError("model: it has no trainable parameters")
+    devices = sorted({str(p.device) for p in named.values()})
+    if len(devices) > 1:
+        raise InputError(f"model: its parameters must be on one device; found {devices}")
+    return named
+
+
+def _check_number(
+    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
+) -> None:
+    if not (math.isfinite(value) and value > above and value >= at_least and value < below):
+        low = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
+        high = f" and < {below:g}" if below < math.inf else ""
+        raise InputError(f"{name}={value}: must be a finite number {low}{high}")
+
+
+def _check_period(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}={value}: must be an integer >= 1")
+
+
+def _check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}={value}: must be one of {', '.join(allowed)}")

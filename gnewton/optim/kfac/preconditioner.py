@@ -1,0 +1,178 @@
+"""What multiplies the gradient of a layer: inverses of its factors, or their eigenvectors and a scale."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gnewton.errors import GnewtonError
+from gnewton.optim.kfac.gradient import LayerGradient, Parts, product
+from gnewton.optim.kfac.statistics import Basis, Factors
+
+_ATTEMPTS = 8
+"""A matrix that has no Cholesky decomposition is tried again this often, each time with ten times the
+damping: rounding errors alone can make an average of squares indefinite."""
+
+
+class Preconditioner(ABC):
+    """V from ∇W for one layer, by what was found at the last refresh."""
+
+    def __init__(self, bias: bool) -> None:
+        self._bias = bias
+
+    @abstractmethod
+    def apply(self, gradient: LayerGradient, damping: float) -> Parts:
+        """V, for weight and bias."""
+
+    def observe(self, squares: Tensor | None, finite: Tensor, decay: float) -> None:
+        """Take in squares of gradients in :attr:`basis`; ``finite``: whether the samples were."""
+        return
+
+    @property
+    def basis(self) -> Basis | None:
+        """Where squares of gradients are wanted; None: nowhere."""
+        return None
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that make it up, by name."""
+
+    @abstractmethod
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned."""
+
+
+class Inverses(Preconditioner):
+    """V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹, Tikhonov damping split by π = √((tr A/dim A)/(tr G/dim G))."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__(bias)
+        self.a = self.g = torch.empty(0)
+
+    def apply(self, gradient: LayerGradient, damping: float) -> Parts:
+        """Two products with the explicit inverses."""
+        return product(*gradient.sandwich(self.g, self.a), self._bias)
+
+    def state(self) -> dict[str, Tensor]:
+        """The two inverses."""
+        return {"a_inverse": self.a, "g_inverse": self.g}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore the inverses."""
+        self.a, self.g = state["a_inverse"], state["g_inverse"]
+
+
+def split_damping(factors: Factors, damping: float) -> tuple[Tensor, Tensor]:
+    """π√λ for A and √λ/π for G, scalars on the device; π is 1 where a factor vanishes."""
+    mean_a, mean_g = factors.a.diagonal().mean(), factors.g.diagonal().mean()
+    ratio = torch.sqrt(mean_a / mean_g)
+    ratio = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
+    root = damping**0.5
+    return ratio * root, root / ratio
+
+
+def damped_inverses(matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> list[Tensor]:
+    """(M + d I)⁻¹ of symmetric positive semidefinite matrices, by Cholesky.
+
+    Where the decomposition fails, d is multiplied by ten and it is tried again. The host waits for the
+    device once per round of attempts.
+
+    Raises:
+        GnewtonError: if a matrix is not finite, or far from semidefinite.
+    """
+    found: list[Tensor] = list(matrices)
+    left = list(range(len(matrices)))
+    factor = 1.0
+    for _ in range(_ATTEMPTS):
+        flags = []
+        for index in left:
+            damped = matrices[index].clone()
+            damped.diagonal().add_(dampings[index] * factor)
+            lower, info = torch.linalg.cholesky_ex(damped)
+            found[index] = lower
+            flags.append(info)
+        failed = torch.stack(flags).tolist()
+        for index, info in zip(left, failed, strict=True):
+            if info == 0:
+                found[index] = torch.cholesky_inverse(found[index])
+        left = [index for index, info in zip(left, failed, strict=True) if info != 0]
+        if not left:
+            return found
+        factor *= 10
+    raise GnewtonError(
+        f"K-FAC: a factor is not positive definite even with {factor / 10:g} times the damping"
+    )
+
+
+def refresh_inverses(preconditioners: Sequence[Inverses], factors: Sequence[Factors], damping: float) -> None:
+    """Invert the factors of all layers."""
+    matrices: list[Tensor] = []
+    dampings: list[Tensor] = []
+    for factor in factors:
+        matrices += [factor.a, factor.g]
+        dampings += split_damping(factor, damping)
+    inverses = iter(damped_inverses(matrices, dampings))
+    for preconditioner in preconditioners:
+        preconditioner.a, preconditioner.g = next(inverses), next(inverses)
+
+
+class Eigen(Preconditioner):
+    """V = Q_G [(Q_Gᵀ ∇W Q_A) / (s + λ)] Q_Aᵀ with s = d_G d_Aᵀ: λ is added to the products of eigenvalues.
+
+    (d_A, Q_A) and (d_G, Q_G) are the eigenvalues and eigenvectors of A and G.
+    """
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__(bias)
+        self.inputs = self.outputs = self.scale = torch.empty(0)
+
+    def refresh(self, factors: Factors) -> None:
+        """Decompose the factors; the scale is that of their eigenvalues."""
+        d_a, self.inputs = _eigh(factors.a)
+        d_g, self.outputs = _eigh(factors.g)
+        self.scale = torch.outer(d_g.clamp_min(0), d_a.clamp_min(0))
+
+    def apply(self, gradient: LayerGradient, damping: float) -> Parts:
+        """Into the eigenbasis, divide, and back."""
+        left, right = gradient.sandwich(self.outputs, self.inputs)
+        rotated = (left @ right).div_(self.scale + damping)
+        return product(self.outputs @ rotated, self.inputs.T, self._bias)
+
+    def state(self) -> dict[str, Tensor]:
+        """Eigenvectors and scale."""
+        return {"q_a": self.inputs, "q_g": self.outputs, "scale": self.scale}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore eigenvectors and scale."""
+        self.inputs, self.outputs, self.scale = state["q_a"], state["q_g"], state["scale"]
+
+
+class Corrected(Eigen):
+    """EKFAC: s is the running average of the squared gradients of single samples in the eigenbasis.
+
+    It starts from d_G d_Aᵀ whenever the basis is renewed.
+    """
+
+    @property
+    def basis(self) -> Basis | None:
+        """The eigenvectors, once there are any."""
+        return Basis(self.inputs, self.outputs) if self.inputs.numel() else None
+
+    def observe(self, squares: Tensor | None, finite: Tensor, decay: float) -> None:
+        """s ← decay·s + (1 − decay)·squares."""
+        if squares is not None:
+            finite = finite & torch.isfinite(squares.sum())
+            self.scale.lerp_(torch.where(finite, squares, self.scale), 1 - decay)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a symmetric matrix, in float64 where its own precision does not do."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values, vectors = torch.linalg.eigh(matrix.double())
+        return values.to(matrix.dtype), vectors.to(matrix.dtype)
+    return values, vectors

@@ -1,0 +1,91 @@
+"""K-FAC by name, as an optimizer and as the direction of GroupedNewton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gnewton.errors import InputError
+from gnewton.optim.recipes.base import DIRECTIONS, OPTIMIZERS, DirectionRecipe, OptimizerRecipe, Problem
+from gnewton.options import option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gnewton.optim.direction import DirectionFactory
+
+
+@dataclass(kw_only=True)
+class _Options:
+    """What both have in common."""
+
+    momentum: float = option(at_least=0, below=1)
+    weight_decay: float = option(at_least=0)
+    damping: float = option(above=0)
+    kl_clip: float | None = option(above=0)
+    decay: float = option(at_least=0, below=1)
+    statistics_period: int = option(at_least=1)
+    inverse_period: int = option(at_least=1)
+    fisher: str = option(choices=("true", "empirical"))
+    preconditioner: str = option(choices=("inverse", "eigen", "ekfac"))
+    start: str = option(choices=("first", "identity"))
+    scaling: str = option(choices=("standard", "reference"))
+
+    def arguments(self, problem: Problem, where: str) -> dict[str, Any]:
+        """The arguments of :class:`gnewton.optim.kfac.KFAC`.
+
+        Raises:
+            InputError: naming the option ``where`` if labels are to be drawn and the loss is no likelihood.
+        """
+        found = {
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "damping": self.damping,
+            "kl_clip": self.kl_clip,
+            "decay": self.decay,
+            "statistics_period": self.statistics_period,
+            "inverse_period": self.inverse_period,
+            "fisher": self.fisher,
+            "preconditioner": self.preconditioner,
+            "start": self.start,
+            "scaling": self.scaling,
+        }
+        if self.fisher == "true":
+            if problem.likelihood is None:
+                raise InputError(
+                    f"{where}.fisher=true: must be empirical, the loss is no likelihood to draw labels from"
+                )
+            found["likelihood"] = problem.likelihood
+        return found
+
+
+@OPTIMIZERS.register("kfac")
+@dataclass(kw_only=True)
+class KFACRecipe(_Options, OptimizerRecipe):
+    """Natural gradient with Kronecker-factored curvature."""
+
+    lr: float = option(above=0)
+
+    def build(self, problem: Problem) -> torch.optim.Optimizer:
+        """The optimizer of :mod:`gnewton.optim.kfac` on the run's model."""
+        from gnewton.optim.kfac import KFAC
+
+        return KFAC(problem.model, lr=self.lr, **self.arguments(problem, "optimizer"))
+
+
+@DIRECTIONS.register("kfac")
+@dataclass(kw_only=True)
+class KFACDirection(_Options, DirectionRecipe):
+    """K-FAC's step."""
+
+    def build(self, problem: Problem) -> DirectionFactory:
+        """K-FAC at lr 1, watching the run's model."""
+        from gnewton.optim.kfac import KFAC
+
+        arguments = self.arguments(problem, "optimizer.direction")
+
+        def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+            return KFAC(problem.model, lr=1.0, params=named, **arguments)
+
+        return build
