@@ -14,8 +14,10 @@ def run(arguments: list[str]) -> int:
 
     def train(config: DictConfig, overrides: list[str]) -> None:
         from gnewton.experiment.check import settings_from
+        from gnewton.experiment.resume import effective_config
 
-        settings_from(config, overrides)  # before torch is loaded: a bad option is answered at once
+        # before torch is loaded: a bad option is answered at once
+        settings_from(effective_config(config, overrides), overrides)
         from gnewton.experiment.run import run as run_experiment
 
         run_experiment(config, overrides, ["gnewton", "train", *arguments])
@@ -36,6 +38,7 @@ examples:
   gnewton train model=mlp data=cifar10 optimizer=sgd optimizer.lr=0.01
   gnewton train experiment=mlp_mnist trainer=quick           an experiment, cut short
   gnewton train --multirun optimizer=sgd,adam seed=0,1,2     one run for each combination
+  gnewton train resume=outputs/NAME/RUN                      continue a run that was stopped or killed
 
 The choices in each group, the default marked by *:
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from gnewton.errors import InputError
 
+PATIENCE = 8.0
+"""Seconds: torch's data workers notice within five that their parent is gone."""
+
 
 def config_hash(config: DictConfig) -> str:
     """Eight hexadecimal digits that change with any option but the place of the outputs."""
     resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    resolved.pop("output_root", None)
+    for key in ("output_root", "resume"):
+        resolved.pop(key, None)
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -40,6 +47,47 @@ def create_run_folder(root: Path, digest: str) -> Path:
                 continue
     except OSError as error:
         raise InputError(f"output_root: {root} cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def held(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold a run folder within the block: no other process may run in it meanwhile.
+
+    The system lets go of the lock however the process ends, so that a killed run can be resumed at once.
+    Where folders cannot be locked (Windows, some network file systems) the block protects nothing.
+
+    Args:
+        folder: the run folder.
+        patience: seconds to wait for one that holds it, such as a data worker that outlives a killed run.
+
+    Raises:
+        InputError: if another process goes on running there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + patience
+        while not _lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise InputError(f"resume={folder}: this run is still under way in another process")
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else holds the lock now."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

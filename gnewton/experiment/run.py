@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+import gnewton
 from gnewton.data.splits import DataSet
 from gnewton.errors import Diverged, GnewtonError, InputError, Interrupted
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.device import DTYPES, choose_device, prepare_torch
 from gnewton.experiment.environment import describe_environment
-from gnewton.experiment.folder import config_hash, create_run_folder, write_json, write_text
+from gnewton.experiment.folder import config_hash, create_run_folder, held, write_json, write_text
+from gnewton.experiment.resume import CONFIG, ENVIRONMENT, effective_config, recipes_of, trajectory_hash
 from gnewton.experiment.schema import Settings
 from gnewton.optim.recipes import Problem
 from gnewton.partition import Partition
 from gnewton.tasks import Task
 from gnewton.training.outcome import Outcome
 from gnewton.training.ratelog import RateLog
+from gnewton.training.resume import resume
 from gnewton.training.trainer import Trainer
 from gnewton.training.world import SharedStream, World, join_world
 
@@ -34,6 +38,11 @@ log = logging.getLogger("gnewton")
 
 CURVATURE_STREAM = 0x5EED
 """Added to the seed of the run for the order of the curvature batches, so that it is a stream of its own."""
+
+CHECKPOINT_FORMAT = "2"
+"""Changes with what a checkpoint holds: one of another format cannot be continued."""
+
+_STATUS = {Diverged: "diverged", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -69,7 +78,9 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
             no run folder is left then.
         Diverged, Interrupted: see :meth:`gnewton.training.trainer.Trainer.fit`.
     """
+    config = effective_config(config, overrides)
     settings = settings_from(config, overrides)
+    place = Path(settings.resume) if settings.resume is not None else None
     with join_world(settings.trainer.device) as world:
         device = choose_device(settings.trainer.device, world.local_rank)
         prepare_torch(settings.trainer, settings.seed)
@@ -78,8 +89,9 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         rate_log = RateLog(parts.partition.names) if parts.partition is not None else None
         optimizer = settings.optimizer.build(_problem(settings, parts, rate_log, world))
         environment = describe_environment(device, command or sys.argv, overrides)
-        folder = _start_folder(config, settings, environment) if world.writes else None
-        with _log_file(folder):
+        environment["recipes"] = recipes_of(config)
+        folder = (place or _start_folder(config, settings, environment)) if world.writes else None
+        with _held(folder), _log_file(folder):
             log.info("run folder %s", folder)
             _describe(parts, device, world)
             trainer = Trainer(
@@ -90,9 +102,14 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
                 settings=settings.trainer,
                 folder=folder,
                 rate_log=rate_log,
-                identity={"config_hash": config_hash(config)},
+                identity=_identity(config, settings, device, world),
                 world=world,
             )
+            if place is not None:
+                resume(trainer, place)
+                world.agree(0, device)  # all of them have read before one of them writes
+                if folder is not None:
+                    _continue_folder(folder, config, environment, trainer.step)
             with _failure_recorded(folder, trainer):
                 outcome = trainer.fit()
             if folder is not None:
@@ -104,9 +121,31 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
 def _start_folder(config: DictConfig, settings: Settings, environment: dict[str, Any]) -> Path:
     """A new run folder that says what is run, and on what."""
     folder = create_run_folder(Path(settings.output_root) / settings.name, config_hash(config))
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    write_json(folder / "environment.json", environment)
+    write_json(folder / ENVIRONMENT, environment)
+    write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     return folder
+
+
+def _continue_folder(folder: Path, config: DictConfig, environment: dict[str, Any], step: int) -> None:
+    """Note in a run folder that the run goes on, from which step, on what, and with which options."""
+    (folder / "result.json").unlink(missing_ok=True)
+    saved = config.copy()
+    saved.resume = None
+    write_text(folder / CONFIG, OmegaConf.to_yaml(saved, resolve=True))
+    first = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    again = {"step": step, **environment}
+    write_json(folder / ENVIRONMENT, first | {"resumed": [*first.get("resumed", []), again]})
+
+
+def _identity(config: DictConfig, settings: Settings, device: torch.device, world: World) -> dict[str, str]:
+    """What a checkpoint must agree on so that continuing it gives the run it was taken from."""
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "version": gnewton.__version__,
+        "config": trajectory_hash(config, settings.optimizer.schedule.follows_length),
+        "device": device.type,
+        "processes": str(world.size),
+    }
 
 
 def _build_parts(settings: Settings, device: torch.device, world: World) -> _Parts:
@@ -167,6 +206,7 @@ def _problem(settings: Settings, parts: _Parts, rate_log: RateLog | None, world:
         partition=parts.partition,
         curvature=curvature,
         on_update=rate_log.record if rate_log is not None else lambda update: None,
+        likelihood=parts.data.task.likelihood,
     )
 
 
@@ -194,7 +234,7 @@ def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
     except BaseException as error:
         if folder is None:
             raise
-        status = {Diverged: "diverged", Interrupted: "interrupted"}.get(type(error), "failed")
+        status = _STATUS.get(type(error), "failed")
         message = str(error) or type(error).__name__
         with suppress(OSError):  # the disk may be what failed
             write_json(folder / "result.json", {"status": status, "step": trainer.step, "message": message})
@@ -204,9 +244,12 @@ def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
         raise
 
 
+def _held(folder: Path | None) -> AbstractContextManager[None]:
+    return held(folder) if folder is not None else nullcontext()
+
+
 @contextmanager
 def _log_file(folder: Path | None) -> Iterator[None]:
-        likelihood=parts.data.task.likelihood,
     """The log goes to train.log too, whatever is shown; without a folder nothing is logged at all."""
     if folder is None:
         log.disabled = True

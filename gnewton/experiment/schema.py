@@ -33,6 +33,7 @@ class Settings:
     name: str
     seed: int = option(at_least=0, below=2**32)
     output_root: str
+    resume: str | None
     model: ModelRecipe
     data: DataRecipe
     partition: PartitionRecipe

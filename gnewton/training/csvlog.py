@@ -84,6 +84,15 @@ class CsvLog:
             lines.append([_cell(row.get(column)) for column in self._columns])
         self._append(lines)
 
+    def sync(self) -> int:
+        """Force what was written to the disk; returns the length of the file in bytes."""
+        os.fsync(self._descriptor)
+        return os.fstat(self._descriptor).st_size
+
+    def cut(self, length: int) -> None:
+        """Take off everything after the first ``length`` bytes, as :meth:`sync` returned them."""
+        os.ftruncate(self._descriptor, length)
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
@@ -107,6 +116,21 @@ class CsvLog:
         except OSError:
             os.ftruncate(self._descriptor, start)  # a full disk must not leave half a row
             raise
+
+
+def check_log(path: Path, columns: tuple[str, ...], length: int) -> str | None:
+    """Why the first ``length`` bytes of a file are no whole rows under the header ``columns``, or None."""
+    if not path.is_file():
+        return f"{path.name} is gone"
+    with path.open("rb") as file:
+        header = file.readline().decode(errors="replace").rstrip("\n")
+        if header != ",".join(columns):
+            return f"{path.name} has other columns"
+        size = file.seek(0, os.SEEK_END)
+        if size < length:
+            return f"{path.name} has lost rows: {size} bytes of {length}"
+        file.seek(max(length - 1, 0))
+        return None if file.read(1) == b"\n" else f"{path.name} was changed: no row ends at byte {length}"
 
 
 def _cut_unfinished_line(path: Path, descriptor: int) -> None:

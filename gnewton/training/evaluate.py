@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,14 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int, limit: int | None = None) -> Score:
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    batch_size: int,
+    limit: int | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Score:
     """Mean loss and accuracy of ``model`` in evaluation mode, weighted by samples.
 
     The losses of the batches stay on the device, are read once at the end and averaged in float64. The
@@ -33,6 +41,7 @@ def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int, limit:
         split: the samples; an empty split scores None.
         batch_size: samples per forward pass; it does not change the result.
         limit: the first so many samples only.
+        between: called after each batch; what it raises ends the evaluation.
     """
     mode = model.training
     model.eval()
@@ -47,6 +56,7 @@ def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int, limit:
             correct = task.correct(outputs, targets)
             if correct is not None:
                 hits.append(correct)
+            between()
     finally:
         model.train(mode)
     if not losses:
@@ -57,11 +67,16 @@ def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int, limit:
     return Score(loss, accuracy)
 
 
-def evaluate_splits(model: nn.Module, data: DataSet, options: Evaluation) -> dict[str, Score]:
-    """The score on each split by name; on the training split only if ``options`` ask for it."""
+def evaluate_splits(
+    model: nn.Module, data: DataSet, options: Evaluation, between: Callable[[], None] = lambda: None
+) -> dict[str, Score]:
+    """The score on each split by name; on the training split only if ``options`` ask for it.
+
+    ``between`` is called after each batch, see :func:`evaluate`.
+    """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
-        name: evaluate(model, data.task, split, options.batch_size, options.max_samples)
+        name: evaluate(model, data.task, split, options.batch_size, options.max_samples, between)
         if name != "train" or options.train
         else Score(None, None)
         for name, split in splits.items()

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gnewton.training.checkpoint import save_checkpoint
-from gnewton.training.csvlog import METRICS_COLUMNS, RATES_COLUMNS, CsvLog
+from gnewton.errors import InputError
+from gnewton.training.checkpoint import LAST, PREVIOUS, load_checkpoint, remove_leftovers, save_checkpoint
+from gnewton.training.csvlog import METRICS_COLUMNS, RATES_COLUMNS, CsvLog, check_log
 
 
 class Journal:
@@ -22,39 +23,74 @@ class Journal:
 
     def __init__(self, folder: Path | None, with_rates: bool) -> None:
         self._folder = folder
-        self._with_rates = with_rates
+        self._columns: dict[str, tuple[str, ...]] = {"metrics.csv": METRICS_COLUMNS}
+        if with_rates:
+            self._columns["rates.csv"] = RATES_COLUMNS
         self._open = ExitStack()
-        self._metrics: CsvLog | None = None
-        self._rates: CsvLog | None = None
+        self._logs: dict[str, CsvLog] = {}
+        self._lengths: Mapping[str, int] = {}
 
     def __enter__(self) -> Journal:
         if self._folder is not None:
             (self._folder / "checkpoint").mkdir(exist_ok=True)
-            self._metrics = self._open.enter_context(CsvLog(self._folder / "metrics.csv", METRICS_COLUMNS))
-            if self._with_rates:
-                self._rates = self._open.enter_context(CsvLog(self._folder / "rates.csv", RATES_COLUMNS))
+            remove_leftovers(self._folder / "checkpoint")
+            for name, columns in self._columns.items():
+                self._logs[name] = self._open.enter_context(CsvLog(self._folder / name, columns))
+            if self._lengths:
+                self.rewind(self._lengths)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._logs.clear()
         self._open.close()
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.csv."""
-        if self._metrics is not None:
-            self._metrics.write([row])
+        self._write("metrics.csv", [row])
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to rates.csv."""
-        if self._rates is not None:
-            self._rates.write(rows)
+        self._write("rates.csv", rows)
+
+    def lengths(self) -> dict[str, int]:
+        """The length of each log in bytes, once it is safe on the disk: what a checkpoint goes with."""
+        return {name: log.sync() for name, log in self._logs.items()}
+
+    def rewind(self, lengths: Mapping[str, int]) -> None:
+        """Take off the rows that were written after a checkpoint; before the block: when it is entered."""
+        self._lengths = lengths
+        for name, log in self._logs.items():
+            log.cut(lengths[name])
+
+    def check(self, lengths: Mapping[str, int]) -> None:
+        """Make sure that the logs still hold the rows that a checkpoint goes with.
+
+        Raises:
+            InputError: naming the file that does not.
+        """
+        if self._folder is None:
+            return
+        for name, columns in self._columns.items():
+            reason = check_log(self._folder / name, columns, int(lengths[name]))
+            if reason is not None:
+                raise InputError(reason)
 
     def checkpoint(self, name: str, state: dict[str, Any]) -> None:
-        """Write one checkpoint."""
+        """Write one checkpoint; of the last one, the one before it stays."""
         if self._folder is not None:
-            save_checkpoint(self.checkpoint_path(name), state)
+            keep = self.checkpoint_path(PREVIOUS) if name == LAST else None
+            save_checkpoint(self.checkpoint_path(name), state, keep)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """Read one checkpoint, see :func:`gnewton.training.checkpoint.load_checkpoint`."""
+        return load_checkpoint(self.checkpoint_path(name))
 
     def checkpoint_path(self, name: str) -> Path:
         """Where a checkpoint of that name is written."""
         return (self._folder or Path()) / "checkpoint" / name
+
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if name in self._logs and rows:
+            self._logs[name].write(rows)

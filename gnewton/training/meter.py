@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ class Meter:
         for offset, value in enumerate(values):
             if not math.isfinite(value):
                 raise Diverged(f"the training loss is {value} at step {self._first_step + offset}")
-        self._loss_sum += sum(value * size for value, size in zip(values, sizes, strict=True))
+        for value, size in zip(values, sizes, strict=True):
+            self._loss_sum += value * size  # one by one: the sum must not depend on when it was read
         self._samples += sum(sizes)
         self.latest = values[-1]
 
@@ -75,4 +77,12 @@ class Meter:
             "samples": self._samples,
             "hits": hits,
             "counted": self._hits is not None,
+            "latest": self.latest,
         }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue the averages of an epoch from what :meth:`state_dict` returned."""
+        self._pending, self._sizes = [], []
+        self._loss_sum, self._samples = float(state["loss_sum"]), int(state["samples"])
+        self._hits = torch.tensor(state["hits"], device=device) if state["counted"] else None
+        self.latest = float(state["latest"])

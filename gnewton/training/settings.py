@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gnewton.errors import InputError
 from gnewton.options import option
+from gnewton.training.interval import Interval
 
 METRICS = (
     "train_loss",
@@ -47,7 +49,7 @@ class TrainerSettings:
     batch_size: int | None = option(at_least=1)
     microbatch: int | None = option(at_least=1)
     log_every: int = option(at_least=1)
-    checkpoint_every: int = option(at_least=1)
+    checkpoint_every: str = option()
     device: str = option()
     dtype: str = option(choices=("float32", "float64"))
     tf32: bool = option()
@@ -60,6 +62,10 @@ class TrainerSettings:
         """Checks that tie several options together."""
         if not _known_device(self.device):
             yield "device", "must be one of auto, cpu, cuda, cuda:0, cuda:1, …, mps"
+        try:
+            Interval.parse(self.checkpoint_every)
+        except InputError as error:
+            yield "checkpoint_every", str(error)
         if (
             self.target.value is not None
             and self.target.metric.startswith("train")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from gnewton.training.checkpoint import BEST, LAST
 from gnewton.training.clocks import Clocks
 from gnewton.training.evaluate import Score, evaluate_splits
 from gnewton.training.gradient import add_gradient
+from gnewton.training.interval import EPOCHS, SECONDS, STEPS, Interval
 from gnewton.training.journal import Journal
 from gnewton.training.memory import forget_peak_memory, peak_memory_mib
 from gnewton.training.meter import Meter
 from gnewton.training.outcome import Outcome, reached, require_finite
 from gnewton.training.progress import Progress, summary_line
+from gnewton.training.randomness import random_states, set_random_states
 from gnewton.training.ratelog import RateLog
 from gnewton.training.settings import TrainerSettings
 from gnewton.training.signals import StopSignals
@@ -71,14 +75,18 @@ class Trainer:
         self.epoch = 0  # whole epochs finished
         self.step = 0  # training steps finished
         self._world = world if world is not None else World()
+        self.identity = identity
         self._journal = Journal(folder, with_rates=rate_log is not None)
         self._rate_log = rate_log
-        self._identity = identity
         self._meter = Meter()
+        self._outcome = Outcome()
         self._best: float | None = None
         self._counted_correct: Tensor | None = None
         self._seconds_at_row = 0.0
         self._samples_since_row = 0
+        self._interval = Interval.parse(settings.checkpoint_every)
+        self._saved_at = 0.0  # wall clock of the last checkpoint
+        self._resumed = False
 
     def fit(self) -> Outcome:
         """Train until the epochs, a limit or the target is reached.
@@ -91,30 +99,46 @@ class Trainer:
             Interrupted: by a signal, after the step in hand and a checkpoint.
         """
         forget_peak_memory(self.device)
-        outcome = Outcome()
         total = self.settings.epochs * self.steps_per_epoch
         total = min(total, self.settings.max_steps or total)
         with ExitStack() as stack:
             stack.enter_context(self._journal)
             signals = stack.enter_context(StopSignals())
             progress = stack.enter_context(Progress(self.settings.progress, total, self.step))
-            self._checkpoint(LAST)
+            if not self._resumed:
+                self._checkpoint(LAST)
+            self._saved_at = time.monotonic()
+            self._outcome.status = self._ended_before()
             try:
-                while self.epoch < self.settings.epochs and outcome.status == "done":
-                    outcome.status = self._train_epoch(signals, progress)
-                    self._finish_epoch(outcome)
+                while self.epoch < self.settings.epochs and self._outcome.status == "done":
+                    self._outcome.status = self._train_epoch(signals, progress)
+                    self._finish_epoch(signals)
             finally:
                 self.clocks.pause_training()
                 self._write_rates()
-        return outcome
+        return self._outcome
+
+    def _ended_before(self) -> str:
+        """The status that a resumed run has already ended with, under its present limits; else "done"."""
+        row = self._outcome.metrics
+        if not row or row["step"] != self.step:
+            return "done"
+        if reached(self.settings.target, row):
+            return "target"
+        return "limit" if self._limit_reached() else "done"
 
     def _train_epoch(self, signals: StopSignals, progress: Progress) -> str:
-        """One epoch of steps; the status with which it ended."""
+        """The steps of an epoch that are not made yet; the status with which it ended."""
         status = "done"
+        skip = self.step - self.epoch * self.steps_per_epoch
         self.model.train()
-        self._meter.reset()
+        if skip == 0:
+            self._meter.reset()
+        batches = self.data.train.epoch(self.epoch, self.batch_size, skip=skip)
+        if self._resumed and self._limit_reached():  # interrupted while it evaluated at the limit
+            batches, status = iter(()), "limit"
         self.clocks.resume_training()
-        for whole in self.data.train.epoch(self.epoch, self.batch_size):
+        for whole in batches:
             batch = self._world.share(whole)
             loss = self.recipe.step(self.optimizer, lambda batch=batch: self._forward_backward(batch), batch)  # type: ignore[misc]
             samples = max(len(whole[0]), 1)
@@ -128,11 +152,20 @@ class Trainer:
             if self._stop_wanted(signals.received):
                 status = "limit"
                 break
+            if self._checkpoint_due():
+                self._checkpoint(LAST)
         self._report(progress)
         self.clocks.pause_training()
-        if self.step % self.steps_per_epoch == 0:
-            self.epoch += 1
         return status
+
+    def _checkpoint_due(self) -> bool:
+        """Whether the steps or seconds since the last checkpoint call for one."""
+        if self._interval.unit == SECONDS:
+            if self._world.size > 1 and self.step % self.settings.log_every:
+                return False
+            due = self._interval.due_after(SECONDS, time.monotonic() - self._saved_at)
+            return bool(self._world.agree(int(due), self.device))
+        return self._interval.due_after(STEPS, self.step)
 
     def _forward_backward(self, batch: Batch) -> Tensor:
         """The mean loss on a batch, with its gradient in ``.grad``.
@@ -157,30 +190,39 @@ class Trainer:
         if self._rate_log is not None:
             self._journal.rates(self._rate_log.take())
 
-    def _finish_epoch(self, outcome: Outcome) -> None:
-        settings = self.settings
-        lr = float(self.optimizer.param_groups[0]["lr"])  # of this epoch; the schedule sets that of the next
-        self.recipe.schedule.advance(self.scheduler, self._meter.loss)
-        last = self.epoch >= settings.epochs or outcome.status != "done"
-        outcome.epoch = round(self.step / self.steps_per_epoch, 4)
-        outcome.step = self.step
-        if last or self.epoch % settings.evaluation.every == 0:
+    def _finish_epoch(self, signals: StopSignals) -> None:
+        """Evaluate, log and checkpoint after an epoch, or after the part of it that a limit left."""
+        settings, outcome = self.settings, self._outcome
+        whole = self.step == (self.epoch + 1) * self.steps_per_epoch
+        epochs = self.epoch + whole
+        last = epochs >= settings.epochs or outcome.status != "done"
+        outcome.epoch, outcome.step = round(self.step / self.steps_per_epoch, 4), self.step
+        scores = None
+        if last or epochs % settings.evaluation.every == 0:
             with self.clocks.measure("evaluation"):
                 self._world.share_buffers(self.model)
-                scores = evaluate_splits(self.model, self.data, settings.evaluation)
+                scores = evaluate_splits(
+                    self.model, self.data, settings.evaluation, lambda: self._stop_if(signals.received)
+                )
+            lr = float(
+                self.optimizer.param_groups[0]["lr"]
+            )  # of this epoch; the schedule sets that of the next
             with self.clocks.measure("logging"):
-                row = self._row(scores, lr)
+                outcome.metrics = row = self._row(scores, lr)
                 self._journal.metrics(row)
-                outcome.metrics = row
                 log.info(summary_line(row))
             require_finite(row)
+        if whole:  # only now: interrupted before, a resumed run evaluates this epoch again
+            self.recipe.schedule.advance(self.scheduler, self._meter.loss)
+            self.epoch = epochs
+        if scores is not None:
             self._keep_best(scores["validation"])
-            outcome.target = reached(settings.target, row)
+            outcome.target = reached(settings.target, outcome.metrics)
             if outcome.target is not None:
                 outcome.status, last = "target", True
                 message = "target reached: %s %.6g after %.3f s of training"
                 log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
-        if last or self.epoch % settings.checkpoint_every == 0:
+        if last or (whole and self._interval.due_after(EPOCHS, epochs)):
             self._checkpoint(LAST)
 
     def _row(self, scores: dict[str, Score], lr: float) -> dict[str, Any]:
@@ -210,14 +252,17 @@ class Trainer:
     def _checkpoint(self, name: str) -> None:
         """Write a checkpoint, unless the model is not finite: then the one before it is worth more."""
         with self.clocks.measure("checkpoint"):
+            self._meter.read()
+            self._write_rates()
             values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
             if bool(torch.stack([value.isfinite().all() for value in values]).all()):
                 self._journal.checkpoint(name, self.state_dict())
+        self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a run needs to continue as if it had not stopped."""
+        """Everything a run needs to continue as if it had not stopped. Every process has to call it."""
         return {
-            "identity": self._identity,
+            "identity": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -226,12 +271,37 @@ class Trainer:
             "meter": self._meter.state_dict(),
             "clocks": self.clocks.state_dict(),
             "best": self._best,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "outcome": asdict(self._outcome),
+            "since_row": {"seconds": self._seconds_at_row, "samples": self._samples_since_row},
+            "updates": self._rate_log.updates if self._rate_log is not None else 0,
+            "logs": self._journal.lengths(),
+            "random": self._world.gather(random_states(self.device)),
         }
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned; rows written after it leave the logs.
+
+        Raises:
+            InputError: if the logs have lost rows that were there. Nothing has changed then.
+        """
+        self._journal.check(state["logs"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self._meter.load_state_dict(state["meter"], self.device)
+        self.clocks.load_state_dict(state["clocks"])
+        self._best = state["best"]
+        self._outcome = Outcome(**state["outcome"])
+        since = state["since_row"]
+        self._seconds_at_row, self._samples_since_row = float(since["seconds"]), int(since["samples"])
+        if self._rate_log is not None:
+            self._rate_log.updates = int(state["updates"])
+        self._journal.rewind(state["logs"])
+        set_random_states(state["random"][self._world.rank], self.device)
+        self._resumed = True
+
     def _stop(self, number: int) -> None:
-        self._meter.read()
         self.clocks.pause_training()
         self._checkpoint(LAST)
         name = signal.Signals(number).name
@@ -243,6 +313,11 @@ class Trainer:
             f"interrupted by {name} after step {self.step}; checkpoint written to {where}", code
         )
 
+    def _stop_if(self, received: int | None) -> None:
+        """End the run here if a signal was received; one of several processes cannot, it waits for a step."""
+        if received and self._world.size == 1:
+            self._stop(received)
+
     def _stop_wanted(self, received: int | None) -> bool:
         """Whether a limit is reached; a signal that was received ends the run here.
 
@@ -250,15 +325,17 @@ class Trainer:
         costs a wait for the device.
         """
         settings = self.settings
-        if settings.max_steps is not None and self.step >= settings.max_steps:
-            return True
         if self._world.size > 1 and self.step % settings.log_every:
-            return False
+            return settings.max_steps is not None and self.step >= settings.max_steps
         number = self._world.agree(received or 0, self.device)
         if number:
             self._stop(number)
+        return bool(self._world.agree(int(self._limit_reached()), self.device))
+
+    def _limit_reached(self) -> bool:
+        settings = self.settings
         late = settings.max_seconds is not None and self.clocks.training_seconds() >= settings.max_seconds
-        return bool(self._world.agree(int(late), self.device))
+        return late or (settings.max_steps is not None and self.step >= settings.max_steps)
 
     def _rates(self) -> list[float]:
         rates: list[float] | None = getattr(self.optimizer, "rates", None)

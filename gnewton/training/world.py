@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,6 +89,14 @@ class World:
         wanted = torch.tensor(value, device=device)
         dist.all_reduce(wanted, dist.ReduceOp.MAX)
         return int(wanted)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The ``value`` of every process, by rank, in each of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers (running statistics) of number 0."""

@@ -124,7 +124,11 @@ def test_a_signal_ends_the_run_in_good_order(number, code, tmp_path):
     assert state["step"] == result["step"]
     rates = pd.read_csv(folder / "rates.csv")
     assert rates["step"].max() == ((state["step"] - 1 - 2) // 3) * 3 + 2  # no update is lost
-    assert sorted(entry.name for entry in (folder / "checkpoint").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(entry.name for entry in (folder / "checkpoint").iterdir()) == [
+        "best.pt",
+        "last.pt",
+        "previous.pt",
+    ]
 
 
 @pytest.mark.slow

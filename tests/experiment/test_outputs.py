@@ -148,7 +148,7 @@ def test_environment(folder):
     assert environment["device"] == "cpu"
     assert set(environment) == {
         *("time", "command", "overrides", "gnewton", "git", "python", "packages", "platform", "processor"),
-        *("cores", "threads", "device", "device_name", "cuda"),
+        *("cores", "threads", "device", "device_name", "cuda", "recipes"),
     }
     git = environment["git"]
     assert git is None or (re.fullmatch("[0-9a-f]{40}", git["commit"]) and isinstance(git["dirty"], bool))
@@ -169,11 +169,16 @@ def test_the_log_file_is_let_go(folder):
 
 def test_checkpoints_hold_what_is_documented(folder):
     keys = set(re.findall(r"`(\w+)`", _section("Checkpoints").partition("Keys:")[2]))
-    assert sorted(entry.name for entry in (folder / "checkpoint").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(entry.name for entry in (folder / "checkpoint").iterdir()) == [
+        "best.pt",
+        "last.pt",
+        "previous.pt",
+    ]
     state = load_checkpoint(folder / "checkpoint" / "last.pt")
     assert set(state) == keys
     assert (state["epoch"], state["step"]) == (5, 15)
-    assert state["identity"] == {"config_hash": folder.name.rpartition("_")[2]}
+    assert set(state["identity"]) == {"format", "version", "config", "device", "processes"}
+    assert state["identity"]["version"] == gnewton.__version__
 
 
 def test_only_what_is_documented_is_there(folder):

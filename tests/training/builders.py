@@ -65,7 +65,7 @@ def settings(**changes: Any) -> TrainerSettings:
         "batch_size": 10,
         "microbatch": None,
         "log_every": 2,
-        "checkpoint_every": 1,
+        "checkpoint_every": "1 epoch",
         "device": "cpu",
         "dtype": "float64",
         "tf32": False,

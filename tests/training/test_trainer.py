@@ -161,7 +161,9 @@ def test_limits(tmp_path, limits, steps, status, epoch):
 def test_a_target_stops_the_run(tmp_path, metric, value):
     target = Target(metric=metric, value=value)
     recipe = builders.sgd(lr=0.5)
-    outcome = builders.trainer(tmp_path, recipe=recipe, epochs=200, target=target, checkpoint_every=7).fit()
+    outcome = builders.trainer(
+        tmp_path, recipe=recipe, epochs=200, target=target, checkpoint_every="7 epochs"
+    ).fit()
     metrics = _metrics(tmp_path)
     reached = metrics[metric] >= value if metric.endswith("accuracy") else metrics[metric] <= value
     assert outcome.status == "target"

@@ -48,7 +48,13 @@ class Problem:
 
 @dataclass(kw_only=True)
 class ScheduleRecipe(ABC):
-    """How ``lr`` (for GroupedNewton: the damping λ_1) changes from epoch to epoch."""
+    """How ``lr`` (for GroupedNewton: the damping λ_1) changes from epoch to epoch.
+
+    Attributes:
+        follows_length: whether its course depends on the length of the run, which then cannot change.
+    """
+
+    follows_length: ClassVar[bool] = False
 
     name: str
 

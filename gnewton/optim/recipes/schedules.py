@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.recipes.base import SCHEDULES, ScheduleRecipe
 from gnewton.options import option
@@ -28,6 +28,8 @@ class Constant(ScheduleRecipe):
 @dataclass(kw_only=True)
 class Cosine(ScheduleRecipe):
     """Half a cosine wave from the initial value to a fraction of it over the whole run."""
+
+    follows_length: ClassVar[bool] = True
 
     final_fraction: float = option(at_least=0, at_most=1)
 

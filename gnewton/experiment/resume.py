@@ -1,0 +1,155 @@
+"""The configuration of a run that is to be continued. Torch-free: it is settled before torch is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gnewton.errors import InputError
+from gnewton.experiment.schema import REGISTRIES, Settings
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+
+MAY_CHANGE = (
+    "trainer.epochs",
+    "trainer.max_steps",
+    "trainer.max_seconds",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+    "trainer.progress",
+    "trainer.evaluation.every",
+    "trainer.target.metric",
+    "trainer.target.value",
+)
+"""Options that decide how far a run goes and what is written when, and not the steps it makes."""
+
+_NOT_OF_THE_RUN = ("resume", "output_root", "name")
+
+
+def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration to run: ``config`` itself, or with ``resume=RUN_DIR`` the one of that run.
+
+    Args:
+        config: what Hydra composed.
+        overrides: the command line's overrides. Of those beside ``resume``, the ones in ``MAY_CHANGE`` are
+            taken over, and those that repeat what the run has change nothing.
+
+    Raises:
+        InputError: if there is no such run, or an override would change the steps it makes.
+    """
+    if config.resume is None:
+        return config
+    folder = Path(str(config.resume))
+    found = _read(folder)
+    problems = [_apply(override, config, found) for override in overrides]
+    if any(problems):
+        raise InputError("\n".join(problem for problem in problems if problem))
+    found.resume = config.resume
+    return found
+
+
+def recipes_of(config: DictConfig) -> dict[str, str]:
+    """The registered recipe that each group of a composed configuration is made of, by kind.
+
+    Its name is not that of the choice: several files may start from one recipe.
+    """
+    names: dict[str, str] = {}
+    for registry in REGISTRIES:
+        part = OmegaConf.select(config, registry.kind.replace("/", "."))
+        kind = OmegaConf.get_type(part) if isinstance(part, DictConfig) else None
+        for name, recipe in registry.items():
+            if recipe is kind:
+                names[registry.kind] = name
+    return names
+
+
+def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
+    """Eight hexadecimal digits that change with every option that decides the steps of a run.
+
+    Args:
+        config: the configuration.
+        follows_length: whether the schedule depends on ``trainer.epochs``, which then is such an option.
+    """
+    kept = _resolved(config)
+    for key in (*_NOT_OF_THE_RUN, *MAY_CHANGE):
+        if key != "trainer.epochs" or not follows_length:
+            *path, last = key.split(".")
+            node = kept
+            for part in path:
+                node = node[part]
+            node.pop(last)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return resolved
+
+
+def _read(folder: Path) -> DictConfig:
+    """The typed configuration that a run folder's config.yaml was written from."""
+    option = f"resume={folder}"
+    path = folder / CONFIG
+    if not path.is_file():
+        what = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
+        raise InputError(f"{option}: {what}; give the folder of a run, OUTPUT_ROOT/NAME/…")
+    try:
+        saved = OmegaConf.load(path)
+        if not isinstance(saved, DictConfig):
+            raise InputError("it is not a mapping")
+        config = OmegaConf.structured(Settings)
+        recipes = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["recipes"]
+        for registry in REGISTRIES:  # a group stands before the groups within it
+            if registry.kind in recipes:
+                schema = OmegaConf.structured(registry[str(recipes[registry.kind])])
+                OmegaConf.update(config, registry.kind.replace("/", "."), schema)
+        merged = OmegaConf.merge(config, saved)
+        assert isinstance(merged, DictConfig)
+        return merged
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = (
+            f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
+        )
+        reason = reason.strip().partition("\n")[0]
+        raise InputError(f"{option}: its {CONFIG} and {ENVIRONMENT} cannot be used: {reason}") from error
+
+
+def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:
+    """Take one override over into the configuration that was found, or say why not."""
+    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+    if key == "resume":
+        return None
+    if key == "output_root":
+        return f"{override}: has no effect, a resumed run stays in its folder"
+    if key in MAY_CHANGE:
+        return _change(override, key, config, found)
+    path = key.replace("/", ".")
+    asked, there = (OmegaConf.select(each, path, throw_on_missing=False) for each in (config, found))
+    if isinstance(asked, DictConfig) and "name" in asked:
+        asked, there = asked["name"], there["name"] if isinstance(there, DictConfig) else None
+    if asked is not None and asked == there:
+        return None
+    return (
+        f"{override}: a resumed run keeps the steps it would have made; only these can change: "
+        + ", ".join(MAY_CHANGE)
+    )
+
+
+def _change(override: str, key: str, config: DictConfig, found: DictConfig) -> str | None:
+    value, before = OmegaConf.select(config, key), OmegaConf.select(found, key)
+    if key == "trainer.epochs" and value != before:
+        if value < before:
+            return f"{override}: a resumed run can only be made longer; it has {before}"
+        schedule = found.optimizer.schedule
+        if OmegaConf.get_type(schedule).follows_length:  # type: ignore[union-attr]
+            return f"{override}: optimizer/schedule={schedule.name} was laid out for {before} epochs"
+    OmegaConf.update(found, key, value)
+    return None
