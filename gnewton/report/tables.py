@@ -104,7 +104,7 @@ def build_tables(table: pd.DataFrame) -> list[Table]:
         lead: list[tuple[str, Callable[[Any], str]]] = [("set-up", lambda row: row["setup"])]
         if len(targets) > 1:
             lead.append(("target", lambda row: row["target"]))
-        lead.append(("reached", lambda row: f"{row['reached']} of {row['reached'] + row['missed']}"))
+        lead.append(("reached", reached_cell))
         tables.append(_table(title, with_target, lead, TARGET))
     setup: list[tuple[str, Callable[[Any], str]]] = [("set-up", lambda row: row["setup"])]
     tables.append(_table("Loss at the end", table, [*setup, ("runs", runs_cell)], LOSS))
@@ -118,6 +118,12 @@ def runs_cell(row: Any) -> str:
     """How many runs there are, and how many of them came to no good end."""
     bad = [f"{row[name]} {name}" for name in ("diverged", "failed", "unfinished") if row[name]]
     return f"{row['runs']} ({', '.join(bad)})" if bad else str(row["runs"])
+
+
+def reached_cell(row: Any) -> str:
+    """How many of the runs reached the target."""
+    known = row["reached"] + row["missed"]
+    return f"{row['reached']} of {known}" if known else "not measured"
 
 
 def as_text(tables: Sequence[Table]) -> str:

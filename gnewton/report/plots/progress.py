@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from gnewton.report.curves import band, curves, worst_of
-from gnewton.report.plots.style import figure, legend_below, looks
+from gnewton.report.plots.style import figure, legend_below, log_scale, looks
+from gnewton.report.plots.style import title as set_title
 from gnewton.report.setups import Setup
 
 X_AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
@@ -38,13 +41,11 @@ def progress_figure(setups: Sequence[Setup], x: str, title: str = "") -> Figure 
         return None
     made, axes = figure(len(grid), len(grid[0]))
     if title:
-        made.suptitle(title, x=0.01, ha="left", fontsize=11)
+        made.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold")
     for row, metrics in zip(axes, grid, strict=True):
         for axis, metric in zip(row, metrics, strict=True):
             _draw(axis, setups, x, metric)
     styles = looks(len(setups))
-    from matplotlib.lines import Line2D
-
     legend_below(made, [Line2D([], [], **style) for style in styles], [setup.label for setup in setups])
     return made
 
@@ -78,10 +79,12 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
             _draw_band(axis, members, metric, style)
     axis.set_xlabel(X_AXES[x])
     split, _, kind = metric.partition("_")
-    axis.set_title(f"{split} {kind}")
+    set_title(axis, f"{split} {kind}")
     axis.set_xlim(left=0)
+    if x == "epoch":
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if kind == "loss" and 0 < smallest < np.inf:
-        axis.set_yscale("log")
+        log_scale(axis, "y")
     elif kind == "accuracy":
         axis.yaxis.set_major_formatter(_percent)
 

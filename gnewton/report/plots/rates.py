@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from gnewton.report.plots.style import figure, legend_below
+from gnewton.report.plots.style import figure, legend_below, log_scale, title
 from gnewton.report.setups import Setup
 
 LEGEND_UP_TO = 24
@@ -55,11 +58,13 @@ def rates_figure(setup: Setup) -> Figure | None:
     made, axes = figure(1, 1, width=8.0, height=4.5)
     axis = axes[0][0]
     names = [str(name) for name in rates.columns]
+    end = max(max(run.metrics["step"], default=0) for run in setup.runs)
+    steps = [*rates.index, max(end, rates.index[-1])]  # the last rates hold up to the end
     colors = _colors(len(names))
     handles = [
         axis.step(
-            rates.index.to_numpy(),
-            rates[name].to_numpy(),
+            steps,
+            [*rates[name], rates[name].iloc[-1]],
             where="post",
             color=color,
             linewidth=1.3,
@@ -70,31 +75,27 @@ def rates_figure(setup: Setup) -> Figure | None:
     axis.set_xlabel("training steps")
     axis.set_ylabel("learning rate of the group")
     over = f", median of {runs} runs" if runs > 1 else ""
-    axis.set_title(f"{setup.label}: rates{over}")
+    title(axis, f"{setup.label}: rates{over}")
     _scale(axis, rates.to_numpy())
     if len(names) <= LEGEND_UP_TO:
         legend_below(made, handles, names)
     else:
-        from matplotlib import colormaps
-
         mappable = ScalarMappable(Normalize(1, len(names)), colormaps["viridis"])
         made.colorbar(mappable, ax=axis, label="place of the group in the partition (dashed: biases)")
     return made
 
 
 def _colors(count: int) -> list[tuple[float, ...]]:
-    from matplotlib import colormaps
-
     return [tuple(color) for color in colormaps["viridis"](np.linspace(0, 0.92, count))]
 
 
-def _scale(axis, values) -> None:  # type: ignore[no-untyped-def]
+def _scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
     """Logarithmic where all rates are positive; linear around zero where some are not."""
     positive = np.abs(values[np.isfinite(values) & (values != 0)])
     if not len(positive):
         return
     if (values[np.isfinite(values)] > 0).all():
-        axis.set_yscale("log")
+        log_scale(axis, "y")
     else:
         axis.set_yscale("symlog", linthresh=float(np.quantile(positive, 0.05)))
         axis.axhline(0, color="#888888", linewidth=0.8)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gnewton.report.plots.style import figure, legend_below, looks
+from gnewton.report.plots.style import figure, legend_below, log_scale, looks, title
 from gnewton.report.profile import Profile
 from gnewton.report.sensitivity import Sensitivity
 
@@ -39,13 +39,13 @@ def sensitivity_figure(metric: str, methods: Sequence[Sensitivity]) -> Figure | 
         for method in own:
             _draw_method(axis, method, styles[method.label])
         finite = [p for method in own for points in method.points for p in points if math.isfinite(p)]
-        axis.set_xscale("log")
+        log_scale(axis, "x")
         if finite and min(finite) > 0:
-            axis.set_yscale("log")
+            log_scale(axis, "y")
         dampings = {method.option for method in own} != {"optimizer.lr"}
         axis.set_xlabel("learning rate (GroupedNewton: damping λ₁)" if dampings else "learning rate")
         axis.set_ylabel(f"final {metric.replace('_', ' ')}")
-        axis.set_title(problem)
+        title(axis, problem)
     handles = [Line2D([], [], **styles[label], marker="o", markersize=4) for label in labels]
     if any(math.isinf(p) for method in methods for points in method.points for p in points):
         handles.append(Line2D([], [], color="#555555", linestyle="none", marker="^", markerfacecolor="none"))
@@ -85,12 +85,13 @@ def profile_figure(profiles: Sequence[Profile]) -> Figure | None:
         return None
     made, axes = figure(1, len(profiles), width=5.0, height=3.6)
     solvers = [str(name) for name in profiles[0].ratios.columns]
+    widths = np.linspace(4.0 if len(solvers) > 1 else 1.8, 1.5, len(solvers))  # equal ones stay visible
     handles: list[Any] = []
     for axis, profile in zip(axes[0], profiles, strict=True):
         up_to = max(2.0, 1.15 * profile.largest)
         handles = [
-            axis.step(*profile.steps(solver, up_to), where="post", linewidth=1.8, **style)[0]
-            for solver, style in zip(solvers, looks(len(solvers)), strict=True)
+            axis.step(*profile.steps(solver, up_to), where="post", linewidth=width, **style)[0]
+            for solver, style, width in zip(solvers, looks(len(solvers)), widths, strict=True)
         ]
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -99,6 +100,6 @@ def profile_figure(profiles: Sequence[Profile]) -> Figure | None:
         axis.set_xlabel("factor τ to the fewest " + _NAMES[profile.measure])
         axis.set_ylabel("share of instances")
         count = len(profile.ratios)
-        axis.set_title(f"{_NAMES[profile.measure]}, {count} instance{'s' if count != 1 else ''}")
+        title(axis, f"{_NAMES[profile.measure]}, {count} instance{'s' if count != 1 else ''}")
     legend_below(made, handles, solvers)
     return made

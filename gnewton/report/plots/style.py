@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -12,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from gnewton.report.comparison import write_file
 
@@ -24,9 +26,6 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 _RC: Any = {
     "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -58,6 +57,33 @@ def figure(
         for axis in axes.flat:
             axis.grid(True)
     return made, [list(row) for row in axes]
+
+
+def title(axis: Axes, text: str) -> None:
+    """Set the title of axes, at their left."""
+    axis.set_title(text, loc="left", fontsize=10, fontweight="bold")
+
+
+def log_scale(axis: Axes, which: str) -> None:
+    """Make the "x" or "y" axis logarithmic, with plain numbers at the ticks where these are short."""
+    (axis.set_xscale if which == "x" else axis.set_yscale)("log")
+    ticks = axis.xaxis if which == "x" else axis.yaxis
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    low, high = ticks.get_view_interval()
+    few = low > 0 and math.log10(high / low) < 1.5  # too few powers of ten to read the axis by
+    ticks.set_minor_formatter(
+        FuncFormatter(lambda value, _: _plain(value) if few and _leading(value) in (2, 3, 5) else "")
+    )
+
+
+def _plain(value: float) -> str:
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    return f"$10^{{{round(math.log10(value))}}}$" if _leading(value) == 1 else f"{value:.0e}"
+
+
+def _leading(value: float) -> int:
+    return round(value / 10 ** math.floor(math.log10(value) + 1e-9)) if value > 0 else 0
 
 
 def legend_below(made: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
