@@ -7,8 +7,8 @@ import torch.distributed as dist
 
 if dist.is_available():
     # Tracing imports this module, whose functions take the process group that stands at that moment as a
-    # default argument. Imported after init_process_group it would keep the group, and Gloo's threads, alive
-    # beyond destroy_process_group, and a thread that still runs while the interpreter ends aborts the process.
+    # default argument. Imported after init_process_group it would keep the group and Gloo's threads alive
+    # beyond destroy_process_group, and a thread still running while the interpreter ends aborts the process.
     import torch.distributed.nn
 
 from gnewton.summary.result import Summary

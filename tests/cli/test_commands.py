@@ -80,6 +80,7 @@ def test_cfg_job_prints_a_configuration_that_can_be_read(cli, tmp_path):
         "name",
         "seed",
         "output_root",
+        "resume",
         "model",
         "data",
         "partition",

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gnewton.cli.commands import COMMANDS
+
 
 @pytest.fixture
 def words(cli, monkeypatch):
@@ -24,7 +26,7 @@ def words(cli, monkeypatch):
 
 
 def test_commands(words):
-    assert words("gnewton ") == ["train", "data"]
+    assert words("gnewton ") == list(COMMANDS)
     assert words("gnewton tr") == ["train"]
     assert words("gnewton x") == []
 

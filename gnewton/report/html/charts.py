@@ -1,4 +1,4 @@
-"""The charts of the page as Plotly traces; axes and their colours belong to the page, which has two themes."""
+"""The charts of the page as Plotly traces; axes and colours belong to the page, which has two themes."""
 
 from __future__ import annotations
 
