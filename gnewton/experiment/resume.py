@@ -48,7 +48,7 @@ def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig
     if config.resume is None:
         return config
     folder = Path(str(config.resume))
-    found = _read(folder)
+    found = saved_config(folder, f"resume={folder}")
     problems = [_apply(override, config, found) for override in overrides]
     if any(problems):
         raise InputError("\n".join(problem for problem in problems if problem))
@@ -94,13 +94,20 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return resolved
 
 
-def _read(folder: Path) -> DictConfig:
-    """The typed configuration that a run folder's config.yaml was written from."""
-    option = f"resume={folder}"
+def saved_config(folder: Path, asked: str) -> DictConfig:
+    """The typed configuration that a run folder's config.yaml was written from.
+
+    Args:
+        folder: the run folder.
+        asked: how it was asked for, for messages, such as ``resume=FOLDER``.
+
+    Raises:
+        InputError: if it is no run folder, or its files do not fit this program.
+    """
     path = folder / CONFIG
     if not path.is_file():
         what = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
-        raise InputError(f"{option}: {what}; give the folder of a run, OUTPUT_ROOT/NAME/…")
+        raise InputError(f"{asked}: {what}; give the folder of a run, OUTPUT_ROOT/NAME/…")
     try:
         saved = OmegaConf.load(path)
         if not isinstance(saved, DictConfig):
@@ -119,7 +126,7 @@ def _read(folder: Path) -> DictConfig:
             f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
         )
         reason = reason.strip().partition("\n")[0]
-        raise InputError(f"{option}: its {CONFIG} and {ENVIRONMENT} cannot be used: {reason}") from error
+        raise InputError(f"{asked}: its {CONFIG} and {ENVIRONMENT} cannot be used: {reason}") from error
 
 
 def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:

@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,30 +14,23 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 
 import gnewton
-from gnewton.data.splits import DataSet
-from gnewton.errors import Diverged, GnewtonError, InputError, Interrupted
+from gnewton.errors import Diverged, GnewtonError, Interrupted
+from gnewton.experiment.build import Parts, build_parts, problem_of
 from gnewton.experiment.check import settings_from
-from gnewton.experiment.device import DTYPES, choose_device, prepare_torch
+from gnewton.experiment.device import choose_device, prepare_torch
 from gnewton.experiment.environment import describe_environment
 from gnewton.experiment.folder import config_hash, create_run_folder, held, write_json, write_text
 from gnewton.experiment.resume import CONFIG, ENVIRONMENT, effective_config, recipes_of, trajectory_hash
 from gnewton.experiment.schema import Settings
-from gnewton.optim.recipes import Problem
-from gnewton.partition import Partition
-from gnewton.tasks import Task
 from gnewton.training.outcome import Outcome
 from gnewton.training.ratelog import RateLog
 from gnewton.training.resume import resume
 from gnewton.training.trainer import Trainer
-from gnewton.training.world import SharedStream, World, join_world
+from gnewton.training.world import World, join_world
 
 log = logging.getLogger("gnewton")
-
-CURVATURE_STREAM = 0x5EED
-"""Added to the seed of the run for the order of the curvature batches, so that it is a stream of its own."""
 
 CHECKPOINT_FORMAT = "2"
 """Changes with what a checkpoint holds: one of another format cannot be continued."""
@@ -53,13 +46,6 @@ class Report:
 
     folder: Path | None
     outcome: Outcome
-
-
-@dataclass(frozen=True)
-class _Parts:
-    data: DataSet
-    model: nn.Module
-    partition: Partition | None
 
 
 def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str] | None = None) -> Report:
@@ -84,10 +70,11 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
     with join_world(settings.trainer.device) as world:
         device = choose_device(settings.trainer.device, world.local_rank)
         prepare_torch(settings.trainer, settings.seed)
-        parts = _build_parts(settings, device, world)
+        parts = build_parts(settings, device, world)
         torch.manual_seed(settings.seed + world.rank)  # the processes drop out units of their own
         rate_log = RateLog(parts.partition.names) if parts.partition is not None else None
-        optimizer = settings.optimizer.build(_problem(settings, parts, rate_log, world))
+        record = rate_log.record if rate_log is not None else None
+        optimizer = settings.optimizer.build(problem_of(settings, parts, world, record))
         environment = describe_environment(device, command or sys.argv, overrides)
         environment["recipes"] = recipes_of(config)
         folder = (place or _start_folder(config, settings, environment)) if world.writes else None
@@ -148,69 +135,7 @@ def _identity(config: DictConfig, settings: Settings, device: torch.device, worl
     }
 
 
-def _build_parts(settings: Settings, device: torch.device, world: World) -> _Parts:
-    dtype = DTYPES[settings.trainer.dtype]
-    if device.type == "mps" and dtype is torch.float64:
-        raise InputError("trainer.dtype=float64: MPS devices have no float64; use float32 or device=cpu")
-    data = settings.data.build(device, dtype, settings.seed)
-    _check_against_data(settings, data)
-    world.check(len(data.train), settings.trainer.batch_size, "trainer.batch_size")
-    model = settings.model.build(data.task).to(device=device, dtype=dtype)
-    if not settings.optimizer.uses_partition:
-        return _Parts(data, model, None)
-    try:
-        return _Parts(data, model, settings.partition.build(model))
-    except InputError as error:  # the library knows no choices: name the one that was made
-        raise InputError(
-            str(error).replace("partition:", f"partition={settings.partition.name}:", 1)
-        ) from error
-
-
-def _check_against_data(settings: Settings, data: DataSet) -> None:
-    """What can be told only once the data are there."""
-    target = settings.trainer.target
-    if (
-        target.value is not None
-        and target.metric.endswith("accuracy")
-        and type(data.task).correct is Task.correct
-    ):
-        raise InputError(
-            f"trainer.target.metric={target.metric}: data={data.name} has no accuracy; must be one of "
-            "train_loss, validation_loss, test_loss"
-        )
-    batch_size = settings.trainer.batch_size
-    if settings.optimizer.full_batch or not data.task.input_shape or batch_size is None:
-        return
-    if batch_size > len(data.train):
-        raise InputError(
-            f"trainer.batch_size={batch_size}: must be <= {len(data.train)}, "
-            f"the training samples of data={data.name}"
-        )
-
-
-def _problem(settings: Settings, parts: _Parts, rate_log: RateLog | None, world: World) -> Problem:
-    def curvature(batch_size: int | None) -> Iterable[tuple[Tensor, Tensor]]:
-        samples = len(parts.data.train)
-        if batch_size is not None and batch_size > samples and parts.data.task.input_shape:
-            raise InputError(
-                f"optimizer.curvature.batch_size={batch_size}: must be <= {samples}, "
-                f"the training samples of data={parts.data.name}"
-            )
-        if batch_size is not None:
-            world.check(batch_size, None, "optimizer.curvature.batch_size")
-        return SharedStream(parts.data.train.stream(batch_size, seed=settings.seed + CURVATURE_STREAM), world)
-
-    return Problem(
-        model=parts.model,
-        loss_fn=parts.data.task.loss,
-        partition=parts.partition,
-        curvature=curvature,
-        on_update=rate_log.record if rate_log is not None else lambda update: None,
-        likelihood=parts.data.task.likelihood,
-    )
-
-
-def _describe(parts: _Parts, device: torch.device, world: World) -> None:
+def _describe(parts: Parts, device: torch.device, world: World) -> None:
     data = parts.data
     size = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     log.info("device %s, %s parameters", device, f"{size:,}")

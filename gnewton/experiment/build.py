@@ -1,0 +1,117 @@
+"""From settings to parts: the data, the model, its partition, and what an optimizer may know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gnewton.data.splits import DataSet
+from gnewton.errors import InputError
+from gnewton.experiment.device import DTYPES
+from gnewton.experiment.schema import Settings
+from gnewton.optim.recipes import Problem
+from gnewton.partition import Partition
+from gnewton.tasks import Task
+from gnewton.training.world import SharedStream, World
+
+if TYPE_CHECKING:
+    from gnewton.optim.grouped_newton import RateUpdate
+
+CURVATURE_STREAM = 0x5EED
+"""Added to the seed of the run for the order of the curvature batches, so that it is a stream of its own."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, on its device; the partition is None where the optimizer uses none."""
+
+    data: DataSet
+    model: nn.Module
+    partition: Partition | None
+
+
+def build_parts(settings: Settings, device: torch.device, world: World) -> Parts:
+    """Obtain the data, draw the initial weights and split the parameters, as the settings have it.
+
+    Raises:
+        InputError: if the parts do not fit each other, the device or the number of processes.
+    """
+    dtype = DTYPES[settings.trainer.dtype]
+    if device.type == "mps" and dtype is torch.float64:
+        raise InputError("trainer.dtype=float64: MPS devices have no float64; use float32 or device=cpu")
+    data = settings.data.build(device, dtype, settings.seed)
+    _check_against_data(settings, data)
+    world.check(len(data.train), settings.trainer.batch_size, "trainer.batch_size")
+    model = settings.model.build(data.task).to(device=device, dtype=dtype)
+    return Parts(data, model, split(settings, model) if settings.optimizer.uses_partition else None)
+
+
+def split(settings: Settings, model: nn.Module) -> Partition:
+    """The chosen partition of a model's parameters.
+
+    Raises:
+        InputError: if it does not fit the model.
+    """
+    try:
+        return settings.partition.build(model)
+    except InputError as error:  # the library knows no choices: name the one that was made
+        raise InputError(
+            str(error).replace("partition:", f"partition={settings.partition.name}:", 1)
+        ) from error
+
+
+def problem_of(
+    settings: Settings, parts: Parts, world: World, on_update: Callable[[RateUpdate], None] | None = None
+) -> Problem:
+    """What the optimizer of a run may need to know of it.
+
+    Args:
+        settings, parts, world: of the run.
+        on_update: receives a record of every update of the rates.
+    """
+
+    def curvature(batch_size: int | None) -> Iterable[tuple[Tensor, Tensor]]:
+        samples = len(parts.data.train)
+        if batch_size is not None and batch_size > samples and parts.data.task.input_shape:
+            raise InputError(
+                f"optimizer.curvature.batch_size={batch_size}: must be <= {samples}, "
+                f"the training samples of data={parts.data.name}"
+            )
+        if batch_size is not None:
+            world.check(batch_size, None, "optimizer.curvature.batch_size")
+        return SharedStream(parts.data.train.stream(batch_size, seed=settings.seed + CURVATURE_STREAM), world)
+
+    return Problem(
+        model=parts.model,
+        loss_fn=parts.data.task.loss,
+        partition=parts.partition,
+        curvature=curvature,
+        on_update=on_update if on_update is not None else lambda update: None,
+        likelihood=parts.data.task.likelihood,
+    )
+
+
+def _check_against_data(settings: Settings, data: DataSet) -> None:
+    """What can be told only once the data are there."""
+    target = settings.trainer.target
+    if (
+        target.value is not None
+        and target.metric.endswith("accuracy")
+        and type(data.task).correct is Task.correct
+    ):
+        raise InputError(
+            f"trainer.target.metric={target.metric}: data={data.name} has no accuracy; must be one of "
+            "train_loss, validation_loss, test_loss"
+        )
+    batch_size = settings.trainer.batch_size
+    if settings.optimizer.full_batch or not data.task.input_shape or batch_size is None:
+        return
+    if batch_size > len(data.train):
+        raise InputError(
+            f"trainer.batch_size={batch_size}: must be <= {len(data.train)}, "
+            f"the training samples of data={data.name}"
+        )
