@@ -93,6 +93,11 @@ class CsvLog:
         """Take off everything after the first ``length`` bytes, as :meth:`sync` returned them."""
         os.ftruncate(self._descriptor, length)
 
+    def clear(self) -> None:
+        """Take off everything but the header."""
+        os.ftruncate(self._descriptor, 0)
+        self._append([self._columns])
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)

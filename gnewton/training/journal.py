@@ -38,6 +38,9 @@ class Journal:
                 self._logs[name] = self._open.enter_context(CsvLog(self._folder / name, columns))
             if self._lengths:
                 self.rewind(self._lengths)
+            else:  # from the beginning, also where a run was killed before its first checkpoint
+                for log in self._logs.values():
+                    log.clear()
         return self
 
     def __exit__(

@@ -5,6 +5,7 @@ Recipes are read to list options and to check them, so torch is imported only wh
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ class ScheduleRecipe(ABC):
 
     def advance(self, scheduler: Any, train_loss: float) -> None:
         """Tell the scheduler that an epoch is over, with the mean training loss of that epoch."""
-        scheduler.step()
+        with warnings.catch_warnings():  # a run resumed between its last step and this call has made no step
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            scheduler.step()
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,103 @@
+"""Ways to break a run off at a chosen moment, and to compare what two runs have left."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gnewton.training import trainer as trainer_module
+from gnewton.training.checkpoint import LAST, load_checkpoint
+from gnewton.training.progress import Progress
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "csv.md"
+CLOCKS = set(re.findall(r"^\| `(\w+)` \| float \| (?:s|samples/s|MiB) \|", DOCUMENT.read_text("utf-8"), re.M))
+"""Columns that no seed decides."""
+
+
+def rows(path: Path) -> list[list[str]]:
+    """The cells of a CSV file as they are written, header first, without the clocks."""
+    table = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    kept = [place for place, name in enumerate(table[0]) if name not in CLOCKS]
+    assert {len(row) for row in table} == {len(table[0])}
+    return [[row[place] for place in kept] for row in table]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """The rows of both CSV files and every tensor of the last checkpoint are equal, bit for bit."""
+    for title in ("metrics.csv", "rates.csv"):
+        assert (first / title).exists() == (second / title).exists()
+        if (first / title).exists():
+            assert rows(first / title) == rows(second / title)
+    states = [load_checkpoint(folder / "checkpoint" / LAST) for folder in (first, second)]
+    for key in ("model", "optimizer", "scheduler", "epoch", "step", "meter", "best", "updates", "random"):
+        assert _equal(states[0][key], states[1][key]), key
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return set(a) == set(b) and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+@contextmanager
+def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> Iterator[None]:
+    """Within the block, ``act`` is called once ``step`` training steps have been made by this process."""
+    made = 0
+    original = Progress.advance
+
+    def advance(self: Progress) -> None:
+        nonlocal made
+        original(self)
+        made += 1
+        if made == step:
+            act()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", advance)
+        yield
+
+
+@contextmanager
+def in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> Iterator[None]:
+    """Within the block, ``act`` is called as the ``number``-th evaluation of this process begins."""
+    made = 0
+    original = trainer_module.evaluate_splits
+
+    def evaluate(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == number:
+            act()
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "evaluate_splits", evaluate)
+        yield
+
+
+def send(number: int) -> Callable[[], None]:
+    """A function that sends a signal to this process."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+def killed(work: Callable[[], object]) -> int:
+    """Do ``work`` in a fork of this process and return its wait status; 0: it came to an end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
