@@ -76,7 +76,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         record = rate_log.record if rate_log is not None else None
         optimizer = settings.optimizer.build(problem_of(settings, parts, world, record))
         environment = describe_environment(device, command or sys.argv, overrides)
-        environment["recipes"] = recipes_of(config)
+        environment |= {"processes": world.size, "recipes": recipes_of(config)}
         folder = (place or _start_folder(config, settings, environment)) if world.writes else None
         with _held(folder), _log_file(folder):
             log.info("run folder %s", folder)

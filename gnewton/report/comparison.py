@@ -135,6 +135,11 @@ def _notes(setups: Sequence[Setup], targets: dict[str, Target | None], runs: pd.
         )
     if most < 2:
         notes.append("one seed each: nothing here tells a difference from chance")
+    ends = runs[runs["status"].isin(ENDED)].groupby("problem")["epochs"].nunique()
+    if (ends > 1).any():
+        notes.append(
+            "the runs ended after different numbers of epochs: mind that column beside the end values"
+        )
     counts = {len(setup.runs) for setup in setups}
     if len(counts) > 1:
         notes.append(f"the set-ups have different numbers of runs ({min(counts)} to {max(counts)})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -92,37 +92,54 @@ def measure_run(run: Run, target: Target | None) -> dict[str, float]:
 
 def _shares(run: Run, step: float, seconds: float) -> dict[str, float]:
     """Shares of the training time in the summary and the solve, over the updates before ``step``."""
-    rates = run.rates
-    if rates is None or seconds <= 0 or not {"summary_seconds", "solve_seconds"} <= set(rates):
+    if run.rates is None or seconds <= 0:
         return {}
-    updates = rates[rates["step"] < step].drop_duplicates("update")
+    updates = run.rates.clocks[run.rates.clocks["step"] < step]
     return {
-        "summary_share": float(updates["summary_seconds"].sum()) / seconds,
-        "solve_share": float(updates["solve_seconds"].sum()) / seconds,
+        share: float(updates[clock].sum()) / seconds
+        for share, clock in (("summary_share", "summary_seconds"), ("solve_share", "solve_seconds"))
+        if clock in updates
     }
 
 
 def table_of_runs(setups: Iterable[Setup], targets: dict[str, Target | None]) -> pd.DataFrame:
     """One row per run: set-up, seed, status, folder and every measure.
 
+    A metric that no run of a problem has measured is missing in those that broke down as well.
+
     Args:
         setups: the set-ups.
         targets: the target of each, by label.
     """
+    setups = list(setups)
+    unmeasured = {
+        problem: [name for name in METRICS if not _measured(setups, problem, name)]
+        for problem in {setup.problem for setup in setups}
+    }
     return pd.DataFrame(
         [
             {
                 "problem": setup.problem,
                 "setup": setup.label,
                 "optimizer": setup.optimizer,
+                "target": "" if targets[setup.label] is None else str(targets[setup.label]),
                 "seed": run.seed,
                 "status": run.status,
                 **measure_run(run, targets[setup.label]),
+                **dict.fromkeys(unmeasured[setup.problem], math.nan),
                 "folder": str(run.folder),
             }
             for setup in setups
             for run in setup.runs
         ]
+    )
+
+
+def _measured(setups: Sequence[Setup], problem: str, metric: str) -> bool:
+    """Whether a run of a problem measured a metric; where none measured anything, the losses count."""
+    runs = [run for setup in setups if setup.problem == problem for run in setup.runs if len(run.metrics)]
+    return any(metric in run.metrics and run.metrics[metric].notna().any() for run in runs) or (
+        not runs and metric.endswith("loss")
     )
 
 

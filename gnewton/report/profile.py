@@ -17,7 +17,8 @@ class Profile:
 
     Attributes:
         measure: what is compared, such as "target_seconds".
-        ratios: one row per instance (problem and seed), one column per solver; infinite where it missed.
+        ratios: one row per instance (problem, target and seed), one column per solver; infinite where it
+            missed.
     """
 
     measure: str
@@ -39,12 +40,17 @@ class Profile:
         finite = [value for value in self.ratios.to_numpy().ravel().tolist() if math.isfinite(value)]
         return max(finite, default=1.0)
 
+    @property
+    def end(self) -> float:
+        """Where a picture of it ends: a little beyond the last rise, and far enough to see one."""
+        return max(2.0, 1.15 * self.largest)
+
 
 def find_profile(comparison: Comparison, measure: str) -> Profile | None:
     """The profile of the solvers' way to the target.
 
-    An instance is a problem with a seed. It counts if all solvers ran it and one of them at least reached
-    the target.
+    An instance is a problem with a target and a seed. It counts if all solvers ran it and one of them at
+    least reached the target.
 
     Args:
         comparison: with targets.
@@ -57,7 +63,7 @@ def find_profile(comparison: Comparison, measure: str) -> Profile | None:
     runs = comparison.runs.assign(solver=comparison.runs["setup"].map(solvers))
     names: Sequence[str] = list(dict.fromkeys(runs["solver"]))
     table = runs.pivot_table(
-        index=["problem", "seed"], columns="solver", values=measure, aggfunc="last", dropna=False
+        index=["problem", "target", "seed"], columns="solver", values=measure, aggfunc="last", dropna=False
     ).reindex(columns=names)
     table = table.dropna()
     best = table.min(axis=1)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,9 @@ import pandas as pd
 import yaml
 
 from gnewton.errors import InputError
+from gnewton.report.files import first_line, read_csv, read_json
+from gnewton.report.rates import Rates, read_rates
+from gnewton.training.settings import METRICS
 
 ENDED = ("done", "target", "limit")
 """Statuses of runs that came to their end as asked."""
@@ -24,7 +24,8 @@ BROKEN = ("diverged", "failed")
 UNFINISHED = "unfinished"
 """Status of a run that says nothing of its end: it was killed, or it is still going on."""
 
-_NEEDED = ("epoch", "step", "train_seconds")
+_NEEDED = ["epoch", "step", "train_seconds"]
+_READ = (*_NEEDED, *METRICS, "peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Run:
         environment: environment.json, empty if there is none.
         result: result.json, empty if there is none.
         metrics: metrics.csv, one row per evaluated epoch, perhaps none.
+        rates: rates.csv; None for optimizers without, and for a run that made no update yet.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Run:
     environment: dict[str, Any]
     result: dict[str, Any]
     metrics: pd.DataFrame = field(repr=False)
+    rates: Rates | None = field(default=None, repr=False)
 
     @property
     def status(self) -> str:
@@ -54,15 +57,6 @@ class Run:
     def seed(self) -> int:
         """The seed of the run."""
         return int(self.config.get("seed", 0))
-
-    @cached_property
-    def rates(self) -> pd.DataFrame | None:
-        """rates.csv, one row per update and group; None for optimizers without."""
-        path = self.folder / "rates.csv"
-        if not path.is_file():
-            return None
-        rates = _read_csv(path, ("update", "step", "group", "rate"))
-        return None if rates.empty else rates
 
 
 def find_runs(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -96,21 +90,26 @@ def read_run(folder: Path) -> Run:
     """Read one run folder.
 
     Raises:
-        InputError: if its configuration or its metrics cannot be read.
+        InputError: if one of its files cannot be read.
     """
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{folder}: config.yaml cannot be read ({_first_line(error)})") from error
+        raise InputError(f"{folder}: config.yaml cannot be read ({first_line(error)})") from error
     if not isinstance(config, dict):
         raise InputError(f"{folder}: config.yaml holds no options")
+    if not isinstance(config.get("seed", 0), int):
+        raise InputError(f"{folder}: config.yaml: seed={config['seed']} is no whole number")
     metrics = folder / "metrics.csv"
     return Run(
         folder,
         config,
-        _read_json(folder / "environment.json"),
-        _read_json(folder / "result.json"),
-        _read_csv(metrics, _NEEDED) if metrics.is_file() else pd.DataFrame(columns=list(_NEEDED)),
+        read_json(folder / "environment.json"),
+        read_json(folder / "result.json"),
+        read_csv(metrics, _READ, _NEEDED)
+        if metrics.is_file()
+        else pd.DataFrame(columns=_NEEDED, dtype=float),
+        read_rates(folder / "rates.csv"),
     )
 
 
@@ -134,32 +133,3 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (
         (folder / "environment.json").is_file() or (folder / "result.json").is_file()
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return content
-
-
-def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
-    """The whole lines of a CSV file: a kill may have left a last one without its end."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
-    except (OSError, ValueError) as error:  # pandas' errors and broken UTF-8 are ValueErrors
-        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
-    missing = [name for name in needed if name not in frame]
-    if missing:
-        raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
-    return frame
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

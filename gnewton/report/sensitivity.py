@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gnewton.report.measures import Spread, measure_run
 from gnewton.report.runs import BROKEN
-from gnewton.report.setups import Setup, distinguish
+from gnewton.report.setups import Setup, distinguish, identity
 
 RATE_OPTIONS = ("optimizer.lr", "optimizer.damping")
 """What scales the steps: the learning rate, or the damping λ₁ of GroupedNewton."""
@@ -52,7 +51,7 @@ def find_sensitivities(setups: Iterable[Setup]) -> tuple[str, list[Sensitivity]]
         option = _option(setup)
         if option is not None:
             rest = {key: value for key, value in setup.options.items() if key != option}
-            families.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(setup)
+            families.setdefault(identity(rest), []).append(setup)
     several = [family for family in families.values() if len(family) > 1]
     labels = _labels(several)
     return metric, [

@@ -11,8 +11,8 @@ from typing import Any
 from gnewton.report.hardware import conditions, differences
 from gnewton.report.runs import BROKEN, ENDED, Run
 
-IGNORED = ("seed", "output_root", "trainer.progress")
-"""Options that make no set-up of its own: the seed, and where and how a run reports."""
+IGNORED = ("seed", "output_root", "resume", "data.root", "trainer.progress", "trainer.checkpoint_every")
+"""Options that make no set-up of its own: the seed, and where files are and how a run reports."""
 
 PROBLEM = ("model", "data")
 """Parts of the configuration that say what is solved; the others say how."""
@@ -72,13 +72,22 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
         if mixed:
             found = conditions(run)
             options["hardware"] = ", ".join(found[key] for key in mixed if key in found)
-        key = json.dumps(options, sort_keys=True, default=str)
-        setups.setdefault(key, Setup(options)).runs.append(run)
+        setups.setdefault(identity(options), Setup(options)).runs.append(run)
     ordered = list(setups.values())
     _label_all(ordered)
     ordered.sort(key=lambda setup: (setup.problem, setup.label))
     notes = [note for setup in ordered for note in _one_run_per_seed(setup)]
     return ordered, notes
+
+
+def identity(options: dict[str, Any]) -> str:
+    """The same text for options that mean the same, whatever their order.
+
+    An option that is switched off is like one that the version of the run did not know yet.
+    """
+    return json.dumps(
+        {key: _show(value) for key, value in options.items() if value is not None}, sort_keys=True
+    )
 
 
 def _one_run_per_seed(setup: Setup) -> list[str]:
@@ -117,6 +126,17 @@ def _label_all(setups: list[Setup]) -> None:
             setup.solver = solver
             setup.label = f"{problem}: {solver}" if several else solver
     _same_name_on_all_problems(setups)
+    _number_equal_labels(setups)
+
+
+def _number_equal_labels(setups: Sequence[Setup]) -> None:
+    """Odd values, such as one with a space in it, can make two labels read alike."""
+    seen: Counter[str] = Counter()
+    for setup in setups:
+        seen[setup.label] += 1
+        if seen[setup.label] > 1:
+            number = f" #{seen[setup.label]}"
+            setup.label, setup.solver = setup.label + number, setup.solver + number
 
 
 def _same_name_on_all_problems(setups: list[Setup]) -> None:
@@ -163,7 +183,7 @@ def distinguish(options: Sequence[dict[str, Any]], always: tuple[str, ...] = ())
         " ".join(
             [
                 " ".join(_show(entry.get(key)) for key in always),
-                *(f"{names[key]}={_show(entry.get(key))}" for key in keys if key in entry),
+                *(f"{names[key]}={_show(entry.get(key))}" for key in keys if entry.get(key) is not None),
             ]
         ).strip()
         for entry, keys in zip(options, chosen, strict=True)
@@ -204,7 +224,8 @@ def _show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     if isinstance(value, list):
         return "[" + ",".join(map(_show, value)) + "]"
-    return str(value)
+    return " ".join(str(value).split())  # a line break has no place in a table

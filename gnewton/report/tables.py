@@ -24,7 +24,7 @@ class Column:
         scale: factor on the numbers.
         unit: written after each number.
         best: +1 where more is better, −1 where less is, 0 where neither.
-        infinite: what stands for an infinite value.
+        infinite: what stands for an infinite value; empty: how the runs that have it ended.
     """
 
     title: str
@@ -32,27 +32,30 @@ class Column:
     scale: float = 1.0
     unit: str = ""
     best: int = 0
-    infinite: str = "diverged"
+    infinite: str = ""
 
-    def cell(self, spread: Spread) -> str:
+    def cell(self, row: Any) -> str:
         """Median and, of several runs, spread."""
+        spread: Spread = row[self.measure]
         if spread.count == 0:
             return NOTHING
-        median, low, high = map(self.number, (spread.median, spread.low, spread.high))
-        text = median if median == self.infinite else f"{median}{self.unit}"
+        infinite = self.infinite or _broken(row)
+        median, low, high = (
+            infinite if math.isinf(value) else self.number(value)
+            for value in (spread.median, spread.low, spread.high)
+        )
+        text = median if math.isinf(spread.median) else f"{median}{self.unit}"
         return text if low == high else f"{text} ({low}…{high})"
 
     def number(self, value: float) -> str:
-        """One number, without its unit."""
-        if math.isinf(value):
-            return self.infinite
+        """One finite number, without its unit."""
         scaled = value * self.scale
         return f"{scaled:.1f}" if self.unit == " %" else significant(scaled)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to be written: strings, and which of them are the best of their column and problem."""
+    """A table ready to be written: strings, and which of them are the best of those that can be compared."""
 
     title: str
     headings: list[str]
@@ -120,6 +123,11 @@ def runs_cell(row: Any) -> str:
     return f"{row['runs']} ({', '.join(bad)})" if bad else str(row["runs"])
 
 
+def _broken(row: Any) -> str:
+    """How the runs without an end value ended."""
+    return "/".join(name for name in ("diverged", "failed") if row[name]) or "infinite"
+
+
 def reached_cell(row: Any) -> str:
     """How many of the runs reached the target."""
     known = row["reached"] + row["missed"]
@@ -159,7 +167,7 @@ def _table(
         title,
         [*(heading for heading, _ in lead), *(column.title for column in used)],
         [
-            [*(cell(row) for _, cell in lead), *(column.cell(row[column.measure]) for column in used)]
+            [*(cell(row) for _, cell in lead), *(column.cell(row) for column in used)]
             for _, row in rows.iterrows()
         ],
         [
@@ -170,11 +178,12 @@ def _table(
 
 
 def _best(rows: pd.DataFrame, column: Column) -> list[bool]:
-    """Which medians are the best of their problem, where it has several set-ups; ties all count."""
+    """Which medians are the best of their problem and target, where several set-ups have it; ties count."""
     marks = [False] * len(rows)
     if not column.best:
         return marks
-    problems = rows["problem"].tolist()
+    targets = rows["target"] if column in TARGET else [""] * len(rows)
+    problems = list(zip(rows["problem"], targets, strict=True))
     medians = [spread.median for spread in rows[column.measure]]
     for problem in set(problems):
         finite = [m for m, p in zip(medians, problems, strict=True) if p == problem and math.isfinite(m)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,11 @@ def progress_figure(setups: Sequence[Setup], x: str, title: str = "") -> Figure 
     if title:
         made.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold")
     for row, metrics in zip(axes, grid, strict=True):
+        row[0].set_ylabel(metrics[0].rpartition("_")[2])
         for axis, metric in zip(row, metrics, strict=True):
             _draw(axis, setups, x, metric)
     styles = looks(len(setups))
-    legend_below(made, [Line2D([], [], **style) for style in styles], [setup.label for setup in setups])
+    legend_below(made, [Line2D([], [], **style) for style in styles], [setup.solver for setup in setups])
     return made
 
 
@@ -71,7 +72,12 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
             smallest = min(smallest, float(member.y.min()))
             alone = len(members) == 1
             axis.plot(
-                member.x, member.y, **style, linewidth=1.6 if alone else 0.6, alpha=1.0 if alone else 0.4
+                member.x,
+                member.y,
+                **style,
+                **_dot(member.x),
+                linewidth=1.6 if alone else 0.6,
+                alpha=1.0 if alone else 0.4,
             )
             if member.broken:
                 axis.plot(member.x[-1], member.y[-1], "x", color=style["color"], markersize=7)
@@ -94,11 +100,16 @@ def _draw_band(axis: Axes, members: list[Any], metric: str, style: dict[str, Any
     if found is None:
         return
     shown = np.isfinite(found.median)
-    axis.plot(found.x[shown], found.median[shown], **style, linewidth=1.8)
+    axis.plot(found.x[shown], found.median[shown], **style, **_dot(found.x[shown]), linewidth=1.8)
     filled = np.isfinite(found.low) & np.isfinite(found.high)
     axis.fill_between(
         found.x, found.low, found.high, where=filled.tolist(), color=style["color"], alpha=0.15, linewidth=0
     )
+
+
+def _dot(x: Sized) -> dict[str, Any]:
+    """A line of one point is a dot."""
+    return {"marker": "o", "markersize": 4} if len(x) == 1 else {}
 
 
 def _percent(value: float, _position: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -12,37 +11,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from gnewton.report.plots.style import figure, legend_below, log_scale, title
+from gnewton.report.rates import median_rates
 from gnewton.report.setups import Setup
 
 LEGEND_UP_TO = 24
 """Up to so many groups each is named; beyond, a colour bar gives their places in the partition."""
-
-
-def median_rates(setup: Setup) -> tuple[pd.DataFrame, int] | None:
-    """Rates by step (rows) and group (columns), the median over the runs, and how many runs these are.
-
-    Updates of the warm-up, in which nothing moves, are left out. Runs are compared at the steps they share.
-
-    Returns:
-        None where no run has rates.
-    """
-    tables = []
-    for run in setup.runs:
-        if run.rates is None:
-            continue
-        rates = run.rates
-        if "warmup" in rates:
-            rates = rates[~rates["warmup"].astype(bool)]
-        order = list(dict.fromkeys(rates["group"]))
-        tables.append(rates.pivot_table(index="step", columns="group", values="rate")[order])
-    tables = [table for table in tables if len(table)]
-    if not tables:
-        return None
-    shared = tables[0].index
-    for table in tables[1:]:
-        shared = shared.intersection(table.index)
-    values = np.median(np.stack([table.loc[shared].to_numpy(dtype=float) for table in tables]), axis=0)
-    return pd.DataFrame(values, index=shared, columns=tables[0].columns), len(tables)
 
 
 def rates_figure(setup: Setup) -> Figure | None:
@@ -51,10 +24,10 @@ def rates_figure(setup: Setup) -> Figure | None:
     Returns:
         None where the set-up has no rates.
     """
-    found = median_rates(setup)
-    if found is None:
+    members = [run.rates for run in setup.runs if run.rates is not None]
+    rates = median_rates(members)
+    if rates is None:
         return None
-    rates, runs = found
     made, axes = figure(1, 1, width=8.0, height=4.5)
     axis = axes[0][0]
     names = [str(name) for name in rates.columns]
@@ -74,7 +47,7 @@ def rates_figure(setup: Setup) -> Figure | None:
     ]
     axis.set_xlabel("training steps")
     axis.set_ylabel("learning rate of the group")
-    over = f", median of {runs} runs" if runs > 1 else ""
+    over = f", median of {len(members)} runs" if len(members) > 1 else ""
     title(axis, f"{setup.label}: rates{over}")
     _scale(axis, rates.to_numpy())
     if len(names) <= LEGEND_UP_TO:

@@ -88,14 +88,13 @@ def profile_figure(profiles: Sequence[Profile]) -> Figure | None:
     widths = np.linspace(4.0 if len(solvers) > 1 else 1.8, 1.5, len(solvers))  # equal ones stay visible
     handles: list[Any] = []
     for axis, profile in zip(axes[0], profiles, strict=True):
-        up_to = max(2.0, 1.15 * profile.largest)
         handles = [
-            axis.step(*profile.steps(solver, up_to), where="post", linewidth=width, **style)[0]
+            axis.step(*profile.steps(solver, profile.end), where="post", linewidth=width, **style)[0]
             for solver, style, width in zip(solvers, looks(len(solvers)), widths, strict=True)
         ]
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_xlim(1, up_to)
+        axis.set_xlim(1, profile.end)
         axis.set_ylim(-0.03, 1.05)
         axis.set_xlabel("factor τ to the fewest " + _NAMES[profile.measure])
         axis.set_ylabel("share of instances")
