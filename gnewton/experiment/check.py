@@ -69,12 +69,15 @@ def _ineffective(settings: Settings, overrides: Sequence[str]) -> Iterator[str]:
     optimizer, target = settings.optimizer, settings.trainer.target
     labels = {f"{registry.kind.replace('/', '.')}.name": registry.kind for registry in REGISTRIES}
     labels["trainer.name"] = "trainer"
+    without_effect = {f"optimizer.{name}": reason for name, reason in optimizer.ineffective()}
     for override in overrides:
         key = _key(override)
         if key in labels:
             yield f"{override}: a label of the chosen file; choose another one with {labels[key]}=…"
         if key.split(".")[0] == "partition" and not optimizer.uses_partition:
             yield f"{override}: has no effect, optimizer={optimizer.name} uses no partition"
+        if key in without_effect:
+            yield f"{override}: has no effect, {without_effect[key]}"
         if key == "trainer.batch_size" and optimizer.full_batch:
             yield f"{override}: has no effect, optimizer={optimizer.name} always takes all training samples"
         if key in _OF_SAMPLES and isinstance(settings.data, NoData):

@@ -72,7 +72,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         prepare_torch(settings.trainer, settings.seed)
         parts = build_parts(settings, device, world)
         torch.manual_seed(settings.seed + world.rank)  # the processes drop out units of their own
-        rate_log = RateLog(parts.partition.names) if parts.partition is not None else None
+        rate_log = RateLog() if parts.partition is not None else None
         record = rate_log.record if rate_log is not None else None
         optimizer = settings.optimizer.build(problem_of(settings, parts, world, record))
         environment = describe_environment(device, command or sys.argv, overrides)

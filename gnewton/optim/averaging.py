@@ -11,7 +11,13 @@ from gnewton.errors import InputError
 
 
 class Averaging(ABC):
-    """A running average of one float64 vector, (ḡ, H̄, D3) packed together, on the CPU."""
+    """A running average of one float64 vector, (ḡ, H̄, D3) packed together, on the CPU.
+
+    Attributes:
+        batches: how many vectors it has to be given at each update of the rates, each of a batch of its own.
+    """
+
+    batches: int = 1
 
     @abstractmethod
     def update(self, value: Tensor) -> Tensor:
@@ -108,3 +114,36 @@ class UniformAveraging(Averaging):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both sums and their counts."""
         self._sums, self._counts = state["sums"], list(state["counts"])
+
+
+class StaticAveraging(Averaging):
+    """The mean of ``batches`` summaries taken at the same update, none older.
+
+    Args:
+        batches: n >= 1, the number of batches at each update.
+    """
+
+    def __init__(self, batches: int) -> None:
+        if batches < 1:
+            raise InputError(f"averaging batches={batches}: must be >= 1")
+        self.batches = batches
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def update(self, value: Tensor) -> Tensor:
+        """Add ``value``, return the mean of this update so far, and begin a new one once it is complete."""
+        total = value.clone() if self._sum is None else self._sum + value
+        self._count += 1
+        average = total / self._count
+        self._sum = total
+        if self._count == self.batches:
+            self._sum, self._count = None, 0
+        return average
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum and the number of summaries in it; empty between updates."""
+        return {"sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the sum and its count."""
+        self._sum, self._count = state["sum"], int(state["count"])

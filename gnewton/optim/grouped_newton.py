@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,37 +13,20 @@ from torch import Tensor, nn
 
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
+from gnewton.optim.cap import StepCap
+from gnewton.optim.curvature import Batch, CurvatureBatches
 from gnewton.optim.direction import DirectionFactory, ShadowDirection
-from gnewton.optim.rates import INVALID, NegativeRates, RateRule, Solved
+from gnewton.optim.grouping import Grouping
+from gnewton.optim.measure import Measured, Measurer
+from gnewton.optim.rates import NegativeRates, Proposal, RateRule, invalid
+from gnewton.optim.records import RateUpdate
+from gnewton.optim.solvers import Solver
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, Summary
 from gnewton.summary.api import Engine
-
-LossFunction = Callable[[Any, Any], Tensor]
-Batch = tuple[Any, Any]
+from gnewton.summary.problem import LossFunction
 
 AVERAGE: DirectionFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9)
 """The default direction: the exponential average of the gradient, which keeps the length of a gradient."""
-
-
-@dataclass(frozen=True)
-class RateUpdate:
-    """One update of the rates, for logs.
-
-    Attributes:
-        step: number of training steps made before it.
-        solved: the rates before damping, with what they were solved from.
-        damping: λ_1 of each group at this update.
-        summary_seconds, solve_seconds: wall time of the two parts.
-        warming_up: whether the update only fed the average and no step follows.
-    """
-
-    step: int
-    solved: Solved
-    damping: list[float]
-    summary_seconds: float
-    solve_seconds: float
-    warming_up: bool
 
 
 class GroupedNewton(torch.optim.Optimizer):
@@ -76,9 +58,15 @@ class GroupedNewton(torch.optim.Optimizer):
             part of u (:class:`~gnewton.optim.direction.ShadowDirection`), and a coupled one of the loss too.
         period: training steps between two updates of the rates, at least 1.
         damping: λ_1 > 0, the factor on all rates.
-        internal_damping: λ_int >= 0, the weight of the cubic term.
+        solver: what is solved for the rates: "cubic", "cubic_diagonal", "ridge" or "newton"
+            (:mod:`gnewton.optim.solvers`).
+        internal_damping: λ_int >= 0, the weight of the cubic term, or of the ridge.
         negative_rates: "keep", "clip" (to 0, after the solve) or "constrain" (solve over rates >= 0).
         rate_momentum: averages the unclipped rates over updates, in [0, 1).
+        rate_median: bounds each rate by its median over so many updates, see
+            :class:`~gnewton.optim.median.MedianBound`; None: no bound.
+        cap: bounds the step of each group to this fraction of the length of its parameters, see
+            :class:`~gnewton.optim.cap.StepCap`; None: no bound.
         proximal: weight of the proximal term that keeps rates near the previous ones, >= 0.
         averaging: the average of the summary over updates; by default exponential with coefficient 0.95.
         normalise: average summaries in units of ‖P_s u‖.
@@ -104,9 +92,12 @@ class GroupedNewton(torch.optim.Optimizer):
         direction: DirectionFactory = AVERAGE,
         period: int = 10,
         damping: float = 0.3,
+        solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
         negative_rates: str | NegativeRates = NegativeRates.CLIP,
         rate_momentum: float = 0.0,
+        rate_median: int | None = None,
+        cap: float | None = None,
         proximal: float = 1.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
@@ -124,9 +115,8 @@ class GroupedNewton(torch.optim.Optimizer):
         if not 0 < damping < math.inf:
             raise InputError(f"damping={damping}: must be a finite number > 0")
         self.partition = partition if partition is not None else Partition.per_tensor(model)
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if set(named) != set(self.partition.index):
-            raise InputError("partition: it was built for another model, the parameter names differ")
+        self._grouping = Grouping(model, self.partition)
+        named = dict(zip(self._grouping.names, self._grouping.parameters, strict=True))
         super().__init__(
             [
                 {"params": [named[n] for n in group.parameters], "name": group.name, "rate": 0.0}
@@ -134,37 +124,32 @@ class GroupedNewton(torch.optim.Optimizer):
             ],
             {"lr": damping},
         )
-        self._names = [name for group in self.partition for name in group.parameters]
-        self._parameters: list[Tensor] = [named[name] for name in self._names]
-        devices = {p.device for p in self._parameters}
-        if len(devices) > 1:
-            raise InputError(
-                f"model: its parameters must be on one device; found {sorted(map(str, devices))}"
-            )
-        self._owner = [self.partition.index[name] for name in self._names]
-        self._owner_on_device = torch.tensor(self._owner, device=self._parameters[0].device)
-        self._summarizer = Summarizer(
-            model,
-            loss_fn,
-            self.partition,
-            third=internal_damping > 0,
-            engine=engine,
-            max_memory=max_memory,
-        )
-        named_parameters = zip(self._names, self._parameters, strict=True)
-        self._direction = ShadowDirection(named_parameters, direction, maximize=maximize)
-        self._maximize = maximize
         self._rule = RateRule(
             len(self.partition),
+            solver=solver,
             internal_damping=internal_damping,
             negative_rates=negative_rates,
             rate_momentum=rate_momentum,
+            rate_median=rate_median,
             proximal=proximal,
             averaging=averaging if averaging is not None else ExponentialAveraging(0.95),
             normalise=normalise,
         )
-        self._curvature = curvature
-        self._curvature_iterator: Iterator[Batch] | None = None
+        if curvature is None and self._rule.averaging.batches > 1:
+            raise InputError("averaging over several batches at each update: needs curvature=")
+        self._measurer = Measurer(
+            model,
+            loss_fn,
+            self._grouping,
+            maximize=maximize,
+            third=self._rule.needs_third,
+            diagonal=self._rule.solver.diagonal,
+            engine=engine,
+            max_memory=max_memory,
+        )
+        self._direction = ShadowDirection(named.items(), direction, maximize=maximize)
+        self._cap = StepCap(cap, self._grouping) if cap is not None else None
+        self._batches = CurvatureBatches(curvature)
         self._period = period
         self._warmup = warmup
         self._steps = 0
@@ -178,7 +163,7 @@ class GroupedNewton(torch.optim.Optimizer):
 
     @property
     def fallbacks(self) -> int:
-        """Updates so far in which the cubic model had no minimiser."""
+        """Updates so far in which the model had no minimiser."""
         return self._fallbacks
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -187,7 +172,7 @@ class GroupedNewton(torch.optim.Optimizer):
         Raises:
             InputError: always, once the optimizer is built.
         """
-        if hasattr(self, "_summarizer"):
+        if hasattr(self, "_rule"):
             raise InputError(
                 "add_param_group: the groups are the partition; build a new GroupedNewton instead"
             )
@@ -228,7 +213,7 @@ class GroupedNewton(torch.optim.Optimizer):
             "direction": self._direction.state_dict(),
             "steps": self._steps,
             "fallbacks": self._fallbacks,
-            "curvature_position": getattr(self._curvature, "position", None),
+            "curvature_position": self._batches.position,
         }
         return state
 
@@ -247,40 +232,17 @@ class GroupedNewton(torch.optim.Optimizer):
         self._rule.load_state_dict(ours["rule"])
         self._direction.load_state_dict(ours["direction"])
         self._steps, self._fallbacks = ours["steps"], ours["fallbacks"]
-        self._curvature_iterator = None
-        if ours["curvature_position"] is not None and hasattr(self._curvature, "position"):
-            self._curvature.position = ours["curvature_position"]  # type: ignore[union-attr]
-
-    def _next_batch(self, batch: Batch | None) -> Batch:
-        if self._curvature is None:
-            if batch is None:
-                raise InputError(
-                    "step: the rates are due; pass batch=(inputs, targets) or build with curvature="
-                )
-            return batch
-        for _ in range(2):
-            if self._curvature_iterator is None:
-                self._curvature_iterator = iter(self._curvature)
-            found = next(self._curvature_iterator, None)
-            if found is not None:
-                return found
-            self._curvature_iterator = None  # exhausted: start over
-        raise InputError("curvature: the iterable holds no batch")
+        self._batches.seek(ours["curvature_position"])
 
     def _update_rates(self, direction: list[Tensor], batch: Batch | None, warming_up: bool) -> None:
         started = time.perf_counter()
-        inputs, targets = self._next_batch(batch)
-        summary = self._summarizer.summarize(inputs, targets, dict(zip(self._names, direction, strict=True)))
-        gradient, hessian, third, norms = self._to_host(summary, direction)
+        decay = self._direction.quadratic_decay()
+        measured = [
+            self._measurer.measure(*self._batches.next(batch), direction, decay)
+            for _ in range(self._rule.averaging.batches)
+        ]
         summarised = time.perf_counter()
-        finite = all(bool(torch.isfinite(part).all()) for part in (gradient, hessian, third, norms))
-        if finite:
-            average = self._rule.observe(gradient, hessian, third, norms)
-            solved = self._rule.solve(average, norms)
-        else:  # never averaged, never solved with: the rates before it stay in force
-            in_force = torch.tensor([group["rate"] for group in self.param_groups], dtype=torch.float64)
-            nan = float("nan")
-            solved = Solved(in_force, gradient, hessian.diagonal(), third, INVALID, nan, nan, nan, False)
+        solved = self._rule.commit(self._propose(measured))
         self._fallbacks += solved.fell_back
         for group, rate in zip(self.param_groups, solved.rates.tolist(), strict=True):
             group["rate"] = 0.0 if warming_up else rate
@@ -289,42 +251,38 @@ class GroupedNewton(torch.optim.Optimizer):
                 RateUpdate(
                     step=self._steps,
                     solved=solved,
+                    names=self.partition.names,
                     damping=[float(group["lr"]) for group in self.param_groups],
+                    internal_damping=self._rule.internal_damping,
+                    loss=sum(each.loss for each in measured) / len(measured),
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,
                     warming_up=warming_up,
                 )
             )
 
-    def _to_host(self, summary: Summary, direction: list[Tensor]) -> list[Tensor]:
-        """ḡ, H̄, D3 of the objective that is minimised and ‖P_s u‖, float64 on the CPU, in one transfer."""
-        size = len(self.partition)
-        squares = torch.stack(torch._foreach_norm(direction)).double().square()
-        norms = self._per_group(squares).sqrt()
-        gradient, hessian = summary.gradient.double(), summary.hessian.double()
-        third = summary.third.double() if summary.third is not None else norms.new_zeros(size)
-        if self._maximize:
-            gradient, hessian, third = -gradient, -hessian, -third
-        decay = self._direction.quadratic_decay()
-        if any(decay):
-            factors = squares.new_tensor(decay)
-            gradient = gradient + self._per_group(factors * self._dots(direction))
-            hessian = hessian + torch.diag(self._per_group(factors * squares))
-        packed = torch.cat([gradient, hessian.flatten(), third, norms])
-        gradient, hessian, third, norms = packed.cpu().split([size, size * size, size, size])
-        return [gradient, hessian.view(size, size), third, norms]
+    def _propose(self, measured: list[Measured]) -> Proposal:
+        """New rates; with a summary that is not finite none is averaged and the rates before it stay."""
+        last = measured[-1]
+        if not all(each.finite for each in measured):
+            wrong = next(each for each in measured if not each.finite)
+            in_force = torch.tensor([group["rate"] for group in self.param_groups], dtype=torch.float64)
+            return invalid(in_force, wrong.gradient, wrong.hessian, wrong.third)
+        for each in measured:
+            average = self._rule.observe(each.gradient, each.hessian, each.third, each.norms)
+        return self._rule.propose(average, last.norms, limit=self._limit(last))
 
-    def _per_group(self, values: Tensor) -> Tensor:
-        """Sums over the parameters of each group, on the device."""
-        return values.new_zeros(len(self.partition)).index_add_(0, self._owner_on_device, values)
-
-    def _dots(self, direction: list[Tensor]) -> Tensor:
-        """⟨θ_i, u_i⟩ of each parameter, float64, on the device."""
-        pairs = zip(self._parameters, direction, strict=True)
-        return torch.stack([(p.detach() * u).sum(dtype=torch.float64) for p, u in pairs])
+    def _limit(self, measured: Measured) -> Tensor | None:
+        """The largest |η_s| that the cap allows, (S,)."""
+        if self._cap is None:
+            return None
+        damping = torch.tensor([group["lr"] for group in self.param_groups], dtype=torch.float64)
+        return self._cap.lengths(measured.sizes) / (damping * measured.norms)
 
     @torch.no_grad()
     def _move(self, direction: list[Tensor]) -> None:
         rates = self.rates
-        torch._foreach_mul_(direction, [rates[owner] for owner in self._owner])
-        torch._foreach_sub_(self._parameters, direction)  # type: ignore[arg-type]
+        torch._foreach_mul_(direction, [rates[owner] for owner in self._grouping.owner])
+        if self._cap is not None:
+            self._cap.shorten(direction)
+        torch._foreach_sub_(self._grouping.parameters, direction)  # type: ignore[arg-type]

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.cubic import CubicStatus, fallback, solve_cubic
+from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
+from gnewton.optim.median import MedianBound
+from gnewton.optim.records import Solved
+from gnewton.optim.solvers import Answer, Model, Solver, parse_solver
 
 INVALID = CubicStatus.INVALID_INPUT.value
 """Status logged for an update whose summary was not finite: the rates before it stay in force."""
@@ -42,28 +45,26 @@ class NegativeRates(str, Enum):
 
 
 @dataclass(frozen=True)
-class Solved:
-    """The outcome of one update of the rates; vectors are float64 on the CPU, in units of the present u.
+class Proposal:
+    """Rates that are not in force yet: what :meth:`RateRule.commit` turns into state.
 
     Attributes:
-        rates: η in force, (S,): averaged and clipped as asked, before the damping λ_1.
-        gradient, curvature, third: ḡ_s, H̄_ss and D3_s that were solved with, (S,), averaged as asked.
-        status: how the solve ended, a value of :class:`~gnewton.cubic.CubicStatus`, or ``AT_REST``.
-        radius: r = ‖Dη‖ of the solution.
-        residual: relative residual of the first-order condition.
-        curvature_margin: smallest eigenvalue of D⁻¹M(r)D⁻¹ (see :class:`~gnewton.cubic.CubicSolution`).
-        fell_back: whether the model was unbounded below and the fallback supplied the rates.
+        solved: the rates and how they were found.
+        unclipped, clipped: η before and after bounds and clipping, in normalised units; None: at rest.
+        certified: the solution itself in normalised units, where there was a minimiser.
     """
 
-    rates: Tensor
-    gradient: Tensor
-    curvature: Tensor
-    third: Tensor
-    status: str
-    radius: float
-    residual: float
-    curvature_margin: float
-    fell_back: bool
+    solved: Solved
+    unclipped: Tensor | None = None
+    clipped: Tensor | None = None
+    certified: Tensor | None = None
+
+
+def invalid(rates: Tensor, gradient: Tensor, hessian: Tensor, third: Tensor) -> Proposal:
+    """The rates in force once more, for a summary that is not finite; nothing in it changes the state."""
+    nan = math.nan
+    curvature = hessian if hessian.dim() == 1 else hessian.diagonal()
+    return Proposal(Solved(rates, gradient, curvature, third, INVALID, nan, nan, nan, fell_back=False))
 
 
 class RateRule:
@@ -71,10 +72,12 @@ class RateRule:
 
     Args:
         groups: S.
-        internal_damping: λ_int >= 0 of the cubic term; 0: bare Newton on the summary.
+        solver: what is solved, one of :data:`gnewton.optim.solvers.SOLVERS`.
+        internal_damping: λ_int >= 0 of the cubic term.
         negative_rates: "keep" signed rates, "clip" them to 0 after the solve, or "constrain" the solve to
             rates >= 0.
         rate_momentum: μ in [0, 1): η ← μ η_old + (1 − μ) η, on the unclipped rates.
+        rate_median: updates over whose median no rate may rise, see :class:`MedianBound`; None: no bound.
         proximal: μ >= 0 of the proximal term (μ/2)(η − η_prev)ᵀ diag|H̄| (η − η_prev).
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that old ones stay comparable
@@ -85,9 +88,11 @@ class RateRule:
         self,
         groups: int,
         *,
+        solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
         negative_rates: str | NegativeRates = NegativeRates.CLIP,
         rate_momentum: float = 0.0,
+        rate_median: int | None = None,
         proximal: float = 0.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
@@ -95,90 +100,99 @@ class RateRule:
         _require(internal_damping >= 0, "internal_damping", internal_damping, ">= 0")
         _require(0 <= rate_momentum < 1, "rate_momentum", rate_momentum, ">= 0 and < 1")
         _require(proximal >= 0, "proximal", proximal, ">= 0")
+        self.solver = parse_solver(solver)
         self.internal_damping = internal_damping
         self.negative_rates = NegativeRates.parse(negative_rates)
+        if self.negative_rates is NegativeRates.CONSTRAIN and not self.solver.constrains:
+            raise InputError("negative_rates=constrain: solver=newton has no such form; use clip or keep")
         self.rate_momentum = rate_momentum
         self.proximal = proximal
         self.averaging = averaging if averaging is not None else NoAveraging()
         self.normalise = normalise
         self._groups = groups
-        self._unclipped: Tensor | None = None  # η before clipping, normalised units, averaged
-        self._previous: Tensor | None = None  # η after clipping, normalised units
-        self._accepted: Tensor | None = (
-            None  # the last certified solution, normalised units: bounds the fallback
-        )
+        self._median = MedianBound(rate_median) if rate_median is not None else None
+        self._unclipped: Tensor | None = None  # η before bounds and clipping, normalised units, averaged
+        self._previous: Tensor | None = None  # η after them, normalised units
+        self._accepted: Tensor | None = None  # the last certified solution, normalised: bounds the fallback
+
+    @property
+    def needs_third(self) -> bool:
+        """Whether D3 has a part in the rates."""
+        return self.solver.uses_third and self.internal_damping > 0
 
     def observe(self, gradient: Tensor, hessian: Tensor, third: Tensor, norms: Tensor) -> Tensor:
         """Normalise one summary, take it into the average and return the average, packed.
 
         Args:
-            gradient, hessian, third: ḡ (S,), H̄ (S, S) and D3 (S,), float64 on the CPU.
+            gradient, hessian, third: ḡ (S,), H̄ (S, S), or its diagonal (S,) for a solver that needs no
+                more, and D3 (S,), float64 on the CPU.
             norms: ‖P_s u‖ of the direction the summary was taken along, (S,).
         """
         scale = self._scale(norms)
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
-        packed = torch.cat(
-            [gradient * inverse, (hessian * torch.outer(inverse, inverse)).flatten(), third * inverse**3]
-        )
+        squares = inverse**2 if hessian.dim() == 1 else torch.outer(inverse, inverse)
+        packed = torch.cat([gradient * inverse, (hessian * squares).flatten(), third * inverse**3])
         return self.averaging.update(packed)
 
-    def solve(self, average: Tensor, norms: Tensor) -> Solved:
-        """Solve for the rates of a direction with group norms ``norms``.
+    def propose(
+        self, average: Tensor, norms: Tensor, *, factor: float = 1.0, limit: Tensor | None = None
+    ) -> Proposal:
+        """Solve for the rates of a direction with group norms ``norms``; nothing is kept yet.
 
         Groups in which the direction vanishes take no part and get the rate 0.
 
         Args:
             average: what :meth:`observe` returned.
             norms: ‖P_s u‖ now, (S,).
+            factor: of λ_int for this solve.
+            limit: bounds |η_s|, (S,), in units of the present u; None: no bound.
         """
-        size = self._groups
-        gradient, hessian, third = average.split([size, size * size, size])
-        hessian = hessian.view(size, size)
+        gradient, hessian, third = self._unpack(average)
         active = norms > 0
         if not active.any():
-            return self._at_rest(gradient, hessian, third)
-        rates = torch.zeros(size, dtype=torch.float64)
-        previous = self._previous if self._previous is not None else rates
-        target = gradient[active]
-        matrix = hessian[active][:, active]
-        if self.proximal and self._previous is not None:
-            pull = self.proximal * matrix.diagonal().abs()
-            matrix = matrix + torch.diag(pull)
-            target = target + pull * previous[active]
-        constrained = self.negative_rates is NegativeRates.CONSTRAIN
-        solution = solve_cubic(matrix, target, third[active], self.internal_damping, nonnegative=constrained)
-        fell_back = not solution.bounded
-        found = torch.as_tensor(solution.rates)
-        if fell_back:
-            radius = math.inf if self._accepted is None else self._accepted[active]
-            step = fallback(
-                matrix, target, third[active], self.internal_damping, radius=radius, nonnegative=constrained
-            )
-            found = torch.as_tensor(step)
-        rates[active] = found
-        if not fell_back:
-            self._accepted = rates
-        rates = self._post_process(rates)
+            return Proposal(self._at_rest(gradient, hessian, third))
         scale = self._scale(norms)
-        return Solved(
-            rates=torch.where(active, rates / scale, 0.0),
+        answer = self._solve(gradient, hessian, third, active, factor)
+        rates = torch.zeros(self._groups, dtype=torch.float64)
+        rates[active] = answer.rates
+        certified = None if answer.fell_back else rates
+        if self.rate_momentum and self._unclipped is not None:
+            rates = self.rate_momentum * self._unclipped + (1 - self.rate_momentum) * rates
+        if limit is not None:
+            limit = torch.where(active, limit * scale, math.inf)
+        clipped, capped = self._bound(rates, limit)
+        solved = Solved(
+            rates=torch.where(active, clipped / scale, 0.0),
             gradient=gradient * scale,
             curvature=hessian.diagonal() * scale**2,
             third=self._logged_third(third, scale),
-            status=solution.status.value,
-            radius=float(solution.radius),
-            residual=float(solution.residual),
-            curvature_margin=float(solution.curvature_margin),
-            fell_back=fell_back,
+            status=answer.status,
+            radius=answer.radius,
+            residual=answer.residual,
+            curvature_margin=answer.curvature_margin,
+            fell_back=answer.fell_back,
+            capped=capped,
         )
+        return Proposal(solved, rates, clipped, certified)
+
+    def commit(self, proposal: Proposal) -> Solved:
+        """Put proposed rates in force: they are what the next update starts from."""
+        if proposal.unclipped is not None and proposal.clipped is not None:
+            self._unclipped, self._previous = proposal.unclipped, proposal.clipped
+            if self._median is not None:
+                self._median.record(proposal.unclipped)
+        if proposal.certified is not None:
+            self._accepted = proposal.certified
+        return proposal.solved
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, the rates in force and the last certified solution."""
+        """The average, the rates in force, their history and the last certified solution."""
         return {
             "averaging": self.averaging.state_dict(),
             "unclipped": self._unclipped,
             "previous": self._previous,
             "accepted": self._accepted,
+            "median": None if self._median is None else self._median.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,10 +200,51 @@ class RateRule:
         self.averaging.load_state_dict(state["averaging"])
         self._unclipped, self._previous = state["unclipped"], state["previous"]
         self._accepted = state["accepted"]
+        if self._median is not None and state["median"] is not None:
+            self._median.load_state_dict(state["median"])
+
+    def _unpack(self, average: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size = self._groups
+        if self.solver.diagonal:
+            gradient, diagonal, third = average.split([size, size, size])
+            return gradient, torch.diag(diagonal), third
+        gradient, hessian, third = average.split([size, size * size, size])
+        return gradient, hessian.view(size, size), third
+
+    def _solve(
+        self, gradient: Tensor, hessian: Tensor, third: Tensor, active: Tensor, factor: float
+    ) -> Answer:
+        """The solution over the active groups, proximal term included, in normalised units."""
+        target, matrix = gradient[active], hessian[active][:, active]
+        if self.proximal and self._previous is not None:
+            pull = self.proximal * matrix.diagonal().abs()
+            matrix = matrix + torch.diag(pull)
+            target = target + pull * self._previous[active]
+        return self.solver.solve(
+            Model(
+                gradient=target,
+                hessian=matrix,
+                third=third[active],
+                internal_damping=self.internal_damping * factor,
+                nonnegative=self.negative_rates is NegativeRates.CONSTRAIN,
+                radius=math.inf if self._accepted is None else self._accepted[active],
+            )
+        )
+
+    def _bound(self, rates: Tensor, limit: Tensor | None) -> tuple[Tensor, int]:
+        """Rates within their median and the step cap, negative ones clipped, and how many the cap lowered."""
+        if self._median is not None:
+            rates = self._median.bound(rates)
+        if self.negative_rates is not NegativeRates.KEEP:
+            rates = rates.clamp(min=0)
+        if limit is None:
+            return rates, 0
+        capped = int((rates.abs() > limit).sum())
+        return rates.clamp(min=-limit, max=limit), capped
 
     def _logged_third(self, third: Tensor, scale: Tensor) -> Tensor:
-        """D3 in units of the present u; NaN where the cubic term is off and D3 is not computed."""
-        return third * scale**3 if self.internal_damping else torch.full_like(third, math.nan)
+        """D3 in units of the present u; NaN where it has no part in the rates and is not computed."""
+        return third * scale**3 if self.needs_third else torch.full_like(third, math.nan)
 
     def _at_rest(self, gradient: Tensor, hessian: Tensor, third: Tensor) -> Solved:
         """The direction is zero everywhere: whatever the rates, no parameter moves."""
@@ -209,15 +264,6 @@ class RateRule:
 
     def _scale(self, norms: Tensor) -> Tensor:
         return norms if self.normalise else torch.ones_like(norms)
-
-    def _post_process(self, rates: Tensor) -> Tensor:
-        """Average over updates, then clip (method, section 2: in this order; the damping comes after)."""
-        if self.rate_momentum and self._unclipped is not None:
-            rates = self.rate_momentum * self._unclipped + (1 - self.rate_momentum) * rates
-        self._unclipped = rates
-        clipped = rates if self.negative_rates is NegativeRates.KEEP else rates.clamp(min=0)
-        self._previous = clipped
-        return clipped
 
 
 def _require(condition: bool, name: str, value: float, allowed: str) -> None:

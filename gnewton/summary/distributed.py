@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 if dist.is_available():
     # Tracing imports this module, whose functions take the process group that stands at that moment as a
@@ -12,6 +13,17 @@ if dist.is_available():
     import torch.distributed.nn
 
 from gnewton.summary.result import Summary
+
+
+def mean_over_processes(tensors: list[Tensor], samples: int) -> list[Tensor]:
+    """The means over the global batch of tensors that are means over each process's own ``samples``."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensors
+    count = tensors[0].new_tensor([samples])
+    packed = torch.cat([*(tensor.flatten() * samples for tensor in tensors), count])
+    dist.all_reduce(packed)
+    pieces = (packed[:-1] / packed[-1]).split([tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
 def all_reduced(summary: Summary, samples: int, reduction: str) -> Summary:

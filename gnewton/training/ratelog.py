@@ -6,18 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gnewton.optim.grouped_newton import RateUpdate
+    from gnewton.optim.records import RateUpdate
 
 
 class RateLog:
-    """Collects updates of the rates during training steps; their rows are taken out between steps.
+    """Collects updates of the rates during training steps; their rows are taken out between steps."""
 
-    Args:
-        groups: names of the groups, in the order of the partition.
-    """
-
-    def __init__(self, groups: tuple[str, ...]) -> None:
-        self._groups = groups
+    def __init__(self) -> None:
         self._pending: list[RateUpdate] = []
         self.updates = 0
 
@@ -37,7 +32,7 @@ class RateLog:
     def _rows(self, update: RateUpdate) -> list[dict[str, object]]:
         solved = update.solved
         columns = zip(
-            self._groups,
+            update.names,
             solved.rates.tolist(),
             update.damping,
             solved.gradient.tolist(),
@@ -51,6 +46,9 @@ class RateLog:
             "status": solved.status,
             "fallback": solved.fell_back,
             "warmup": update.warming_up,
+            "internal_damping": update.internal_damping,
+            "capped": solved.capped,
+            "loss": _number(update.loss),
             "radius": _number(solved.radius),
             "residual": _number(solved.residual),
             "curvature_margin": _number(solved.curvature_margin),

@@ -127,6 +127,23 @@ TABLE: list[tuple[str, str]] = [
     ),
     ("train optimizer=lbfgs trainer.batch_size=10", "optimizer=lbfgs always takes all training samples"),
     (
+        "train optimizer=grouped_newton_full_batch trainer.batch_size=10",
+        "optimizer=grouped_newton_full_batch always takes all training samples",
+    ),
+    (
+        "train optimizer.solver=newton optimizer.internal_damping=2",
+        "optimizer.internal_damping=2: has no effect, optimizer.solver=newton has no such term",
+    ),
+    (
+        "train optimizer.solver=newton optimizer.negative_rates=constrain",
+        "optimizer.negative_rates=constrain: optimizer.solver=newton has no such form",
+    ),
+    (
+        "train optimizer=grouped_newton_noiseless optimizer/averaging=static",
+        "optimizer.averaging.batches=4: needs optimizer.curvature.source=independent, or 1",
+    ),
+    ("train optimizer.cap=0", "optimizer.cap=0.0: must be a finite number > 0"),
+    (
         "train optimizer.curvature.source=training optimizer.curvature.batch_size=9",
         "batch_size=9: has no effect",
     ),

@@ -40,6 +40,7 @@ OPTIMIZERS = {
     "grouped_newton": SMALL,
     "grouped_newton_paper": SMALL,
     "grouped_newton_noiseless": [each for each in SMALL if "curvature" not in each],
+    "grouped_newton_full_batch": [*SMALL_BASELINE[:2]],
     "sgd": SMALL_BASELINE,
     "adam": SMALL_BASELINE,
     "adamw": SMALL_BASELINE,
@@ -226,6 +227,16 @@ def test_without_data(run):
     assert (table["train_loss"] == table["test_loss"]).all()
     assert table["validation_accuracy"].isna().all()
     assert len(pd.read_csv(folder / "rates.csv")) == 30 * 2
+
+
+def test_full_batch_measures_on_the_whole_training_set_at_every_step(run):
+    folder = run(["optimizer=grouped_newton_full_batch", *SMALL_BASELINE[:2], "trainer.epochs=3"]).folder
+    metrics, rates = pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "rates.csv")
+    assert list(metrics["step"]) == [1, 2, 3]
+    assert list(metrics["train_loss"].diff()[1:] < 0) == [True, True]
+    measured = list(rates.groupby("step")["loss"].first())
+    assert measured == pytest.approx(list(metrics["running_loss"]), rel=1e-5)
+    assert measured[1:] == pytest.approx(list(metrics["train_loss"])[:-1], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,18 @@ def classification(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     inputs = torch.randn(count, 4, generator=generator, dtype=torch.float64)
     teacher = torch.randn(4, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     return inputs, (inputs @ teacher).argmax(1)
+
+
+class Stream:
+    """Endless curvature batches whose position can be saved, as those of a data set."""
+
+    def __init__(self, count: int = 20) -> None:
+        self.position = 0
+        self.count = count
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        self.position += 1
+        return classification(self.count, seed=1000 + self.position)

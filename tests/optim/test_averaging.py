@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from gnewton.errors import InputError
-from gnewton.optim.averaging import Averaging, ExponentialAveraging, NoAveraging, UniformAveraging
+from gnewton.optim.averaging import (
+    Averaging,
+    ExponentialAveraging,
+    NoAveraging,
+    StaticAveraging,
+    UniformAveraging,
+)
 
 
 def series(count: int) -> list[torch.Tensor]:
@@ -40,8 +46,18 @@ def test_uniform_covers_between_one_and_two_periods(period: int) -> None:
         torch.testing.assert_close(average.update(values[k]), expected, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("batches", [1, 2, 5])
+def test_static_is_the_mean_of_the_batches_of_one_update(batches: int) -> None:
+    average, values = StaticAveraging(batches), series(4 * batches)
+    for k in range(len(values)):
+        begin = (k // batches) * batches
+        expected = torch.stack(values[begin : k + 1]).mean(0)
+        torch.testing.assert_close(average.update(values[k]), expected, rtol=1e-14, atol=1e-16)
+
+
 @pytest.mark.parametrize(
-    "build", [NoAveraging, lambda: ExponentialAveraging(0.9), lambda: UniformAveraging(3)]
+    "build",
+    [NoAveraging, lambda: ExponentialAveraging(0.9), lambda: UniformAveraging(3), lambda: StaticAveraging(3)],
 )
 def test_inputs_are_not_aliased_and_state_continues_exactly(build: type[Averaging]) -> None:
     straight, first, values = build(), build(), series(9)
@@ -67,3 +83,8 @@ def test_exponential_refuses_a_coefficient_out_of_range(build: type[Averaging]) 
 def test_uniform_refuses_a_period_of_zero() -> None:
     with pytest.raises(InputError, match="period=0: must be >= 1"):
         UniformAveraging(0)
+
+
+def test_static_refuses_no_batches() -> None:
+    with pytest.raises(InputError, match="batches=0: must be >= 1"):
+        StaticAveraging(0)

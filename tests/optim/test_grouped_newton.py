@@ -17,9 +17,14 @@ from torch import Tensor, nn
 
 from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
-from gnewton.optim.averaging import ExponentialAveraging, NoAveraging, UniformAveraging
-from gnewton.optim.grouped_newton import RateUpdate
-from tests.optim.problems import NOTHING, Quadratic, classification, tanh_net, value
+from gnewton.optim.averaging import (
+    ExponentialAveraging,
+    NoAveraging,
+    StaticAveraging,
+    UniformAveraging,
+)
+from gnewton.optim.records import RateUpdate
+from tests.optim.problems import NOTHING, Quadratic, Stream, classification, tanh_net, value
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)
 CONFIGS = Path(__file__).parents[2] / "configs" / "optimizer"
@@ -137,16 +142,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "averaged": {"averaging": lambda: UniformAveraging(3), "normalise": False, "rate_momentum": 0.5},
     "default": {"averaging": lambda: ExponentialAveraging(0.9), "proximal": 1.0, "warmup": 2},
     "constrained": {"negative_rates": "constrain", "internal_damping": 1.0},
+    "diagonal": {"solver": "cubic_diagonal"},
+    "ridge": {"solver": "ridge", "internal_damping": 0.3, "negative_rates": "constrain"},
+    "newton": {"solver": "newton", "damping": 0.05, "cap": 0.3},
+    "median": {"rate_median": 4, "rate_momentum": 0.5},
+    "static": {"averaging": lambda: StaticAveraging(3), "curvature": Stream},
+    "capped": {"cap": 0.05, "damping": 1.0},
 }
+
+
+def built(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose parts with a state are made anew."""
+    return {name: value() if callable(value) else value for name, value in settings.items()}
 
 
 def trajectory(
     model: nn.Module, settings: dict[str, Any], rescale: Callable[[dict[str, Tensor]], Any]
 ) -> list[Tensor]:
     """50 steps on minibatches. ``rescale`` gives the direction the units of the model's parameters."""
-    settings = PLAIN | settings
-    if callable(settings["averaging"]):
-        settings["averaging"] = settings["averaging"]()
+    settings = built(PLAIN | settings)
     optimizer = GroupedNewton(
         model, F.cross_entropy, **{"direction": rescale, "period": 3, "damping": 0.1, **settings}
     )
@@ -182,8 +196,10 @@ class Scaled(torch.optim.Optimizer):
 def test_the_trajectory_does_not_depend_on_the_scale_of_the_groups(name: str) -> None:
     model = tanh_net()
     generator = torch.Generator().manual_seed(3)
+    decades = 2 if "cap" in SETTINGS[name] else 6  # the floor of the cap is the one thing that has a scale
     factors = {
-        key: float(10 ** (6 * torch.rand((), generator=generator) - 3)) for key, _ in model.named_parameters()
+        key: float(10 ** (decades * (torch.rand((), generator=generator) - 0.5)))
+        for key, _ in model.named_parameters()
     }
     rescaled = Rescaled(model, factors)
     settings = SETTINGS[name]
@@ -363,9 +379,7 @@ def test_a_restored_state_continues_bit_for_bit(name: str, direction: str) -> No
     }
 
     def build(model: nn.Module) -> GroupedNewton:
-        settings = dict(SETTINGS[name])
-        if "averaging" in settings:
-            settings["averaging"] = settings["averaging"]()
+        settings = built(SETTINGS[name])
         return GroupedNewton(model, F.cross_entropy, direction=factory[direction], period=3, **settings)
 
     def advance(model: nn.Module, optimizer: GroupedNewton, first: int, last: int) -> None:
@@ -433,6 +447,8 @@ def test_it_minimises_rosenbrock_functions(form: str) -> None:
         ({"negative_rates": "drop"}, "negative_rates=drop: must be one of keep, clip, constrain"),
         ({"period": float("nan")}, "period=nan: must be an integer"),
         ({"damping": float("inf")}, "damping=inf: must be a finite number"),
+        ({"cap": -1.0}, "cap=-1.0: must be a finite number > 0"),
+        ({"averaging": StaticAveraging(2)}, "several batches at each update: needs curvature="),
     ],
 )
 def test_values_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gnewton.summary import summarize
+from gnewton.summary.distributed import mean_over_processes
 
 from . import zoo
 from .test_zoo import differences
@@ -24,9 +25,11 @@ def work(rank, world, store, name, engine, results):
         hi = lo + SHARES[world][rank]
         partition = zoo.partitions(model)["per_tensor"]
         made = summarize(model, loss_fn, inputs[lo:hi], targets[lo:hi], partition, direction, engine=engine)
-        results.put(
-            (rank, [made.gradient.tolist(), made.hessian.tolist(), made.third.tolist(), made.loss.item()])
-        )
+        mean = inputs[lo:hi].mean(0)
+        mean, count = mean_over_processes([mean, mean.new_ones(())], hi - lo)
+        assert count == 1
+        parts = [made.gradient, made.hessian, made.third, made.loss, mean]
+        results.put((rank, [part.tolist() for part in parts]))
     finally:
         dist.destroy_process_group()
 
@@ -47,7 +50,10 @@ def test_ranks_join_their_summaries(world, engine, tmp_path):
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     whole = summarize(model, loss_fn, inputs, targets, zoo.partitions(model)["per_tensor"], direction)
     for _ in range(world):
-        _, (gradient, hessian, third, loss) = results.get()
+        _, (gradient, hessian, third, loss, mean) = results.get()
+        torch.testing.assert_close(
+            torch.tensor(mean, dtype=inputs.dtype), inputs.mean(0), rtol=1e-13, atol=1e-15
+        )
         joined = type(whole)(
             *(torch.tensor(x, dtype=torch.float64) for x in (gradient, hessian, third, loss))
         )

@@ -99,7 +99,7 @@ def trainer(
     recipe = recipe or sgd()
     model = model or network(data.task)
     partition = Partition.per_tensor(model) if recipe.uses_partition else None
-    rate_log = RateLog(partition.names) if partition is not None else None
+    rate_log = RateLog() if partition is not None else None
     problem = Problem(
         model=model,
         loss_fn=data.task.loss,

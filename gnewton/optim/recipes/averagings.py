@@ -50,3 +50,21 @@ class Uniform(AveragingRecipe):
         from gnewton.optim.averaging import UniformAveraging
 
         return UniformAveraging(self.period)
+
+
+@AVERAGINGS.register("static")
+@dataclass(kw_only=True)
+class Static(AveragingRecipe):
+    """The mean over several batches at the same update."""
+
+    batches: int = option(at_least=1)
+
+    def per_update(self) -> int:
+        """As many as are averaged."""
+        return self.batches
+
+    def build(self) -> Averaging:
+        """An empty mean."""
+        from gnewton.optim.averaging import StaticAveraging
+
+        return StaticAveraging(self.batches)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gnewton.optim.averaging import Averaging
     from gnewton.optim.direction import DirectionFactory
-    from gnewton.optim.grouped_newton import RateUpdate
+    from gnewton.optim.records import RateUpdate
     from gnewton.partition import Partition
 
 _PACKAGE = "gnewton.optim.recipes"
@@ -85,6 +85,10 @@ class OptimizerRecipe(ABC):
     name: str
     schedule: ScheduleRecipe
 
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        """Options that the values of others leave without effect, with the reason."""
+        yield from ()
+
     @abstractmethod
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """Build the optimizer for a problem."""
@@ -110,6 +114,10 @@ class AveragingRecipe(ABC):
     """The average of the summary over updates."""
 
     name: str
+
+    def per_update(self) -> int:
+        """How many batches it takes at each update."""
+        return 1
 
     @abstractmethod
     def build(self) -> Averaging:

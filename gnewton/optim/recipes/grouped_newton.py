@@ -13,6 +13,7 @@ from gnewton.optim.recipes.base import (
     OptimizerRecipe,
     Problem,
 )
+from gnewton.optim.recipes.curvature import CurvatureSource
 from gnewton.options import option
 
 if TYPE_CHECKING:
@@ -21,18 +22,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Curvature:
-    """The batches on which the summary is computed."""
+class Curvature(CurvatureSource):
+    """The batches on which the summary is computed, and how."""
 
-    source: str = option(choices=("independent", "training"))
-    batch_size: int | None = option(at_least=1)
     max_memory: float | None = option(above=0)
     engine: str = option(choices=("auto", "tangent", "reference"))
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """The training batch comes in the size it has."""
-        if self.source == "training" and self.batch_size is not None:
-            yield "batch_size", "has no effect with curvature.source=training; leave it null"
 
 
 @OPTIMIZERS.register("grouped_newton")
@@ -48,17 +42,31 @@ class GroupedNewtonRecipe(OptimizerRecipe):
     period: int = option(at_least=1)
     warmup: int = option(at_least=0)
     damping: float = option(above=0)
+    solver: str = option(choices=("cubic", "cubic_diagonal", "ridge", "newton"))
     internal_damping: float = option(at_least=0)
     negative_rates: str = option(choices=("keep", "clip", "constrain"))
     rate_momentum: float = option(at_least=0, below=1)
+    rate_median: int | None = option(at_least=2)
+    cap: float | None = option(above=0)
     proximal: float = option(at_least=0)
     normalise: bool = option()
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Combinations that cannot be."""
+        if self.solver == "newton" and self.negative_rates == "constrain":
+            yield "negative_rates", "optimizer.solver=newton has no such form; must be one of keep, clip"
+        if self.averaging.per_update() > 1 and self.curvature.source == "training":
+            yield "averaging.batches", "needs optimizer.curvature.source=independent, or 1"
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        """Bare Newton has no damping of its own."""
+        if self.solver == "newton":
+            yield "internal_damping", "optimizer.solver=newton has no such term"
 
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """The optimizer of :mod:`gnewton.optim.grouped_newton` on the run's model and partition."""
         from gnewton.optim.grouped_newton import GroupedNewton
 
-        independent = self.curvature.source == "independent"
         gigabytes = self.curvature.max_memory
         return GroupedNewton(
             problem.model,
@@ -67,14 +75,17 @@ class GroupedNewtonRecipe(OptimizerRecipe):
             direction=self.direction.build(problem),
             period=self.period,
             damping=self.damping,
+            solver=self.solver,
             internal_damping=self.internal_damping,
             negative_rates=self.negative_rates,
             rate_momentum=self.rate_momentum,
+            rate_median=self.rate_median,
+            cap=self.cap,
             proximal=self.proximal,
             averaging=self.averaging.build(),
             normalise=self.normalise,
             warmup=self.warmup,
-            curvature=problem.curvature(self.curvature.batch_size) if independent else None,
+            curvature=self.curvature.batches(problem),
             engine=self.curvature.engine,  # type: ignore[arg-type]
             max_memory=None if gigabytes is None else int(gigabytes * 2**30),
             on_update=problem.on_update,
@@ -82,4 +93,12 @@ class GroupedNewtonRecipe(OptimizerRecipe):
 
     def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         """One step; the training batch serves the summary where it is to."""
-        return optimizer.step(closure, batch=batch if self.curvature.source == "training" else None)
+        return optimizer.step(closure, batch=self.curvature.training_batch(batch))
+
+
+@OPTIMIZERS.register("grouped_newton_full_batch")
+@dataclass(kw_only=True)
+class FullBatchRecipe(GroupedNewtonRecipe):
+    """GroupedNewton whose direction is made of the gradient of the whole training set."""
+
+    full_batch: ClassVar[bool] = True

@@ -1,0 +1,45 @@
+"""A bound on the step of each group, relative to the length of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gnewton.errors import InputError
+from gnewton.optim.grouping import Grouping
+
+FLOOR = 1e-3
+"""Root mean square of the entries below which a group counts as being of that size: biases that start at zero
+could not move otherwise."""
+
+
+class StepCap:
+    """‖step of group s‖ <= c · max(‖θ_s‖, FLOOR √P_s), with P_s the number of parameters of the group.
+
+    Args:
+        fraction: c > 0.
+        grouping: the groups.
+    """
+
+    def __init__(self, fraction: float, grouping: Grouping) -> None:
+        if not 0 < fraction < float("inf"):
+            raise InputError(f"cap={fraction}: must be a finite number > 0")
+        self.fraction = fraction
+        self._grouping = grouping
+        counts = torch.tensor([float(p.numel()) for p in grouping.parameters], dtype=torch.float64)
+        self._floor = FLOOR * grouping.sums(counts.to(grouping.parameters[0].device)).sqrt()
+
+    def lengths(self, sizes: Tensor) -> Tensor:
+        """The longest allowed step of each group, (S,), from ‖θ_s‖."""
+        return self.fraction * torch.maximum(sizes, self._floor.to(sizes.device))
+
+    @torch.no_grad()
+    def shorten(self, steps: Sequence[Tensor]) -> None:
+        """Shorten, in place, the steps of the groups that would go too far; on the device alone."""
+        grouping = self._grouping
+        allowed = self.lengths(grouping.norms(grouping.parameters))
+        taken = grouping.norms(steps)
+        factors = torch.where(taken > allowed, allowed / taken, 1.0)
+        torch._foreach_mul_(list(steps), grouping.spread(factors.to(steps[0].dtype)))

@@ -1,0 +1,120 @@
+"""The stochastic Hessian-vector member of the family: the Newton direction itself is learned by SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnewton.errors import InputError
+from gnewton.optim.curvature import Batch, CurvatureBatches
+from gnewton.partition import Partition
+from gnewton.summary.distributed import mean_over_processes
+from gnewton.summary.problem import LossFunction, Problem, batch_size
+from gnewton.summary.products import hessian_vector_product
+
+
+class HessianVector(torch.optim.Optimizer):
+    """d ← d − lr_d (∇²L d − g + ρ d), then θ ← θ − lr d: one Hessian-vector product per step, no inverse.
+
+    At rest d solves (∇²L + ρ) d = g, the ridge-regularised Newton equation. It is the step of stochastic
+    gradient descent on ½ dᵀ(∇²L + ρ)d − gᵀd, so lr_d must stay below 2 / (λ_max + ρ), and where ∇²L has
+    eigenvalues below −ρ, d grows along them, exponentially but slowly.
+
+    Args:
+        model: the network; its trainable parameters are updated in place.
+        loss_fn: ``loss_fn(model(inputs), targets)``, the mean loss over the batch.
+        lr: step length along d, > 0; 1 is Newton's. Torch's schedulers act on it.
+        lr_direction: lr_d > 0.
+        ridge: ρ >= 0.
+        curvature: batches for ∇²L, an iterable restarted when exhausted; None: the batch given to
+            :meth:`step`.
+
+    Raises:
+        InputError: for a value out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        *,
+        lr: float = 0.1,
+        lr_direction: float = 0.1,
+        ridge: float = 0.1,
+        curvature: Iterable[Batch] | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("lr_direction", lr_direction)):
+            if not value > 0:
+                raise InputError(f"{name}={value}: must be > 0")
+        if not ridge >= 0:
+            raise InputError(f"ridge={ridge}: must be >= 0")
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(list(self._named.values()), {"lr": lr, "lr_direction": lr_direction, "ridge": ridge})
+        self._problem = Problem(model, loss_fn, Partition.single(model))
+        self._batches = CurvatureBatches(curvature)
+        for p in self._named.values():
+            self.state[p]["direction"] = torch.zeros_like(p)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused after construction: the product is taken over the parameters of the model.
+
+        Raises:
+            InputError: always, once the optimizer is built.
+        """
+        if hasattr(self, "_problem"):
+            raise InputError("add_param_group: build a new HessianVector instead")
+        super().add_param_group(param_group)
+
+    def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]
+        """Make one step from the gradients in ``.grad``.
+
+        Args:
+            closure: recomputes the loss with gradients; optional.
+            batch: (inputs, targets) for the product, where there are no curvature batches.
+
+        Returns:
+            what ``closure`` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        directions = {name: self.state[p]["direction"] for name, p in self._named.items()}
+        inputs, targets = self._batches.next(batch)
+        _, product = hessian_vector_product(self._problem, inputs, targets, directions)
+        self._move(
+            list(directions.values()),
+            mean_over_processes(list(product.values()), batch_size(inputs, targets)),
+        )
+        return loss
+
+    @torch.no_grad()
+    def _move(self, d: list[Tensor], residual: list[Tensor]) -> None:
+        """One step; ``residual`` holds the product and is overwritten."""
+        (group,) = self.param_groups
+        for p in self._named.values():
+            if p.grad is not None and p.grad.is_sparse:
+                raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
+        torch._foreach_add_(residual, d, alpha=group["ridge"])
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._named.values()]
+        torch._foreach_sub_(residual, gradient)
+        torch._foreach_add_(d, residual, alpha=-group["lr_direction"])
+        torch._foreach_add_(list(self._named.values()), d, alpha=-group["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's state, the directions among it, and the position of the curvature batches."""
+        return {**super().state_dict(), "curvature_position": self._batches.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            InputError: if the state belongs to another optimizer.
+        """
+        if "curvature_position" not in state_dict:
+            raise InputError("state_dict: it was not written by HessianVector")
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self._batches.seek(state_dict["curvature_position"])
