@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from gnewton.errors import InputError
 from gnewton.optim.decay import DecayKind, add_coupled, add_decoupled, decay_kind
+from gnewton.optim.finite import all_finite
 
 NamedTensors = list[tuple[str, Tensor]]
 DirectionFactory = Callable[[NamedTensors], torch.optim.Optimizer]
@@ -52,6 +54,7 @@ class ShadowDirection:
         self._of_shadow = dict(zip(self._shadows, self._parameters, strict=True))
         self._maximize = maximize
         self.inner = factory([(name, shadow) for (name, _), shadow in zip(named, self._shadows, strict=True)])
+        self._start = copy.deepcopy(self.inner.state_dict())
         reason = _REFUSED.get(type(self.inner).__name__)
         if reason is not None:
             raise InputError(f"direction={type(self.inner).__name__}: {reason}")
@@ -94,6 +97,14 @@ class ShadowDirection:
             for shadow in group["params"]
         }
         return [decay.get(shadow, 0.0) for shadow in self._shadows]
+
+    def is_finite(self) -> bool:
+        """Whether u, as :meth:`update` returned it last, is finite; waits for the device."""
+        return bool(all_finite(self._shadows))
+
+    def restart(self) -> None:
+        """Give the inner optimizer its first state again; u itself stays as it is."""
+        self.inner.load_state_dict(copy.deepcopy(self._start))
 
     def state_dict(self) -> dict[str, Any]:
         """State of the inner optimizer (momentum buffers and the like)."""

@@ -16,9 +16,10 @@ from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.cap import StepCap
 from gnewton.optim.curvature import Batch, CurvatureBatches
 from gnewton.optim.direction import DirectionFactory, ShadowDirection
+from gnewton.optim.finite import subtract_finite
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measured, Measurer
-from gnewton.optim.rates import NegativeRates, Proposal, RateRule, invalid
+from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
 from gnewton.partition import Partition
@@ -36,6 +37,10 @@ class GroupedNewton(torch.optim.Optimizer):
     Every ``period`` steps the exact gradient, Hessian and third derivative of the loss along the partition
     are computed on a curvature batch and the rates are solved for; they stay in force until the next update
     while u changes at every step. There is no learning rate to tune.
+
+    What is not finite never reaches a parameter: a step with such an entry is withheld and counted, a summary
+    is neither averaged nor solved with, and a direction that a NaN has got into starts anew at the next
+    update of the rates.
 
     Each group of the partition is one entry of ``param_groups``, with its ``name``, its damping λ_1 as
     ``lr`` (so torch's schedulers act on it) and its rate η_s as ``rate``.
@@ -154,6 +159,8 @@ class GroupedNewton(torch.optim.Optimizer):
         self._warmup = warmup
         self._steps = 0
         self._fallbacks = 0
+        self._withheld = torch.zeros((), dtype=torch.int64, device=self._grouping.parameters[0].device)
+        self._withheld_before = 0  # as it was at the last update
         self._on_update = on_update
 
     @property
@@ -165,6 +172,11 @@ class GroupedNewton(torch.optim.Optimizer):
     def fallbacks(self) -> int:
         """Updates so far in which the model had no minimiser."""
         return self._fallbacks
+
+    @property
+    def withheld(self) -> Tensor:
+        """Steps so far that were not finite and have therefore moved no parameter; on the device."""
+        return self._withheld
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused after construction: a new group changes the partition, so build a new optimizer.
@@ -244,6 +256,7 @@ class GroupedNewton(torch.optim.Optimizer):
         summarised = time.perf_counter()
         solved = self._rule.commit(self._propose(measured))
         self._fallbacks += solved.fell_back
+        self._renew_direction(solved.status == INVALID)
         for group, rate in zip(self.param_groups, solved.rates.tolist(), strict=True):
             group["rate"] = 0.0 if warming_up else rate
         if self._on_update is not None:
@@ -279,10 +292,20 @@ class GroupedNewton(torch.optim.Optimizer):
         damping = torch.tensor([group["lr"] for group in self.param_groups], dtype=torch.float64)
         return self._cap.lengths(measured.sizes) / (damping * measured.norms)
 
+    def _renew_direction(self, invalid: bool) -> None:
+        """Start the direction anew if a number that is not finite has got into it: it might never leave.
+
+        Called at updates, where the host has waited for the device already.
+        """
+        withheld, before = int(self._withheld), self._withheld_before
+        self._withheld_before = withheld
+        if withheld > before or (invalid and not self._direction.is_finite()):
+            self._direction.restart()
+
     @torch.no_grad()
     def _move(self, direction: list[Tensor]) -> None:
         rates = self.rates
         torch._foreach_mul_(direction, [rates[owner] for owner in self._grouping.owner])
         if self._cap is not None:
             self._cap.shorten(direction)
-        torch._foreach_sub_(self._grouping.parameters, direction)  # type: ignore[arg-type]
+        self._withheld += ~subtract_finite(self._grouping.parameters, direction)

@@ -48,6 +48,8 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("optimizer=grouped_newton", *GROUPED),
         *("optimizer.curvature.source=training", "optimizer.curvature.batch_size=null"),
     ),
+    "grouped_newton full batch": ("optimizer=grouped_newton_full_batch", *SMALL_BASELINE[:2]),
+    "hessian_vector": ("optimizer=hessian_vector", *GROUPED[:-2]),
     "grouped_newton rates": (
         *("optimizer=grouped_newton", *GROUPED),
         *("optimizer.rate_momentum=0.5", "optimizer.negative_rates=constrain"),
@@ -55,7 +57,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 } | {
     f"grouped_newton {kind} {name}": ("optimizer=grouped_newton", f"optimizer/{kind}={name}", *GROUPED)
     for kind, names in (
-        ("averaging", ("none", "exponential", "uniform")),
+        ("averaging", ("none", "exponential", "static", "uniform")),
         ("direction", ("adam", "adamw", "average", "gradient", "kfac", "muon", "nadam", "rmsprop", "sgd")),
     )
     for name in names
