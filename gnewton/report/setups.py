@@ -43,6 +43,11 @@ class Setup:
         """Name of the optimizer."""
         return str(self.options.get("optimizer.name", "?"))
 
+    @property
+    def last_step(self) -> float:
+        """The step of the last row of all its runs; 0 if there is none."""
+        return max(float(run.metrics["step"].max()) if len(run.metrics) else 0.0 for run in self.runs)
+
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options as dotted names; a list is a value."""

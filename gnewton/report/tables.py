@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,7 +150,7 @@ def significant(value: float, digits: int = 4) -> str:
     if value == 0:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.{digits - 1}g}"
+        return f"{value:.{digits}g}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
@@ -211,11 +212,16 @@ def _aligned(table: Table) -> str:
 
 def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
 
     rule = "|" + "|".join(["---", *["---:"] * (len(table.headings) - 1)]) + "|"
     rows = [
-        line([f"**{cell}**" if best else cell for cell, best in zip(cells, marks, strict=True)])
+        line([f"**{cell}**" if best else _literal(cell) for cell, best in zip(cells, marks, strict=True)])
         for cells, marks in zip(table.rows, table.best, strict=True)
     ]
     return "\n".join([line(table.headings), rule, *rows])
+
+
+def _literal(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\|<*`])", r"\\\1", text)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from gnewton.report.comparison import Comparison
 from gnewton.report.curves import Band, band, curves, worst_of
@@ -14,8 +15,8 @@ from gnewton.report.html.traces import (
     Trace,
     all_positive,
     look,
+    named,
     numbers,
-    plain,
     points_for,
     thin,
     translucent,
@@ -80,7 +81,7 @@ def _progress_traces(setup: Setup, x: str, metric: str, place: int, limit: int) 
     if not members:
         return []
     color, line = look(place)
-    shared = {"legendgroup": setup.label, "name": plain(setup.solver)}
+    shared = named(setup.solver)
     several = len(members) > 1
     traces: list[Trace] = []
     for member in members:
@@ -99,15 +100,12 @@ def _progress_traces(setup: Setup, x: str, metric: str, place: int, limit: int) 
                 },
                 "line": {**line, "width": 0.7 if several else 2},
                 "opacity": 0.45 if several else 1,
-                "showlegend": not several,
                 "hovertemplate": f"seed {member.seed}: %{{y}}<extra>%{{fullData.name}}</extra>",
             }
         )
     found = band(members, worst=worst_of(metric)) if several else None
     if found is not None:
         traces += _band_traces(found, shared, color, line, limit)
-    elif several:
-        traces[0]["showlegend"] = True
     return traces
 
 
@@ -123,7 +121,6 @@ def _band_traces(found: Band, shared: Trace, color: str, line: Trace, limit: int
         "fillcolor": translucent(color),
         "mode": "none",
         "hoverinfo": "skip",
-        "showlegend": False,
     }
     x, middle = thin(found.x, found.median, limit)
     median: Trace = {
@@ -144,20 +141,20 @@ def _all_rates(setups: Sequence[Setup]) -> list[dict[str, Any]]:
         rates = median_rates(members)
         if rates is not None:
             over = f", median of {len(members)} runs" if len(members) > 1 else ""
-            tables.append((f"{setup.label}{over}", rates))
-    limit = points_for(sum(len(rates.columns) for _, rates in tables))
-    return [_rates(title, rates, limit) for title, rates in tables]
+            tables.append((f"{setup.label}{over}", rates, setup.last_step))
+    limit = points_for(sum(len(rates.columns) for _, rates, _ in tables))
+    return [_rates(*entry, limit) for entry in tables]
 
 
-def _rates(title: str, rates: Any, limit: int) -> dict[str, Any]:
+def _rates(title: str, rates: pd.DataFrame, end: float, limit: int) -> dict[str, Any]:
     traces: list[Trace] = []
     for place, group in enumerate(rates.columns):
         x, y = thin(rates.index, rates[group], limit)
         traces.append(
             {
-                "name": plain(group),
-                "x": numbers(x),
-                "y": numbers(y),
+                **named(str(group)),
+                "x": numbers([*x, max(end, x[-1])]),  # the last rates hold up to the end
+                "y": numbers([*y, y[-1]]),
                 "mode": "lines",
                 "line": {**look(place)[1], "shape": "hv", "width": 1.8},
                 "hovertemplate": "step %{x}: %{y}<extra>%{fullData.name}</extra>",

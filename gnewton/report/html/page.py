@@ -55,6 +55,7 @@ def _sections(charts: list[dict[str, Any]]) -> list[str]:
             f"<figure><figcaption>{html.escape(chart['title'])}</figcaption>"
             f'<div class="controls" id="{chart["id"]}-controls"></div>'
             f'<div class="chart" id="{chart["id"]}"></div>'
+            f'<div class="legend" id="{chart["id"]}-legend"></div>'
             f'<p class="note">{html.escape(chart.get("note", ""))}</p></figure>'
             for chart in members
         )

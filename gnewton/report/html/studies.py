@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gnewton.report.comparison import Comparison
-from gnewton.report.html.traces import Trace, all_positive, look, numbers, plain
+from gnewton.report.html.traces import Trace, all_positive, look, named, numbers
 from gnewton.report.profile import find_profile
 from gnewton.report.sensitivity import Sensitivity, find_sensitivities
 
@@ -30,7 +30,7 @@ def _sensitivity(metric: str, problem: str, methods: Sequence[Sensitivity]) -> d
         color, line = look(place)
         pairs = [(rate, p) for rate, points in zip(method.rates, method.points, strict=True) for p in points]
         known = [pair for pair in pairs if math.isfinite(pair[1])]
-        shared = {"legendgroup": method.label, "name": plain(method.label)}
+        shared = named(method.label)
         traces.append(
             {
                 **shared,
@@ -48,7 +48,6 @@ def _sensitivity(metric: str, problem: str, methods: Sequence[Sensitivity]) -> d
                 "y": numbers(point for _, point in known),
                 "mode": "markers",
                 "marker": {"color": color, "size": 6, "opacity": 0.7},
-                "showlegend": False,
                 "hovertemplate": "%{x}: %{y}<extra>%{fullData.name}</extra>",
             }
         )
@@ -82,7 +81,7 @@ def _profile(comparison: Comparison, measure: str, name: str) -> dict[str, Any] 
         x, y = profile.steps(solver, up_to)
         traces.append(
             {
-                "name": plain(solver),
+                **named(solver),
                 "x": x,
                 "y": y,
                 "mode": "lines",

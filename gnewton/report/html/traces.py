@@ -57,9 +57,9 @@ def numbers(values: Iterable[float]) -> list[float | None]:
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
 
 
-def plain(text: object) -> str:
-    """A text that Plotly shows as it is: it takes some HTML for markup."""
-    return html.escape(str(text), quote=False)
+def named(name: str) -> Trace:
+    """Name and legend entry of a trace; Plotly takes some HTML in names for markup, the legend none."""
+    return {"legendgroup": name, "name": html.escape(name, quote=False)}
 
 
 def all_positive(traces: Sequence[Trace]) -> bool:

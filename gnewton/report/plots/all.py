@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,14 @@ def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
     Raises:
         InputError: if the folder cannot be written.
     """
-    return [
-        path for name, made in _figures(comparison) if made is not None for path in save(made, folder / name)
-    ]
+    used: Counter[str] = Counter()
+    paths = []
+    for name, made in _figures(comparison):
+        if made is not None:
+            used[name.casefold()] += 1
+            number = f"_{used[name.casefold()]}" if used[name.casefold()] > 1 else ""
+            paths += save(made, folder / f"{name}{number}")
+    return paths
 
 
 def _figures(comparison: Comparison) -> Iterator[tuple[str, Figure | None]]:

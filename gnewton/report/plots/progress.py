@@ -41,7 +41,7 @@ def progress_figure(setups: Sequence[Setup], x: str, title: str = "") -> Figure 
         return None
     made, axes = figure(len(grid), len(grid[0]))
     if title:
-        made.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold")
+        made.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     for row, metrics in zip(axes, grid, strict=True):
         row[0].set_ylabel(metrics[0].rpartition("_")[2])
         for axis, metric in zip(row, metrics, strict=True):

@@ -31,8 +31,7 @@ def rates_figure(setup: Setup) -> Figure | None:
     made, axes = figure(1, 1, width=8.0, height=4.5)
     axis = axes[0][0]
     names = [str(name) for name in rates.columns]
-    end = max(max(run.metrics["step"], default=0) for run in setup.runs)
-    steps = [*rates.index, max(end, rates.index[-1])]  # the last rates hold up to the end
+    steps = [*rates.index, max(setup.last_step, rates.index[-1])]  # the last rates hold up to the end
     colors = _colors(len(names))
     handles = [
         axis.step(

@@ -60,7 +60,8 @@ def _draw_method(axis: Axes, method: Sensitivity, style: dict[str, Any]) -> None
     axis.plot(np.array(method.rates)[shown], medians[shown], **style, linewidth=1.6)
     for rate, points in zip(method.rates, method.points, strict=True):
         finite = [point for point in points if math.isfinite(point)]
-        axis.plot([rate] * len(finite), finite, "o", color=style["color"], markersize=3.5, alpha=0.7)
+        if finite:
+            axis.plot([rate] * len(finite), finite, "o", color=style["color"], markersize=3.5, alpha=0.7)
         lost = len(points) - len(finite)
         if lost:
             axis.plot(

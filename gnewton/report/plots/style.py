@@ -61,7 +61,7 @@ def figure(
 
 def title(axis: Axes, text: str) -> None:
     """Set the title of axes, at their left."""
-    axis.set_title(text, loc="left", fontsize=10, fontweight="bold")
+    axis.set_title(text, loc="left", fontsize=10, fontweight="bold", parse_math=False)
 
 
 def log_scale(axis: Axes, which: str) -> None:
@@ -92,7 +92,11 @@ def legend_below(made: Figure, handles: Sequence[Any], labels: Sequence[str]) ->
         return
     widest = max(map(len, labels))
     columns = max(1, min(len(labels), int(made.get_size_inches()[0] * 11 / (widest + 6))))
-    made.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    legend = made.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with $ is no formula
 
 
 def save(made: Figure, stem: Path) -> list[Path]:

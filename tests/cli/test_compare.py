@@ -1,0 +1,142 @@
+"""``gnewton compare`` from the command line: what it prints, writes and refuses, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from tests.conftest import SMALL, SMALL_BASELINE
+from tests.report.builders import ENVIRONMENT, GPU, falling, grouped_newton, write_run
+from tests.report.sweeps import write_sweep
+
+
+def test_real_runs_from_end_to_end(run, cli, tmp_path):
+    for seed in (0, 1):
+        target = ["trainer.target.metric=train_loss", "trainer.target.value=100", f"seed={seed}"]
+        run([*SMALL_BASELINE, "optimizer=sgd", *target])
+        run([*SMALL, "optimizer=grouped_newton", "optimizer.period=2", *target])
+    answer = cli(["compare", ".", "--html"])
+    assert (answer.code, answer.err) == (0, "")
+    assert "To the target: train loss ≤ 100" in answer.out
+    assert "grouped_newton   2 of 2" in answer.out
+    expected = ["runs.csv", "setups.csv", "tables.md", "report.html"]
+    plots = ["progress_epochs", "progress_seconds", "rates_grouped_newton", "profile"]
+    expected += [f"{name}.{kind}" for name in plots for kind in ("png", "svg")]
+    assert {path.name for path in (tmp_path / "comparison").iterdir()} == set(expected)
+    assert answer.out.splitlines()[-1].startswith("12 files in comparison: runs.csv, ")
+    assert cli(["compare", ".", "--no-plots"]).code == 0  # its own output is no run
+
+
+def test_a_target_may_be_given(cli, tmp_path):
+    write_sweep(tmp_path)
+    answer = cli(["compare", "digits", "--no-plots", "--target", "validation_loss=0.5"])
+    assert answer.code == 0
+    lines = [line.split() for line in answer.out.splitlines()]
+    assert ["sgd", "lr=1", "0", "of", "3", "missed", "missed", "missed"] in lines
+
+
+@pytest.mark.parametrize(("style", "start"), [("markdown", "# Comparison\n"), ("csv", "problem,setup,")])
+def test_formats(style, start, cli, tmp_path):
+    write_sweep(tmp_path)
+    answer = cli(["compare", "digits", "--no-plots", "--format", style])
+    assert answer.code == 0
+    assert answer.out.startswith(start)
+    if style == "csv":
+        table = pd.read_csv(io.StringIO(answer.out))
+        assert answer.out == (tmp_path / "digits" / "comparison" / "setups.csv").read_text()
+        assert table["runs"].tolist() == [3] * 4
+    else:
+        assert answer.out == (tmp_path / "digits" / "comparison" / "tables.md").read_text()
+
+
+def test_the_output_goes_where_it_is_told_to(cli, tmp_path):
+    write_sweep(tmp_path)
+    assert cli(["compare", "digits", "--no-plots", "-o", "new/place"]).code == 0
+    assert (tmp_path / "new" / "place" / "tables.md").is_file()
+    assert not (tmp_path / "digits" / "comparison").exists()
+
+
+def test_several_folders(cli, tmp_path):
+    write_run(tmp_path, "a/one", rows=falling([1.0]))
+    write_run(tmp_path, "b/two", grouped_newton(), rows=falling([1.0]))
+    answer = cli(["compare", "a", "b", "--no-plots"])
+    assert answer.code == 0
+    assert "grouped_newton" in answer.out
+    assert (tmp_path / "a" / "comparison" / "runs.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "compare: the following arguments are required: DIR; see gnewton compare --help"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty: there is no run folder in it or below"),
+        (["runs", "--target", "validation_loss"], "--target validation_loss: must be metric=value"),
+        (["runs", "--target", "loss=1"], "--target loss=1: the metric must be one of train_loss"),
+        (["runs", "--target", "test_loss=1"], "--target test_loss=1: no run has measured test_loss"),
+        (["runs", "--format", "pdf"], "argument --format: invalid choice: 'pdf'"),
+        (["runs", "--seeds"], "unrecognized arguments: --seeds"),
+        (["runs", "-o", "file"], "cannot be written"),
+        (["runs", "gpu"], "the runs differ in hardware or number format"),
+    ],
+)
+def test_what_is_refused(arguments, message, cli, tmp_path):
+    write_run(tmp_path, "runs/one", rows=falling([1.0]), environment=ENVIRONMENT)
+    write_run(tmp_path, "gpu/one", rows=falling([1.0]), environment=GPU)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    answer = cli(["compare", *arguments])
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+    assert answer.err.startswith("gnewton: ")
+    assert "Traceback" not in answer.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mixed_hardware_if_asked_for(cli, tmp_path):
+    write_run(tmp_path, "one", rows=falling([1.0]), environment=ENVIRONMENT)
+    write_run(tmp_path, "two", rows=falling([1.0]), environment=GPU)
+    answer = cli(["compare", ".", "--no-plots", "--mixed-hardware"])
+    assert answer.code == 0
+    assert "sgd hardware=cpu Test Processor" in answer.out
+    assert "sgd hardware=cuda Test GPU" in answer.out
+    assert "their times mean little beside each other" in answer.out
+
+
+def test_what_was_left_out_is_said(cli, tmp_path):
+    write_run(tmp_path, "good", rows=falling([1.0]))
+    (write_run(tmp_path, "bad") / "result.json").write_text("{")
+    answer = cli(["compare", ".", "--no-plots"])
+    assert answer.code == 0
+    assert "- left out: " in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["compare", "--help"], ["torch", "pandas", "matplotlib", "plotly", "hydra", "omegaconf", "numpy"]),
+        (["compare", "--target", "x"], ["torch", "matplotlib", "plotly", "hydra"]),
+        (["compare", "runs", "--no-plots"], ["torch", "plotly", "matplotlib", "hydra", "omegaconf"]),
+        (["compare", "runs", "--html"], ["torch", "hydra", "omegaconf"]),
+    ],
+)
+def test_only_what_is_needed_is_loaded(arguments, unwanted, tmp_path):
+    write_run(tmp_path, "runs/one", rows=falling([1.0]))
+    program = f"""
+import sys
+from gnewton.cli.main import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print(sorted(set({unwanted!r}) & set(sys.modules)), file=sys.stderr)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert ended.stderr.splitlines()[-1] == "[]"
