@@ -142,6 +142,8 @@ def show(value: object) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(show(entry) for entry in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{show(entry)}" for key, entry in value.items()) + "}"
     return str(value)
 
 

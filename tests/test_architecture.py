@@ -21,7 +21,7 @@ LAYERS = [
     {"partition", "cubic"},
     {"summary"},
     {"data", "models", "optim"},
-    {"training"},
+    {"training", "inspection"},
     {"experiment", "report"},
     {"cli"},
     {"__main__"},

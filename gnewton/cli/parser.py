@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import NoReturn
 
 from gnewton.errors import InputError
@@ -18,3 +20,35 @@ class Parser(argparse.ArgumentParser):
             InputError: always.
         """
         raise InputError(f"{self.prog.removeprefix('gnewton ')}: {message}; see {self.prog} --help")
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number >= ``low``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number >= {low}")
+        return value
+
+    return parse
+
+
+def finite(low: float, *, above: bool = False) -> Callable[[str], float]:
+    """The type of an argument that is a finite number >= ``low``, or > ``low``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and (value > low if above else value >= low)):
+            raise argparse.ArgumentTypeError(
+                f"{text}: must be a finite number {'>' if above else '>='} {low:g}"
+            )
+        return value
+
+    return parse

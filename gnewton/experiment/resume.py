@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.errors import InputError
+from gnewton.experiment.inline import inlined
 from gnewton.experiment.schema import REGISTRIES, Settings
 
 CONFIG = "config.yaml"
@@ -37,6 +38,8 @@ _NOT_OF_THE_RUN = ("resume", "output_root", "name")
 def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration to run: ``config`` itself, or with ``resume=RUN_DIR`` the one of that run.
 
+    Files that it names are read into it.
+
     Args:
         config: what Hydra composed.
         overrides: the command line's overrides. Of those beside ``resume``, the ones in ``MAY_CHANGE`` are
@@ -45,6 +48,7 @@ def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig
     Raises:
         InputError: if there is no such run, or an override would change the steps it makes.
     """
+    config = inlined(config)
     if config.resume is None:
         return config
     folder = Path(str(config.resume))

@@ -93,6 +93,14 @@ class OptimizerRecipe(ABC):
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """Build the optimizer for a problem."""
 
+    def proposal(self, problem: Problem) -> DirectionFactory | None:
+        """The first-order method whose step is the direction of this optimizer; None: it has none."""
+        return None
+
+    def proposal_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of that method, out of the ``state_dict`` of the optimizer."""
+        return state
+
     def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         """Make one step; ``closure`` evaluates the loss on ``batch`` with gradients and returns it."""
         return optimizer.step(closure)

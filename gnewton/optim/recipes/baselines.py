@@ -2,23 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from gnewton.errors import InputError
 from gnewton.optim.recipes.base import OPTIMIZERS, OptimizerRecipe, Problem
+from gnewton.optim.recipes.per_parameter import as_mapping, assign
 from gnewton.options import option
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+    from gnewton.optim.direction import DirectionFactory
+
+
+@dataclass(kw_only=True)
+class FirstOrderRecipe(OptimizerRecipe):
+    """A method whose step is proportional to its learning rate, which each parameter may have of its own."""
+
+    lr: float = option(above=0)
+    rates: Any = option()
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """What the rates of single parameters cannot be, whatever the model."""
+        try:
+            as_mapping(self.rates)
+        except InputError as error:
+            yield "rates", str(error)
+
+    @abstractmethod
+    def method(self) -> Callable[..., torch.optim.Optimizer]:
+        """The torch optimizer with all its options but the parameters; ``lr`` is that of the others."""
+
+    def build(self, problem: Problem) -> torch.optim.Optimizer:
+        """The torch optimizer over all trainable parameters, one of its groups for each learning rate."""
+        return self.method()(self._groups(named_parameters(problem)))
+
+    def proposal(self, problem: Problem) -> DirectionFactory:
+        """The same at learning rate 1 for every parameter."""
+
+        def unit(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+            optimizer = self.method()(self._groups(named))
+            for group in optimizer.param_groups:
+                group["lr"] = 1.0
+            return optimizer
+
+        return unit
+
+    def proposal_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with the learning rates replaced."""
+        return {**state, "param_groups": [{**group, "lr": 1.0} for group in state["param_groups"]]}
+
+    def _groups(self, named: list[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+        """Parameters without a rate of their own first, then those of each rate, in model order."""
+        assigned = assign(as_mapping(self.rates), [name for name, _ in named])
+        members: dict[float | None, list[Tensor]] = {}
+        if len(assigned) < len(named):
+            members[None] = []
+        for name, parameter in named:
+            members.setdefault(assigned.get(name), []).append(parameter)
+        return [
+            {"params": parameters} if rate is None else {"params": parameters, "lr": rate}
+            for rate, parameters in members.items()
+        ]
 
 
 @OPTIMIZERS.register("sgd")
 @dataclass(kw_only=True)
-class SGD(OptimizerRecipe):
+class SGD(FirstOrderRecipe):
     """Stochastic gradient descent, with classical or Nesterov momentum."""
 
-    lr: float = option(above=0)
     momentum: float = option(at_least=0, below=1)
     dampening: float = option(at_least=0, at_most=1)
     nesterov: bool = option()
@@ -26,17 +83,18 @@ class SGD(OptimizerRecipe):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Momentum options without momentum would do nothing."""
+        yield from super().conflicts()
         if self.nesterov and (self.momentum == 0 or self.dampening > 0):
             yield "nesterov", "needs optimizer.momentum > 0 and optimizer.dampening=0"
         if self.dampening > 0 and self.momentum == 0:
             yield "dampening", "has no effect without optimizer.momentum > 0"
 
-    def build(self, problem: Problem) -> torch.optim.Optimizer:
-        """torch.optim.SGD over all trainable parameters."""
+    def method(self) -> Callable[..., torch.optim.Optimizer]:
+        """torch.optim.SGD."""
         import torch
 
-        return torch.optim.SGD(
-            trainable(problem),
+        return partial(
+            torch.optim.SGD,
             lr=self.lr,
             momentum=self.momentum,
             dampening=self.dampening,
@@ -46,11 +104,20 @@ class SGD(OptimizerRecipe):
 
 
 @dataclass(kw_only=True)
-class _AdamOptions(OptimizerRecipe):
-    lr: float = option(above=0)
+class _AdamOptions(FirstOrderRecipe):
     betas: list[float] = option(at_least=0, below=1, length=2)
     eps: float = option(above=0)
     weight_decay: float = option(at_least=0)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that both forms have in common."""
+        first, second = self.betas
+        return {
+            "lr": self.lr,
+            "betas": (first, second),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
 
 
 @OPTIMIZERS.register("adam")
@@ -58,18 +125,11 @@ class _AdamOptions(OptimizerRecipe):
 class Adam(_AdamOptions):
     """Adam; its weight decay is the L2 term of the loss."""
 
-    def build(self, problem: Problem) -> torch.optim.Optimizer:
-        """torch.optim.Adam over all trainable parameters."""
+    def method(self) -> Callable[..., torch.optim.Optimizer]:
+        """torch.optim.Adam."""
         import torch
 
-        first, second = self.betas
-        return torch.optim.Adam(
-            trainable(problem),
-            lr=self.lr,
-            betas=(first, second),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-        )
+        return partial(torch.optim.Adam, **self.arguments())
 
 
 @OPTIMIZERS.register("adamw")
@@ -77,18 +137,11 @@ class Adam(_AdamOptions):
 class AdamW(_AdamOptions):
     """Adam with decoupled weight decay."""
 
-    def build(self, problem: Problem) -> torch.optim.Optimizer:
-        """torch.optim.AdamW over all trainable parameters."""
+    def method(self) -> Callable[..., torch.optim.Optimizer]:
+        """torch.optim.AdamW."""
         import torch
 
-        first, second = self.betas
-        return torch.optim.AdamW(
-            trainable(problem),
-            lr=self.lr,
-            betas=(first, second),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-        )
+        return partial(torch.optim.AdamW, **self.arguments())
 
 
 @OPTIMIZERS.register("lbfgs")
@@ -119,3 +172,8 @@ class LBFGS(OptimizerRecipe):
 def trainable(problem: Problem) -> list[torch.nn.Parameter]:
     """The parameters that take part in training."""
     return [p for p in problem.model.parameters() if p.requires_grad]
+
+
+def named_parameters(problem: Problem) -> list[tuple[str, Tensor]]:
+    """The same with their names."""
+    return [(name, p) for name, p in problem.model.named_parameters() if p.requires_grad]

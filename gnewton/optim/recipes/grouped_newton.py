@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gnewton.optim.direction import DirectionFactory
+
 
 @dataclass(kw_only=True)
 class Curvature(CurvatureSource):
@@ -90,6 +92,15 @@ class GroupedNewtonRecipe(OptimizerRecipe):
             max_memory=None if gigabytes is None else int(gigabytes * 2**30),
             on_update=problem.on_update,
         )
+
+    def proposal(self, problem: Problem) -> DirectionFactory:
+        """The direction of the options."""
+        return self.direction.build(problem)
+
+    def proposal_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of the direction, its parameters in the order of the partition."""
+        found: dict[str, Any] = state["grouped_newton"]["direction"]
+        return found
 
     def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         """One step; the training batch serves the summary where it is to."""

@@ -1,0 +1,199 @@
+"""``gnewton inspect``: the loss around a checkpoint or around initial weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnewton.cli.parser import Parser, at_least, finite
+from gnewton.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gnewton.cli.subject import Subject
+    from gnewton.experiment.point import Point
+    from gnewton.inspection.average import Batches
+    from gnewton.inspection.point import Inspection
+
+GRADIENT, OPTIMIZER = "gradient", "optimizer"
+
+PIECE = 1000
+"""Samples of the training set that go through the model at once; it does not change the result."""
+
+
+def run(arguments: list[str]) -> int:
+    """``gnewton inspect RUN|CHECKPOINT|OVERRIDES``: tables, arrays and plots; returns 0 or raises."""
+    options = _parser().parse_intermixed_args(arguments)
+    if options.full and (options.batches is not None or options.batch_size is not None):
+        raise InputError("inspect: --full takes all samples; leave out --batches and --batch-size")
+    from gnewton.cli.subject import parse_subject
+
+    idle = ("trainer.batch_size", "trainer.microbatch")
+    subject = parse_subject(options.subject, "inspect", idle=idle)
+    from gnewton.experiment.point import open_point
+    from gnewton.inspection.files import inspection_files
+    from gnewton.report.comparison import write_file
+    from gnewton.report.inspection import describe_inspection, read_inspection
+
+    point = open_point(subject.config, subject.checkpoint)
+    inspection, samples = _inspect(point, options)
+    about = _about(point, options, samples)
+    folder = options.output or _folder(point, subject)
+    written = [write_file(folder / name, data) for name, data in inspection_files(inspection, about).items()]
+    print(f"partition: {point.partition.describe()}\n")
+    found = read_inspection(folder)
+    print(describe_inspection(found))
+    if options.plots:
+        from gnewton.report.plots.inspection import write_inspection_plots
+
+        written += write_inspection_plots(found, folder)
+    print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")
+    return 0
+
+
+def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str]:
+    from gnewton.inspection.average import mean_gradient
+    from gnewton.inspection.point import inspect_point
+
+    point.model.train(not options.evaluation)
+    batches, samples = batches_of(point, options)
+    direction = mean_gradient(point.model, point.problem.loss_fn, batches())
+    decay: dict[str, float] = {}
+    if options.direction == OPTIMIZER:
+        direction, decay = _proposed(point)
+    default = getattr(point.settings.optimizer, "internal_damping", 1.0)
+    damping = options.internal_damping if options.internal_damping is not None else default
+    found = inspect_point(
+        point.model,
+        point.problem.loss_fn,
+        point.partition,
+        batches,
+        direction,
+        internal_damping=damping,
+        decay=decay,
+    )
+    return found, samples
+
+
+def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The step that the optimizer of the run would make of the gradient in ``.grad``."""
+    from gnewton.inspection.proposal import Proposal
+
+    recipe, partition = point.settings.optimizer, point.problem.partition
+    factory = recipe.proposal(point.problem)
+    if factory is None:
+        raise InputError(
+            f"inspect: --direction={OPTIMIZER}: optimizer={recipe.name} has no direction that is known; "
+            f"use {GRADIENT}"
+        )
+    order = [name for name, p in point.model.named_parameters() if p.requires_grad]
+    if partition is not None:
+        order = [name for group in partition for name in group.parameters]
+    state = recipe.proposal_state(point.optimizer_state) if point.optimizer_state is not None else None
+    proposal = Proposal(point.model, factory, order, state)
+    return proposal.advance(), proposal.decay()
+
+
+def batches_of(point: Point, options: argparse.Namespace) -> tuple[Batches, str]:
+    """The samples that ``--batches``, ``--batch-size`` or ``--full`` ask for, and what they are in words."""
+    from itertools import islice
+
+    from gnewton.experiment.build import CURVATURE_STREAM
+
+    train, size = point.data.train, len(point.data.train)
+    if not point.data.task.input_shape:
+        return lambda: train.in_order(1), "no samples"
+    if options.full:
+        return lambda: train.in_order(PIECE), f"all {size:,} training samples"
+    count, each = options.batches or 1, options.batch_size or min(PIECE, size)
+    if each > size:
+        raise InputError(
+            f"--batch-size={each}: must be <= {size}, the training samples of data={point.data.name}"
+        )
+    seed = point.settings.seed + CURVATURE_STREAM
+    what = f"{count} batch{'es' if count > 1 else ''} of {each:,} of the {size:,} training samples"
+    return lambda: islice(train.stream(each, seed=seed), count), what
+
+
+def _about(point: Point, options: argparse.Namespace, samples: str) -> dict[str, Any]:
+    from gnewton.experiment.environment import describe_environment
+
+    return {
+        "point": point.describe(),
+        "model": point.settings.model.name,
+        "data": point.settings.data.name,
+        "step": point.step,
+        "partition": point.settings.partition.name,
+        "direction": options.direction if options.direction == GRADIENT else point.settings.optimizer.name,
+        "taken_on": samples,
+        "mode": "evaluation" if options.evaluation else "training",
+        "dtype": point.settings.trainer.dtype,
+        "environment": describe_environment(point.device, ["gnewton", *sys.argv[1:]], []),
+    }
+
+
+def _folder(point: Point, subject: Subject) -> Path:
+    if subject.folder is not None:
+        return subject.folder / f"inspection_step{point.step}"
+    return Path("inspections") / f"{point.settings.model.name}-{point.settings.data.name}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="gnewton inspect",
+        description="The gradient, Hessian and third derivative of the loss along the partition at a point, "
+        "the rates that follow, and where the Hessian has its mass: tables, CSV, .npz and plots.",
+        epilog="examples: gnewton inspect outputs/mlp-mnist-grouped_newton/RUN --full; "
+        "gnewton inspect model=lenet data=cifar10 partition=by_layer",
+    )
+    parser.add_argument(
+        "subject",
+        nargs="*",
+        metavar="RUN|CHECKPOINT|OPTION=VALUE",
+        help="a run folder (its last checkpoint), a checkpoint in one, or the options of gnewton train "
+        "that make the initial weights; beside a run: partition=, data.root=, trainer.device=",
+    )
+    add_sample_options(parser)
+    parser.add_argument("--full", action="store_true", help="all training samples, without augmentation")
+    parser.add_argument(
+        "--direction",
+        choices=(GRADIENT, OPTIMIZER),
+        default=GRADIENT,
+        help="along the gradient of these samples, or along what the optimizer of the run makes of it, its "
+        "state restored (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--internal-damping",
+        type=finite(0.0),
+        metavar="λ",
+        help="weight of the cubic term (default: that of the run, else 1)",
+    )
+    parser.add_argument(
+        "--evaluation",
+        action="store_true",
+        help="the model in evaluation mode: running statistics, no dropout",
+    )
+    parser.add_argument(
+        "--no-plots", dest="plots", action="store_false", help="leave out the PNG and SVG plots"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where the files go (default: inspection_stepN/ in the run, or inspections/MODEL-DATA)",
+    )
+    return parser
+
+
+def add_sample_options(parser: argparse.ArgumentParser) -> None:
+    """``--batches`` and ``--batch-size``."""
+    parser.add_argument(
+        "--batches", type=at_least(1), metavar="N", help="batches to average over (default: 1)"
+    )
+    parser.add_argument(
+        "--batch-size", type=at_least(1), metavar="N", help=f"samples in each (default: {PIECE}, or all)"
+    )

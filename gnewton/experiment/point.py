@@ -1,0 +1,140 @@
+"""A point in parameter space to look at: a checkpoint of a run, or the initial weights of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from gnewton.data.splits import DataSet
+from gnewton.errors import InputError
+from gnewton.experiment.build import build_parts, problem_of, split
+from gnewton.experiment.check import settings_from
+from gnewton.experiment.device import choose_device, prepare_torch
+from gnewton.experiment.resume import CONFIG, saved_config
+from gnewton.experiment.schema import Settings
+from gnewton.optim.recipes import Problem
+from gnewton.partition import Partition
+from gnewton.training.checkpoint import LAST, load_checkpoint
+from gnewton.training.world import World
+
+CHECKPOINTS = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Everything built, in training mode, at the weights in question.
+
+    Attributes:
+        settings: of the run or configuration, with the changes that were asked for.
+        data, model, device: built.
+        partition: the chosen groups, whether the optimizer uses them or not.
+        problem: what an optimizer may know; its partition is the run's own.
+        optimizer_state: from the checkpoint; None at initial weights.
+        step, epoch: training steps and whole epochs made.
+        checkpoint: the file; None at initial weights.
+    """
+
+    settings: Settings
+    data: DataSet
+    model: nn.Module
+    device: torch.device
+    partition: Partition
+    problem: Problem
+    optimizer_state: dict[str, Any] | None
+    step: int
+    epoch: int
+    checkpoint: Path | None
+
+    def describe(self) -> str:
+        """The point in a line."""
+        s = self.settings
+        what = f"model={s.model.name} data={s.data.name} seed={s.seed}"
+        if self.checkpoint is None:
+            return f"{what}, initial weights"
+        return f"{what}, {self.checkpoint}: epoch {self.epoch}, step {self.step}"
+
+
+def run_of(path: Path) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that a path names: a run folder stands for its last checkpoint.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    checkpoint = path / CHECKPOINTS / LAST if path.is_dir() else path
+    folder = checkpoint.parent.parent
+    if not checkpoint.is_file():
+        what = "it holds no checkpoint/last.pt" if path.is_dir() else "there is no such file or folder"
+        raise InputError(f"{path}: {what}; give a run folder or a checkpoint in one")
+    if checkpoint.parent.name != CHECKPOINTS or not (folder / CONFIG).is_file():
+        raise InputError(f"{path}: a checkpoint must lie in RUN/{CHECKPOINTS}/, beside RUN/{CONFIG}")
+    return folder, checkpoint
+
+
+def changed(
+    folder: Path, composed: DictConfig, overrides: Sequence[str], allowed: Sequence[str]
+) -> DictConfig:
+    """The configuration of a run with some parts taken from another one.
+
+    Args:
+        folder: the run folder.
+        composed: what Hydra composed from ``overrides``.
+        overrides: what was asked for.
+        allowed: groups and options that may be.
+
+    Raises:
+        InputError: naming an override of anything else.
+    """
+    config = saved_config(folder, str(folder))
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        part = next((name for name in allowed if key == name or key.startswith(f"{name}.")), None)
+        if part is None:
+            raise InputError(
+                f"{override}: a run keeps its configuration; only these can be chosen: {', '.join(allowed)}"
+            )
+        OmegaConf.update(config, part, OmegaConf.select(composed, part), merge=False)
+    return config
+
+
+def open_point(config: DictConfig, checkpoint: Path | None, *, trains: bool = False) -> Point:
+    """Build everything and load the weights.
+
+    Args:
+        config: of a run, or composed.
+        checkpoint: its file; None: the initial weights that the seed draws.
+        trains: whether batches of ``trainer.batch_size`` are to be drawn, which then has to fit the data.
+
+    Raises:
+        InputError: if an option or file is not what it should be.
+    """
+    settings = settings_from(config)
+    if not trains:
+        settings.trainer.batch_size = None
+    device = choose_device(settings.trainer.device)
+    prepare_torch(settings.trainer, settings.seed)
+    parts = build_parts(settings, device, World())
+    state = load_checkpoint(checkpoint) if checkpoint is not None else None
+    if state is not None:
+        try:
+            parts.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise InputError(f"checkpoint {checkpoint}: it does not fit the model of its run") from error
+    parts.model.train()
+    return Point(
+        settings=settings,
+        data=parts.data,
+        model=parts.model,
+        device=device,
+        partition=parts.partition or split(settings, parts.model),
+        problem=problem_of(settings, parts, World()),
+        optimizer_state=state["optimizer"] if state is not None else None,
+        step=int(state["step"]) if state is not None else 0,
+        epoch=int(state["epoch"]) if state is not None else 0,
+        checkpoint=checkpoint,
+    )

@@ -1,0 +1,135 @@
+"""A finished inspection, read from its folder, and what it says in words and numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gnewton.errors import InputError
+
+RATES = {
+    "cubic": "with the cubic term",
+    "newton": "without it (H̄⁻¹ḡ)",
+    "alone": "each group alone (ḡ_s/H̄_ss)",
+}
+"""The rules for rates, as they are called in files and for people."""
+
+_UNREADABLE = (OSError, ValueError, KeyError)
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """The content of an inspection folder.
+
+    Attributes:
+        about: inspection.json.
+        groups: groups.csv, one row per group.
+        hessian, scaled: H̄ and the correlation-scaled H̄, shape (S, S).
+        spectrum: spectrum.csv, ascending eigenvalues.
+        distances: distances.csv, one row per distance between layers.
+    """
+
+    about: dict[str, Any]
+    groups: pd.DataFrame
+    hessian: npt.NDArray[np.float64]
+    scaled: npt.NDArray[np.float64]
+    spectrum: pd.DataFrame
+    distances: pd.DataFrame
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the groups."""
+        return [str(name) for name in self.groups["group"]]
+
+
+def read_inspection(folder: Path) -> Inspected:
+    """Read what ``gnewton inspect`` wrote.
+
+    Raises:
+        InputError: if a file is missing or is not what it should be.
+    """
+    try:
+        about = json.loads((folder / "inspection.json").read_text(encoding="utf-8"))
+        with np.load(folder / "summary.npz", allow_pickle=False) as arrays:
+            hessian = arrays["hessian"]
+        scaled = pd.read_csv(folder / "hessian_scaled.csv", index_col="group").to_numpy(dtype=float)
+        groups, spectrum, distances = (
+            pd.read_csv(folder / f"{name}.csv") for name in ("groups", "spectrum", "distances")
+        )
+    except _UNREADABLE as error:
+        raise InputError(f"{folder}: it holds no whole inspection ({error})") from error
+    return Inspected(about, groups, hessian, scaled, spectrum, distances)
+
+
+def describe_inspection(found: Inspected) -> str:
+    """The point, a table of the groups, and where the Hessian has its mass."""
+    about = found.about
+    head = (
+        f"{about['point']}\n"
+        f"on {about['taken_on']}, model in {about['mode']} mode, direction u: {about['direction']}; "
+        f"loss {about['loss']:.6g}"
+    )
+    return "\n\n".join([head, _table(found), _endings(found), _mass(found)])
+
+
+def _table(found: Inspected) -> str:
+    columns = {
+        "group": "group",
+        "norm": "‖P_s u‖",
+        "gradient": "ḡ_s",
+        "curvature": "H̄_ss",
+        "third": "D3_s",
+        "rate_cubic": "η cubic",
+        "rate_newton": "η Newton",
+        "rate_alone": "η alone",
+    }
+    shown = found.groups[list(columns)].rename(columns=columns)
+    return shown.to_string(index=False, na_rep="–", float_format=lambda value: f"{value:.3g}")
+
+
+def _endings(found: Inspected) -> str:
+    damping = found.about["internal_damping"]
+    statuses = found.about["statuses"]
+    lines = [f"rates with the cubic term (λ_int {damping:g}): {_in_words(statuses['cubic'])}"]
+    lines.append(f"rates without it, H̄⁻¹ḡ: {_in_words(statuses['newton'])}")
+    eigenvalues = found.spectrum["scaled"].to_numpy()
+    lines.append(
+        f"eigenvalues of the scaled H̄: {eigenvalues[0]:.3g} … {eigenvalues[-1]:.3g}, "
+        f"{int((eigenvalues < 0).sum())} of {len(eigenvalues)} negative"
+    )
+    return "\n".join(lines)
+
+
+def _in_words(status: str) -> str:
+    words = {
+        "interior": "the global minimiser",
+        "hard_case": "a global minimiser (hard case)",
+        "quadratic": "the minimiser, H̄ is positive definite",
+        "unbounded": "no minimum: H̄ has directions of no or negative curvature",
+    }
+    return words.get(status, status)
+
+
+def _mass(found: Inspected) -> str:
+    rows = found.distances
+    if rows.empty:
+        return "one group: nothing lies off the diagonal"
+    total, scaled = rows["share"].sum(), rows["scaled_share"].sum()
+    lines = [f"off the diagonal: {total:.1%} of Σ|H̄_st|, {scaled:.1%} of it correlation-scaled; of this"]
+    lines += [
+        f"  {_apart(int(row['layers'])):<18}{row['share']:>8.1%}{row['scaled_share']:>8.1%}   "
+        f"mean {row['scaled_mean']:.2f} over {int(row['entries'])} entries"
+        for row in rows.to_dict("records")
+    ]
+    return "\n".join(lines)
+
+
+def _apart(layers: int) -> str:
+    names = {0: "within a layer", 1: "1 layer apart"}
+    return names.get(layers, f"{layers} layers apart")
