@@ -92,6 +92,7 @@ def problem_of(
         curvature=curvature,
         on_update=on_update if on_update is not None else lambda update: None,
         likelihood=parts.data.task.likelihood,
+        seed=settings.seed,
     )
 
 

@@ -16,6 +16,7 @@ from gnewton.errors import InputError
 from gnewton.optim.kfac.gradient import LowRankGradient
 from gnewton.optim.kfac.layers import Layer, Module
 from gnewton.optim.kfac.likelihoods import Sampler
+from gnewton.optim.kfac.processes import world_size
 from gnewton.optim.kfac.statistics import Basis, Sums
 
 _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
@@ -118,9 +119,11 @@ class Capture:
         """The gradient of a layer by its rows, if ``weight`` and ``bias`` are what autograd made of them.
 
         They are if they are the very tensors of the backward pass and nobody has written to them: a penalty
-        in the loss, an accumulated, clipped, averaged or replaced gradient all show.
+        in the loss, an accumulated, clipped or replaced gradient all show. What torch does not count as
+        writing does not (``.grad.data``, ``.numpy()``, an all-reduce in place), so where there are several
+        processes the gradients are never taken to be those of this one.
         """
-        kept = self._rows.get(layer)
+        kept = self._rows.get(layer) if world_size() == 1 else None
         if kept is None or kept.outputs is None or kept.weight is None:
             return None
         same = _same(weight, kept.weight)
@@ -201,6 +204,7 @@ class Capture:
         places = _PLAIN_PRODUCTS.get(type(output.grad_fn).__name__)
         if (
             inputs.dim() == 2
+            and inputs.dtype == output.dtype == layer.weight.dtype  # no autocast, whose scaler leaves no trace
             and places is not None
             and LowRankGradient.pays(len(inputs), layer.inputs, layer.outputs)
         ):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gnewton.errors import InputError
@@ -17,6 +16,7 @@ from gnewton.optim.kfac.gradient import DenseGradient, LayerGradient
 from gnewton.optim.kfac.layers import Layer, find_layers
 from gnewton.optim.kfac.likelihoods import Sampler, sampler
 from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner, refresh_inverses
+from gnewton.optim.kfac.processes import rank
 from gnewton.optim.kfac.statistics import Factors, moments
 
 _KINDS: dict[str, type[Inverses] | type[Eigen]] = {"inverse": Inverses, "eigen": Eigen, "ekfac": Corrected}
@@ -143,8 +143,9 @@ class KFAC(torch.optim.Optimizer):
 
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The running averages (A, G) of every layer seen so far, by its name."""
-        return {layer.name: (found.a, found.g) for layer, found in self._factors.items()}
+        """The running averages (A, G) of every layer seen so far, by its name, in the order of the model."""
+        known = self._factors
+        return {layer.name: (known[layer].a, known[layer].g) for layer in self._layers if layer in known}
 
     def close(self) -> None:
         """Take the hooks off the model; the optimizer is of no use afterwards."""
@@ -261,8 +262,7 @@ class KFAC(torch.optim.Optimizer):
         """A generator for the next draw, seeded by (seed, process, number of the draw)."""
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
-        several = dist.is_available() and dist.is_initialized()
-        key = f"{self._seed},{dist.get_rank() if several else 0},{self._draws}"
+        key = f"{self._seed},{rank()},{self._draws}"
         self._draws += 1
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
         return self._generators[device].manual_seed(seed)
@@ -273,7 +273,8 @@ class KFAC(torch.optim.Optimizer):
         if not capture.sums:
             return
         scale = float(capture.samples) if self._empirical else 1.0
-        for layer, found in moments(capture.sums, capture.samples, scale, self._reference_scaling).items():
+        sums = {layer: capture.sums[layer] for layer in self._layers if layer in capture.sums}
+        for layer, found in moments(sums, capture.samples, scale, self._reference_scaling).items():
             if layer not in self._factors:
                 self._factors[layer] = self._new_factors(layer)
             finite = self._factors[layer].average(found)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gnewton.optim.kfac.layers import Layer, Module, rows
+from gnewton.optim.kfac.processes import world_size
 
 _SQUARES_NUMBERS = 2**25
 """Gradients of single samples are held for so many samples at once that they count at most these numbers."""
@@ -109,7 +110,7 @@ def moments(
         if sums.squares is not None:
             parts.append(sums.squares.mul_(gradient_scale**2))
     total: float | Tensor = float(samples)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size() > 1:
         packed = torch.cat([*(part.flatten() for part in parts), parts[0].new_full((1,), samples)])
         dist.all_reduce(packed)
         pieces = packed[:-1].split([part.numel() for part in parts])
@@ -155,7 +156,7 @@ class Factors:
         """
         # |A_ij|² <= A_ii A_jj: the diagonals are finite exactly if the matrices are
         finite = torch.isfinite(new.a.diagonal().sum() + new.g.diagonal().sum())
-        weight = torch.where(self.seen, 1 - self._decay, 1.0).to(self.a.dtype)
+        weight = 1 - self._decay * self.seen.to(self.a.dtype)  # all of the first moments
         for average, moment in ((self.a, new.a), (self.g, new.g)):
             average.lerp_(torch.where(finite, moment, average), weight)
         self.seen = self.seen | finite

@@ -37,6 +37,7 @@ class Problem:
         on_update: receives a record of every update of the rates.
         likelihood: "categorical", "gaussian" or "bernoulli": what the loss is the negative log-likelihood of;
             None where the loss is none.
+        seed: of what the optimizer draws itself, the same in every process; None: torch's own.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Problem:
     curvature: Callable[[int | None], Iterable[tuple[Tensor, Tensor]]]
     on_update: Callable[[RateUpdate], None]
     likelihood: str | None = None
+    seed: int | None = None
 
 
 @dataclass(kw_only=True)

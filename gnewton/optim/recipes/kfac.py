@@ -50,6 +50,7 @@ class _Options:
             "preconditioner": self.preconditioner,
             "start": self.start,
             "scaling": self.scaling,
+            "seed": problem.seed,
         }
         if self.fisher == "true":
             if problem.likelihood is None:
