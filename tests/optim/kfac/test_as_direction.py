@@ -1,0 +1,173 @@
+"""K-FAC by name: as the optimizer of a run and as the direction of GroupedNewton."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnewton import KFAC, GroupedNewton, Partition
+from gnewton.errors import InputError
+from gnewton.optim.recipes import DIRECTIONS, OPTIMIZERS, Problem
+from tests.optim.problems import classification, tanh_net
+from tests.recipes import recipe
+
+RATE = 0.02
+
+
+def direction(model: nn.Module, **options: Any) -> Any:
+    def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+        return KFAC(
+            model, lr=1.0, params=named, kl_clip=None, statistics_period=2, inverse_period=3, seed=5, **options
+        )
+
+    return build
+
+
+def grouped(model: nn.Module, *, constant: bool, engine: Any = "auto", **options: Any) -> GroupedNewton:
+    optimizer = GroupedNewton(
+        model,
+        F.cross_entropy,
+        Partition.per_tensor(model),
+        direction=direction(model, **options),
+        damping=1.0,
+        warmup=0,
+        period=2,
+        engine=engine,
+    )
+    if constant:
+        optimizer._update_rates = lambda *arguments: None  # type: ignore[method-assign]
+        for group in optimizer.param_groups:
+            group["rate"] = RATE
+    return optimizer
+
+
+def advance(model: nn.Module, optimizer: Any, first: int, last: int, *, summary: bool = False) -> Tensor:
+    for step in range(first, last):
+        inputs, targets = classification(20, seed=step)
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step(**({"batch": classification(20, seed=step + 100)} if summary else {}))
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("fisher", ["true", "empirical"])
+@pytest.mark.parametrize("preconditioner", ["inverse", "eigen", "ekfac"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_constant_rates_are_kfac(preconditioner: str, fisher: str, decay: float) -> None:
+    model = tanh_net()
+    twin = copy.deepcopy(model)
+    options = {"preconditioner": preconditioner, "fisher": fisher, "weight_decay": decay}
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    ours = advance(model, grouped(model, constant=True, **options), 0, 12)
+    alone = KFAC(
+        twin, lr=RATE, kl_clip=None, statistics_period=2, inverse_period=3, seed=5, **options
+    )
+    theirs = advance(twin, alone, 0, 12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert (ours - start).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("fisher", ["true", "empirical"])
+@pytest.mark.parametrize("engine", ["tangent", "reference"])
+def test_the_passes_of_the_summary_are_not_watched(engine: str, fisher: str) -> None:
+    """A rate of zero leaves the model where it is: the factors are those of the training batches alone."""
+    found = []
+    for summary in (True, False):
+        model = tanh_net()
+        optimizer = grouped(model, constant=not summary, engine=engine, fisher=fisher)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        advance(model, optimizer, 0, 5, summary=summary)
+        inner = optimizer._direction.inner
+        assert isinstance(inner, KFAC)
+        assert inner._draws == (3 if fisher == "true" else 0)
+        found.append(inner.factors)
+    for name, (a, g) in found[0].items():
+        torch.testing.assert_close(a, found[1][name][0], rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(g, found[1][name][1], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("preconditioner", ["inverse", "ekfac"])
+def test_a_restored_direction_continues_bit_for_bit(preconditioner: str) -> None:
+    straight = tanh_net()
+    whole = advance(
+        straight, grouped(straight, constant=False, preconditioner=preconditioner), 0, 11, summary=True
+    )
+    model = tanh_net()
+    optimizer = grouped(model, constant=False, preconditioner=preconditioner)
+    advance(model, optimizer, 0, 5, summary=True)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    resumed = tanh_net(seed=99)
+    resumed.load_state_dict(saved[0])
+    other = grouped(resumed, constant=False, preconditioner=preconditioner)
+    other.load_state_dict(saved[1])
+    assert torch.equal(advance(resumed, other, 5, 11, summary=True), whole)
+
+
+def problem(model: nn.Module, likelihood: str | None = "categorical") -> Problem:
+    return Problem(
+        model=model,
+        loss_fn=F.cross_entropy,
+        partition=None,
+        curvature=lambda size: [],
+        on_update=lambda update: None,
+        likelihood=likelihood,
+        seed=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("kfac", {"lr": 0.003, "weight_decay": 0.0, "damping": 0.03, "kl_clip": 0.01, "momentum": 0.9}),
+        ("kfac_reference", {"lr": 0.001, "weight_decay": 0.003, "damping": 0.03, "kl_clip": 0.01, "momentum": 0.9}),
+    ],
+)
+def test_presets(choice: str, expected: dict[str, float]) -> None:
+    built = recipe(OPTIMIZERS, "sgd", choice).build(problem(tanh_net()))
+    assert isinstance(built, KFAC)
+    assert {key: built.param_groups[0][key] for key in expected} == expected
+    reference = choice == "kfac_reference"
+    assert (built._decay, built._statistics_period, built._inverse_period) == (0.95, 10, 100)
+    assert built._kind == ("eigen" if reference else "inverse")
+    assert built._identity == built._reference_scaling == reference
+    assert not built._empirical
+    assert built._seed == 3
+
+
+def test_the_defaults_of_the_class_are_the_strong_preset() -> None:
+    by_name = recipe(OPTIMIZERS, "sgd", "kfac").build(problem(tanh_net()))
+    plain = KFAC(tanh_net())
+    for key in ("lr", "momentum", "weight_decay", "damping", "kl_clip"):
+        assert by_name.param_groups[0][key] == plain.param_groups[0][key]
+    for key in ("_decay", "_statistics_period", "_inverse_period", "_kind", "_identity", "_reference_scaling"):
+        assert getattr(by_name, key) == getattr(plain, key)
+
+
+def test_a_direction_by_name() -> None:
+    model = tanh_net()
+    factory = recipe(DIRECTIONS, "sgd", "kfac").build(problem(model))
+    optimizer = GroupedNewton(model, F.cross_entropy, direction=factory)
+    inner = optimizer._direction.inner
+    assert isinstance(inner, KFAC)
+    assert inner.param_groups[0]["kl_clip"] is None
+    advance(model, optimizer, 0, 3, summary=True)
+
+
+@pytest.mark.parametrize("where", ["optimizer", "optimizer.direction"])
+def test_a_loss_that_is_no_likelihood_needs_the_empirical_fisher(where: str) -> None:
+    registry = OPTIMIZERS if where == "optimizer" else DIRECTIONS
+    build = partial(recipe, registry, "sgd", "kfac")
+    message = rf"^{where}.fisher=true: must be empirical, the loss is no likelihood to draw labels from"
+    with pytest.raises(InputError, match=message):
+        build().build(problem(tanh_net(), likelihood=None))
+    key = "optimizer/direction" if registry is DIRECTIONS else "optimizer"
+    build(f"{key}.fisher=empirical" if registry is OPTIMIZERS else "optimizer.direction.fisher=empirical").build(
+        problem(tanh_net(), likelihood=None)
+    )
