@@ -202,9 +202,10 @@ class Capture:
         """Keep the rows of the gradient of a linear layer, where they are few."""
         self._rows.pop(layer, None)
         places = _PLAIN_PRODUCTS.get(type(output.grad_fn).__name__)
+        kinds = {inputs.dtype, output.dtype, layer.weight.dtype}
         if (
             inputs.dim() == 2
-            and inputs.dtype == output.dtype == layer.weight.dtype  # no autocast, whose scaler leaves no trace
+            and len(kinds) == 1  # under autocast a scaler divides the gradients and leaves no trace
             and places is not None
             and LowRankGradient.pays(len(inputs), layer.inputs, layer.outputs)
         ):

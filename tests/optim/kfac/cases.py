@@ -40,7 +40,9 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.one, self.two, self.last = (nn.Linear(a, b) for a, b in [(4, 5), (5, 5), (5, 5), (5, 3)])
+        self.first, self.one, self.two, self.last = (
+            nn.Linear(a, b) for a, b in [(4, 5), (5, 5), (5, 5), (5, 3)]
+        )
         self.two.weight, self.two.bias = self.one.weight, self.one.bias
         self.double()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from gnewton import KFAC, GroupedNewton, Partition
 from gnewton.errors import InputError
-from gnewton.optim.recipes import DIRECTIONS, OPTIMIZERS, Problem
+from gnewton.experiment.check import settings_from
+from gnewton.optim.recipes import Problem
 from tests.optim.problems import classification, tanh_net
-from tests.recipes import recipe
 
 RATE = 0.02
 
@@ -23,7 +23,14 @@ RATE = 0.02
 def direction(model: nn.Module, **options: Any) -> Any:
     def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
         return KFAC(
-            model, lr=1.0, params=named, kl_clip=None, statistics_period=2, inverse_period=3, seed=5, **options
+            model,
+            lr=1.0,
+            params=named,
+            kl_clip=None,
+            statistics_period=2,
+            inverse_period=3,
+            seed=5,
+            **options,
         )
 
     return build
@@ -65,9 +72,7 @@ def test_constant_rates_are_kfac(preconditioner: str, fisher: str, decay: float)
     options = {"preconditioner": preconditioner, "fisher": fisher, "weight_decay": decay}
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     ours = advance(model, grouped(model, constant=True, **options), 0, 12)
-    alone = KFAC(
-        twin, lr=RATE, kl_clip=None, statistics_period=2, inverse_period=3, seed=5, **options
-    )
+    alone = KFAC(twin, lr=RATE, kl_clip=None, statistics_period=2, inverse_period=3, seed=5, **options)
     theirs = advance(twin, alone, 0, 12)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
     assert (ours - start).abs().max() > 1e-2
@@ -126,11 +131,14 @@ def problem(model: nn.Module, likelihood: str | None = "categorical") -> Problem
     ("choice", "expected"),
     [
         ("kfac", {"lr": 0.003, "weight_decay": 0.0, "damping": 0.03, "kl_clip": 0.01, "momentum": 0.9}),
-        ("kfac_reference", {"lr": 0.001, "weight_decay": 0.003, "damping": 0.03, "kl_clip": 0.01, "momentum": 0.9}),
+        (
+            "kfac_reference",
+            {"lr": 0.001, "weight_decay": 0.003, "damping": 0.03, "kl_clip": 0.01, "momentum": 0.9},
+        ),
     ],
 )
-def test_presets(choice: str, expected: dict[str, float]) -> None:
-    built = recipe(OPTIMIZERS, "sgd", choice).build(problem(tanh_net()))
+def test_presets(compose: Callable[..., Any], choice: str, expected: dict[str, float]) -> None:
+    built = settings_from(compose([f"optimizer={choice}"])).optimizer.build(problem(tanh_net()))
     assert isinstance(built, KFAC)
     assert {key: built.param_groups[0][key] for key in expected} == expected
     reference = choice == "kfac_reference"
@@ -141,19 +149,26 @@ def test_presets(choice: str, expected: dict[str, float]) -> None:
     assert built._seed == 3
 
 
-def test_the_defaults_of_the_class_are_the_strong_preset() -> None:
-    by_name = recipe(OPTIMIZERS, "sgd", "kfac").build(problem(tanh_net()))
+def test_the_defaults_of_the_class_are_the_strong_preset(compose: Callable[..., Any]) -> None:
+    by_name: Any = settings_from(compose(["optimizer=kfac"])).optimizer.build(problem(tanh_net()))
     plain = KFAC(tanh_net())
     for key in ("lr", "momentum", "weight_decay", "damping", "kl_clip"):
         assert by_name.param_groups[0][key] == plain.param_groups[0][key]
-    for key in ("_decay", "_statistics_period", "_inverse_period", "_kind", "_identity", "_reference_scaling"):
+    for key in (
+        "_decay",
+        "_statistics_period",
+        "_inverse_period",
+        "_kind",
+        "_identity",
+        "_reference_scaling",
+    ):
         assert getattr(by_name, key) == getattr(plain, key)
 
 
-def test_a_direction_by_name() -> None:
+def test_a_direction_by_name(compose: Callable[..., Any]) -> None:
     model = tanh_net()
-    factory = recipe(DIRECTIONS, "sgd", "kfac").build(problem(model))
-    optimizer = GroupedNewton(model, F.cross_entropy, direction=factory)
+    chosen: Any = settings_from(compose(["optimizer/direction=kfac"])).optimizer
+    optimizer = GroupedNewton(model, F.cross_entropy, direction=chosen.direction.build(problem(model)))
     inner = optimizer._direction.inner
     assert isinstance(inner, KFAC)
     assert inner.param_groups[0]["kl_clip"] is None
@@ -161,13 +176,17 @@ def test_a_direction_by_name() -> None:
 
 
 @pytest.mark.parametrize("where", ["optimizer", "optimizer.direction"])
-def test_a_loss_that_is_no_likelihood_needs_the_empirical_fisher(where: str) -> None:
-    registry = OPTIMIZERS if where == "optimizer" else DIRECTIONS
-    build = partial(recipe, registry, "sgd", "kfac")
+def test_a_loss_that_is_no_likelihood_needs_the_empirical_fisher(
+    compose: Callable[..., Any], where: str
+) -> None:
+    choice = f"{where.replace('.', '/')}=kfac"
+
+    def build(*overrides: str) -> object:
+        optimizer: Any = settings_from(compose([choice, *overrides])).optimizer
+        chosen = optimizer if where == "optimizer" else optimizer.direction
+        return chosen.build(problem(tanh_net(), likelihood=None))
+
     message = rf"^{where}.fisher=true: must be empirical, the loss is no likelihood to draw labels from"
     with pytest.raises(InputError, match=message):
-        build().build(problem(tanh_net(), likelihood=None))
-    key = "optimizer/direction" if registry is DIRECTIONS else "optimizer"
-    build(f"{key}.fisher=empirical" if registry is OPTIMIZERS else "optimizer.direction.fisher=empirical").build(
-        problem(tanh_net(), likelihood=None)
-    )
+        build()
+    build(f"{where}.fisher=empirical")

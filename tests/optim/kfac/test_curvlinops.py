@@ -21,7 +21,9 @@ NAMES = ["linear", "mlp", "no-bias", "conv", "conv-no-bias", "conv-stride", "con
 NAMES += ["conv-all"]
 
 
-def theirs(model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor, fisher: str) -> list[list[Tensor]]:
+def theirs(
+    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor, fisher: str
+) -> list[list[Tensor]]:
     parameters = list(model.parameters())
     made = curvlinops.KFACLinearOperator(
         model,

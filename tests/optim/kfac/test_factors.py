@@ -91,7 +91,9 @@ def test_averages_over_steps(start: str) -> None:
                 if step == 0 and start == "first":
                     expected[layer] = new.a, new.g
                     continue
-                a, g = expected.get(layer, (torch.eye(len(new.a), dtype=DOUBLE), torch.eye(len(new.g), dtype=DOUBLE)))
+                a, g = expected.get(
+                    layer, (torch.eye(len(new.a), dtype=DOUBLE), torch.eye(len(new.g), dtype=DOUBLE))
+                )
                 expected[layer] = 0.9 * a + 0.1 * new.a, 0.9 * g + 0.1 * new.g
         optimizer.zero_grad()
         backward(model, inputs[step])

@@ -1,4 +1,4 @@
-"""The drawn vectors: what they are for each label, how often a label comes, and that Σ p δδᵀ is the curvature."""
+"""The drawn vectors: what they are for each label, how often each comes, and Σ p δδᵀ, the curvature."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_extreme_logits_are_drawn_too() -> None:
 
 
 def test_outputs_without_classes_are_refused() -> None:
-    with pytest.raises(InputError, match=r"likelihood=categorical: the outputs must be \(N, C, …\), not \(5,\)"):
+    with pytest.raises(
+        InputError, match=r"likelihood=categorical: the outputs must be \(N, C, …\), not \(5,\)"
+    ):
         categorical(torch.zeros(5), generator())
 
 

@@ -22,9 +22,7 @@ DAMPING = 0.2
 def inverse(a: Tensor, g: Tensor, gradient: Tensor) -> Tensor:
     """((G + √λ/π I) ⊗ (A + π√λ I))⁻¹ vec ∇W, rows first."""
     split = pi(a, g)
-    matrix = torch.kron(
-        g + DAMPING**0.5 / split * EYE(len(g)), a + split * DAMPING**0.5 * EYE(len(a))
-    )
+    matrix = torch.kron(g + DAMPING**0.5 / split * EYE(len(g)), a + split * DAMPING**0.5 * EYE(len(a)))
     return torch.linalg.solve(matrix, gradient.flatten()).view_as(gradient)
 
 
@@ -245,9 +243,7 @@ def test_squares_of_single_gradients_come_in_pieces_too(monkeypatch: pytest.Monk
         model, inputs = CASES["conv"].make()
         deltas = labels_from(model, inputs)
         likelihood = fixed(deltas, deltas)
-        optimizer = KFAC(
-            model, lr=1e-30, statistics_period=1, preconditioner="ekfac", likelihood=likelihood
-        )
+        optimizer = KFAC(model, lr=1e-30, statistics_period=1, preconditioner="ekfac", likelihood=likelihood)
         for _ in range(2):
             model(inputs).square().mean().backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Whole trajectories of K-FAC: against a plain dense version, Newton's method, itself resumed and in processes."""
+"""Whole trajectories of K-FAC: against a plain version, Newton's method, itself resumed and in processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 12
 
 
 class Mixed(nn.Module):
-    """Layers that are treated beside some that are not: batch norm, grouped convolution, an embedding, a scale."""
+    """Layers that are treated beside a norm, a grouped convolution, an embedding and a scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,12 @@ class Plain:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "strong": {"preconditioner": "inverse", "start": "first", "scaling": "standard", "weight_decay": 0.0},
-    "reference": {"preconditioner": "eigen", "start": "identity", "scaling": "reference", "weight_decay": 0.003},
+    "reference": {
+        "preconditioner": "eigen",
+        "start": "identity",
+        "scaling": "reference",
+        "weight_decay": 0.003,
+    },
 }
 
 
@@ -148,14 +153,12 @@ def test_layers_and_others_are_told_apart() -> None:
 
 
 def test_a_linear_gaussian_problem_is_solved_by_one_newton_step() -> None:
-    """Curvature 2/K I ⊗ A is exact there: at damping 0 the step of lr 1 ends in the least squares solution."""
+    """2/K I ⊗ A is exact there: at damping 0 the step of lr 1 ends in the least squares solution."""
     torch.manual_seed(0)
     model = Chain(nn.Linear(4, 3))
     inputs, targets = torch.randn(12, 4, dtype=DOUBLE), torch.randn(12, 3, dtype=DOUBLE)
     deltas = torch.eye(3, dtype=DOUBLE).repeat(4, 1) * 2**0.5  # their covariance is 2/3 I
-    optimizer = KFAC(
-        model, lr=1.0, momentum=0.0, damping=1e-16, kl_clip=None, likelihood=fixed(deltas)
-    )
+    optimizer = KFAC(model, lr=1.0, momentum=0.0, damping=1e-16, kl_clip=None, likelihood=fixed(deltas))
     F.mse_loss(model(inputs), targets).backward()
     optimizer.step()
     extended = torch.cat([inputs, torch.ones(12, 1, dtype=DOUBLE)], 1)
@@ -190,7 +193,9 @@ def test_with_drawn_targets_the_step_is_newtons_up_to_the_noise_of_the_draw(prec
     assert float(gradient.norm()) < 0.05
 
 
-def training(preconditioner: str = "inverse", fisher: str = "true", seed: int | None = 7) -> tuple[nn.Module, KFAC]:
+def training(
+    preconditioner: str = "inverse", fisher: str = "true", seed: int | None = 7
+) -> tuple[nn.Module, KFAC]:
     torch.manual_seed(0)
     model = Mixed()
     optimizer = KFAC(
@@ -220,7 +225,9 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 @pytest.mark.parametrize("preconditioner", ["inverse", "eigen", "ekfac"])
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 8])
-def test_a_restored_optimizer_continues_bit_for_bit(preconditioner: str, fisher: str, stop: int, tmp_path: Path) -> None:
+def test_a_restored_optimizer_continues_bit_for_bit(
+    preconditioner: str, fisher: str, stop: int, tmp_path: Path
+) -> None:
     straight = advance(*training(preconditioner, fisher), 0, 14)
     model, optimizer = training(preconditioner, fisher)
     advance(model, optimizer, 0, stop)
@@ -380,7 +387,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "preconditioner": ({"preconditioner": "lu"}, "preconditioner=lu: must be one of inverse, eigen, ekfac"),
     "start": ({"start": "zero"}, "start=zero: must be one of first, identity"),
     "scaling": ({"scaling": "none"}, "scaling=none: must be one of standard, reference"),
-    "params": ({"params": [("x", torch.zeros(2))]}, r"params: the model has no parameter 'x' of shape \(2,\)"),
+    "params": (
+        {"params": [("x", torch.zeros(2))]},
+        r"params: the model has no parameter 'x' of shape \(2,\)",
+    ),
     "params shape": (
         {"params": [("0.weight", torch.zeros(2))]},
         r"params: the model has no parameter '0.weight' of shape \(2,\)",
@@ -424,12 +434,16 @@ def test_bad_models(name: str) -> None:
 
 def test_several_devices_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, device="meta"))
-    with pytest.raises(InputError, match=r"model: its parameters must be on one device; found \['cpu', 'meta'\]"):
+    with pytest.raises(
+        InputError, match=r"model: its parameters must be on one device; found \['cpu', 'meta'\]"
+    ):
         KFAC(model)
 
 
 def test_a_step_before_any_pass_is_an_error() -> None:
-    with pytest.raises(InputError, match="step: no statistics yet; the model must run forward in training mode"):
+    with pytest.raises(
+        InputError, match="step: no statistics yet; the model must run forward in training mode"
+    ):
         KFAC(Chain(nn.Linear(4, 3))).step()
 
 
