@@ -1,0 +1,252 @@
+"""The page in headless Chromium: no errors, no requests, curves that are drawn, controls that work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnewton.report.comparison import compare
+from gnewton.report.html.page import write_page
+from gnewton.report.target import Target
+from tests.report.builders import falling, grouped_newton, update, write_run
+from tests.report.sweeps import GROUPS, compared
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver"),
+]
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+)
+
+NASTY = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'> %{x} $a$ ünï"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Iterator[Any]:
+    """A browser with an empty profile, which logs what the console says and what is requested."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if subprocess.run([CHROMIUM, "--version"], capture_output=True, timeout=60).returncode:
+        pytest.skip(f"{CHROMIUM} does not start")  # such as a placeholder for a snap
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
+    yield started
+    started.quit()
+
+
+class Shown:
+    """A page in the browser.
+
+    Attributes:
+        driver: the browser, for what is not below.
+    """
+
+    def __init__(self, driver: Any, path: Path) -> None:
+        self.driver = driver
+        driver.get_log("browser"), driver.get_log("performance")  # what was before does not count
+        driver.get(path.as_uri())
+        self.wait("return document.documentElement.dataset.ready !== undefined")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """What a script returns."""
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, script: str) -> None:
+        """Wait until a script returns true."""
+        until = time.monotonic() + 30
+        while not self.run(script):
+            assert time.monotonic() < until, f"never became true: {script}"
+            time.sleep(0.05)
+
+    def complaints(self) -> list[str]:
+        """What the console says, of any severity."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Every address that was asked for, beside data within the page and the browser's own pages."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("data:", "chrome:"))]
+
+    def visible(self, chart: str) -> list[str]:
+        """The legend entries whose traces a chart shows."""
+        return self.run(
+            "return [...new Set(document.getElementById(arguments[0])._fullData"
+            ".filter((trace) => trace.visible === true).map((trace) => trace.legendgroup))]",
+            chart,
+        )
+
+    def axis(self, chart: str, name: str) -> dict[str, str]:
+        """Type and title of an axis."""
+        return self.run(
+            "const axis = document.getElementById(arguments[0])._fullLayout[arguments[1]];"
+            "return { type: axis.type, title: axis.title.text };",
+            chart,
+            name,
+        )
+
+    def width(self, pixels: int) -> None:
+        """Make it so wide, and wait for the charts."""
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": pixels, "height": 900, "deviceScaleFactor": 1, "mobile": pixels < 600},
+        )
+        self.wait(
+            "return [...document.querySelectorAll('.chart')].every((c) => c._fullLayout.width <= innerWidth)"
+        )
+
+
+@pytest.fixture(scope="module")
+def sweep_path(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    return write_page(compared(folder / "runs"), folder / "report.html")
+
+
+@pytest.fixture
+def show(driver) -> Iterator[Callable[[Path], Shown]]:
+    """show(path) -> the page, in a wide window."""
+    yield lambda path: Shown(driver, path)
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_nothing_is_wrong_and_nothing_is_fetched(show, sweep_path):
+    shown = show(sweep_path)
+    assert shown.run("return document.documentElement.dataset.ready") == "5"
+    assert shown.complaints() == []
+    assert shown.requests() == [sweep_path.as_uri()]
+
+
+def test_the_curves_are_drawn(show, sweep_path):
+    shown = show(sweep_path)
+    lines = "return document.querySelectorAll(`#${arguments[0]} .scatterlayer path.js-line`).length"
+    # a median and three runs of two set-ups of SGD, of GroupedNewton and of that which diverged; the bands
+    assert shown.run(lines, "chart0") >= 16
+    assert shown.run(lines, "chart1") == len(GROUPS)
+    for chart in range(5):
+        box = shown.run(
+            "const layer = document.querySelector(`#chart${arguments[0]} .scatterlayer`);"
+            "return [layer.getBoundingClientRect().width, layer.getBoundingClientRect().height]",
+            chart,
+        )
+        assert min(box) > 50
+    assert shown.axis("chart0", "yaxis") == {"type": "log", "title": "validation loss"}
+    assert shown.axis("chart0", "xaxis") == {"type": "linear", "title": "epochs"}
+    assert shown.axis("chart2", "xaxis") == {"type": "log", "title": "learning rate"}
+    assert shown.axis("chart4", "xaxis")["title"] == "factor τ to the fewest training seconds"
+
+
+def test_metric_axis_and_scales_can_be_chosen(show, sweep_path):
+    shown = show(sweep_path)
+    choose = (
+        "const select = document.querySelectorAll('#chart0-controls select')[arguments[0]];"
+        "select.value = arguments[1]; select.dispatchEvent(new Event('change'));"
+    )
+    shown.run(choose, 1, "training seconds")
+    assert shown.axis("chart0", "xaxis")["title"] == "training seconds"
+    assert shown.axis("chart0", "yaxis") == {"type": "log", "title": "validation loss"}
+    shown.run(choose, 0, "test accuracy")
+    assert shown.axis("chart0", "yaxis") == {"type": "linear", "title": "test accuracy"}
+    assert shown.axis("chart0", "xaxis")["title"] == "training seconds"
+    shown.run(choose, 0, "train loss")
+    boxes = "document.querySelectorAll('#chart0-controls input')"
+    assert shown.run(f"return [...{boxes}].map((box) => box.checked)") == [True, False]
+    shown.run(f"{boxes}[0].click()")
+    assert shown.axis("chart0", "yaxis") == {"type": "linear", "title": "train loss"}
+    shown.run(f"{boxes}[1].click()")
+    assert shown.axis("chart0", "xaxis")["type"] == "log"
+    assert shown.complaints() == []
+
+
+def test_the_legend_hides_and_shows(show, sweep_path):
+    shown = show(sweep_path)
+    names = ["grouped_newton", "sgd lr=0.01", "sgd lr=0.1", "sgd lr=1"]
+    buttons = "document.querySelectorAll('#chart0-legend button')"
+    assert shown.run(f"return [...{buttons}].map((button) => button.textContent)") == names
+    assert shown.visible("chart0") == names
+    shown.run(f"{buttons}[1].click()")
+    assert shown.visible("chart0") == [names[0], *names[2:]]
+    assert shown.run(f"return {buttons}[1].getAttribute('aria-pressed')") == "false"
+    shown.run(
+        "const s = document.querySelector('#chart0-controls select'); s.value = 'train loss';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    assert shown.visible("chart0") == [names[0], *names[2:]]  # in every view
+    shown.run(f"{buttons}[1].click()")
+    assert shown.visible("chart0") == names
+    twice = f"{buttons}[2].dispatchEvent(new Event('dblclick'))"
+    shown.run(twice)
+    assert shown.visible("chart0") == [names[2]]
+    shown.run(twice)
+    assert shown.visible("chart0") == names
+    assert shown.visible("chart1") == list(GROUPS)
+    assert shown.complaints() == []
+
+
+@pytest.mark.parametrize("width", [360, 390, 768])
+def test_it_can_be_read_on_a_phone(width, show, sweep_path):
+    """Nothing sticks out sideways: tables scroll within their frames, charts fit, text is not tiny."""
+    shown = show(sweep_path)
+    shown.width(width)
+    assert shown.run("return document.documentElement.scrollWidth <= innerWidth")
+    fits = shown.run(
+        "return [...document.querySelectorAll('figure, .legend, .controls, .scroll')]"
+        ".every((part) => part.getBoundingClientRect().right <= innerWidth)"
+    )
+    assert fits
+    sizes = shown.run(
+        "return [...document.querySelectorAll('td, th, p, li, .legend button, .controls label')]"
+        ".map((part) => parseFloat(getComputedStyle(part).fontSize))"
+    )
+    assert min(sizes) >= 12
+    heights = shown.run("return [...document.querySelectorAll('.chart')].map((c) => c._fullLayout._size.h)")
+    assert min(heights) > 150
+
+
+def test_names_are_text_and_not_markup(show, tmp_path):
+    for seed in (0, 1):
+        shared = {"seed": seed, "data.name": NASTY}
+        for place, extra in enumerate(("plain", NASTY)):
+            options = {**shared, **grouped_newton(extra=extra)}
+            rates = update(1, 0, {NASTY: 0.5, "other": 0.25})
+            write_run(tmp_path, f"gn{place}{seed}", options, rows=falling([1.0, 0.4]), rates=rates)
+    path = write_page(compare([tmp_path], target=Target("validation_loss", 0.5)), tmp_path / "report.html")
+    shown = show(path)
+    assert shown.complaints() == []
+    assert shown.requests() == [path.as_uri()]
+    assert shown.run("return window.broken === undefined")
+    assert shown.run("return document.querySelectorAll('img').length") == 0
+    legend = shown.run("return [...document.querySelectorAll('.legend button')].map((b) => b.textContent)")
+    assert f"grouped_newton extra={NASTY}" in legend
+    assert NASTY in legend
+    assert NASTY in shown.run("return document.querySelector('h1').textContent")
+    # the hover label shows the name as it stands
+    shown.run("Plotly.Fx.hover('chart1', [{ curveNumber: 0, pointNumber: 0 }])")
+    shown.wait("return document.querySelectorAll('#chart1 .hoverlayer text').length > 0")
+    assert NASTY in shown.run("return document.querySelector('#chart1 .hoverlayer').textContent")
+    assert shown.complaints() == []
