@@ -40,8 +40,8 @@ bench: $(STAMP) ## Time the summary and the cubic solver against their reference
 	$(BIN)/python scripts/bench/cubic.py
 	$(BIN)/python scripts/bench/summary.py --only mlp,lenet,bigmlp,vgg11:32 --repeats 3
 
-report: $(STAMP) ## Table of all runs under outputs/
-	$(BIN)/python scripts/table.py outputs
+report: $(STAMP) ## Tables, plots and a page of all runs under outputs/
+	$(BIN)/gnewton compare outputs --html
 
 clean: ## Remove caches and builds; keeps .venv, data/ and outputs/
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +15,38 @@ import pytest
 from tests.conftest import SMALL, SMALL_BASELINE
 from tests.report.builders import ENVIRONMENT, GPU, falling, grouped_newton, write_run
 from tests.report.sweeps import write_sweep
+
+ROOT = Path(__file__).parents[2]
+
+DOCUMENTED = [
+    shlex.split(line, comments=True)[1:]
+    for name in ("README.md", "docs/compare.md", "docs/configuration.md")
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+    for line in block.splitlines()
+    if line.startswith("gnewton compare ")
+]
+
+
+@pytest.mark.parametrize("command", DOCUMENTED, ids=" ".join)
+def test_documented_commands_work(command, cli, tmp_path):
+    write_sweep(tmp_path / "outputs")
+    answer = cli(command)
+    assert (answer.code, answer.err) == (0, "")
+    assert "grouped_newton" in answer.out
+    if "--html" in command:
+        assert (tmp_path / "outputs" / "comparison" / "report.html").is_file()
+
+
+def test_there_are_documented_commands():
+    assert len(DOCUMENTED) >= 7
+
+
+def test_every_file_is_documented(cli, tmp_path):
+    write_sweep(tmp_path)
+    cli(["compare", "digits", "--html", "--target", "validation_loss=0.5"])
+    document = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    for path in (tmp_path / "digits" / "comparison").iterdir():
+        assert f"`{path.name}`" in document or f"`{path.stem.replace('grouped_newton', 'SETUP')}`" in document
 
 
 def test_real_runs_from_end_to_end(run, cli, tmp_path):

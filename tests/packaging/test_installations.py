@@ -52,6 +52,9 @@ def _trains(cwd: Path, path: Path | None = None) -> None:
     assert ended.returncode == 0, ended.stderr
     (metrics,) = cwd.glob("runs/*/*/metrics.csv")
     assert list(pd.read_csv(metrics)["step"]) == [2]
+    compared = _python(["-m", "gnewton", "compare", "runs", "--html", "--no-plots"], cwd, path)
+    assert compared.returncode == 0, compared.stderr
+    assert (cwd / "runs" / "comparison" / "report.html").is_file()
 
 
 @pytest.fixture(scope="module")
