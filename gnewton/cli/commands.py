@@ -30,6 +30,7 @@ COMMANDS = {
         Command("train", "train a model and log the run as CSV", "gnewton.cli.train"),
         Command("compare", "tables, plots and a page of finished runs", "gnewton.cli.compare"),
         Command("inspect", "the loss around a point: Hessian, rates, plots", "gnewton.cli.inspect"),
+        Command("rates", "suggest a learning rate per group for SGD or Adam", "gnewton.cli.rates"),
         Command("data", "obtain a data set, or list what there is", "gnewton.cli.data"),
     )
 }

@@ -1,0 +1,335 @@
+"""``gnewton rates``: learning rates for SGD, Adam or AdamW, one per group, from the summary of the loss."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gnewton.cli.parser import Parser, at_least, finite
+from gnewton.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gnewton.cli.subject import Subject
+    from gnewton.data.splits import Batch
+    from gnewton.experiment.check_run import Choice
+    from gnewton.experiment.point import Point
+    from gnewton.inspection.observe import Observations
+    from gnewton.inspection.suggest import Suggestion
+    from gnewton.optim.recipes.baselines import FirstOrderRecipe
+
+BATCH_SIZE = 300
+CHECK_SAMPLES = 10_000
+
+
+def run(arguments: list[str]) -> int:
+    """``gnewton rates RUN|CHECKPOINT|OVERRIDES``: a table, CSV and YAML; returns 0 or raises."""
+    options = _parser().parse_intermixed_args(arguments)
+    subject = _subject(options.subject)
+    from gnewton.experiment.point import open_point
+    from gnewton.inspection.suggest import suggest
+    from gnewton.report.comparison import write_file
+
+    point = open_point(subject.config, subject.checkpoint, trains=True)
+    recipe = _recipe(point)
+    groups, whole = _observe(point, subject, options)
+    found = suggest(
+        groups,
+        whole,
+        internal_damping=options.internal_damping,
+        proximal=options.proximal,
+        damping=options.damping,
+        seed=point.settings.seed,
+    )
+    folder = options.output or _folder(point, subject)
+    print(_describe(point, recipe, options, found))
+    files: dict[str, str | bytes] = {
+        "rates.yaml": _yaml(point, recipe, found, folder),
+        "suggestion.csv": _csv(point, found),
+        "summaries.npz": _npz(point, groups),
+    }
+    if options.check:
+        files["check.csv"] = _check(point, recipe, subject, options, found)
+    written = [write_file(folder / name, content) for name, content in files.items()]
+    print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")
+    print(f"use them with optimizer={recipe.name} optimizer.rates={folder / 'rates.yaml'}")
+    return 0
+
+
+def _subject(words: list[str]) -> Subject:
+    """The subject; of a configuration the optimizer is SGD unless another one is chosen."""
+    from gnewton.cli.subject import parse_subject
+
+    of_a_run = any("=" not in word for word in words)
+    if not of_a_run and not any(word.startswith(("optimizer=", "experiment=")) for word in words):
+        words = [*words, "optimizer=sgd"]
+    return parse_subject(words, "rates", idle=("optimizer.lr", "optimizer.rates"), also=("optimizer",))
+
+
+def _recipe(point: Point) -> FirstOrderRecipe:
+    from gnewton.optim.recipes.baselines import FirstOrderRecipe
+
+    recipe = point.settings.optimizer
+    if not isinstance(recipe, FirstOrderRecipe):
+        raise InputError(
+            f"rates: optimizer={recipe.name} takes no learning rates of groups; "
+            "choose optimizer=sgd, adam or adamw"
+        )
+    return recipe
+
+
+def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> list[Observations]:
+    from gnewton.experiment.build import CURVATURE_STREAM
+    from gnewton.inspection.observe import observe
+    from gnewton.inspection.proposal import Proposal
+    from gnewton.partition import Partition
+
+    size = len(point.data.train)
+    if options.batch_size is not None and options.batch_size > size and point.data.task.input_shape:
+        raise InputError(
+            f"--batch-size={options.batch_size}: must be <= {size}, "
+            f"the training samples of data={point.data.name}"
+        )
+    recipe = point.settings.optimizer
+    factory = recipe.proposal(point.problem)
+    assert factory is not None
+    state = None
+    if point.optimizer_state is not None and not _other_optimizer(subject):
+        state = recipe.proposal_state(point.optimizer_state)
+    order = [name for name, p in point.model.named_parameters() if p.requires_grad]
+    stream = point.data.train.stream(
+        options.batch_size or min(BATCH_SIZE, size), seed=point.settings.seed + CURVATURE_STREAM
+    )
+    return observe(
+        point.model,
+        point.problem.loss_fn,
+        [point.partition, Partition.single(point.model)],
+        Proposal(point.model, factory, order, state),
+        _training(point),
+        stream,
+        batches=options.batches,
+        warmup=options.warmup,
+    )
+
+
+def _other_optimizer(subject: Subject) -> bool:
+    return any(override.startswith("optimizer") for override in subject.overrides)
+
+
+def _training(point: Point) -> Iterator[Batch]:
+    """The training batches from the present epoch on, without end."""
+    from itertools import count
+
+    for epoch in count(point.epoch):
+        yield from point.data.train.epoch(epoch, point.settings.trainer.batch_size)
+
+
+def _by_parameter(point: Point, found: Suggestion) -> dict[str, float]:
+    return {
+        name: float(rate)
+        for group, rate in zip(point.partition, found.rates, strict=True)
+        for name in group.parameters
+    }
+
+
+def _yaml(point: Point, recipe: FirstOrderRecipe, found: Suggestion, folder: Path) -> str:
+    lines = [
+        f"# Learning rates for optimizer={recipe.name}, suggested by gnewton {shlex.join(sys.argv[1:])}",
+        f"# {point.describe()}",
+        f"# gnewton train … optimizer={recipe.name} optimizer.rates={folder / 'rates.yaml'}",
+        f"# one rate for all instead: optimizer.lr={found.single!r}",
+        *(f"{name}: {rate!r}" for name, rate in _by_parameter(point, found).items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(point: Point, found: Suggestion) -> bytes:
+    from gnewton.inspection.files import table
+
+    columns = ("group", "parameters", "rate", "from", "solved", "low", "high", "positive")
+    rows: list[list[object]] = [
+        [
+            group.name,
+            group.size,
+            float(found.rates[s]),
+            "solve" if found.found[s] else "all",
+            float(found.solved[s]),
+            float(found.low[s]),
+            float(found.high[s]),
+            float(found.positive[s]),
+        ]
+        for s, group in enumerate(point.partition)
+    ]
+    size = sum(group.size for group in point.partition)
+    rows.append(["(all)", size, found.single, "solve", found.single, found.single_low, found.single_high, ""])
+    return table(columns, rows)
+
+
+def _npz(point: Point, groups: Observations) -> bytes:
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        groups=np.array(point.partition.names),
+        gradient=groups.gradient,
+        hessian=groups.hessian,
+        third=groups.third,
+        norms=groups.norms,
+    )
+    return buffer.getvalue()
+
+
+def _describe(point: Point, recipe: FirstOrderRecipe, options: argparse.Namespace, found: Suggestion) -> str:
+    from gnewton.report.tables import Table, as_text
+
+    rows = [
+        [
+            group.name,
+            f"{found.rates[s]:.3g}",
+            "" if found.found[s] else "that of all",
+            f"{found.low[s]:.3g} … {found.high[s]:.3g}",
+            f"{found.positive[s]:.0%}",
+        ]
+        for s, group in enumerate(point.partition)
+    ]
+    title = (
+        f"{point.describe()}\n"
+        f"along the steps of optimizer={recipe.name}, {options.batches} batches; "
+        f"λ_1 {options.damping:g}, λ_int {options.internal_damping:g}, μ {options.proximal:g}; "
+        f"solve: {found.status}"
+    )
+    heads = ["group", "rate", "", "over batches, 10–90 %", "above 0"]
+    return (
+        f"{as_text([Table(title, heads, rows, [])])}\n\n"
+        f"one rate for all: {found.single:.3g} ({found.single_low:.3g} … {found.single_high:.3g}); "
+        f"configured: {recipe.lr:g}"
+    )
+
+
+def _check(
+    point: Point,
+    recipe: FirstOrderRecipe,
+    subject: Subject,
+    options: argparse.Namespace,
+    found: Suggestion,
+) -> bytes:
+    from gnewton.experiment.check_run import METRICS, Choice, try_rates
+    from gnewton.inspection.files import table
+    from gnewton.report.tables import Table, as_text
+
+    choices: list[Choice] = [
+        Choice("configured", recipe.lr, recipe.rates),
+        Choice("one for all", found.single),
+        Choice("one for each group", found.single, _by_parameter(point, found)),
+    ]
+    seeds = range(point.settings.seed, point.settings.seed + options.check_seeds)
+    tried = try_rates(subject.config, choices, steps=options.check_steps, seeds=seeds, samples=CHECK_SAMPLES)
+    shown = [
+        [
+            each.choice.name,
+            *("–" if (value := each.median(m)) is None else f"{value:.4g}" for m in METRICS),
+            f"{each.diverged} of {len(seeds)}",
+        ]
+        for each in tried
+    ]
+    heads = ["learning rate", *(metric.replace("_", " ") for metric in METRICS), "diverged"]
+    title = (
+        f"after {options.check_steps} steps from the initial weights, median over {len(seeds)} "
+        f"seed{'s' if len(seeds) > 1 else ''}"
+    )
+    print(f"\n{as_text([Table(title, heads, shown, [])])}")
+    rows = [[each.choice.name, metric, *(each.metrics[metric])] for each in tried for metric in METRICS]
+    return table(("learning_rate", "metric", *(f"seed{seed}" for seed in seeds)), rows)
+
+
+def _folder(point: Point, subject: Subject) -> Path:
+    name = point.settings.optimizer.name
+    if subject.folder is not None:
+        return subject.folder / f"rates_{name}_step{point.step}"
+    return Path("suggestions") / f"{point.settings.model.name}-{point.settings.data.name}-{name}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="gnewton rates",
+        description="Suggest a learning rate for each group, for SGD, Adam or AdamW: the cubic model of the "
+        "loss along their own steps is averaged over batches, at one point, and solved.",
+        epilog="examples: gnewton rates model=lenet data=cifar10 optimizer=adam --check; "
+        "gnewton rates outputs/mlp-mnist-sgd/RUN",
+    )
+    parser.add_argument(
+        "subject",
+        nargs="*",
+        metavar="RUN|CHECKPOINT|OPTION=VALUE",
+        help="a run folder (its last checkpoint), a checkpoint in one, or the options of gnewton train that "
+        "make the initial weights (optimizer=sgd unless chosen); beside a run: optimizer=, partition=, …",
+    )
+    parser.add_argument(
+        "--batches", type=at_least(1), default=30, metavar="N", help="to average over (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(1),
+        metavar="N",
+        help=f"samples in each (default: {BATCH_SIZE}, or all)",
+    )
+    parser.add_argument(
+        "--warmup",
+        type=at_least(0),
+        default=50,
+        metavar="N",
+        help="gradients that the optimizer takes in before, while the weights stay (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--damping",
+        type=finite(0.0, above=True),
+        default=0.5,
+        metavar="λ",
+        help="λ_1, the factor on all rates (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--proximal",
+        type=finite(0.0),
+        default=1.0,
+        metavar="μ",
+        help="weight of the term that holds the rates of the groups near that of all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--internal-damping",
+        type=finite(0.0),
+        default=1.0,
+        metavar="λ",
+        help="λ_int, the weight of the cubic term (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="train briefly with the configured and the suggested rates"
+    )
+    parser.add_argument(
+        "--check-steps",
+        type=at_least(1),
+        default=500,
+        metavar="N",
+        help="length of these runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--check-seeds",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="runs of each kind (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where the files go (default: in the run, or suggestions/MODEL-DATA-OPTIMIZER)",
+    )
+    return parser

@@ -1,0 +1,166 @@
+"""Suggested rates: the observations against direct summaries, the solve against its first-order condition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from gnewton.errors import InputError
+from gnewton.inspection.observe import Observations, observe
+from gnewton.inspection.proposal import Proposal
+from gnewton.inspection.suggest import suggest
+from gnewton.partition import Partition
+from gnewton.summary import summarize
+from tests.optim.problems import classification, tanh_net
+
+
+def repeated(hessian, gradient, third, norms, batches=5, noise=0.0):
+    """B observations along directions of the given lengths, the same or with noise of mean zero."""
+    wobble = noise * np.linspace(-1, 1, batches)[:, None]
+    return Observations(
+        np.stack([gradient / norms] * batches) + wobble,
+        np.stack([hessian / np.outer(norms, norms)] * batches),
+        np.stack([third / norms**3] * batches),
+        np.stack([norms] * batches),
+    )
+
+
+HESSIAN = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 3.0]])
+GRADIENT = np.array([1.0, 0.5, 2.0])
+NORMS = np.array([0.1, 3.0, 7.0])
+WHOLE = repeated(
+    np.array([[HESSIAN.sum()]]), np.array([GRADIENT.sum()]), np.zeros(1), np.array([np.linalg.norm(NORMS)])
+)
+
+
+def test_without_third_derivatives_it_is_newton_on_the_summary():
+    found = suggest(
+        repeated(HESSIAN, GRADIENT, np.zeros(3), NORMS),
+        WHOLE,
+        internal_damping=1.0,
+        proximal=0.0,
+        damping=0.5,
+    )
+    assert found.solved == pytest.approx(0.5 * np.linalg.solve(HESSIAN, GRADIENT))
+    assert found.rates == pytest.approx(found.solved)
+    assert found.single == pytest.approx(0.5 * GRADIENT.sum() / HESSIAN.sum())
+    assert found.status == "quadratic"
+    assert found.low == pytest.approx(found.solved)  # all batches agree
+    assert found.high == pytest.approx(found.solved)
+
+
+def test_with_them_it_satisfies_the_first_order_condition():
+    third, damping = np.array([-4.0, 1.0, 9.0]), 2.0
+    found = suggest(
+        repeated(HESSIAN, GRADIENT, third, NORMS), WHOLE, internal_damping=damping, proximal=0.0, damping=1.0
+    )
+    d = np.cbrt(np.abs(third))
+    r = np.linalg.norm(d * found.solved)
+    assert (HESSIAN + damping / 2 * r * np.diag(d**2)) @ found.solved == pytest.approx(GRADIENT)
+
+
+def test_the_proximal_term_pulls_towards_the_rate_for_all():
+    third, mu = np.array([-4.0, 1.0, 9.0]), 3.0
+    groups = repeated(HESSIAN, GRADIENT, third, NORMS)
+    found = suggest(groups, WHOLE, internal_damping=1.0, proximal=mu, damping=1.0)
+    d = np.cbrt(np.abs(third))
+    m = HESSIAN + 0.5 * np.linalg.norm(d * found.solved) * np.diag(d**2)
+    pull = mu * HESSIAN.diagonal()
+    assert m @ found.solved + pull * (found.solved - found.single) == pytest.approx(GRADIENT)
+    flat = suggest(groups, WHOLE, internal_damping=0.0, proximal=1e9, damping=1.0)
+    assert flat.solved == pytest.approx([flat.single] * 3, rel=1e-6)
+
+
+def test_a_group_without_a_rate_above_zero_gets_that_of_all():
+    hessian = np.array([[1.0, 0.9], [0.9, 1.0]])
+    gradient = np.array([1.0, 0.1])  # Newton: the second one is negative
+    found = suggest(
+        repeated(hessian, gradient, np.zeros(2), np.ones(2), noise=0.05),
+        repeated(np.array([[hessian.sum()]]), np.array([gradient.sum()]), np.zeros(1), np.ones(1)),
+        internal_damping=1.0,
+        proximal=0.0,
+        damping=1.0,
+    )
+    solved = np.linalg.solve(hessian, gradient)
+    assert found.solved == pytest.approx(solved)
+    assert solved[1] < 0
+    assert found.rates == pytest.approx([solved[0], gradient.sum() / hessian.sum()])
+    assert found.found.tolist() == [True, False]
+    assert found.positive.tolist() == [1.0, 0.0]
+    assert (found.low < found.solved).all()
+    assert (found.solved < found.high).all()
+
+
+def test_a_group_at_rest_takes_no_part():
+    norms = np.array([1.0, 0.0])
+    groups = Observations(
+        np.array([[1.0, 0.0]]), np.array([[[2.0, 0.0], [0.0, 0.0]]]), np.zeros((1, 2)), norms[None]
+    )
+    whole = repeated(np.array([[2.0]]), np.array([1.0]), np.zeros(1), np.ones(1), batches=1)
+    assert suggest(groups, whole, internal_damping=1.0, proximal=0.0, damping=1.0).rates == pytest.approx(
+        [0.5, 0.5]
+    )
+
+
+def test_a_step_uphill_is_refused():
+    uphill = repeated(np.array([[2.0]]), np.array([-1.0]), np.zeros(1), np.ones(1))
+    with pytest.raises(InputError, match="lowers the loss at no rate"):
+        suggest(uphill, uphill, internal_damping=1.0, proximal=0.0, damping=1.0)
+
+
+def test_rates_move_against_the_scale_of_a_group():
+    """a_s times longer steps in a group need rates a_s times smaller; what is averaged does not change."""
+    third, a = np.array([-4.0, 1.0, 9.0]), np.array([1e-3, 1.0, 50.0])
+    plain = suggest(
+        repeated(HESSIAN, GRADIENT, third, NORMS), WHOLE, internal_damping=1.0, proximal=0.0, damping=1.0
+    )
+    scaled = repeated(HESSIAN * np.outer(a, a), GRADIENT * a, third * a**3, NORMS * a)
+    found = suggest(scaled, WHOLE, internal_damping=1.0, proximal=0.0, damping=1.0)
+    assert found.solved == pytest.approx(plain.solved / a, rel=1e-9)
+
+
+def test_observations_are_summaries_along_the_steps_of_the_optimizer():
+    model = tanh_net()
+    partition = Partition.per_tensor(model)
+    training = [classification(20, seed) for seed in (1, 2, 3, 4)]
+    curvature = [classification(30, seed) for seed in (5, 6)]
+    names = [name for name, _ in model.named_parameters()]
+    proposal = Proposal(model, lambda named: torch.optim.SGD(named, lr=1.0, momentum=0.5), names)
+    before = [p.detach().clone() for p in model.parameters()]
+    groups, whole = observe(
+        model,
+        cross_entropy,
+        [partition, Partition.single(model)],
+        proposal,
+        iter(training),
+        iter(curvature),
+        batches=2,
+        warmup=2,
+    )
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    gradients = [
+        torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters())) for x, y in training
+    ]
+    buffer = [torch.zeros_like(p) for p in model.parameters()]
+    for step, gradient in enumerate(gradients):
+        buffer = [0.5 * b + g for b, g in zip(buffer, gradient, strict=True)]
+        if step < 2:
+            continue
+        direction = dict(zip(names, buffer, strict=True))
+        expected = summarize(
+            model, cross_entropy, *curvature[step - 2], partition, direction, engine="reference"
+        )
+        n = np.array([float(u.norm()) for u in buffer])
+        b = step - 2
+        assert groups.norms[b] == pytest.approx(n)
+        assert groups.gradient[b] * n == pytest.approx(expected.gradient.numpy(), rel=1e-9)
+        assert groups.hessian[b] * np.outer(n, n) == pytest.approx(
+            expected.hessian.numpy(), rel=1e-8, abs=1e-12
+        )
+        assert groups.third[b] * n**3 == pytest.approx(expected.third.numpy(), rel=1e-7, abs=1e-12)
+        assert whole.gradient[b] * whole.norms[b] == pytest.approx([expected.gradient.sum().item()])
+        assert whole.hessian[b] * whole.norms[b] ** 2 == pytest.approx(
+            np.array([[expected.hessian.sum().item()]])
+        )
