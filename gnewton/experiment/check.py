@@ -82,6 +82,10 @@ def _ineffective(settings: Settings, overrides: Sequence[str]) -> Iterator[str]:
             yield f"{override}: has no effect, optimizer={optimizer.name} always takes all training samples"
         if key in _OF_SAMPLES and isinstance(settings.data, NoData):
             yield f"{override}: has no effect, data={settings.data.name} has no samples"
+        if key == "trainer.max_recoveries" and settings.trainer.on_nonfinite == "stop":
+            yield f"{override}: has no effect with trainer.on_nonfinite=stop"
+        if key == "trainer.rollback_factor" and settings.trainer.on_nonfinite != "rollback":
+            yield f"{override}: has no effect without trainer.on_nonfinite=rollback"
         if key == "trainer.target.metric" and target.value is None:
             yield f"{override}: has no effect without trainer.target.value"
 

@@ -25,12 +25,16 @@ MAY_CHANGE = (
     "trainer.max_seconds",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "trainer.on_nonfinite",
+    "trainer.max_recoveries",
+    "trainer.rollback_factor",
     "trainer.progress",
     "trainer.evaluation.every",
     "trainer.target.metric",
     "trainer.target.value",
 )
-"""Options that decide how far a run goes and what is written when, and not the steps it makes."""
+"""Options that decide how far a run goes, what is written when and what follows a number that is not finite,
+and not the steps that a sound run makes."""
 
 _NOT_OF_THE_RUN = ("resume", "output_root", "name")
 

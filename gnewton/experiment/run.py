@@ -32,7 +32,7 @@ from gnewton.training.world import World, join_world
 
 log = logging.getLogger("gnewton")
 
-CHECKPOINT_FORMAT = "2"
+CHECKPOINT_FORMAT = "3"
 """Changes with what a checkpoint holds: one of another format cannot be continued."""
 
 _STATUS = {Diverged: "diverged", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
@@ -159,7 +159,7 @@ def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
     except BaseException as error:
         if folder is None:
             raise
-        status = _STATUS.get(type(error), "failed")
+        status = next((name for kind, name in _STATUS.items() if isinstance(error, kind)), "failed")
         message = str(error) or type(error).__name__
         with suppress(OSError):  # the disk may be what failed
             write_json(folder / "result.json", {"status": status, "step": trainer.step, "message": message})

@@ -245,6 +245,7 @@ class GroupedNewton(torch.optim.Optimizer):
         self._direction.load_state_dict(ours["direction"])
         self._steps, self._fallbacks = ours["steps"], ours["fallbacks"]
         self._batches.seek(ours["curvature_position"])
+        self._withheld_before = int(self._withheld)  # the direction is as sound as it was saved
 
     def _update_rates(self, direction: list[Tensor], batch: Batch | None, warming_up: bool) -> None:
         started = time.perf_counter()

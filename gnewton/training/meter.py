@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.errors import Diverged
+from gnewton.training.nonfinite import StepFault
 
 
 class Meter:
@@ -41,7 +41,7 @@ class Meter:
         """Read what was recorded since the last call.
 
         Raises:
-            Diverged: naming the first training step whose loss is not finite.
+            StepFault: naming the first training step whose loss is not finite.
         """
         if not self._pending:
             return
@@ -49,7 +49,7 @@ class Meter:
         sizes, self._pending, self._sizes = self._sizes, [], []
         for offset, value in enumerate(values):
             if not math.isfinite(value):
-                raise Diverged(f"the training loss is {value} at step {self._first_step + offset}")
+                raise StepFault(f"the training loss is {value} at step {self._first_step + offset}")
         for value, size in zip(values, sizes, strict=True):
             self._loss_sum += value * size  # one by one: the sum must not depend on when it was read
         self._samples += sum(sizes)

@@ -17,6 +17,7 @@ class Outcome:
     Attributes:
         status: "done", "target" (the target was reached), "limit" (of steps or seconds).
         epoch, step: how far it came; the epoch is a fraction where a limit cut it short.
+        skipped, rollbacks: what was done about numbers that were not finite, see ``trainer.on_nonfinite``.
         metrics: the last row of metrics.csv.
         target: metric, value, step, epoch and training seconds at which the target was reached, or None.
     """
@@ -24,6 +25,8 @@ class Outcome:
     status: str = "done"
     epoch: float = 0.0
     step: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     target: dict[str, Any] | None = None
 

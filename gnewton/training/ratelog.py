@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gnewton.optim.rates import INVALID
+
 if TYPE_CHECKING:
     from gnewton.optim.records import RateUpdate
 
@@ -28,6 +30,18 @@ class RateLog:
             rows.extend(self._rows(update))
         self._pending.clear()
         return rows
+
+    def invalid_step(self) -> int | None:
+        """The training step of the first update since the last :meth:`take` whose numbers are not finite."""
+        for update in self._pending:
+            rates = update.solved.rates
+            if update.solved.status == INVALID or not all(map(math.isfinite, rates.tolist())):
+                return update.step
+        return None
+
+    def discard(self) -> None:
+        """Forget the updates since the last :meth:`take`: their steps have been undone."""
+        self._pending.clear()
 
     def _rows(self, update: RateUpdate) -> list[dict[str, object]]:
         solved = update.solved

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import signal
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.data.splits import Batch, DataSet
-from gnewton.errors import Interrupted
+from gnewton.errors import Diverged, Interrupted
 from gnewton.optim.recipes import OptimizerRecipe
 from gnewton.training.checkpoint import BEST, LAST
 from gnewton.training.clocks import Clocks
@@ -25,10 +27,12 @@ from gnewton.training.interval import EPOCHS, SECONDS, STEPS, Interval
 from gnewton.training.journal import Journal
 from gnewton.training.memory import forget_peak_memory, peak_memory_mib
 from gnewton.training.meter import Meter
+from gnewton.training.nonfinite import StepFault, Watch
 from gnewton.training.outcome import Outcome, reached, require_finite
 from gnewton.training.progress import Progress, summary_line
 from gnewton.training.randomness import random_states, set_random_states
 from gnewton.training.ratelog import RateLog
+from gnewton.training.recovery import RECOVERIES
 from gnewton.training.settings import TrainerSettings
 from gnewton.training.signals import StopSignals
 from gnewton.training.world import World
@@ -74,12 +78,15 @@ class Trainer:
         self.steps_per_epoch = data.train.steps(self.batch_size)
         self.epoch = 0  # whole epochs finished
         self.step = 0  # training steps finished
-        self._world = world if world is not None else World()
+        self.world = world if world is not None else World()
         self.identity = identity
+        self.folder = folder
         self._journal = Journal(folder, with_rates=rate_log is not None)
         self._rate_log = rate_log
         self._meter = Meter()
-        self._outcome = Outcome()
+        self._watch = Watch(model, optimizer, rate_log)
+        self._recovery = RECOVERIES[settings.on_nonfinite](settings)
+        self.outcome = Outcome()
         self._best: float | None = None
         self._counted_correct: Tensor | None = None
         self._seconds_at_row = 0.0
@@ -95,7 +102,8 @@ class Trainer:
             how it ended.
 
         Raises:
-            Diverged: at a loss that is not finite; checkpoint/last.pt holds the last finite state.
+            Diverged: at a number that is not finite, where ``trainer.on_nonfinite`` does not help;
+                checkpoint/last.pt holds the last finite state.
             Interrupted: by a signal, after the step in hand and a checkpoint.
         """
         forget_peak_memory(self.device)
@@ -108,24 +116,33 @@ class Trainer:
             if not self._resumed:
                 self._checkpoint(LAST)
             self._saved_at = time.monotonic()
-            self._outcome.status = self._ended_before()
+            self.outcome.status = self._ended_before()
             try:
-                while self.epoch < self.settings.epochs and self._outcome.status == "done":
-                    self._outcome.status = self._train_epoch(signals, progress)
-                    self._finish_epoch(signals)
+                while self.epoch < self.settings.epochs and self.outcome.status == "done":
+                    self._run_epoch(signals, progress)
             finally:
                 self.clocks.pause_training()
                 self._write_rates()
-        return self._outcome
+        return self.outcome
 
     def _ended_before(self) -> str:
         """The status that a resumed run has already ended with, under its present limits; else "done"."""
-        row = self._outcome.metrics
+        row = self.outcome.metrics
         if not row or row["step"] != self.step:
             return "done"
         if reached(self.settings.target, row):
             return "target"
         return "limit" if self._limit_reached() else "done"
+
+    def _run_epoch(self, signals: StopSignals, progress: Progress) -> None:
+        """Train and evaluate for the rest of an epoch, or go back as far as a fault asks for."""
+        try:
+            self.outcome.status = self._train_epoch(signals, progress)
+            self._finish_epoch(signals)
+        except Diverged as fault:
+            self.clocks.pause_training()
+            self._recovery.recover(self, fault)
+            self.outcome.status = "done"
 
     def _train_epoch(self, signals: StopSignals, progress: Progress) -> str:
         """The steps of an epoch that are not made yet; the status with which it ended."""
@@ -137,15 +154,10 @@ class Trainer:
         batches = self.data.train.epoch(self.epoch, self.batch_size, skip=skip)
         if self._resumed and self._limit_reached():  # interrupted while it evaluated at the limit
             batches, status = iter(()), "limit"
+        self._recovery.sound(self)
         self.clocks.resume_training()
         for whole in batches:
-            batch = self._world.share(whole)
-            loss = self.recipe.step(self.optimizer, lambda batch=batch: self._forward_backward(batch), batch)  # type: ignore[misc]
-            samples = max(len(whole[0]), 1)
-            self._meter.record(self.step, loss, self._counted_correct, samples)
-            self._samples_since_row += samples
-            self._counted_correct = None
-            self.step += 1
+            self._recovery.step(self, partial(self._make_step, whole))
             progress.advance()
             if self.step % self.settings.log_every == 0:
                 self._report(progress)
@@ -158,13 +170,22 @@ class Trainer:
         self.clocks.pause_training()
         return status
 
+    def _make_step(self, whole: Batch) -> None:
+        batch = self.world.share(whole)
+        self._counted_correct = None
+        loss = self.recipe.step(self.optimizer, lambda: self._forward_backward(batch), batch)
+        samples = max(len(whole[0]), 1)
+        self._meter.record(self.step, loss, self._counted_correct, samples)
+        self._samples_since_row += samples
+        self.step += 1
+
     def _checkpoint_due(self) -> bool:
         """Whether the steps or seconds since the last checkpoint call for one."""
         if self._interval.unit == SECONDS:
-            if self._world.size > 1 and self.step % self.settings.log_every:
+            if self.world.size > 1 and self.step % self.settings.log_every:
                 return False
             due = self._interval.due_after(SECONDS, time.monotonic() - self._saved_at)
-            return bool(self._world.agree(int(due), self.device))
+            return bool(self.world.agree(int(due), self.device))
         return self._interval.due_after(STEPS, self.step)
 
     def _forward_backward(self, batch: Batch) -> Tensor:
@@ -174,17 +195,37 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = add_gradient(self.model, self.data.task, batch, self.settings.microbatch)
-        loss, correct = self._world.combine(self.model, loss, correct, len(batch[0]))
+        loss, correct = self.world.combine(self.model, loss, correct, len(batch[0]))
         if self._counted_correct is None:
             self._counted_correct = correct
         return loss
 
     def _report(self, progress: Progress) -> None:
-        """Read the losses (the only place where training waits for the device) and write what is due."""
-        self._meter.read()
+        """Read the losses and write what is due."""
+        self.read()
+        with self.clocks.measure("logging"):
+            progress.show(self._meter.latest, self._rates())
+
+    def read(self) -> None:
+        """Read the losses and whether all is finite: the only place where training waits for the device.
+
+        Raises:
+            StepFault: if something is not, and ``trainer.on_nonfinite`` does not go on from it as it is.
+        """
+        fault = self._watch.fault(self.step)
+        try:
+            self._meter.read()
+        except StepFault as found:  # says more: it names the step
+            fault = found
+        if self.world.agree(int(fault is not None), self.device):  # buffers differ between processes
+            fault = fault or StepFault(
+                f"another process found a number that is not finite before step {self.step}"
+            )
+            if not self._recovery.tolerates(self, fault):
+                raise fault
         with self.clocks.measure("logging"):
             self._write_rates()
-            progress.show(self._meter.latest, self._rates())
+        self._recovery.sound(self)
 
     def _write_rates(self) -> None:
         if self._rate_log is not None:
@@ -192,7 +233,7 @@ class Trainer:
 
     def _finish_epoch(self, signals: StopSignals) -> None:
         """Evaluate, log and checkpoint after an epoch, or after the part of it that a limit left."""
-        settings, outcome = self.settings, self._outcome
+        settings, outcome = self.settings, self.outcome
         whole = self.step == (self.epoch + 1) * self.steps_per_epoch
         epochs = self.epoch + whole
         last = epochs >= settings.epochs or outcome.status != "done"
@@ -200,7 +241,7 @@ class Trainer:
         scores = None
         if last or epochs % settings.evaluation.every == 0:
             with self.clocks.measure("evaluation"):
-                self._world.share_buffers(self.model)
+                self.world.share_buffers(self.model)
                 scores = evaluate_splits(
                     self.model, self.data, settings.evaluation, lambda: self._stop_if(signals.received)
                 )
@@ -250,33 +291,45 @@ class Trainer:
             self._checkpoint(BEST)
 
     def _checkpoint(self, name: str) -> None:
-        """Write a checkpoint, unless the model is not finite: then the one before it is worth more."""
+        """Write a checkpoint, unless something is not finite: then the one before it is worth more."""
+        self.read()
         with self.clocks.measure("checkpoint"):
-            self._meter.read()
-            self._write_rates()
-            values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-            if bool(torch.stack([value.isfinite().all() for value in values]).all()):
-                self._journal.checkpoint(name, self.state_dict())
+            self._journal.checkpoint(name, self.state_dict())
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to continue as if it had not stopped. Every process has to call it."""
         return {
             "identity": self.identity,
+            **self._state(),
+            "clocks": self.clocks.state_dict(),
+            "logs": self._journal.lengths(),
+            "random": self.world.gather(random_states(self.device)),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """What training itself consists of."""
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "meter": self._meter.state_dict(),
-            "clocks": self.clocks.state_dict(),
             "best": self._best,
-            "outcome": asdict(self._outcome),
+            "outcome": asdict(self.outcome),
             "since_row": {"seconds": self._seconds_at_row, "samples": self._samples_since_row},
             "updates": self._rate_log.updates if self._rate_log is not None else 0,
-            "logs": self._journal.lengths(),
-            "random": self._world.gather(random_states(self.device)),
         }
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of what training consists of, on its device, for :meth:`restore`."""
+        return {**copy.deepcopy(self._state()), "random": random_states(self.device)}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Undo what was done since a snapshot; what was written to the logs stays."""
+        self._load(copy.deepcopy(snapshot))
+        set_random_states(snapshot["random"], self.device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned; rows written after it leave the logs.
@@ -285,21 +338,25 @@ class Trainer:
             InputError: if the logs have lost rows that were there. Nothing has changed then.
         """
         self._journal.check(state["logs"])
+        self._load(state)
+        self.clocks.load_state_dict(state["clocks"])
+        self._journal.rewind(state["logs"])
+        set_random_states(state["random"][self.world.rank], self.device)
+        self._resumed = True
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._meter.load_state_dict(state["meter"], self.device)
-        self.clocks.load_state_dict(state["clocks"])
         self._best = state["best"]
-        self._outcome = Outcome(**state["outcome"])
+        self.outcome = Outcome(**state["outcome"])
         since = state["since_row"]
         self._seconds_at_row, self._samples_since_row = float(since["seconds"]), int(since["samples"])
         if self._rate_log is not None:
+            self._rate_log.discard()
             self._rate_log.updates = int(state["updates"])
-        self._journal.rewind(state["logs"])
-        set_random_states(state["random"][self._world.rank], self.device)
-        self._resumed = True
 
     def _stop(self, number: int) -> None:
         self.clocks.pause_training()
@@ -315,7 +372,7 @@ class Trainer:
 
     def _stop_if(self, received: int | None) -> None:
         """End the run here if a signal was received; one of several processes cannot, it waits for a step."""
-        if received and self._world.size == 1:
+        if received and self.world.size == 1:
             self._stop(received)
 
     def _stop_wanted(self, received: int | None) -> bool:
@@ -325,12 +382,12 @@ class Trainer:
         costs a wait for the device.
         """
         settings = self.settings
-        if self._world.size > 1 and self.step % settings.log_every:
+        if self.world.size > 1 and self.step % settings.log_every:
             return settings.max_steps is not None and self.step >= settings.max_steps
-        number = self._world.agree(received or 0, self.device)
+        number = self.world.agree(received or 0, self.device)
         if number:
             self._stop(number)
-        return bool(self._world.agree(int(self._limit_reached()), self.device))
+        return bool(self.world.agree(int(self._limit_reached()), self.device))
 
     def _limit_reached(self) -> bool:
         settings = self.settings

@@ -275,9 +275,9 @@ def test_a_diverging_step_is_named(tmp_path):
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_divergence_in_the_last_step_is_seen_by_the_evaluation(tmp_path):
+def test_divergence_in_the_last_step_is_seen(tmp_path):
     """The loss of the step was finite, what it left is not: the run is no success."""
-    with pytest.raises(Diverged, match="loss is (nan|inf) after step 1"):
+    with pytest.raises(Diverged, match="the parameters are not finite after step 1"):
         builders.trainer(tmp_path, builders.regression(), builders.sgd(lr=1e200), max_steps=1).fit()
     state = load_checkpoint(tmp_path / "checkpoint" / "last.pt")
     assert state["step"] == 0
