@@ -149,7 +149,7 @@ def test_environment(folder):
     assert environment["device"] == "cpu"
     assert set(environment) == {
         *("time", "command", "overrides", "gnewton", "git", "python", "packages", "platform", "processor"),
-        *("cores", "threads", "device", "device_name", "cuda", "recipes"),
+        *("cores", "threads", "device", "device_name", "cuda", "recipes", "processes"),
     }
     git = environment["git"]
     assert git is None or (re.fullmatch("[0-9a-f]{40}", git["commit"]) and isinstance(git["dirty"], bool))

@@ -81,7 +81,13 @@ def settings(**changes: Any) -> TrainerSettings:
 
 
 def sgd(lr: float = 0.1, schedule: Any = None, **changes: Any) -> SGD:
-    values = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0} | changes
+    values = {
+        "rates": None,
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "nesterov": False,
+        "weight_decay": 0.0,
+    } | changes
     return SGD(name="sgd", schedule=schedule or Constant(name="constant"), lr=lr, **values)
 
 
