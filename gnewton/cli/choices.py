@@ -14,6 +14,9 @@ from gnewton.experiment.locate import config_folder
 
 _INTERNAL = ("hydra", "tuned")  # not for direct choice
 
+OWN_GROUPS = {"launcher": "local", "tune": "default"}
+"""Groups that are no part of a run: the defaults of those of ``gnewton sweep`` and ``gnewton tune``."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -24,7 +27,12 @@ class Choice:
 
 
 def config_groups() -> dict[str, list[Choice]]:
-    """Every group, such as ``model`` or ``optimizer/schedule``, with its choices, in alphabetical order."""
+    """Every group of a run, such as ``model`` or ``optimizer/schedule``, with its choices, by the alphabet."""
+    return {group: choices for group, choices in all_groups().items() if group not in OWN_GROUPS}
+
+
+def all_groups() -> dict[str, list[Choice]]:
+    """The same with the groups in :data:`OWN_GROUPS`."""
     root = config_folder()
     groups: dict[str, list[Choice]] = {}
     for path in sorted(root.rglob("*.yaml")):
@@ -43,6 +51,11 @@ def describe_choices(*, details: bool = False) -> str:
         else _brief(group, choices, defaults.get(group))
         for group, choices in config_groups().items()
     )
+
+
+def describe_group(group: str) -> str:
+    """The choices of one of :data:`OWN_GROUPS`, a line for each."""
+    return _detailed(group, all_groups()[group], OWN_GROUPS[group])
 
 
 def _brief(group: str, choices: list[Choice], default: str | None) -> str:

@@ -16,7 +16,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from gnewton.cli.choices import config_groups
+from gnewton.cli.choices import all_groups, config_groups
 from gnewton.errors import InputError
 from gnewton.experiment.schema import REGISTRIES
 from gnewton.options import did_you_mean, listing
@@ -64,7 +64,7 @@ def explain(error: Exception, arguments: Iterable[str]) -> InputError:
 
 def _no_such_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    names = list(error.options or [known.name for known in config_groups().get(group, [])])
+    names = list(error.options or [known.name for known in all_groups().get(group, [])])
     if not names:
         return f"{group or 'config'}={choice}: no such choice"
     return f"{group}={choice}: must be one of {listing(names, 40)}{did_you_mean(choice, names)}"

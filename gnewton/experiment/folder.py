@@ -63,16 +63,29 @@ def held(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     Raises:
         InputError: if another process goes on running there.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + patience
+    while (descriptor := try_hold(folder)) is None:
+        if time.monotonic() >= deadline:
+            raise InputError(f"resume={folder}: this run is still under way in another process")
+        time.sleep(0.05)
     try:
-        deadline = time.monotonic() + patience
-        while not _lock(descriptor):
-            if time.monotonic() >= deadline:
-                raise InputError(f"resume={folder}: this run is still under way in another process")
-            time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)
+
+
+def try_hold(path: Path) -> int | None:
+    """Hold a folder or file if nobody else does, see :func:`held`.
+
+    Returns:
+        a descriptor; ``path`` is held until it is closed here and in every process that has inherited it.
+        None if another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    if _lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _lock(descriptor: int) -> bool:

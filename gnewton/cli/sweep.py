@@ -1,0 +1,215 @@
+"""``gnewton sweep``: many runs, each in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gnewton
+from gnewton.cli.parser import Parser
+from gnewton.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gnewton.cli.composing import Composer
+    from gnewton.sweep.job import Job
+    from gnewton.sweep.sweep import Orders
+
+GROUPS = ("launcher",)
+
+
+def run(arguments: list[str]) -> int:
+    """``gnewton sweep OVERRIDES`` or ``gnewton sweep --resume DIR``; returns 0 or raises."""
+    options = _parser().parse_intermixed_args(arguments)
+    if options.resume is not None:
+        return _resume(options)
+    from gnewton.cli.composing import Composer
+    from gnewton.sweep.manifest import Manifest
+    from gnewton.sweep.sweep import count, run_sweep, shown, taken, write_description
+
+    composer = Composer(options.config_dir)
+    of_runs, own = composer.split(options.overrides, GROUPS)
+    orders = make_orders(composer, own, options)
+    composed = composer.check(composer.expand(of_runs, "sweep"))
+    jobs = [each.job for each in composed]
+    if options.dry_run:
+        show_jobs(jobs, orders)
+        return 0
+    folder = make_folder(Path(composed[0].config.output_root) / "sweeps", jobs)
+    with taken(folder):
+        write_description(folder, describe_sweep(["gnewton", "sweep", *arguments], own, options))
+        manifest = Manifest(folder)
+        manifest.add(jobs)
+        print(f"{count(len(jobs))}, {orders.launcher.describe()}: {shown(folder)}", flush=True)
+        run_sweep(manifest, orders)
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from gnewton.sweep.manifest import Manifest
+    from gnewton.sweep.sweep import read_description, run_sweep, taken
+
+    folder = options.resume.resolve()
+    description = read_description(folder)
+    composer, own = resumed_composer(description, options)
+    orders = make_orders(composer, own, options, Path(description["directory"]))
+    with taken(folder):
+        manifest = Manifest.load(folder)
+        left = [entry.job for entry in manifest.open_entries()]
+        check_unchanged(composer, left)
+        if options.dry_run:
+            show_jobs(left, orders)
+            return 0
+        print(f"{len(left)} of {count(len(manifest.entries))} left, {orders.launcher.describe()}", flush=True)
+        run_sweep(manifest, orders)
+    return 0
+
+
+def resumed_composer(
+    description: dict[str, Any], options: argparse.Namespace, groups: Sequence[str] = GROUPS
+) -> tuple[Composer, list[str]]:
+    """What composes the jobs of a sweep that is taken up, and its own overrides with the new ones.
+
+    Raises:
+        InputError: for an override of the runs, which are what they are.
+    """
+    from gnewton.cli.composing import Composer
+
+    if options.config_dir is not None:
+        raise InputError("--config-dir: has no effect with --resume, the sweep has its own")
+    options.config_dir = Path(description["config_dir"]) if description["config_dir"] else None
+    composer = Composer(options.config_dir)
+    of_runs, own = composer.split(options.overrides, groups)
+    if of_runs:
+        raise InputError(
+            f"{of_runs[0]}: the runs of a sweep that is resumed are what they are; "
+            f"only options of {' and '.join(groups)} can change"
+        )
+    return composer, [*description["own"], *own]
+
+
+def make_orders(
+    composer: Composer, own: Sequence[str], options: argparse.Namespace, directory: Path | None = None
+) -> Orders:
+    """How the jobs are to be run, from the command line.
+
+    Raises:
+        InputError: for a launcher that is not what it should be or cannot work here.
+    """
+    from gnewton.sweep.launchers import LAUNCHERS
+    from gnewton.sweep.sweep import Orders
+
+    launcher = composer.options(
+        "launch", {"launcher": LAUNCHERS}, [text for text in own if text.lstrip("+~").startswith("launcher")]
+    )["launcher"]
+    launcher.check()
+    flags = () if options.config_dir is None else ("--config-dir", str(options.config_dir.resolve()))
+    return Orders(
+        launcher,
+        directory or Path.cwd(),
+        flags,
+        options.retries,
+        options.fail_fast,
+        lambda line: print(line, flush=True),
+    )
+
+
+def check_unchanged(composer: Composer, jobs: Sequence[Job]) -> None:
+    """Jobs must still mean what they meant when the sweep began.
+
+    Raises:
+        InputError: if one would be another configuration now.
+    """
+    for job in jobs:
+        (now,) = composer.check([job.overrides])
+        if now.job.digest != job.digest:
+            raise InputError(
+                f"{shlex.join(job.overrides)}: is configuration {now.job.digest} now and was {job.digest} when "
+                "the sweep began; configs/, the package or an environment variable has changed"
+            )
+
+
+def make_folder(root: Path, jobs: Sequence[Job]) -> Path:
+    """A new folder for a sweep of these jobs, absolute."""
+    import hashlib
+
+    from gnewton.experiment.folder import create_run_folder
+
+    digest = hashlib.sha256("".join(job.digest for job in jobs).encode()).hexdigest()[:8]
+    return create_run_folder(root.resolve(), digest)
+
+
+def describe_sweep(
+    command: Sequence[str], own: Sequence[str], options: argparse.Namespace, **more: Any
+) -> dict[str, Any]:
+    """What a sweep was asked for, ready for JSON."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "gnewton": gnewton.__version__,
+        "python": sys.executable,
+        "command": list(command),
+        "directory": str(Path.cwd()),
+        "config_dir": None if options.config_dir is None else str(options.config_dir.resolve()),
+        "own": list(own),
+        **more,
+    }
+
+
+def show_jobs(jobs: Sequence[Job], orders: Orders) -> None:
+    """What ``--dry-run`` prints: the command of each job."""
+    from gnewton.sweep.sweep import count
+
+    for job in jobs:
+        print(shlex.join(["gnewton", "train", *orders.flags, *job.overrides]))
+    print(f"# {count(len(jobs))}, {orders.launcher.describe()}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that all commands have that run jobs."""
+    parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for gnewton train")
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="take up the one in this folder; nothing is done twice"
+    )
+    parser.add_argument(
+        "--retries", type=_count, default=0, metavar="N", help="continue a failed run so often (default: 0)"
+    )
+    parser.add_argument("--fail-fast", action="store_true", help="stop all at the first failure")
+    parser.add_argument("--dry-run", action="store_true", help="print the jobs and stop")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with files of your own")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number >= 0")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from gnewton.cli.choices import describe_group
+
+    parser = Parser(
+        prog="gnewton sweep",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Train every combination of the values given, each run in a process of its own: one that fails,\n"
+            "is killed or diverges does no harm to the others."
+        ),
+        epilog=f"""examples:
+  gnewton sweep optimizer=sgd,adam,grouped_newton seed=0,1,2       nine runs, one after the other
+  gnewton sweep optimizer.lr=0.1,0.01 'seed=range(5)' launcher.jobs=4
+  gnewton sweep optimizer=sgd,adam launcher=slurm launcher.partition=gpu
+  gnewton sweep --resume outputs/sweeps/SWEEP                      go on where it was stopped or killed
+
+The groups and options of a run are those of gnewton train --help. Choices of the launcher, the default marked
+by *, each with options of its own in configs/launcher:
+
+{describe_group("launcher")}
+Exit codes: 0 all done, 2 bad input and nothing started, 4 jobs failed or diverged (listed), 130 or 143 stopped.""",
+    )
+    add_options(parser)
+    return parser

@@ -1,0 +1,102 @@
+"""Jobs of a Slurm cluster, submitted as one array by submitit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gnewton.errors import InputError
+from gnewton.options import option
+from gnewton.sweep.job import PENDING, Ended
+from gnewton.sweep.launchers.base import LAUNCHERS, THREADS, Launcher, engine, lost
+from gnewton.sweep.stop import Stop, without_interrupts
+from gnewton.sweep.work import INTERVAL, Slot, Task, run_task
+
+PACKAGE, EXTRA = "submitit", "slurm"
+
+
+@LAUNCHERS.register("slurm")
+@dataclass(kw_only=True)
+class Slurm(Launcher):
+    """What each job asks of the cluster. The folder of the sweep must be on a file system that all share."""
+
+    cluster: str = option(choices=("slurm", "local"))
+    jobs: int = option(at_least=1)
+    threads: int = option(at_least=1)
+    gpus: int = option(at_least=0)
+    memory_gib: float | None = option(above=0)
+    minutes: int = option(at_least=1)
+    partition: str | None = option()
+    options: dict[str, Any] = option()
+
+    def describe(self) -> str:
+        """How many jobs run at a time, and with what, in a few words."""
+        where = "on Slurm" if self.cluster == "slurm" else "through submitit on this machine"
+        return f"{where}, at most {self.jobs} at a time, {self.threads} cores and {self.gpus} GPUs each"
+
+    def check(self) -> None:
+        """submitit and, unless the cluster is played by this machine, Slurm must be there."""
+        submitit = engine(self.name, PACKAGE, EXTRA)
+        if self.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
+            raise InputError(
+                f"launcher={self.name}: there is no Slurm on this machine (no srun); submit from a node that "
+                "has it, or give launcher.cluster=local to try it here"
+            )
+
+    def run(self, tasks: Sequence[Task], folder: Path, stop: Stop) -> Generator[Ended, None, None]:
+        """Submit all, then look for what has ended; see :meth:`Launcher.run`."""
+        executor = engine(self.name, PACKAGE, EXTRA).AutoExecutor(folder / "submitit", cluster=self.cluster)
+        executor.update_parameters(**self._parameters())
+        tasks = [replace(task, environment={THREADS: str(self.threads)}) for task in tasks]
+        if self.cluster == "local":  # which starts all at once
+            tasks = [replace(task, slots=self._slots(folder)) for task in tasks]
+        with without_interrupts():
+            submitted = list(zip(tasks, executor.map_array(run_task, tasks), strict=True))
+        while submitted:
+            if stop.requested:
+                for _, job in submitted:
+                    if job.state == "PENDING":
+                        job.cancel()
+            ended = [(task, job) for task, job in submitted if job.done()]
+            yield from (_outcome(task, job, stop) for task, job in ended)
+            submitted = [pair for pair in submitted if pair not in ended]
+            time.sleep(INTERVAL if self.cluster == "local" else 1.0)
+
+    def _parameters(self) -> dict[str, Any]:
+        common: dict[str, Any] = {
+            "name": "gnewton",
+            "nodes": 1,
+            "tasks_per_node": 1,
+            "cpus_per_task": self.threads,
+            "gpus_per_node": self.gpus,
+            "timeout_min": self.minutes,
+        }
+        if self.memory_gib is not None:
+            common["mem_gb"] = self.memory_gib
+        if self.cluster == "local":
+            return common
+        return common | {
+            "slurm_array_parallelism": self.jobs,
+            "slurm_partition": self.partition,
+            "slurm_additional_parameters": dict(self.options),
+        }
+
+    def _slots(self, folder: Path) -> tuple[Slot, ...]:
+        paths = [folder / "slots" / str(number) for number in range(self.jobs)]
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        return tuple(map(Slot, paths))
+
+
+def _outcome(task: Task, job: Any, stop: Stop) -> Ended:
+    error = job.exception()
+    if error is None:
+        result: Ended = job.result()
+        return result
+    if stop.requested:
+        return Ended(task.job.digest, PENDING)
+    return lost(task, error)
