@@ -23,6 +23,7 @@ LAYERS = [
     {"data", "models", "optim"},
     {"training", "inspection"},
     {"experiment", "report"},
+    {"sweep"},
     {"cli"},
     {"__main__"},
 ]

@@ -27,7 +27,7 @@ class Choice:
 
 
 def config_groups() -> dict[str, list[Choice]]:
-    """Every group of a run, such as ``model`` or ``optimizer/schedule``, with its choices, by the alphabet."""
+    """Every group of a run, such as ``model`` or ``optimizer/schedule``, with its choices, sorted."""
     return {group: choices for group, choices in all_groups().items() if group not in OWN_GROUPS}
 
 

@@ -112,12 +112,9 @@ class Composer:
         problems: dict[str, None] = {}
         for overrides in combinations:
             try:
-                with _explained(overrides):
-                    config = self._compose("config", overrides)
-                    settings_from(config, overrides)
-                    digest = config_hash(config)
-                composed.setdefault(digest, Composed(Job(digest, tuple(overrides)), config))
-            except InputError as error:
+                found = self._checked(overrides)
+                composed.setdefault(found.job.digest, found)
+            except InputError as error:  # noqa: PERF203
                 problems |= dict.fromkeys(str(error).splitlines())
         if problems:
             raise InputError("\n".join(problems))
@@ -152,6 +149,12 @@ class Composer:
         for group, settings in found.items():
             validate(settings, group)
         return found
+
+    def _checked(self, overrides: Sequence[str]) -> Composed:
+        with _explained(overrides):
+            config = self._compose("config", overrides)
+            settings_from(config, overrides)
+            return Composed(Job(config_hash(config), tuple(overrides)), config)
 
     def _parser(self) -> OverridesParser:
         return OverridesParser.create(config_loader=self._loader)

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from gnewton.sweep.manifest import Manifest
-    from gnewton.sweep.sweep import read_description, run_sweep, taken
+    from gnewton.sweep.sweep import count, read_description, run_sweep, taken
 
     folder = options.resume.resolve()
     description = read_description(folder)
@@ -129,8 +129,8 @@ def check_unchanged(composer: Composer, jobs: Sequence[Job]) -> None:
         (now,) = composer.check([job.overrides])
         if now.job.digest != job.digest:
             raise InputError(
-                f"{shlex.join(job.overrides)}: is configuration {now.job.digest} now and was {job.digest} when "
-                "the sweep began; configs/, the package or an environment variable has changed"
+                f"{shlex.join(job.overrides)}: is configuration {now.job.digest} now and was {job.digest} "
+                "when the sweep began; configs/, the package or an environment variable has changed"
             )
 
 
@@ -209,7 +209,7 @@ The groups and options of a run are those of gnewton train --help. Choices of th
 by *, each with options of its own in configs/launcher:
 
 {describe_group("launcher")}
-Exit codes: 0 all done, 2 bad input and nothing started, 4 jobs failed or diverged (listed), 130 or 143 stopped.""",
+Exit codes: 0 all done, 2 bad input (nothing started), 4 jobs failed or diverged, 130 or 143 stopped.""",
     )
     add_options(parser)
     return parser

@@ -1,4 +1,4 @@
-"""What this machine has for jobs: processor cores and GPUs. Torch-free, so that nothing is taken by asking."""
+"""What this machine has for jobs: processor cores and GPUs. Torch-free: asking takes nothing."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ class Entry:
     job: Job
     ended: Ended
 
+
 class Manifest:
     """The jobs of a sweep by the hash of their configuration, and how each ended.
 

@@ -15,7 +15,7 @@ _KILL = "kill"
 
 @dataclass(frozen=True)
 class Stop:
-    """The file of one invocation of a sweep; a later one has another, so that an old request is no concern."""
+    """The file of one invocation of a sweep; a later one has another, so old requests do not count."""
 
     path: Path
 

@@ -82,7 +82,8 @@ def run_sweep(manifest: Manifest, orders: Orders) -> None:
         raise Interrupted(f"stopped by {signal_name(received)}: {summary(manifest)}", _exit_signal(received))
     bad = [entry for entry in manifest.entries if entry.ended.status in BAD]
     if bad:
-        raise SweepFailed("\n".join([summary(manifest), *(f"  {manifest.title(entry)}: {entry.ended.status}, {entry.ended.error}" for entry in bad)]))
+        lines = [f"  {manifest.title(entry)}: {entry.ended.status}, {entry.ended.error}" for entry in bad]
+        raise SweepFailed("\n".join([summary(manifest), *lines]))
     orders.say(summary(manifest))
 
 

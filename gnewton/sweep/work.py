@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gnewton.experiment.folder import try_hold
-from gnewton.sweep.job import DONE, FAILED, FINAL, INTERRUPTED, PENDING, Ended, Job
+from gnewton.sweep.job import FAILED, FINAL, PENDING, Ended, Job
 from gnewton.sweep.outcome import find_run, last_line, read_outcome
 from gnewton.sweep.stop import Stop
 
@@ -110,9 +110,9 @@ def _attempts(task: Task, descriptors: Sequence[int], environment: dict[str, str
 
 def _run_process(task: Task, descriptors: Sequence[int], environment: dict[str, str]) -> int:
     run = find_run(task.folder)
-    overrides = (
-        [*task.job.overrides, f"output_root={quoted(task.folder)}"] if run is None else [f"resume={quoted(run)}"]
-    )
+    overrides = [f"resume={quoted(run)}"]
+    if run is None:
+        overrides = [*task.job.overrides, f"output_root={quoted(task.folder)}"]
     with (task.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gnewton", "train", *task.flags, *overrides],
@@ -128,7 +128,7 @@ def _run_process(task: Task, descriptors: Sequence[int], environment: dict[str, 
     while True:
         try:
             return process.wait(INTERVAL)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:  # noqa: PERF203
             if task.stop.requested and not asked:
                 process.send_signal(signal.SIGTERM)
                 asked = True
@@ -167,5 +167,3 @@ def quoted(path: Path) -> str:
     escaped = text.replace("'", "\\'")
     return f"'{escaped}'"
 
-
-__all__ = ["DONE", "INTERRUPTED", "Slot", "Task", "quoted", "run_task"]

@@ -39,6 +39,15 @@ def test_groups_options_and_choices(words):
     assert words("gnewton train optimizer=sgd optimizer.mom") == ["optimizer.momentum="]
 
 
+def test_a_sweep_completes_runs_launchers_and_flags(words):
+    assert words("gnewton sweep optimizer=sg") == ["optimizer=sgd"]
+    assert words("gnewton sweep seed=0,1 trainer.epo") == ["trainer.epochs="]
+    assert words("gnewton sweep launcher=s") == ["launcher=slurm"]
+    assert words("gnewton sweep launcher.j") == ["launcher.jobs="]
+    assert words("gnewton sweep launcher=slurm launcher.part") == ["launcher.partition="]
+    assert words("gnewton sweep --re") == ["--resume", "--retries"]
+
+
 def test_other_commands_have_none(words):
     assert words("gnewton data fe") == []
 

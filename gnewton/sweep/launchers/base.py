@@ -41,7 +41,7 @@ class Launcher(ABC):
             stop: the request that ``run_task`` obeys; whatever waits elsewhere is to be called off.
         """
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 (most can work anywhere)
         """Make sure before anything starts that this launcher can work here.
 
         Raises:
@@ -62,7 +62,8 @@ class OnThisMachine(Launcher):
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Jobs times threads must not exceed the cores."""
         if self.threads is not None and self.threads > self._most_threads():
-            yield "threads", f"must be <= {self._most_threads()}, jobs at a time times threads fit the {cores()} cores"
+            most = self._most_threads()
+            yield "threads", f"must be <= {most}, jobs at a time times threads fit the {cores()} cores"
 
     def at_a_time(self) -> int:
         """How many jobs run at the same time."""
@@ -83,7 +84,8 @@ class OnThisMachine(Launcher):
             path = folder / "slots" / str(number)
             path.touch()
             slots.append(Slot(path, devices[number % len(devices)] if devices else None))
-        environment = {THREADS: str(self._threads())}
+        # all of it: workers that outlive a sweep have that of the time when they were started
+        environment = {**os.environ, THREADS: str(self._threads())}
         return [replace(task, slots=tuple(slots), environment=environment) for task in tasks]
 
     def _most_threads(self) -> int:
@@ -93,7 +95,8 @@ class OnThisMachine(Launcher):
         if self.threads is not None:
             return self.threads
         given = os.environ.get(THREADS, "")
-        return min(self._most_threads(), int(given)) if given.isdigit() and int(given) else self._most_threads()
+        most = self._most_threads()
+        return min(most, int(given)) if given.isdigit() and int(given) else most
 
 
 def engine(launcher: str, module: str, extra: str) -> ModuleType:

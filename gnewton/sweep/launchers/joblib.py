@@ -24,7 +24,11 @@ class Joblib(OnThisMachine):
 
         # each worker is idle while it waits, so tasks are handed over one by one
         parallel = Parallel(
-            self.at_a_time(), backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch="all"
+            self.at_a_time(),
+            backend="loky",
+            return_as="generator_unordered",
+            batch_size=1,
+            pre_dispatch="all",
         )
         with without_interrupts():
             results = parallel(delayed(_run)(task) for task in self.place(tasks, folder))
@@ -32,7 +36,8 @@ class Joblib(OnThisMachine):
 
 
 def _run(task: Task) -> Ended:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a worker that is started later
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever sends them to all processes means the sweep
+        signal.signal(number, lambda number, frame: None)  # not SIG_IGN, which the job would inherit
     try:
         return run_task(task)
     except OSError as error:

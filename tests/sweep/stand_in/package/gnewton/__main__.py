@@ -1,0 +1,68 @@
+"""In place of `gnewton train` where only its files, signals and exit codes matter: no torch, no time.
+
+GNEWTON_STAND_IN says in JSON what becomes of the run with a seed: done (default), raise, kill, exit, exit0,
+bad_input, diverge, flaky (fails unless it is resumed), wait (until there is a file called go) or stubborn
+(wait, deaf to SIGTERM). Each start appends a line of JSON to starts.jsonl in the working directory.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+overrides = dict(word.split("=", 1) for word in sys.argv[2:] if "=" in word)
+resumed = "resume" in overrides
+if resumed:
+    run = Path(overrides["resume"].strip("'"))
+    seed = (run / "config.yaml").read_text().split()[-1]
+else:
+    seed = overrides.get("seed", "0")
+    run = Path(overrides["output_root"].strip("'")) / "run" / f"{time.time_ns()}_00000000"
+    run.mkdir(parents=True)
+    (run / "environment.json").write_text("{}")
+    (run / "config.yaml").write_text(f"seed: {seed}\n")
+behaviour = json.loads(os.environ["GNEWTON_STAND_IN"]).get(seed, "done")
+
+
+def result(**content):
+    (run / "aside").write_text(json.dumps(content))
+    (run / "aside").rename(run / "result.json")
+
+
+def stop(number, frame):
+    result(status="interrupted", message="interrupted by SIGTERM")
+    sys.exit(143)
+
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "stubborn" else stop)
+line = {
+    "seed": seed,
+    "resumed": resumed,
+    "pid": os.getpid(),
+    "threads": os.environ.get("OMP_NUM_THREADS"),
+    "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    "time": time.time(),
+}
+with Path("starts.jsonl").open("a") as file:
+    file.write(json.dumps(line) + "\n")
+print("started", seed, flush=True)
+while behaviour in ("wait", "stubborn") and not Path("go").exists():
+    time.sleep(0.02)
+if behaviour == "raise" or (behaviour == "flaky" and not resumed):
+    result(status="failed", message="a defect")
+    raise RuntimeError("a defect")
+if behaviour == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "exit":
+    os._exit(7)
+if behaviour == "exit0":
+    sys.exit(0)
+if behaviour == "bad_input":
+    print("gnewton: seed: not today", file=sys.stderr)
+    sys.exit(2)
+if behaviour == "diverge":
+    result(status="diverged", message="the loss is nan at step 3")
+    sys.exit(3)
+result(status="done", metrics={"validation_accuracy": 0.5})
