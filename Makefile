@@ -34,7 +34,7 @@ data: $(STAMP) ## Fetch MNIST, Fashion-MNIST and CIFAR-10 into data/
 	$(BIN)/gnewton data fetch mnist fashion_mnist cifar10
 
 sweep: $(STAMP) ## Train with SGD, Adam and GroupedNewton on the digits, three seeds each
-	$(BIN)/gnewton train --multirun optimizer=sgd,adam,grouped_newton seed=0,1,2
+	$(BIN)/gnewton sweep optimizer=sgd,adam,grouped_newton seed=0,1,2
 
 bench: $(STAMP) ## Time the summary and the cubic solver against their references
 	$(BIN)/python scripts/bench/cubic.py

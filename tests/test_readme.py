@@ -33,6 +33,12 @@ def test_every_training_command_composes(command: list[str], cli) -> None:
     assert (answer.code, answer.err) == (0, "")
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "sweep"], ids=" ".join)
+def test_every_sweep_is_accepted(command: list[str], cli) -> None:
+    answer = cli([*command, "--dry-run"])
+    assert (answer.code, answer.err) == (0, "")
+
+
 def test_the_loop_of_ones_own_runs() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

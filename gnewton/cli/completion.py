@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from gnewton.cli.commands import COMMANDS
@@ -36,10 +37,13 @@ def complete(arguments: list[str]) -> int:
         if words[1] != "train" and words[1] not in FLAGS:
             return 0
         if words[1] in FLAGS:
-            own = _own(words[1], words[2:], "" if line.endswith(" ") else words[-1])
+            word = "" if line.endswith(" ") else words[-1]
+            own = _own(words[1], words[2:], word)
             if own:
                 print(" ".join(own))
                 return 0
+            before = _of_one_run(words[1], words[2:] if not word else words[2:-1])
+            line = " ".join([*words[:2], *before, word])
         head, _, rest = line.partition(words[1])
         os.environ[LINE] = head + rest.lstrip()
     return run(arguments)
@@ -62,6 +66,12 @@ def _own(command: str, words: list[str], word: str) -> list[str]:
             options = _options(path) if path.is_file() else []
             found += [f"{group}=", *(f"{group}.{name}=" for name in options)]
     return [text for text in found if text.startswith(word)]
+
+
+def _of_one_run(command: str, words: list[str]) -> list[str]:
+    """Overrides that Hydra can compose: of several values the first, and those of the command left out."""
+    first = [word.partition(",")[0] for word in words if "=" in word and "(" not in word]
+    return [word for word in first if re.split(r"[.=]", word)[0] not in GROUPS[command]]
 
 
 def _options(path: Path) -> list[str]:

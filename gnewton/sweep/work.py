@@ -110,9 +110,10 @@ def _attempts(task: Task, descriptors: Sequence[int], environment: dict[str, str
 
 def _run_process(task: Task, descriptors: Sequence[int], environment: dict[str, str]) -> int:
     run = find_run(task.folder)
-    overrides = [f"resume={quoted(run)}"]
     if run is None:
         overrides = [*task.job.overrides, f"output_root={quoted(task.folder)}"]
+    else:
+        overrides = [f"resume={quoted(run)}"]
     with (task.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gnewton", "train", *task.flags, *overrides],
@@ -166,4 +167,3 @@ def quoted(path: Path) -> str:
     text = str(path)
     escaped = text.replace("'", "\\'")
     return f"'{escaped}'"
-

@@ -29,7 +29,7 @@ def test_slurm_through_the_local_executor_of_submitit(cli, sweeps, behave):
 
 def test_slurm_jobs_are_stopped_with_the_sweep(start, sweeps, behave):
     pytest.importorskip("submitit")
-    behave({0: "wait"})
+    behave({0: "wait", 1: "wait"})
     process = start("sweep", "seed=0,1", *SLURM, "launcher.jobs=1")
     sweeps.wait_for_starts(1)
     os.killpg(process.pid, signal.SIGINT)

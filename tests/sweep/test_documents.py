@@ -1,0 +1,35 @@
+"""The commands in docs/sweeps.md are accepted as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line, comments=True)[1:]
+    for block in re.findall(r"```sh\n(.*?)```", DOCUMENT, re.S)
+    for line in block.splitlines()
+    if line.startswith("gnewton ")
+]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--resume" not in c], ids=" ".join)
+def test_it_is_accepted(command, cli, monkeypatch):
+    monkeypatch.setattr("gnewton.sweep.launchers.base.cores", lambda: 8)
+    if command[0] in ("sweep", "tune"):
+        answer = cli([*command, "--dry-run"])
+        assert (answer.code, answer.err) == (0, "")
+
+
+def test_every_flag_and_launcher_is_named():
+    from gnewton.cli.choices import all_groups
+    from gnewton.cli.completion import FLAGS
+
+    for flag in set(FLAGS["sweep"]) - {"--config-dir"}:
+        assert flag in DOCUMENT
+    for choice in all_groups()["launcher"]:
+        assert f"`launcher={choice.name}`" in DOCUMENT
