@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 
 from gnewton.data import DATA, DataRecipe
 from gnewton.models import MODELS, ModelRecipe
-from gnewton.optim.recipes import AVERAGINGS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
+from gnewton.optim.recipes import AVERAGINGS, CONTROLLERS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
 from gnewton.options import option
 from gnewton.partition import PARTITIONS, PartitionRecipe
 from gnewton.registry import Registry
@@ -23,6 +23,7 @@ REGISTRIES: tuple[Registry, ...] = (
     SCHEDULES,
     DIRECTIONS,
     AVERAGINGS,
+    CONTROLLERS,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,10 @@ from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.cap import StepCap
 from gnewton.optim.curvature import Batch, CurvatureBatches
-from gnewton.optim.direction import DirectionFactory, ShadowDirection
+from gnewton.optim.damping import INTERNAL_DAMPING, Constant, Controller, Site
+from gnewton.optim.direction import DirectionFactory
+from gnewton.optim.directions import Directions
+from gnewton.optim.displacement import Displacement
 from gnewton.optim.finite import subtract_finite
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measured, Measurer
@@ -43,7 +46,7 @@ class GroupedNewton(torch.optim.Optimizer):
     update of the rates.
 
     Each group of the partition is one entry of ``param_groups``, with its ``name``, its damping λ_1 as
-    ``lr`` (so torch's schedulers act on it) and its rate η_s as ``rate``.
+    ``lr`` (so torch's schedulers act on it) and its rate η_s as ``rate``, a list with several directions.
 
     Example::
 
@@ -61,6 +64,8 @@ class GroupedNewton(torch.optim.Optimizer):
         direction: builds the first-order optimizer that proposes u from (name, tensor) pairs, which every
             torch optimizer takes; by default SGD with momentum 0.9 and dampening 0.9. Its weight decay is
             part of u (:class:`~gnewton.optim.direction.ShadowDirection`), and a coupled one of the loss too.
+            Several of them by name, ``{"gradient": …, "momentum": …}``, give every group a rate for each:
+            the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem.
         period: training steps between two updates of the rates, at least 1.
         damping: λ_1 > 0, the factor on all rates.
         solver: what is solved for the rates: "cubic", "cubic_diagonal", "ridge" or "newton"
@@ -72,6 +77,7 @@ class GroupedNewton(torch.optim.Optimizer):
             :class:`~gnewton.optim.median.MedianBound`; None: no bound.
         cap: bounds the step of each group to this fraction of the length of its parameters, see
             :class:`~gnewton.optim.cap.StepCap`; None: no bound.
+        controller: moves λ_1 and λ_int from update to update (:mod:`gnewton.optim.damping`); None: constant.
         proximal: weight of the proximal term that keeps rates near the previous ones, >= 0.
         averaging: the average of the summary over updates; by default exponential with coefficient 0.95.
         normalise: average summaries in units of ‖P_s u‖.
@@ -94,7 +100,7 @@ class GroupedNewton(torch.optim.Optimizer):
         loss_fn: LossFunction,
         partition: Partition | None = None,
         *,
-        direction: DirectionFactory = AVERAGE,
+        direction: DirectionFactory | Mapping[str, DirectionFactory] = AVERAGE,
         period: int = 10,
         damping: float = 0.3,
         solver: str | Solver = "cubic",
@@ -103,6 +109,7 @@ class GroupedNewton(torch.optim.Optimizer):
         rate_momentum: float = 0.0,
         rate_median: int | None = None,
         cap: float | None = None,
+        controller: Controller | None = None,
         proximal: float = 1.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
@@ -129,8 +136,9 @@ class GroupedNewton(torch.optim.Optimizer):
             ],
             {"lr": damping},
         )
+        self._directions = Directions(named.items(), direction, maximize=maximize)
         self._rule = RateRule(
-            len(self.partition),
+            len(self.partition) * len(self._directions.labels),
             solver=solver,
             internal_damping=internal_damping,
             negative_rates=negative_rates,
@@ -142,17 +150,20 @@ class GroupedNewton(torch.optim.Optimizer):
         )
         if curvature is None and self._rule.averaging.batches > 1:
             raise InputError("averaging over several batches at each update: needs curvature=")
+        self._controller = controller if controller is not None else Constant()
+        _check_controller(self._controller, self._rule)
+        how: dict[str, Any] = {"maximize": maximize, "engine": engine, "max_memory": max_memory}
         self._measurer = Measurer(
             model,
             loss_fn,
             self._grouping,
-            maximize=maximize,
+            labels=self._directions.labels,
             third=self._rule.needs_third,
             diagonal=self._rule.solver.diagonal,
-            engine=engine,
-            max_memory=max_memory,
+            **how,
         )
-        self._direction = ShadowDirection(named.items(), direction, maximize=maximize)
+        watches = self._controller.watches_displacement
+        self._displacement = Displacement(model, loss_fn, **how) if watches else None
         self._cap = StepCap(cap, self._grouping) if cap is not None else None
         self._batches = CurvatureBatches(curvature)
         self._period = period
@@ -162,11 +173,13 @@ class GroupedNewton(torch.optim.Optimizer):
         self._withheld = torch.zeros((), dtype=torch.int64, device=self._grouping.parameters[0].device)
         self._withheld_before = 0  # as it was at the last update
         self._on_update = on_update
+        self._put_in_force([0.0] * len(self._measurer.names))
 
     @property
     def rates(self) -> list[float]:
-        """λ_1 η_s, the learning rate in force for each group."""
-        return [group["lr"] * group["rate"] for group in self.param_groups]
+        """λ_1 η_s, the learning rate in force for each group, or for each group and direction."""
+        factor = self._controller.damping
+        return [lr * factor * rate for lr, rate in zip(self._lr(), self._in_force(), strict=True)]
 
     @property
     def fallbacks(self) -> int:
@@ -207,12 +220,13 @@ class GroupedNewton(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        direction = self._direction.update()
+        directions = self._directions.update()
         warming_up = self._steps < self._warmup
         if warming_up or (self._steps - self._warmup) % self._period == 0:
-            self._update_rates(direction, batch, warming_up)
+            self._update_rates(directions, batch, warming_up)
         if not warming_up:
-            self._move(direction)
+            step = _combine(directions, self.rates, self._grouping, self._cap)
+            self._withheld += ~subtract_finite(self._grouping.parameters, step)
         self._steps += 1
         return loss
 
@@ -220,11 +234,14 @@ class GroupedNewton(torch.optim.Optimizer):
         """Torch's state plus everything of ours: the rule, the direction, the step counter, the batches."""
         state = super().state_dict()
         state["grouped_newton"] = {
-            "groups": list(self.partition.names),
+            "groups": list(self._measurer.names),
             "rule": self._rule.state_dict(),
-            "direction": self._direction.state_dict(),
+            "directions": self._directions.state_dict(),
+            "controller": self._controller.state_dict(),
+            "displacement": None if self._displacement is None else self._displacement.state_dict(),
             "steps": self._steps,
             "fallbacks": self._fallbacks,
+            "withheld": (int(self._withheld), self._withheld_before),
             "curvature_position": self._batches.position,
         }
         return state
@@ -238,75 +255,146 @@ class GroupedNewton(torch.optim.Optimizer):
         ours = state_dict.get("grouped_newton")
         if ours is None:
             raise InputError("state_dict: it was not written by GroupedNewton")
-        if ours["groups"] != list(self.partition.names):
-            raise InputError(f"state_dict: its groups are {ours['groups']}, not {list(self.partition.names)}")
+        if ours["groups"] != list(self._measurer.names):
+            raise InputError(f"state_dict: its groups are {ours['groups']}, not {list(self._measurer.names)}")
         super().load_state_dict({"state": state_dict["state"], "param_groups": state_dict["param_groups"]})
         self._rule.load_state_dict(ours["rule"])
-        self._direction.load_state_dict(ours["direction"])
+        self._directions.load_state_dict(ours["directions"])
+        self._controller.load_state_dict(ours["controller"])
+        if self._displacement is not None and ours["displacement"] is not None:
+            self._displacement.load_state_dict(ours["displacement"])
         self._steps, self._fallbacks = ours["steps"], ours["fallbacks"]
+        withheld, self._withheld_before = ours["withheld"]
+        self._withheld.fill_(withheld)
         self._batches.seek(ours["curvature_position"])
         self._withheld_before = int(self._withheld)  # the direction is as sound as it was saved
 
-    def _update_rates(self, direction: list[Tensor], batch: Batch | None, warming_up: bool) -> None:
+    def _update_rates(self, directions: list[list[Tensor]], batch: Batch | None, warming_up: bool) -> None:
         started = time.perf_counter()
-        decay = self._direction.quadratic_decay()
-        measured = [
-            self._measurer.measure(*self._batches.next(batch), direction, decay)
-            for _ in range(self._rule.averaging.batches)
-        ]
+        decay = self._directions.quadratic_decay()
+        batches = [self._batches.next(batch) for _ in range(self._rule.averaging.batches)]
+        measured = [self._measurer.measure(*each, directions, decay) for each in batches]
         summarised = time.perf_counter()
-        solved = self._rule.commit(self._propose(measured))
+        solved = self._rule.commit(self._propose(measured, batches[-1], directions, decay, warming_up))
         self._fallbacks += solved.fell_back
-        self._renew_direction(solved.status == INVALID)
-        for group, rate in zip(self.param_groups, solved.rates.tolist(), strict=True):
-            group["rate"] = 0.0 if warming_up else rate
+        self._renew_directions(solved.status == INVALID)
+        self._put_in_force([0.0] * len(solved.rates) if warming_up else solved.rates.tolist())
+        if self._displacement is not None:
+            self._displacement.mark()
         if self._on_update is not None:
             self._on_update(
                 RateUpdate(
                     step=self._steps,
                     solved=solved,
-                    names=self.partition.names,
-                    damping=[float(group["lr"]) for group in self.param_groups],
-                    internal_damping=self._rule.internal_damping,
+                    names=self._measurer.names,
+                    damping=[lr * self._controller.damping for lr in self._lr()],
                     loss=sum(each.loss for each in measured) / len(measured),
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,
                     warming_up=warming_up,
+                    readings=self._controller.readings(),
                 )
             )
 
-    def _propose(self, measured: list[Measured]) -> Proposal:
+    def _propose(
+        self,
+        measured: list[Measured],
+        batch: Batch,
+        directions: list[list[Tensor]],
+        decay: list[float],
+        warming_up: bool,
+    ) -> Proposal:
         """New rates; with a summary that is not finite none is averaged and the rates before it stay."""
         last = measured[-1]
         if not all(each.finite for each in measured):
             wrong = next(each for each in measured if not each.finite)
-            in_force = torch.tensor([group["rate"] for group in self.param_groups], dtype=torch.float64)
+            in_force = torch.tensor(self._in_force(), dtype=torch.float64)
             return invalid(in_force, wrong.gradient, wrong.hessian, wrong.third)
         for each in measured:
             average = self._rule.observe(each.gradient, each.hessian, each.third, each.norms)
-        return self._rule.propose(average, last.norms, limit=self._limit(last))
+        lr = torch.tensor(self._lr(), dtype=torch.float64)
 
-    def _limit(self, measured: Measured) -> Tensor | None:
-        """The largest |η_s| that the cap allows, (S,)."""
+        def propose(damping: float, internal: float) -> Proposal:
+            limit = self._limit(last, lr * damping)
+            return self._rule.propose(average, last.norms, factor=internal, limit=limit)
+
+        def predicted(proposal: Proposal, damping: float, internal: float) -> float:
+            rates = lr * damping * proposal.solved.rates
+            return self._rule.predicted(average, last.norms, rates, factor=internal)
+
+        def decreases(proposal: Proposal, damping: float, slices: int) -> Tensor:
+            rates = (lr * damping * proposal.solved.rates).tolist()
+            copies = [[u.clone() for u in direction] for direction in directions]
+            step = _combine(copies, rates, self._grouping, self._cap)
+            return self._measurer.decreases(*batch, step, decay, slices)
+
+        def displacement() -> tuple[float, float] | None:
+            assert self._displacement is not None
+            return self._displacement.measure(*batch, dict(zip(self._grouping.names, decay, strict=True)))
+
+        if warming_up:
+            return propose(self._controller.damping, self._controller.internal_damping)
+        objective = self._measurer.sign * last.loss
+        return self._controller.settle(Site(objective, propose, predicted, decreases, displacement))
+
+    def _limit(self, measured: Measured, damping: Tensor) -> Tensor | None:
+        """The largest |η| that the cap allows, for each entry."""
         if self._cap is None:
             return None
-        damping = torch.tensor([group["lr"] for group in self.param_groups], dtype=torch.float64)
-        return self._cap.lengths(measured.sizes) / (damping * measured.norms)
+        lengths = self._cap.lengths(measured.sizes)
+        return lengths.repeat_interleave(len(self._directions.labels)) / (damping * measured.norms)
 
-    def _renew_direction(self, invalid: bool) -> None:
-        """Start the direction anew if a number that is not finite has got into it: it might never leave.
+    def _renew_directions(self, invalid: bool) -> None:
+        """Start directions anew if a number that is not finite has got into them: it might never leave.
 
         Called at updates, where the host has waited for the device already.
         """
         withheld, before = int(self._withheld), self._withheld_before
         self._withheld_before = withheld
-        if withheld > before or (invalid and not self._direction.is_finite()):
-            self._direction.restart()
+        if invalid or withheld > before:
+            self._directions.renew(always=withheld > before)
 
-    @torch.no_grad()
-    def _move(self, direction: list[Tensor]) -> None:
-        rates = self.rates
-        torch._foreach_mul_(direction, [rates[owner] for owner in self._grouping.owner])
-        if self._cap is not None:
-            self._cap.shorten(direction)
-        self._withheld += ~subtract_finite(self._grouping.parameters, direction)
+    def _lr(self) -> list[float]:
+        """λ_1 of each entry, before the controller."""
+        count = len(self._directions.labels)
+        return [float(group["lr"]) for group in self.param_groups for _ in range(count)]
+
+    def _in_force(self) -> list[float]:
+        """η of each entry."""
+        rates = [group["rate"] for group in self.param_groups]
+        return [eta for rate in rates for eta in rate] if isinstance(rates[0], list) else rates
+
+    def _put_in_force(self, rates: list[float]) -> None:
+        count = len(self._directions.labels)
+        for s, group in enumerate(self.param_groups):
+            group["rate"] = rates[s] if count == 1 else rates[s * count : (s + 1) * count]
+
+
+@torch.no_grad()
+def _combine(
+    directions: list[list[Tensor]], rates: list[float], grouping: Grouping, cap: StepCap | None
+) -> list[Tensor]:
+    """Σ_s Σ_j η_sj P_s u_j within the cap, in the memory of the directions."""
+    count = len(directions)
+    for j, direction in enumerate(directions):
+        torch._foreach_mul_(direction, [rates[owner * count + j] for owner in grouping.owner])
+    step = directions[0]
+    for other in directions[1:]:
+        torch._foreach_add_(step, other)
+    if cap is not None:
+        cap.shorten(step)
+    return step
+
+
+def _check_controller(controller: Controller, rule: RateRule) -> None:
+    """A controller of λ_int needs a λ_int that has an effect.
+
+    Raises:
+        InputError: if it has none.
+    """
+    effective = rule.solver.uses_damping and rule.internal_damping > 0
+    if controller.quantity == INTERNAL_DAMPING and not effective:
+        raise InputError(
+            f"controller={type(controller).__name__}: it moves the internal damping, which needs "
+            "internal_damping > 0 and a solver other than newton"
+        )

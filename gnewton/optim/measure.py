@@ -1,27 +1,34 @@
-"""The objective along a direction: exact summaries on the host, and its decrease over a trial step."""
+"""The objective along directions: exact summaries on the host, and its decrease over a trial step."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from gnewton.optim.grouping import Grouping, dots, squares
+from gnewton.optim.grouping import Grouping, dots
+from gnewton.optim.stack import Stack
 from gnewton.summary import Summarizer
 from gnewton.summary.api import Engine
-from gnewton.summary.problem import LossFunction
+from gnewton.summary.distributed import sum_over_processes
+from gnewton.summary.problem import LossFunction, Problem, batch_size, untouched
 
 
 @dataclass(frozen=True)
 class Measured:
     """A summary of the objective that is minimised, float64 on the CPU.
 
+    With k directions u_1 … u_k the entries are pairs (group s, direction j), j running faster, and
+    R = S·k; with one direction R = S.
+
     Attributes:
-        gradient, hessian, third: ḡ (S,), H̄ (S, S) or its diagonal (S,), D3 (S,): zeros where not asked for.
-        norms: ‖P_s u‖, (S,).
+        gradient, hessian, third: ḡ (R,), H̄ (R, R) or its diagonal (R,), D3 (R,): zeros where not asked for.
+        norms: ‖P_s u_j‖, (R,).
         sizes: ‖θ_s‖, (S,).
         loss: the loss of the batch, as the loss function gives it.
     """
@@ -46,8 +53,13 @@ class Measurer:
     Args:
         model, loss_fn: as in :class:`gnewton.summary.Summarizer`.
         grouping: the groups of its parameters.
+        labels: names of the directions that are measured at once; one of them needs no name.
         maximize: whether the objective is −L.
         third, diagonal, engine, max_memory: as in :class:`gnewton.summary.Summarizer`.
+
+    Attributes:
+        names: of the entries of a summary: the groups, or ``group:direction`` where there are several.
+        sign: 1, or −1 with ``maximize``.
     """
 
     def __init__(
@@ -56,48 +68,123 @@ class Measurer:
         loss_fn: LossFunction,
         grouping: Grouping,
         *,
+        labels: tuple[str, ...] = ("",),
         maximize: bool = False,
         third: bool = True,
         diagonal: bool = False,
         engine: Engine = "auto",
         max_memory: int | None = None,
     ) -> None:
+        self._grouping = grouping
+        self._problem = Problem(model, loss_fn, grouping.partition)
+        several = len(labels) > 1
+        whole: nn.Module = Stack(model, len(labels)) if several else model
+        partition = whole.partition(grouping.partition, labels) if isinstance(whole, Stack) else None
+        self._names = [
+            [whole.name(name, j) if isinstance(whole, Stack) else name for name in grouping.names]
+            for j in range(len(labels))
+        ]
+        self.names = (partition or grouping.partition).names
+        self.sign = -1.0 if maximize else 1.0
         self._summarizer = Summarizer(
-            model,
+            whole,
             loss_fn,
-            grouping.partition,
+            partition or grouping.partition,
             third=third,
             diagonal=diagonal,
             engine=engine,
             max_memory=max_memory,
         )
-        self._sign = -1.0 if maximize else 1.0
-        self._grouping = grouping
 
     def measure(
-        self, inputs: Any, targets: Any, direction: Sequence[Tensor], decay: Sequence[float]
+        self, inputs: Any, targets: Any, directions: Sequence[Sequence[Tensor]], decay: Sequence[float]
     ) -> Measured:
-        """The summary along ``direction``, in a single transfer to the host.
+        """The summary along ``directions``, in a single transfer to the host.
 
         Args:
             inputs, targets: the batch.
-            direction: u, in the order of the partition's parameters.
+            directions: u_1 … u_k, each in the order of the partition's parameters.
             decay: wd of each parameter, 0 for none.
         """
-        grouping = self._grouping
-        size = len(grouping.partition)
-        summary = self._summarizer.summarize(
-            inputs, targets, dict(zip(grouping.names, direction, strict=True))
-        )
-        lengths = squares(direction)
-        gradient, hessian = self._sign * summary.gradient, self._sign * summary.hessian
-        third = self._sign * summary.third if summary.third is not None else lengths.new_zeros(size)
+        named = {
+            name: u
+            for names, direction in zip(self._names, directions, strict=True)
+            for name, u in zip(names, direction, strict=True)
+        }
+        summary = self._summarizer.summarize(inputs, targets, named)
+        gradient, hessian = self.sign * summary.gradient, self.sign * summary.hessian
+        third = torch.zeros_like(gradient) if summary.third is None else self.sign * summary.third
         if any(decay):
-            factors = lengths.new_tensor(list(decay))
-            gradient = gradient + grouping.sums(factors * dots(grouping.parameters, direction))
-            curvature = grouping.sums(factors * lengths)
-            hessian = hessian + (curvature if hessian.dim() == 1 else torch.diag(curvature))
-        sizes = [grouping.sums(lengths).sqrt(), grouping.norms(grouping.parameters)]
-        packed = torch.cat([gradient, hessian.flatten(), third, *sizes, summary.loss.reshape(1)]).cpu()
-        parts = packed.split([size, hessian.numel(), size, size, size, 1])
-        return Measured(parts[0], parts[1].view(hessian.shape), parts[2], parts[3], parts[4], float(parts[5]))
+            slope, curvature = self._decay(directions, gradient.new_tensor(list(decay)))
+            gradient = gradient + slope
+            hessian = hessian + (curvature.diagonal() if hessian.dim() == 1 else curvature)
+        norms = torch.stack([self._grouping.norms(u) for u in directions], 1).flatten()
+        sizes = self._grouping.norms(self._grouping.parameters)
+        pieces = [gradient, hessian.flatten(), third, norms, sizes, summary.loss.reshape(1)]
+        parts = torch.cat(pieces).cpu().split([piece.numel() for piece in pieces])
+        return Measured(
+            gradient=parts[0],
+            hessian=parts[1].view(hessian.shape),
+            third=parts[2],
+            norms=parts[3],
+            sizes=parts[4],
+            loss=float(parts[5]),
+        )
+
+    def decreases(
+        self, inputs: Any, targets: Any, step: Sequence[Tensor], decay: Sequence[float], slices: int
+    ) -> Tensor:
+        """f(θ) − f(θ − step) on equal slices of a batch, float64 on the CPU.
+
+        Nothing is touched: neither buffers nor random streams move, and both losses of a slice draw the same
+        random numbers.
+
+        Args:
+            inputs, targets: the batch.
+            step: in the order of the partition's parameters.
+            decay: wd of each parameter, 0 for none.
+            slices: how many; fewer where the batch has fewer samples.
+        """
+        problem, names = self._problem, self._grouping.names
+        here = problem.parameters()
+        there = {name: here[name] - s for name, s in zip(names, step, strict=True)}
+        count = batch_size(inputs, targets)
+        bounds = [round(count * i / slices) for i in range(slices + 1)]
+        totals = torch.zeros(2, slices, dtype=torch.float64, device=problem.device())
+        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if stop > start:
+                part = _rows((inputs, targets), count, start, stop)
+                change = self._loss(here, part) - self._loss(there, part)
+                totals[0, i], totals[1, i] = self.sign * change * (stop - start), stop - start
+        sums, weights = sum_over_processes(totals)
+        regular = self._decay_decrease(step, sums.new_tensor(list(decay))) if any(decay) else 0.0
+        found = torch.stack([sums / weights + regular, weights]).cpu()
+        return found[0][found[1] > 0]
+
+    def _loss(self, parameters: dict[str, Tensor], batch: Any) -> Tensor:
+        """At the present random state, which is put back."""
+        with untouched(self._problem.device()), torch.no_grad():
+            # the model may write into what it is given
+            copies = pytree.tree_map_only(Tensor, torch.clone, (self._problem.constants(), *batch))
+            return self._problem.loss(parameters, *copies).double()
+
+    def _decay(self, directions: Sequence[Sequence[Tensor]], factors: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (R,) and Hessian (R, R) of Σ (wd/2)‖θ_i‖² along the directions."""
+        grouping = self._grouping
+        slopes = [grouping.sums(factors * dots(grouping.parameters, u)) for u in directions]
+        blocks = [[grouping.sums(factors * dots(u, v)) for v in directions] for u in directions]
+        hessian = torch.block_diag(*torch.stack([torch.stack(row) for row in blocks]).permute(2, 0, 1))
+        return torch.stack(slopes, 1).flatten(), hessian
+
+    def _decay_decrease(self, step: Sequence[Tensor], factors: Tensor) -> Tensor:
+        """The decrease of Σ (wd/2)‖θ_i‖² from θ to θ − step."""
+        return (factors * (dots(self._grouping.parameters, step) - dots(step, step) / 2)).sum()
+
+
+def _rows(batch: Any, count: int, start: int, stop: int) -> Any:
+    """Samples start … stop − 1 of every tensor of a batch that has ``count`` of them."""
+
+    def cut(leaf: Any) -> Any:
+        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.shape[:1] == (count,) else leaf
+
+    return pytree.tree_map(cut, batch)

@@ -150,7 +150,7 @@ class RateRule:
         gradient, hessian, third = self._unpack(average)
         active = norms > 0
         if not active.any():
-            return Proposal(self._at_rest(gradient, hessian, third))
+            return Proposal(self._at_rest(gradient, hessian, third, factor))
         scale = self._scale(norms)
         answer = self._solve(gradient, hessian, third, active, factor)
         rates = torch.zeros(self._groups, dtype=torch.float64)
@@ -172,8 +172,24 @@ class RateRule:
             curvature_margin=answer.curvature_margin,
             fell_back=answer.fell_back,
             capped=capped,
+            internal_damping=self.internal_damping * factor,
         )
         return Proposal(solved, rates, clipped, certified)
+
+    def predicted(self, average: Tensor, norms: Tensor, rates: Tensor, *, factor: float = 1.0) -> float:
+        """The decrease of the model, without its proximal term, from rates 0 to ``rates``.
+
+        Args:
+            average: what :meth:`observe` returned.
+            norms: ‖P_s u‖ now, (S,).
+            rates: in units of the present u, damped as the step is, (S,).
+            factor: of λ_int.
+        """
+        gradient, hessian, third = self._unpack(average)
+        constrained = self.negative_rates is NegativeRates.CONSTRAIN
+        damping = self.internal_damping * factor
+        model = Model(gradient, hessian, third, damping, constrained, math.inf)
+        return -self.solver.value(model, rates * self._scale(norms))
 
     def commit(self, proposal: Proposal) -> Solved:
         """Put proposed rates in force: they are what the next update starts from."""
@@ -246,7 +262,7 @@ class RateRule:
         """D3 in units of the present u; NaN where it has no part in the rates and is not computed."""
         return third * scale**3 if self.needs_third else torch.full_like(third, math.nan)
 
-    def _at_rest(self, gradient: Tensor, hessian: Tensor, third: Tensor) -> Solved:
+    def _at_rest(self, gradient: Tensor, hessian: Tensor, third: Tensor, factor: float) -> Solved:
         """The direction is zero everywhere: whatever the rates, no parameter moves."""
         zeros = torch.zeros(self._groups, dtype=torch.float64)
         scale = self._scale(zeros)
@@ -260,6 +276,7 @@ class RateRule:
             residual=0.0,
             curvature_margin=0.0,
             fell_back=False,
+            internal_damping=self.internal_damping * factor,
         )
 
     def _scale(self, norms: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Solved:
     """The outcome of one solve; vectors are float64 on the CPU, in units of the present u.
+
+    Each has one entry per group and direction, (S,) where there is one direction.
 
     Attributes:
         rates: η in force, (S,): averaged, bounded and clipped as asked, before the damping λ_1.
@@ -20,7 +24,8 @@ class Solved:
         residual: relative residual of the first-order condition.
         curvature_margin: smallest eigenvalue of D⁻¹M(r)D⁻¹ (see :class:`~gnewton.cubic.CubicSolution`).
         fell_back: whether the model was unbounded below and the fallback supplied the rates.
-        capped: groups whose rate the step cap lowered.
+        capped: entries whose rate the step cap lowered.
+        internal_damping: λ_int the rates were solved with.
     """
 
     rates: Tensor
@@ -33,6 +38,7 @@ class Solved:
     curvature_margin: float
     fell_back: bool
     capped: int = 0
+    internal_damping: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -42,20 +48,21 @@ class RateUpdate:
     Attributes:
         step: number of training steps made before it.
         solved: the rates before damping, with what they were solved from.
-        names: what each entry of the vectors in ``solved`` belongs to: the groups of the partition.
+        names: what each entry of the vectors in ``solved`` belongs to: a group of the partition, or
+            ``group:direction`` where there are several directions.
         damping: λ_1 of each entry at this update.
-        internal_damping: λ_int the rates were solved with.
         loss: of the curvature batch, at the parameters before the step.
-        summary_seconds, solve_seconds: wall time of the two parts.
+        summary_seconds, solve_seconds: wall time of the two parts; trials of the controller count as solving.
         warming_up: whether the update only fed the average and no step follows.
+        readings: what the controller of the dampings measured, by column of rates.csv.
     """
 
     step: int
     solved: Solved
     names: tuple[str, ...]
     damping: list[float]
-    internal_damping: float
     loss: float
     summary_seconds: float
     solve_seconds: float
     warming_up: bool
+    readings: Mapping[str, float] = field(default_factory=dict)

@@ -70,6 +70,15 @@ class Solver(ABC):
     def solve(self, model: Model) -> Answer:
         """The rates; finite whatever the model."""
 
+    def value(self, model: Model, rates: Tensor) -> float:
+        """The model at given rates, 0 at rates of 0."""
+        quadratic = rates @ model.hessian @ rates / 2 - model.gradient @ rates
+        return float(quadratic + self.regularisation(model, rates))
+
+    @abstractmethod
+    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
+        """What is added to the quadratic model of the loss."""
+
 
 class CubicSolver(Solver):
     """The global minimiser of −ḡᵀη + ½ ηᵀH̄η + (λ_int/6)‖Dη‖³, D = Diag(|D3_s|^{1/3})."""
@@ -77,6 +86,11 @@ class CubicSolver(Solver):
     def solve(self, model: Model) -> Answer:
         """By :func:`gnewton.cubic.solve_cubic`; where there is no minimiser, by its fallback."""
         return _minimise(model, model.hessian, model.third, model.internal_damping)
+
+    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
+        """(λ_int/6)‖Dη‖³."""
+        lengths = model.third.abs() ** (1 / 3) * rates
+        return model.internal_damping / 6 * lengths.norm() ** 3
 
 
 class DiagonalCubicSolver(CubicSolver):
@@ -98,6 +112,10 @@ class RidgeSolver(Solver):
         """By :func:`gnewton.cubic.solve_cubic` without cubic term, hence with its fallback."""
         ridge = torch.diag(model.internal_damping * model.hessian.diagonal().abs())
         return _minimise(model, model.hessian + ridge, None, 0.0)
+
+    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
+        """(λ_int/2) ηᵀ diag|H̄| η."""
+        return model.internal_damping / 2 * (model.hessian.diagonal().abs() @ rates**2)
 
 
 class NewtonSolver(Solver):
@@ -121,6 +139,10 @@ class NewtonSolver(Solver):
         residual = float((scaled @ found - target).norm()) / size if size > 0 else 0.0
         margin = float(torch.linalg.eigvalsh(scaled)[0])
         return Answer(rates, STATIONARY, 0.0, residual, margin, False)
+
+    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
+        """None."""
+        return 0.0
 
 
 SOLVERS: dict[str, type[Solver]] = {

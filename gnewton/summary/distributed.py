@@ -15,13 +15,21 @@ if dist.is_available():
 from gnewton.summary.result import Summary
 
 
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of the tensors of all processes; the tensor itself where there is one process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
 def mean_over_processes(tensors: list[Tensor], samples: int) -> list[Tensor]:
     """The means over the global batch of tensors that are means over each process's own ``samples``."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensors
     count = tensors[0].new_tensor([samples])
-    packed = torch.cat([*(tensor.flatten() * samples for tensor in tensors), count])
-    dist.all_reduce(packed)
+    packed = sum_over_processes(torch.cat([*(tensor.flatten() * samples for tensor in tensors), count]))
     pieces = (packed[:-1] / packed[-1]).split([tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 

@@ -48,6 +48,11 @@ RATES_COLUMNS = (
     "radius",
     "residual",
     "curvature_margin",
+    "overshoot",
+    "accepted",
+    "rejected",
+    "decrease",
+    "predicted",
     "summary_seconds",
     "solve_seconds",
 )

@@ -31,6 +31,7 @@ EXTRA = {
 
 HOST = {
     "optimizer/averaging": "grouped_newton",
+    "optimizer/controller": "grouped_newton",
     "optimizer/direction": "grouped_newton",
     "optimizer/schedule": "sgd",
 }

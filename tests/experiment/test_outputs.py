@@ -34,6 +34,12 @@ def _documented(title: str) -> dict[str, tuple[str, str]]:
     return {name: (kind, unit.strip()) for name, kind, unit in rows}
 
 
+OF_A_CONTROLLER = set(
+    re.findall(r"^\| `(\w+)` .*; empty (?:before|with) .*others? ?\w* \|$", _section("rates.csv"), re.M)
+)
+"""Columns of rates.csv that only some controller of the dampings fills."""
+
+
 METRICS, RATES = _documented("metrics.csv"), _documented("rates.csv")
 
 OPTIMIZERS = {
@@ -82,8 +88,30 @@ def test_types(folder, title):
         "text": pd.api.types.is_string_dtype,
     }
     for name, (kind, _) in _documented(title).items():
+        if title == "rates.csv" and name in OF_A_CONTROLLER:
+            assert table[name].isna().all(), name
+            continue
         assert tests[kind](table[name]), f"{name} is {table[name].dtype}, not {kind}"
         assert table[name].notna().all(), name
+
+
+@pytest.mark.parametrize(
+    ("controller", "columns"),
+    [("overshoot", {"overshoot"}), ("adaptive", {"accepted", "rejected", "decrease", "predicted"})],
+)
+def test_controllers_fill_their_columns(run, controller, columns):
+    assert columns < OF_A_CONTROLLER
+    assert len(OF_A_CONTROLLER) == 5
+    folder = run(
+        [*SMALL, f"optimizer/controller={controller}", "trainer.epochs=3", "optimizer.period=2"]
+    ).folder
+    table = pd.read_csv(folder / "rates.csv")
+    for name in OF_A_CONTROLLER:
+        assert table[name].notna().any() == (name in columns), name
+    assert table["damping"].nunique() == (4 if controller == "overshoot" else 1)  # three displacements
+    if controller == "adaptive":
+        last = table.iloc[-1]
+        assert last["accepted"] + last["rejected"] >= 4  # updates that step
 
 
 def test_metrics_make_sense(folder):

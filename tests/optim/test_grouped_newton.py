@@ -23,6 +23,7 @@ from gnewton.optim.averaging import (
     StaticAveraging,
     UniformAveraging,
 )
+from gnewton.optim.damping import Adaptive, Geometric, Overshoot, Plateau
 from gnewton.optim.records import RateUpdate
 from tests.optim.problems import NOTHING, Quadratic, Stream, classification, tanh_net, value
 
@@ -148,6 +149,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "median": {"rate_median": 4, "rate_momentum": 0.5},
     "static": {"averaging": lambda: StaticAveraging(3), "curvature": Stream},
     "capped": {"cap": 0.05, "damping": 1.0},
+    "geometric": {"controller": lambda: Geometric("damping", 0.9)},
+    "plateau": {"controller": lambda: Plateau("internal_damping", 2.0, window=1, patience=0)},
+    "adaptive": {"controller": lambda: Adaptive(window=2)},
+    "adaptive_ridge": {"controller": lambda: Adaptive(window=2, errors=0.0), "solver": "ridge"},
+    "overshoot": {"controller": lambda: Overshoot(bound=2.0)},  # beyond that, rounding errors grow fast
 }
 
 
@@ -479,7 +485,7 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     direction = yaml.safe_load((CONFIGS / "direction" / "average.yaml").read_text())
     average = yaml.safe_load((CONFIGS / "averaging" / "exponential.yaml").read_text())
     optimizer = GroupedNewton(tanh_net(), F.cross_entropy)
-    rule, inner = optimizer._rule, optimizer._direction.inner.param_groups[0]
+    rule, inner = optimizer._rule, optimizer._directions.members[0].inner.param_groups[0]
     assert {"direction": "average"} in chosen["defaults"]
     assert {"averaging": "exponential"} in chosen["defaults"]
     assert optimizer.defaults["lr"] == chosen["damping"]

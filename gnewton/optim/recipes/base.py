@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gnewton.optim.averaging import Averaging
+    from gnewton.optim.damping import Controller
     from gnewton.optim.direction import DirectionFactory
     from gnewton.optim.records import RateUpdate
     from gnewton.partition import Partition
@@ -134,7 +135,23 @@ class AveragingRecipe(ABC):
         """A fresh, empty average."""
 
 
+@dataclass(kw_only=True)
+class ControllerRecipe(ABC):
+    """What moves the dampings of GroupedNewton from update to update."""
+
+    name: str
+
+    def moves(self) -> str | None:
+        """Which damping it moves, "damping" (λ_1) or "internal_damping" (λ_int); None: neither."""
+        return None
+
+    @abstractmethod
+    def build(self) -> Controller:
+        """The rule at its start."""
+
+
 OPTIMIZERS = Registry("optimizer", _PACKAGE, OptimizerRecipe)  # type: ignore[type-abstract]
 SCHEDULES = Registry("optimizer/schedule", _PACKAGE, ScheduleRecipe)  # type: ignore[type-abstract]
 DIRECTIONS = Registry("optimizer/direction", _PACKAGE, DirectionRecipe)  # type: ignore[type-abstract]
 AVERAGINGS = Registry("optimizer/averaging", _PACKAGE, AveragingRecipe)  # type: ignore[type-abstract]
+CONTROLLERS = Registry("optimizer/controller", _PACKAGE, ControllerRecipe)  # type: ignore[type-abstract]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnewton.optim.recipes.base import (
     OPTIMIZERS,
     AveragingRecipe,
+    ControllerRecipe,
     DirectionRecipe,
     OptimizerRecipe,
     Problem,
@@ -40,6 +41,7 @@ class GroupedNewtonRecipe(OptimizerRecipe):
 
     direction: DirectionRecipe
     averaging: AveragingRecipe
+    controller: ControllerRecipe
     curvature: Curvature
     period: int = option(at_least=1)
     warmup: int = option(at_least=0)
@@ -59,6 +61,10 @@ class GroupedNewtonRecipe(OptimizerRecipe):
             yield "negative_rates", "optimizer.solver=newton has no such form; must be one of keep, clip"
         if self.averaging.per_update() > 1 and self.curvature.source == "training":
             yield "averaging.batches", "needs optimizer.curvature.source=independent, or 1"
+        if self.controller.moves() == "internal_damping" and self.solver == "newton":
+            yield "solver", f"optimizer.controller={self.controller.name} moves λ_int, which it has not"
+        elif self.controller.moves() == "internal_damping" and self.internal_damping == 0:
+            yield "internal_damping", f"must be > 0, optimizer.controller={self.controller.name} moves it"
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
         """Bare Newton has no damping of its own."""
@@ -83,6 +89,7 @@ class GroupedNewtonRecipe(OptimizerRecipe):
             rate_momentum=self.rate_momentum,
             rate_median=self.rate_median,
             cap=self.cap,
+            controller=self.controller.build(),
             proximal=self.proximal,
             averaging=self.averaging.build(),
             normalise=self.normalise,

@@ -1,0 +1,148 @@
+"""λ_int after adaptive regularisation by cubics (Cartis, Gould, Toint 2011), made fit for noise."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import Any
+
+import torch
+
+from gnewton.errors import InputError
+from gnewton.optim.damping.controller import INTERNAL_DAMPING, Controller, Site
+from gnewton.optim.rates import Proposal
+
+
+class Verdict(Enum):
+    """What a trial step was worth."""
+
+    REJECTED = "rejected"
+    ACCEPTED = "accepted"
+    SUCCESSFUL = "successful"
+
+
+class Adaptive(Controller):
+    """Compares the decrease of the objective on the curvature batch with the one the model predicted.
+
+    On n slices of the batch the step changes the objective by δ_i; δ is their mean and e their standard error
+    (0 for a single slice). The step is *rejected* where δ < ``accept`` · predicted − z e, and *very
+    successful* where δ − z e >= ``succeed`` · predicted > 0. After a rejection the rates are solved again
+    with λ_int multiplied by ``increase``, at most ``trials`` times; then the last ones are taken, since a
+    model averaged over updates may point uphill for one batch, and no damping repairs that.
+
+    These trials serve the update alone. λ_int itself is multiplied (divided) by ``increase`` where more than
+    half of the first trials of the last ``window`` updates were rejected (very successful), and returns by
+    the power 1 − ``pull`` towards its base at every update, so that it cannot run away.
+
+    Args:
+        accept, succeed: 0 <= accept < succeed <= 1.
+        errors: z >= 0, standard errors of the batch that count as noise.
+        increase: > 1.
+        trials: >= 0.
+        window: updates over which λ_int is judged, >= 1.
+        pull: in [0, 1].
+        slices: n >= 1; where the batch has fewer samples, one each.
+    """
+
+    def __init__(
+        self,
+        *,
+        accept: float = 0.1,
+        succeed: float = 0.75,
+        errors: float = 1.0,
+        increase: float = 2.0,
+        trials: int = 2,
+        window: int = 5,
+        pull: float = 0.05,
+        slices: int = 10,
+    ) -> None:
+        super().__init__()
+        if not 0 <= accept < succeed <= 1:
+            raise InputError(f"accept={accept}, succeed={succeed}: must be 0 <= accept < succeed <= 1")
+        if not 0 <= errors < math.inf:
+            raise InputError(f"errors={errors}: must be a finite number >= 0")
+        if not 1 < increase < math.inf:
+            raise InputError(f"increase={increase}: must be a finite number > 1")
+        if not 0 <= pull <= 1:
+            raise InputError(f"pull={pull}: must be >= 0 and <= 1")
+        for name, value, least in (("trials", trials, 0), ("window", window, 1), ("slices", slices, 1)):
+            if not (isinstance(value, int) and value >= least):
+                raise InputError(f"{name}={value}: must be an integer >= {least}")
+        self._accept, self._succeed, self._errors = accept, succeed, errors
+        self._increase, self._trials = increase, trials
+        self._window, self._pull, self._slices = window, pull, slices
+        self._recent: list[str] = []
+        self._counts = {Verdict.ACCEPTED: 0, Verdict.REJECTED: 0}
+        self._decrease = self._predicted = math.nan
+
+    @property
+    def quantity(self) -> str | None:
+        """λ_int."""
+        return INTERNAL_DAMPING
+
+    def settle(self, site: Site) -> Proposal:
+        """Solve, try, solve again while rejected, and let λ_int learn from the first trial."""
+        factor = self.internal_damping
+        proposal = site.propose(1.0, factor)
+        first = verdict = self._try(site, proposal, factor)
+        for _ in range(self._trials):
+            if verdict is not Verdict.REJECTED:
+                break
+            factor *= self._increase
+            proposal = site.propose(1.0, factor)
+            verdict = self._try(site, proposal, factor)
+        self._learn(first)
+        return proposal
+
+    def _try(self, site: Site, proposal: Proposal, factor: float) -> Verdict | None:
+        """The verdict on one step; None where there is none, the rates being 0."""
+        predicted = site.predicted(proposal, 1.0, factor)
+        if predicted == 0:
+            return None
+        found = site.decreases(proposal, 1.0, self._slices)
+        count = len(found)
+        mean = float(found.mean())
+        error = float(found.std()) / math.sqrt(count) if count > 1 else 0.0
+        self._decrease, self._predicted = mean, predicted
+        verdict = Verdict.ACCEPTED
+        if not bool(torch.isfinite(found).all()) or mean < self._accept * predicted - self._errors * error:
+            verdict = Verdict.REJECTED
+        elif predicted > 0 and mean - self._errors * error >= self._succeed * predicted:
+            verdict = Verdict.SUCCESSFUL
+        self._counts[Verdict.REJECTED if verdict is Verdict.REJECTED else Verdict.ACCEPTED] += 1
+        return verdict
+
+    def _learn(self, first: Verdict | None) -> None:
+        self.internal_damping **= 1 - self._pull
+        if first is None:
+            return
+        self._recent = [*self._recent, first.value][-self._window :]
+        if len(self._recent) < self._window:
+            return
+        for verdict, factor in (
+            (Verdict.REJECTED, self._increase),
+            (Verdict.SUCCESSFUL, 1 / self._increase),
+        ):
+            if self._recent.count(verdict.value) > self._window / 2:
+                self.internal_damping *= factor
+                self._recent = []
+
+    def readings(self) -> dict[str, float]:
+        """Trials accepted and rejected so far, and the decreases of the last one."""
+        return {
+            "accepted": self._counts[Verdict.ACCEPTED],
+            "rejected": self._counts[Verdict.REJECTED],
+            "decrease": self._decrease,
+            "predicted": self._predicted,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factor, the verdicts since it last moved, and the readings."""
+        return {**super().state_dict(), "recent": list(self._recent), "readings": self.readings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._recent, readings = list(state["recent"]), state["readings"]
+        self._counts = {Verdict.ACCEPTED: readings["accepted"], Verdict.REJECTED: readings["rejected"]}
+        self._decrease, self._predicted = readings["decrease"], readings["predicted"]

@@ -1,0 +1,72 @@
+"""The directions of a step: one, or several per group whose rates come from one problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gnewton.errors import InputError
+from gnewton.optim.direction import DirectionFactory, ShadowDirection
+
+
+class Directions:
+    """k first-order methods side by side, fed with the same gradients.
+
+    Args:
+        parameters: (name, parameter) pairs whose ``.grad`` feeds the directions.
+        factories: one factory, or several by name.
+        maximize: as in :class:`~gnewton.optim.direction.ShadowDirection`.
+
+    Attributes:
+        labels: the names, one empty one for a single factory.
+
+    Raises:
+        InputError: if there is none, or as for :class:`~gnewton.optim.direction.ShadowDirection`.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, Tensor]],
+        factories: DirectionFactory | Mapping[str, DirectionFactory],
+        *,
+        maximize: bool = False,
+    ) -> None:
+        named = list(parameters)
+        if not isinstance(factories, Mapping):
+            factories = {"": factories}
+        if not factories:
+            raise InputError("direction: the mapping is empty; at least one direction is needed")
+        self.labels = tuple(factories)
+        self.members = [ShadowDirection(named, factory, maximize=maximize) for factory in factories.values()]
+
+    def update(self) -> list[list[Tensor]]:
+        """Advance every method by one step and return u_1 … u_k, valid until the next call."""
+        return [member.update() for member in self.members]
+
+    def quadratic_decay(self) -> list[float]:
+        """wd of the term (wd/2)‖θ‖² of the objective, one per parameter.
+
+        Raises:
+            InputError: if the directions decay differently: then they belong to different objectives.
+        """
+        first, *others = [member.quadratic_decay() for member in self.members]
+        if any(other != first for other in others):
+            raise InputError("direction: all of them must have the same coupled weight_decay")
+        return first
+
+    def renew(self, *, always: bool) -> None:
+        """Start anew the methods that hold numbers that are not finite, or all of them."""
+        for member in self.members:
+            if always or not member.is_finite():
+                member.restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of the inner optimizers, in order."""
+        return {"members": [member.state_dict() for member in self.members]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, bit for bit."""
+        for member, saved in zip(self.members, state["members"], strict=True):
+            member.load_state_dict(saved)
