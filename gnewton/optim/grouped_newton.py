@@ -15,7 +15,7 @@ from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.cap import StepCap
 from gnewton.optim.curvature import Batch, CurvatureBatches
-from gnewton.optim.damping import INTERNAL_DAMPING, Constant, Controller, Site
+from gnewton.optim.damping import INTERNAL_DAMPING, Constant, Controller
 from gnewton.optim.direction import DirectionFactory
 from gnewton.optim.directions import Directions
 from gnewton.optim.displacement import Displacement
@@ -25,6 +25,8 @@ from gnewton.optim.measure import Measured, Measurer
 from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
+from gnewton.optim.step import combined
+from gnewton.optim.update import Update
 from gnewton.partition import Partition
 from gnewton.summary.api import Engine
 from gnewton.summary.problem import LossFunction
@@ -225,7 +227,7 @@ class GroupedNewton(torch.optim.Optimizer):
         if warming_up or (self._steps - self._warmup) % self._period == 0:
             self._update_rates(directions, batch, warming_up)
         if not warming_up:
-            step = _combine(directions, self.rates, self._grouping, self._cap)
+            step = combined(directions, self.rates, self._grouping, self._cap)
             self._withheld += ~subtract_finite(self._grouping.parameters, step)
         self._steps += 1
         return loss
@@ -312,37 +314,22 @@ class GroupedNewton(torch.optim.Optimizer):
             return invalid(in_force, wrong.gradient, wrong.hessian, wrong.third)
         for each in measured:
             average = self._rule.observe(each.gradient, each.hessian, each.third, each.norms)
-        lr = torch.tensor(self._lr(), dtype=torch.float64)
-
-        def propose(damping: float, internal: float) -> Proposal:
-            limit = self._limit(last, lr * damping)
-            return self._rule.propose(average, last.norms, factor=internal, limit=limit)
-
-        def predicted(proposal: Proposal, damping: float, internal: float) -> float:
-            rates = lr * damping * proposal.solved.rates
-            return self._rule.predicted(average, last.norms, rates, factor=internal)
-
-        def decreases(proposal: Proposal, damping: float, slices: int) -> Tensor:
-            rates = (lr * damping * proposal.solved.rates).tolist()
-            copies = [[u.clone() for u in direction] for direction in directions]
-            step = _combine(copies, rates, self._grouping, self._cap)
-            return self._measurer.decreases(*batch, step, decay, slices)
-
-        def displacement() -> tuple[float, float] | None:
-            assert self._displacement is not None
-            return self._displacement.measure(*batch, dict(zip(self._grouping.names, decay, strict=True)))
-
+        update = Update(
+            rule=self._rule,
+            measurer=self._measurer,
+            grouping=self._grouping,
+            cap=self._cap,
+            watched=self._displacement,
+            average=average,
+            measured=last,
+            batch=batch,
+            directions=directions,
+            decay=decay,
+            lr=torch.tensor(self._lr(), dtype=torch.float64),
+        )
         if warming_up:
-            return propose(self._controller.damping, self._controller.internal_damping)
-        objective = self._measurer.sign * last.loss
-        return self._controller.settle(Site(objective, propose, predicted, decreases, displacement))
-
-    def _limit(self, measured: Measured, damping: Tensor) -> Tensor | None:
-        """The largest |η| that the cap allows, for each entry."""
-        if self._cap is None:
-            return None
-        lengths = self._cap.lengths(measured.sizes)
-        return lengths.repeat_interleave(len(self._directions.labels)) / (damping * measured.norms)
+            return update.propose(self._controller.damping, self._controller.internal_damping)
+        return self._controller.settle(update)
 
     def _renew_directions(self, invalid: bool) -> None:
         """Start directions anew if a number that is not finite has got into them: it might never leave.
@@ -368,22 +355,6 @@ class GroupedNewton(torch.optim.Optimizer):
         count = len(self._directions.labels)
         for s, group in enumerate(self.param_groups):
             group["rate"] = rates[s] if count == 1 else rates[s * count : (s + 1) * count]
-
-
-@torch.no_grad()
-def _combine(
-    directions: list[list[Tensor]], rates: list[float], grouping: Grouping, cap: StepCap | None
-) -> list[Tensor]:
-    """Σ_s Σ_j η_sj P_s u_j within the cap, in the memory of the directions."""
-    count = len(directions)
-    for j, direction in enumerate(directions):
-        torch._foreach_mul_(direction, [rates[owner * count + j] for owner in grouping.owner])
-    step = directions[0]
-    for other in directions[1:]:
-        torch._foreach_add_(step, other)
-    if cap is not None:
-        cap.shorten(step)
-    return step
 
 
 def _check_controller(controller: Controller, rule: RateRule) -> None:

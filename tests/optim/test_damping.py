@@ -21,8 +21,10 @@ from gnewton.optim.records import RateUpdate, Solved
 from tests.optim.problems import Stream, classification, tanh_net
 
 
-class Update:
+class Update(Site):
     """An update with given measurements, which remembers the dampings it was solved with."""
+
+    objective = 0.0
 
     def __init__(
         self,
@@ -34,23 +36,29 @@ class Update:
     ) -> None:
         self.solved: list[tuple[float, float]] = []
         self.trials = 0
+        self.objective = objective
+        self._displacement, self._predicted, self._decreases = displacement, predicted, decreases
 
-        def propose(damping: float, internal: float) -> Proposal:
-            self.solved.append((damping, internal))
-            zeros = torch.zeros(2, dtype=torch.float64)
-            return Proposal(Solved(zeros, zeros, zeros, zeros, "interior", 0.0, 0.0, 0.0, False))
+    def propose(self, damping: float, internal_damping: float) -> Proposal:
+        self.solved.append((damping, internal_damping))
+        zeros = torch.zeros(2, dtype=torch.float64)
+        return Proposal(Solved(zeros, zeros, zeros, zeros, "interior", 0.0, 0.0, 0.0, False))
 
-        def fell(proposal: Proposal, damping: float, slices: int) -> Tensor:
-            self.trials += 1
-            return torch.tensor(decreases(self.trials - 1), dtype=torch.float64)
+    def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
+        return self._predicted
 
-        self.site = Site(objective, propose, lambda *_: predicted, fell, lambda: displacement)
+    def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
+        self.trials += 1
+        return torch.tensor(self._decreases(self.trials - 1), dtype=torch.float64)
+
+    def displacement(self) -> tuple[float, float] | None:
+        return self._displacement
 
 
 def follow(controller: Controller, updates: list[Update]) -> list[tuple[float, float]]:
     """The dampings of the first solve of each update."""
     for update in updates:
-        controller.settle(update.site)
+        controller.settle(update)
     return [update.solved[0] for update in updates]
 
 
@@ -110,7 +118,7 @@ def test_overshoot_moves_by_the_ratio_of_the_running_means() -> None:
         c = min(max(slope / curvature, -1.0), 1.0)
         log += 0.2 * (c + 0.3)
         update = Update(displacement=(n, h))
-        controller.settle(update.site)
+        controller.settle(update)
         assert update.solved == [(pytest.approx(math.exp(log), rel=1e-13), 1.0)]
         assert controller.readings() == {"overshoot": pytest.approx(c, rel=1e-13)}
 
@@ -184,7 +192,7 @@ def test_adaptive_solves_again_while_the_decrease_falls_short_and_then_stops() -
 
     update = Update(decreases=poor)
     controller = Adaptive(trials=3, increase=2.0, window=9)
-    controller.settle(update.site)
+    controller.settle(update)
     assert update.solved == [(1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 8.0)]
     readings = controller.readings()
     assert (readings["accepted"], readings["rejected"], readings["decrease"]) == (0, 4, -1.0)
@@ -197,7 +205,7 @@ def test_adaptive_stops_at_the_first_trial_that_passes() -> None:
 
     update = Update(decreases=second)
     controller = Adaptive(trials=3)
-    controller.settle(update.site)
+    controller.settle(update)
     assert update.solved == [(1.0, 1.0), (1.0, 2.0)]
     assert (controller.readings()["accepted"], controller.readings()["rejected"]) == (1, 1)
 
@@ -208,7 +216,7 @@ def test_adaptive_allows_for_the_standard_error(mean: float, spread: float) -> N
     values = [mean - spread, mean + spread, mean - spread, mean + spread]
     error = spread * math.sqrt(4 / 3) / 2
     controller = Adaptive(accept=0.1, succeed=0.75, errors=1.5, trials=0, window=1, increase=2.0, pull=0.0)
-    controller.settle(Update(decreases=lambda trial: values).site)
+    controller.settle(Update(decreases=lambda trial: values))
     rejected = mean < 0.1 - 1.5 * error
     successful = mean - 1.5 * error >= 0.75
     assert controller.readings()["rejected"] == int(rejected)
@@ -242,14 +250,14 @@ def test_adaptive_cannot_run_away_however_long_every_step_is_rejected() -> None:
 def test_adaptive_takes_no_step_for_very_successful_that_was_to_go_uphill(mean: float, factor: float) -> None:
     """Clipping and caps can make such a step; the model predicted -1, so -0.1 is what is accepted."""
     controller = Adaptive(accept=0.1, trials=0, window=1, pull=0.0)
-    controller.settle(Update(predicted=-1.0, decreases=lambda trial: [mean, mean]).site)
+    controller.settle(Update(predicted=-1.0, decreases=lambda trial: [mean, mean]))
     assert controller.internal_damping == factor
 
 
 def test_adaptive_passes_no_verdict_where_nothing_moves() -> None:
     update = Update(predicted=0.0)
     controller = Adaptive(window=1)
-    controller.settle(update.site)
+    controller.settle(update)
     assert update.trials == 0
     assert update.solved == [(1.0, 1.0)]
     assert controller.readings()["accepted"] == controller.readings()["rejected"] == 0
@@ -257,7 +265,7 @@ def test_adaptive_passes_no_verdict_where_nothing_moves() -> None:
 
 def test_adaptive_rejects_a_step_to_where_the_loss_is_not_finite() -> None:
     controller = Adaptive(trials=0, window=1, pull=0.0)
-    controller.settle(Update(decreases=lambda trial: [math.nan, 1.0]).site)
+    controller.settle(Update(decreases=lambda trial: [math.nan, 1.0]))
     assert controller.internal_damping == 2.0
 
 
@@ -385,7 +393,7 @@ def test_a_restored_state_continues_exactly(name: str) -> None:
         update.solved.clear()
     found = follow(first, updates[:9])
     second.load_state_dict(first.state_dict())
-    first.settle(draw().site)  # what was saved is not shared
+    first.settle(draw())  # what was saved is not shared
     assert found + follow(second, updates[9:]) == expected
     assert second.readings() == straight.readings()
     assert len(set(expected)) > 1

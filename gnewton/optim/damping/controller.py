@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -18,25 +16,39 @@ QUANTITIES = (DAMPING, INTERNAL_DAMPING)
 """What can be moved: λ_1, the factor on all rates, and λ_int, the weight of the cubic or ridge term."""
 
 
-@dataclass(frozen=True)
-class Site:
-    """An update of the rates as a controller sees it. λ_1 and λ_int are those of the optimizer's options.
+class Site(ABC):
+    """An update of the rates as a controller sees it.
 
-    Attributes:
-        objective: of the curvature batch, before the step; to be minimised.
-        propose: (a, b) → the rates solved with b·λ_int, for steps with a·λ_1; nothing is put in force.
-        predicted: (proposal, a, b) → the decrease of the model that they were solved from.
-        decreases: (proposal, a, n) → the decrease of the objective by the step they make, on each of n equal
-            slices of the curvature batch, or fewer where it has fewer samples; float64 on the CPU.
-        displacement: () → ⟨∇f, w⟩ and wᵀ∇²f w on the curvature batch, where −w is how the parameters moved
-            since the last update; None where they did not move, or the numbers are not finite.
+    Both dampings are given as factors on what the options of the optimizer say.
     """
 
-    objective: float
-    propose: Callable[[float, float], Proposal]
-    predicted: Callable[[Proposal, float, float], float]
-    decreases: Callable[[Proposal, float, int], Tensor]
-    displacement: Callable[[], tuple[float, float] | None]
+    @property
+    @abstractmethod
+    def objective(self) -> float:
+        """What is minimised, on the curvature batch and before the step."""
+
+    @abstractmethod
+    def propose(self, damping: float, internal_damping: float) -> Proposal:
+        """The rates solved with λ_int times one factor, for steps with λ_1 times the other."""
+
+    @abstractmethod
+    def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
+        """The decrease, by the step of a proposal, of the model that it was solved from."""
+
+    @abstractmethod
+    def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
+        """The decrease of the objective by that step on equal slices of the curvature batch.
+
+        Returns:
+            float64 on the CPU, (slices,), or fewer where the batch has fewer samples.
+        """
+
+    @abstractmethod
+    def displacement(self) -> tuple[float, float] | None:
+        """⟨∇f, w⟩ and wᵀ∇²f w on the curvature batch; −w is how the parameters moved since the last update.
+
+        None where they did not move, or a number is not finite.
+        """
 
 
 class Controller(ABC):
@@ -44,7 +56,7 @@ class Controller(ABC):
 
     Attributes:
         damping, internal_damping: the factors on λ_1 and λ_int in force.
-        watches_displacement: whether ``Site.displacement`` is asked for.
+        watches_displacement: whether :meth:`Site.displacement` is asked for.
     """
 
     watches_displacement: ClassVar[bool] = False

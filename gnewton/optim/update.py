@@ -1,0 +1,75 @@
+"""An update of the rates, as the controllers of the dampings see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gnewton.optim.cap import StepCap
+from gnewton.optim.curvature import Batch
+from gnewton.optim.damping import Site
+from gnewton.optim.displacement import Displacement
+from gnewton.optim.grouping import Grouping
+from gnewton.optim.measure import Measured, Measurer
+from gnewton.optim.rates import Proposal, RateRule
+from gnewton.optim.step import combined
+
+
+@dataclass(frozen=True)
+class Update(Site):
+    """What has been measured at an update, and with what more can be.
+
+    Attributes:
+        rule, measurer, grouping, cap: of the optimizer.
+        watched: where the parameters were at the last update, if that is kept.
+        average: what the rule returned for the summaries of this update.
+        measured: the last of these summaries.
+        batch: on which it was taken.
+        directions: u_1 … u_k.
+        decay: wd of each parameter, 0 for none.
+        lr: λ_1 of each entry, before the controller.
+    """
+
+    rule: RateRule
+    measurer: Measurer
+    grouping: Grouping
+    cap: StepCap | None
+    watched: Displacement | None
+    average: Tensor
+    measured: Measured
+    batch: Batch
+    directions: list[list[Tensor]]
+    decay: list[float]
+    lr: Tensor
+
+    @property
+    def objective(self) -> float:
+        """±L on the curvature batch."""
+        return self.measurer.sign * self.measured.loss
+
+    def propose(self, damping: float, internal_damping: float) -> Proposal:
+        """Rates within the cap; nothing is put in force."""
+        limit = None
+        if self.cap is not None:
+            lengths = self.cap.lengths(self.measured.sizes).repeat_interleave(len(self.directions))
+            limit = lengths / (self.lr * damping * self.measured.norms)
+        return self.rule.propose(self.average, self.measured.norms, factor=internal_damping, limit=limit)
+
+    def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
+        """The decrease of the averaged model."""
+        rates = self.lr * damping * proposal.solved.rates
+        return self.rule.predicted(self.average, self.measured.norms, rates, factor=internal_damping)
+
+    def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
+        """The decrease on slices of the curvature batch; the directions stay as they are."""
+        rates = (self.lr * damping * proposal.solved.rates).tolist()
+        copies = [[u.clone() for u in direction] for direction in self.directions]
+        step = combined(copies, rates, self.grouping, self.cap)
+        return self.measurer.decreases(*self.batch, step, self.decay, slices)
+
+    def displacement(self) -> tuple[float, float] | None:
+        """Along what has changed since the last update."""
+        if self.watched is None:
+            return None
+        return self.watched.measure(*self.batch, dict(zip(self.grouping.names, self.decay, strict=True)))
