@@ -115,7 +115,7 @@ def threads_of(folder: Path) -> int | None:
 
 def _compare(name: str, first: Run, second: Run, tolerance: float) -> LogComparison:
     one, other = _read(first.folder / name), _read(second.folder / name)
-    columns = [column for column in one if not column.endswith(_CLOCKS)]
+    columns = [column for column in map(str, one) if not column.endswith(_CLOCKS)]
     common = min(len(one), len(other))
     over = first.status in (*ENDED, *BROKEN)
     complete = len(one) == len(other) if over else len(one) <= len(other)
