@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gnewton.report.measures import SPREAD_FROM, quantile
+from gnewton.report.measures import median_and_spread
 from gnewton.report.runs import BROKEN, Run
 from gnewton.report.setups import Setup
 
@@ -16,6 +17,16 @@ Array = npt.NDArray[np.float64]
 
 GRID = 200
 """Points at which curves over seconds, whose places differ from run to run, are compared."""
+
+
+MOST_POINTS = 400
+"""A curve is drawn with at most so many points, …"""
+
+FEWEST_POINTS = 40
+"""… with fewer where there are many curves, but no fewer than so many, …"""
+
+ALL_POINTS = 400_000
+"""… so that together they have about so many, and a browser can still hold the page."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +93,7 @@ def band(members: list[Curve], *, worst: float) -> Band | None:
     places = {tuple(member.x[(member.x >= start) & (member.x <= stop)]) for member in whole}
     x = np.array(places.pop()) if len(places) == 1 else np.linspace(start, stop, GRID)
     values = np.stack([_at(member, x, worst) for member in members])
-    share = 0.25 if len(members) >= SPREAD_FROM else 0.0
-    rows = [
-        [quantile(sorted(column), part) for part in (share, 0.5, 1 - share)] for column in values.T.tolist()
-    ]
-    low, median, high = np.array(rows).T
-    return Band(x, median, low, high)
+    return Band(x, *median_and_spread(values))
 
 
 def _at(member: Curve, x: Array, worst: float) -> Array:
@@ -99,3 +105,17 @@ def _at(member: Curve, x: Array, worst: float) -> Array:
 def worst_of(metric: str) -> float:
     """What stands for a run that broke down."""
     return -math.inf if metric.endswith("accuracy") else math.inf
+
+
+def points_for(curves: int, together: int = ALL_POINTS) -> int:
+    """How many points each of so many curves may have, so that they have about so many together."""
+    return max(FEWEST_POINTS, min(MOST_POINTS, together // max(curves, 1)))
+
+
+def thin(x: Any, y: Any, limit: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """At most ``limit`` of the points, evenly chosen, the first and the last among them."""
+    x, y = np.asarray(x), np.asarray(y)
+    if len(x) <= limit:
+        return x, y
+    chosen = np.linspace(0, len(x) - 1, limit).round().astype(int)
+    return x[chosen], y[chosen]

@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from gnewton.report.runs import BROKEN, ENDED, Run
 from gnewton.report.setups import Setup
 from gnewton.report.target import Target
 from gnewton.training.settings import METRICS
+
+Array = npt.NDArray[np.float64]
 
 SPREAD_FROM = 5
 """From so many runs on the spread is the range of the middle half, below it the whole range."""
@@ -47,18 +51,29 @@ class Spread:
         known = sorted(value for value in map(float, values) if not math.isnan(value))
         if not known:
             return cls(math.nan, math.nan, math.nan, 0)
-        share = 0.25 if len(known) >= SPREAD_FROM else 0.0
-        return cls(quantile(known, 0.5), quantile(known, share), quantile(known, 1 - share), len(known))
+        median, low, high = map(float, median_and_spread(np.array(known)))
+        return cls(median, low, high, len(known))
 
 
-def quantile(ordered: list[float], share: float) -> float:
-    """The quantile of sorted values, linear between two neighbours; infinite as soon as one of them is."""
+def median_and_spread(values: Array) -> tuple[Array, Array, Array]:
+    """Median, low and high end over the first axis: quartiles of many values, the extremes of few.
+
+    A quantile is linear between two neighbours, and infinite as soon as one of them is.
+    """
+    ordered = np.sort(values, axis=0)
+    share = 0.25 if len(ordered) >= SPREAD_FROM else 0.0
+    return _quantile(ordered, 0.5), _quantile(ordered, share), _quantile(ordered, 1 - share)
+
+
+def _quantile(ordered: Array, share: float) -> Array:
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     weight = place - below
-    if weight == 0 or ordered[below] == ordered[below + 1]:
-        return ordered[below]
-    return ordered[below] * (1 - weight) + ordered[below + 1] * weight
+    if weight == 0:
+        return np.asarray(ordered[below])
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, where both neighbours are infinite
+        between = ordered[below] * (1 - weight) + ordered[below + 1] * weight
+    return np.where(ordered[below] == ordered[below + 1], ordered[below], between)
 
 
 def measure_run(run: Run, target: Target | None) -> dict[str, float]:

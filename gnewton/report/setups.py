@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -80,9 +82,15 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
         setups.setdefault(identity(options), Setup(options)).runs.append(run)
     ordered = list(setups.values())
     _label_all(ordered)
-    ordered.sort(key=lambda setup: (setup.problem, setup.label))
+    ordered.sort(key=lambda setup: (setup.problem, _natural(setup.label)))
     notes = [note for setup in ordered for note in _one_run_per_seed(setup)]
     return ordered, notes
+
+
+def _natural(label: str) -> list[tuple[float, str]]:
+    """A key by which lr=2 stands before lr=10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label)
+    return [(float(part), "") if position % 2 else (math.inf, part) for position, part in enumerate(parts)]
 
 
 def identity(options: dict[str, Any]) -> str:
@@ -183,12 +191,18 @@ def distinguish(options: Sequence[dict[str, Any]], always: tuple[str, ...] = ())
             parts.setdefault(_show(options[index].get(key)), []).append(index)
             chosen[index].append(key)
         pending.extend(parts.values())
-    names = _short_names({key for keys in chosen for key in keys})
+    used = {key for keys in chosen for key in keys}
+    names = _short_names(used)
+    values = {key: _short_values([entry.get(key) for entry in options]) for key in used}
     return [
         " ".join(
             [
                 " ".join(_show(entry.get(key)) for key in always),
-                *(f"{names[key]}={_show(entry.get(key))}" for key in keys if entry.get(key) is not None),
+                *(
+                    f"{names[key]}={values[key][_show(entry.get(key))]}"
+                    for key in keys
+                    if entry.get(key) is not None
+                ),
             ]
         ).strip()
         for entry, keys in zip(options, chosen, strict=True)
@@ -221,6 +235,13 @@ def _short_names(keys: Iterable[str]) -> dict[str, str]:
         key: name if counts[name.rpartition(".")[2]] > 1 else name.rpartition(".")[2]
         for key, name in full.items()
     }
+
+
+def _short_values(values: Iterable[Any]) -> dict[str, str]:
+    """Numbers with six digits where these tell them apart: 0.3 rather than 0.30000000000000004."""
+    shown = {_show(value): f"{value:g}" if isinstance(value, float) else _show(value) for value in values}
+    counts = Counter(shown.values())
+    return {exact: short if counts[short] == 1 else exact for exact, short in shown.items()}
 
 
 def _show(value: Any) -> str:

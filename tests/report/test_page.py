@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare
+from gnewton.report.curves import FEWEST_POINTS, MOST_POINTS, points_for, thin
 from gnewton.report.html.charts import all_charts
 from gnewton.report.html.page import page, write_page
-from gnewton.report.html.traces import FEWEST_POINTS, MOST_POINTS, numbers, points_for, thin
+from gnewton.report.html.traces import numbers
 from tests.report.builders import falling, grouped_newton, row, update, write_run
 from tests.report.sweeps import GROUPS, compared
 

@@ -59,7 +59,7 @@ def test_labels_say_what_differs_and_no_more(tmp_path):
         write_run(tmp_path, f"sgd{place}", {"optimizer.lr": lr})
     write_run(tmp_path, "gn", grouped_newton())
     labels = [setup.label for setup in _grouped(tmp_path)[0]]
-    assert labels == ["grouped_newton", "sgd lr=0.1", "sgd lr=0.25", "sgd lr=1e-05"]
+    assert labels == ["grouped_newton", "sgd lr=1e-05", "sgd lr=0.1", "sgd lr=0.25"]
 
 
 def test_values_that_print_alike_are_told_apart(tmp_path):
@@ -175,3 +175,19 @@ def test_odd_values_stay_on_one_line(tmp_path):
     write_run(tmp_path, "a", {"optimizer.extra": "two\nlines"})
     write_run(tmp_path, "b", {"optimizer.extra": "<b>ü</b>"})
     assert [s.label for s in _grouped(tmp_path)[0]] == ["sgd extra=<b>ü</b>", "sgd extra=two lines"]
+
+
+def test_numbers_are_short_where_that_tells_them_apart(tmp_path):
+    for place, lr in enumerate((0.1, 0.1 + 0.2, 0.7000000000000001)):
+        write_run(tmp_path, str(place), {"optimizer.lr": lr})
+    assert [setup.label for setup in _grouped(tmp_path)[0]] == ["sgd lr=0.1", "sgd lr=0.3", "sgd lr=0.7"]
+    write_run(tmp_path, "3", {"optimizer.lr": 0.3})
+    labels = [setup.label for setup in _grouped(tmp_path)[0]]
+    assert labels == ["sgd lr=0.1", "sgd lr=0.3", "sgd lr=0.30000000000000004", "sgd lr=0.7"]
+
+
+def test_set_ups_are_in_the_order_of_their_numbers(tmp_path):
+    for place, lr in enumerate((10.0, 2.0, 1e-05, 0.3)):
+        write_run(tmp_path, str(place), {"optimizer.lr": lr})
+    labels = [setup.label for setup in _grouped(tmp_path)[0]]
+    assert labels == ["sgd lr=1e-05", "sgd lr=0.3", "sgd lr=2", "sgd lr=10"]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gnewton.report.comparison import Comparison
-from gnewton.report.curves import Band, band, curves, worst_of
+from gnewton.report.curves import Band, band, curves, points_for, thin, worst_of
 from gnewton.report.html.studies import profile_charts, sensitivity_charts
 from gnewton.report.html.traces import (
     Trace,
@@ -17,8 +17,6 @@ from gnewton.report.html.traces import (
     look,
     named,
     numbers,
-    points_for,
-    thin,
     translucent,
 )
 from gnewton.report.rates import median_rates
@@ -86,18 +84,12 @@ def _progress_traces(setup: Setup, x: str, metric: str, place: int, limit: int) 
     traces: list[Trace] = []
     for member in members:
         own_x, own_y = thin(member.x, member.y, limit)
-        dots, last = (0.1, 0.1) if several else (4, 4)
         traces.append(
             {
                 **shared,
                 "x": numbers(own_x),
                 "y": numbers(own_y),
-                "mode": "lines+markers" if member.broken or len(own_x) < 60 else "lines",
-                "marker": {
-                    "symbol": ["circle"] * (len(own_x) - 1) + ["x" if member.broken else "circle"],
-                    "size": [dots] * (len(own_x) - 1) + [9 if member.broken else last],
-                    "color": color,
-                },
+                **_marks(len(own_x), color, dots=not several and len(own_x) < 60, cross=member.broken),
                 "line": {**line, "width": 0.7 if several else 2},
                 "opacity": 0.45 if several else 1,
                 "hovertemplate": f"seed {member.seed}: %{{y}}<extra>%{{fullData.name}}</extra>",
@@ -107,6 +99,17 @@ def _progress_traces(setup: Setup, x: str, metric: str, place: int, limit: int) 
     if found is not None:
         traces += _band_traces(found, shared, color, line, limit)
     return traces
+
+
+def _marks(count: int, color: str, *, dots: bool, cross: bool) -> Trace:
+    """How the points of a run are marked: with dots or not, and the last with a cross where it broke down."""
+    size = 4 if dots or count == 1 else 0
+    if not size and not cross:
+        return {"mode": "lines"}
+    if not cross:
+        return {"mode": "lines+markers", "marker": {"size": size, "color": color}}
+    symbols, sizes = ["circle"] * (count - 1) + ["x"], [size] * (count - 1) + [9]
+    return {"mode": "lines+markers", "marker": {"symbol": symbols, "size": sizes, "color": color}}
 
 
 def _band_traces(found: Band, shared: Trace, color: str, line: Trace, limit: int) -> list[Trace]:

@@ -7,37 +7,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from gnewton.report.plots.style import COLORS
 
 Trace = dict[str, Any]
 
-MOST_POINTS = 400
-"""A curve has at most so many points on the page, …"""
-
-FEWEST_POINTS = 40
-"""… and is cut to no less than so many, …"""
-
-ALL_POINTS = 500_000
-"""… and together they have about so many, so that a browser can still hold the page."""
-
 _DASHES = ("solid", "dash", "dot", "dashdot")
-
-
-def points_for(curves: int) -> int:
-    """How many points each of so many curves may have."""
-    return max(FEWEST_POINTS, min(MOST_POINTS, ALL_POINTS // max(curves, 1)))
-
-
-def thin(x: Any, y: Any, limit: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """At most ``limit`` of the points, evenly chosen, the first and the last among them."""
-    x, y = np.asarray(x), np.asarray(y)
-    if len(x) <= limit:
-        return x, y
-    chosen = np.linspace(0, len(x) - 1, limit).round().astype(int)
-    return x[chosen], y[chosen]
 
 
 def look(place: int) -> tuple[str, Trace]:

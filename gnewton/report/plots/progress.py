@@ -11,13 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gnewton.report.curves import band, curves, worst_of
+from gnewton.report.curves import Curve, band, curves, points_for, thin, worst_of
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks
 from gnewton.report.plots.style import title as set_title
 from gnewton.report.setups import Setup
 
 X_AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
 """The columns of metrics.csv that progress is shown against, with what they are called."""
+
+IMAGE_POINTS = 150_000
+"""Points of all curves of a figure together: an SVG file holds each of them."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -66,14 +69,14 @@ def _measured(setups: Sequence[Setup], x: str) -> list[list[str]]:
 
 def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
     smallest = np.inf
+    limit = points_for(6 * sum(len(setup.runs) for setup in setups), IMAGE_POINTS)
     for setup, style in zip(setups, looks(len(setups)), strict=True):
         members = curves(setup, x, metric)
         for member in members:
             smallest = min(smallest, float(member.y.min()))
             alone = len(members) == 1
             axis.plot(
-                member.x,
-                member.y,
+                *thin(member.x, member.y, limit),
                 **style,
                 **_dot(member.x),
                 linewidth=1.6 if alone else 0.6,
@@ -82,7 +85,7 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
             if member.broken:
                 axis.plot(member.x[-1], member.y[-1], "x", color=style["color"], markersize=7)
         if len(members) > 1:
-            _draw_band(axis, members, metric, style)
+            _draw_band(axis, members, metric, style, limit)
     axis.set_xlabel(X_AXES[x])
     split, _, kind = metric.partition("_")
     set_title(axis, f"{split} {kind}")
@@ -95,16 +98,17 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
         axis.yaxis.set_major_formatter(_percent)
 
 
-def _draw_band(axis: Axes, members: list[Any], metric: str, style: dict[str, Any]) -> None:
+def _draw_band(axis: Axes, members: list[Curve], metric: str, style: dict[str, Any], limit: int) -> None:
     found = band(members, worst=worst_of(metric))
     if found is None:
         return
     shown = np.isfinite(found.median)
-    axis.plot(found.x[shown], found.median[shown], **style, **_dot(found.x[shown]), linewidth=1.8)
-    filled = np.isfinite(found.low) & np.isfinite(found.high)
-    axis.fill_between(
-        found.x, found.low, found.high, where=filled.tolist(), color=style["color"], alpha=0.15, linewidth=0
-    )
+    x, median = thin(found.x[shown], found.median[shown], limit)
+    axis.plot(x, median, **style, **_dot(x), linewidth=1.8)
+    x, low = thin(found.x, found.low, limit)
+    _, high = thin(found.x, found.high, limit)
+    filled = (np.isfinite(low) & np.isfinite(high)).tolist()
+    axis.fill_between(x, low, high, where=filled, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _dot(x: Sized) -> dict[str, Any]:

@@ -87,11 +87,13 @@ def _leading(value: float) -> int:
 
 
 def legend_below(made: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend for all axes, under them, in as many columns as fit."""
+    """One legend for all axes, under them, in as many columns as fit; the figure grows by what it needs."""
     if not labels:
         return
     widest = max(map(len, labels))
     columns = max(1, min(len(labels), int(made.get_size_inches()[0] * 11 / (widest + 6))))
+    rows = math.ceil(len(labels) / columns)
+    made.set_figheight(made.get_figheight() + 0.19 * max(0, rows - 2))
     legend = made.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
