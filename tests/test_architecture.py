@@ -23,7 +23,7 @@ LAYERS = [
     {"data", "models", "optim"},
     {"training", "inspection"},
     {"experiment", "report"},
-    {"sweep"},
+    {"sweep", "doctor"},
     {"cli"},
     {"__main__"},
 ]

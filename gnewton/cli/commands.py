@@ -33,6 +33,7 @@ COMMANDS = {
         Command("compare", "tables, plots and a page of finished runs", "gnewton.cli.compare"),
         Command("inspect", "the loss around a point: Hessian, rates, plots", "gnewton.cli.inspect"),
         Command("rates", "suggest a learning rate per group for SGD or Adam", "gnewton.cli.rates"),
+        Command("doctor", "examine the installation, with a self-test", "gnewton.cli.doctor"),
         Command("data", "obtain a data set, or list what there is", "gnewton.cli.data"),
     )
 }

@@ -290,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--damping",
         type=finite(0.0, above=True),
-        default=0.5,
+        default=1.0,
         metavar="λ",
         help="λ_1, the factor on all rates (default: %(default)s)",
     )

@@ -1,0 +1,95 @@
+"""``gnewton doctor``: is everything there that a run needs, and does it compute right?"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gnewton.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from gnewton.doctor.finding import Check, Finding
+
+
+def run(arguments: list[str]) -> int:
+    """``gnewton doctor``; returns 0, or 1 if something is broken."""
+    options = _parser().parse_args(arguments)
+    from gnewton.doctor.finding import Level, examine
+
+    found: list[Finding] = []
+    for title, check in _checks(options):
+        print(f"{title}:", flush=True)
+        for finding in examine(title, check):
+            print(_line(finding), flush=True)
+            found.append(finding)
+    broken = [finding.subject for finding in found if finding.level is Level.BROKEN]
+    warnings = [finding.subject for finding in found if finding.level is Level.WARNING]
+    if warnings:
+        print(f"\n{len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {', '.join(warnings)}")
+    if broken:
+        print(f"\nbroken: {', '.join(broken)}")
+        return 1
+    print("\neverything needed is there and works" if not warnings else "nothing is broken")
+    return 0
+
+
+def _checks(options: argparse.Namespace) -> list[tuple[str, Check]]:
+    """The checks by title."""
+    return [
+        ("installation", _check("installation", "installation")),
+        ("devices", _check("machine", "devices")),
+        ("output folder", _check("machine", "output_folder", options.output_root)),
+        ("data", _check("datasets", "datasets", options.data_root)),
+        ("self-test", _check("selftest", "selftest")),
+    ]
+
+
+def _check(module: str, name: str, *arguments: Path) -> Check:
+    """A check that imports what it looks at only when it runs: what is missing breaks no other."""
+
+    def check() -> Iterator[Finding]:
+        function = getattr(importlib.import_module(f"gnewton.doctor.{module}"), name)
+        yield from function(*arguments)
+
+    return check
+
+
+def _line(finding: Finding) -> str:
+    head = f"  {finding.level.value:<8} {finding.subject:<20} "
+    return textwrap.fill(
+        finding.message,
+        118,
+        initial_indent=head,
+        subsequent_indent=" " * 32,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="gnewton doctor",
+        description="Examine the installation: versions and pins, devices, the output folder, the data sets "
+        "at hand, and a self-test of two seconds.",
+        epilog="Exit code 0: nothing is broken (there may be warnings); 1: something is.",
+    )
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path(os.environ.get("GNEWTON_DATA", "data")),
+        metavar="FOLDER",
+        help="folder of the data sets (default: $GNEWTON_DATA, else ./data)",
+    )
+    parser.add_argument(
+        "--output-root",
+        type=Path,
+        default=Path("outputs"),
+        metavar="FOLDER",
+        help="where runs would be written (default: outputs)",
+    )
+    return parser

@@ -1,0 +1,1 @@
+"""Is this installation sound? Checks that each answer with findings, run one after the other."""

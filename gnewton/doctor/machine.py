@@ -1,0 +1,69 @@
+"""Processor, devices and the folder that runs are written to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gnewton.doctor.finding import Finding, Level
+from gnewton.experiment.environment import processor
+
+LITTLE = 2**30
+"""Bytes: with less room on the disk a run may not end."""
+
+
+def devices() -> Iterator[Finding]:
+    """The processor, and the accelerators that torch can use."""
+    threads = f"{torch.get_num_threads()} torch threads"
+    yield Finding(Level.GOOD, "cpu", f"{processor()}, {os.cpu_count()} cores, {threads}")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield _cuda(index)
+    else:
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without it"
+        yield Finding(Level.GOOD, "cuda", f"no device (torch is built {built})")
+    if torch.backends.mps.is_available():
+        yield Finding(Level.GOOD, "mps", f"{platform.machine()} (float32 only)")
+
+
+def _cuda(index: int) -> Finding:
+    """Whether a device can be computed on: a driver that is too old shows here."""
+    subject, device = f"cuda:{index}", torch.device("cuda", index)
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        ones = torch.ones(64, 64, device=device)
+        right = bool(((ones @ ones) == 64).all())
+    except RuntimeError as error:
+        return Finding(Level.BROKEN, subject, str(error).splitlines()[0])
+    name = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if not right:
+        return Finding(Level.BROKEN, subject, f"{name}: a matrix product came out wrong")
+    return Finding(Level.GOOD, subject, name)
+
+
+def output_folder(root: Path) -> Iterator[Finding]:
+    """Whether run folders can be made below ``root``, and how much room there is."""
+    subject = f"output_root={root}"
+    place = root
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".gnewton-") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        yield Finding(Level.BROKEN, subject, f"{place} cannot be written ({error.strerror})")
+        return
+    free = shutil.disk_usage(place).free
+    room = f"{free / 2**30:.1f} GiB free"
+    if free < LITTLE:
+        yield Finding(Level.WARNING, subject, f"writable, but only {room}")
+    else:
+        yield Finding(Level.GOOD, subject, f"writable, {room}")
