@@ -24,6 +24,7 @@ from gnewton.experiment.environment import describe_environment
 from gnewton.experiment.folder import config_hash, create_run_folder, held, write_json, write_text
 from gnewton.experiment.resume import CONFIG, ENVIRONMENT, effective_config, recipes_of, trajectory_hash
 from gnewton.experiment.schema import Settings
+from gnewton.training.compilation import require_compiler
 from gnewton.training.outcome import Outcome
 from gnewton.training.ratelog import RateLog
 from gnewton.training.resume import resume
@@ -70,6 +71,8 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
     with join_world(settings.trainer.device) as world:
         device = choose_device(settings.trainer.device, world.local_rank)
         prepare_torch(settings.trainer, settings.seed)
+        if settings.trainer.compile:
+            require_compiler(device)
         parts = build_parts(settings, device, world)
         torch.manual_seed(settings.seed + world.rank)  # the processes drop out units of their own
         rate_log = RateLog() if parts.partition is not None else None

@@ -47,6 +47,13 @@ class Settings:
             yield "name", "must be the name of one folder, without slashes"
         if not self.output_root.strip():
             yield "output_root", "must be a folder; for the current one give ."
+        optimizer = self.optimizer
+        if self.trainer.precision != "full" and optimizer.why_full_precision:
+            reason = optimizer.why_full_precision
+            yield "trainer.precision", f"must be full with optimizer={optimizer.name}, {reason}"
+        if self.trainer.compile and optimizer.why_uncompiled:
+            reason = optimizer.why_uncompiled
+            yield "trainer.compile", f"must be false with optimizer={optimizer.name}, {reason}"
 
 
 def register_schemas() -> None:

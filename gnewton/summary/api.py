@@ -69,6 +69,10 @@ class Summarizer:
             raise InputError(f"summary: reduction={reduction}: must be one of {', '.join(REDUCTIONS)}")
         if max_memory is not None and max_memory <= 0:
             raise InputError(f"summary: max_memory={max_memory}: must be a number of bytes > 0")
+        if "_orig_mod" in model._modules:  # what torch.compile returns
+            raise InputError(
+                "summary: the model is compiled, which has no second derivatives; pass the model itself"
+            )
         self.problem = Problem(model, loss_fn, partition)
         self.third = third
         self.engine = engine

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnewton.data.splits import Batch
 from gnewton.tasks import Task
+from gnewton.training.precision import Precision
+
+FULL = Precision()
+"""Nothing is rounded."""
 
 
 def add_gradient(
-    model: nn.Module, task: Task, batch: Batch, microbatch: int | None
+    model: Callable[[Tensor], Tensor],
+    task: Task,
+    batch: Batch,
+    microbatch: int | None,
+    precision: Precision = FULL,
 ) -> tuple[Tensor, Tensor | None]:
     """Add ∇ (1/N) Σ_i ℓ(x_i) to ``.grad`` and return the mean loss and the number of right answers.
 
@@ -22,6 +32,7 @@ def add_gradient(
         task: its loss, a mean over samples.
         batch: inputs and targets of N samples.
         microbatch: samples per forward and backward pass; None: all of them.
+        precision: what the forward pass is rounded to; its scale is left on the gradients.
 
     Returns:
         loss and right answers (None where the task has no such notion), scalars still on the device.
@@ -33,11 +44,12 @@ def add_gradient(
     hits: list[Tensor] = []
     for start in range(0, size, piece):
         part, labels = inputs[start : start + piece], targets[start : start + piece]
-        outputs = model(part)
+        with precision.rounded():
+            outputs = precision.outputs(model(part))
         loss = task.loss(outputs, labels)
         if piece < size:
             loss = loss * (len(part) / size)
-        loss.backward()
+        precision.backward(loss)
         losses.append(loss.detach())
         correct = task.correct(outputs.detach(), labels)
         if correct is not None:

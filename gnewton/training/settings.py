@@ -55,6 +55,8 @@ class TrainerSettings:
     rollback_factor: float = option(above=0, at_most=1)
     device: str = option()
     dtype: str = option(choices=("float32", "float64"))
+    precision: str = option(choices=("full", "bfloat16", "float16"))
+    compile: bool = option()
     tf32: bool = option()
     deterministic: bool = option()
     progress: str = option(choices=("auto", "bar", "lines"))
@@ -69,6 +71,8 @@ class TrainerSettings:
             Interval.parse(self.checkpoint_every)
         except InputError as error:
             yield "checkpoint_every", str(error)
+        if self.precision != "full" and self.dtype == "float64":
+            yield "precision", "needs trainer.dtype=float32"
         if (
             self.target.value is not None
             and self.target.metric.startswith("train")

@@ -21,6 +21,7 @@ from gnewton.errors import Diverged, Interrupted
 from gnewton.optim.recipes import OptimizerRecipe
 from gnewton.training.checkpoint import BEST, LAST
 from gnewton.training.clocks import Clocks
+from gnewton.training.compilation import compiled
 from gnewton.training.evaluate import Score, evaluate_splits
 from gnewton.training.gradient import add_gradient
 from gnewton.training.interval import EPOCHS, SECONDS, STEPS, Interval
@@ -29,6 +30,7 @@ from gnewton.training.memory import forget_peak_memory, peak_memory_mib
 from gnewton.training.meter import Meter
 from gnewton.training.nonfinite import StepFault, Watch
 from gnewton.training.outcome import Outcome, reached, require_finite
+from gnewton.training.precision import Precision
 from gnewton.training.progress import Progress, summary_line
 from gnewton.training.randomness import random_states, set_random_states
 from gnewton.training.ratelog import RateLog
@@ -72,6 +74,8 @@ class Trainer:
         self.recipe = recipe
         self.settings = settings
         self.device = next(model.parameters()).device
+        self._network = compiled(model) if settings.compile else model  # of the training passes
+        self._precision = Precision(settings.precision, self.device)
         self.clocks = Clocks(self.device)
         self.scheduler = recipe.schedule.build(optimizer, settings.epochs)
         self.batch_size = None if recipe.full_batch else settings.batch_size
@@ -173,7 +177,8 @@ class Trainer:
     def _make_step(self, whole: Batch) -> None:
         batch = self.world.share(whole)
         self._counted_correct = None
-        loss = self.recipe.step(self.optimizer, lambda: self._forward_backward(batch), batch)
+        evaluate = partial(self._forward_backward, batch)
+        loss = self._precision.step(self.recipe, self.optimizer, evaluate, batch)
         samples = max(len(whole[0]), 1)
         self._meter.record(self.step, loss, self._counted_correct, samples)
         self._samples_since_row += samples
@@ -194,7 +199,8 @@ class Trainer:
         The right answers are counted at the first evaluation of a step only: L-BFGS makes several.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = add_gradient(self.model, self.data.task, batch, self.settings.microbatch)
+        microbatch, task = self.settings.microbatch, self.data.task
+        loss, correct = add_gradient(self._network, task, batch, microbatch, self._precision)
         loss, correct = self.world.combine(self.model, loss, correct, len(batch[0]))
         if self._counted_correct is None:
             self._counted_correct = correct
@@ -313,6 +319,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "precision": self._precision.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "meter": self._meter.state_dict(),
@@ -348,6 +355,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self._precision.load_state_dict(state["precision"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._meter.load_state_dict(state["meter"], self.device)
         self._best = state["best"]

@@ -71,6 +71,8 @@ def settings(**changes: Any) -> TrainerSettings:
         "rollback_factor": 0.5,
         "device": "cpu",
         "dtype": "float64",
+        "precision": "full",
+        "compile": False,
         "tf32": False,
         "deterministic": False,
         "progress": "lines",

@@ -102,6 +102,8 @@ class KFAC(torch.optim.Optimizer):
         _check_name("preconditioner", preconditioner, tuple(_KINDS))
         _check_name("start", start, ("first", "identity"))
         _check_name("scaling", scaling, ("standard", "reference"))
+        if "_orig_mod" in model._modules:  # what torch.compile returns
+            raise InputError("model: it is compiled, and KFAC watches single layers; pass the model itself")
         draw = sampler(likelihood)
         named = _targets(model, params)
         super().__init__(

@@ -80,10 +80,16 @@ class OptimizerRecipe(ABC):
     Attributes:
         uses_partition: whether the choice ``partition=`` has an effect.
         full_batch: whether every step needs the whole training set.
+        why_full_precision: why the model's passes must not be rounded (mixed precision); empty: they may be.
+        why_uncompiled: why the model must not go through torch.compile; empty: it may.
     """
 
     uses_partition: ClassVar[bool] = False
     full_batch: ClassVar[bool] = False
+    why_full_precision: ClassVar[str] = "whose higher derivatives are to be those of the loss, exactly"
+    why_uncompiled: ClassVar[str] = (
+        "which differentiates the model more than once; compiled code allows it once"
+    )
 
     name: str
     schedule: ScheduleRecipe

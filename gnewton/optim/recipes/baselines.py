@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class FirstOrderRecipe(OptimizerRecipe):
     """A method whose step is proportional to its learning rate, which each parameter may have of its own."""
 
+    why_full_precision: ClassVar[str] = ""
+    why_uncompiled: ClassVar[str] = ""
+
     lr: float = option(above=0)
     rates: Any = option()
 
@@ -150,6 +153,8 @@ class LBFGS(OptimizerRecipe):
     """Limited-memory BFGS on the whole training set: one step is up to ``max_iter`` of its iterations."""
 
     full_batch: ClassVar[bool] = True
+    why_full_precision: ClassVar[str] = "whose line search compares losses that differ by less than rounding"
+    why_uncompiled: ClassVar[str] = ""
 
     lr: float = option(above=0)
     max_iter: int = option(at_least=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.errors import InputError
 from gnewton.optim.recipes.base import DIRECTIONS, OPTIMIZERS, DirectionRecipe, OptimizerRecipe, Problem
@@ -65,6 +65,9 @@ class _Options:
 @dataclass(kw_only=True)
 class KFACRecipe(_Options, OptimizerRecipe):
     """Natural gradient with Kronecker-factored curvature."""
+
+    why_full_precision: ClassVar[str] = "whose factors are to be definite, which rounded products are not"
+    why_uncompiled: ClassVar[str] = "which watches the single layers; compiled code has none"
 
     lr: float = option(above=0)
 
