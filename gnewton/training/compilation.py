@@ -1,12 +1,11 @@
-"""The model as torch.compile makes it, for the training passes."""
+"""Whether torch.compile works on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnewton.errors import InputError
 
@@ -30,9 +29,3 @@ def require_compiler(device: torch.device) -> None:
 
 def _probe(x: Tensor) -> Tensor:
     return torch.sin(x) + 1
-
-
-def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """``model`` compiled at its first call; the parameters stay those of ``model``."""
-    made: Any = torch.compile(model)
-    return made

@@ -21,16 +21,14 @@ from gnewton.errors import Diverged, Interrupted
 from gnewton.optim.recipes import OptimizerRecipe
 from gnewton.training.checkpoint import BEST, LAST
 from gnewton.training.clocks import Clocks
-from gnewton.training.compilation import compiled
 from gnewton.training.evaluate import Score, evaluate_splits
-from gnewton.training.gradient import add_gradient
 from gnewton.training.interval import EPOCHS, SECONDS, STEPS, Interval
 from gnewton.training.journal import Journal
 from gnewton.training.memory import forget_peak_memory, peak_memory_mib
 from gnewton.training.meter import Meter
 from gnewton.training.nonfinite import StepFault, Watch
 from gnewton.training.outcome import Outcome, reached, require_finite
-from gnewton.training.precision import Precision
+from gnewton.training.passes import TrainingPasses
 from gnewton.training.progress import Progress, summary_line
 from gnewton.training.randomness import random_states, set_random_states
 from gnewton.training.ratelog import RateLog
@@ -74,8 +72,7 @@ class Trainer:
         self.recipe = recipe
         self.settings = settings
         self.device = next(model.parameters()).device
-        self._network = compiled(model) if settings.compile else model  # of the training passes
-        self._precision = Precision(settings.precision, self.device)
+        self._passes = TrainingPasses(model, settings.precision, self.device, compiled=settings.compile)
         self.clocks = Clocks(self.device)
         self.scheduler = recipe.schedule.build(optimizer, settings.epochs)
         self.batch_size = None if recipe.full_batch else settings.batch_size
@@ -177,8 +174,7 @@ class Trainer:
     def _make_step(self, whole: Batch) -> None:
         batch = self.world.share(whole)
         self._counted_correct = None
-        evaluate = partial(self._forward_backward, batch)
-        loss = self._precision.step(self.recipe, self.optimizer, evaluate, batch)
+        loss = self._passes.step(self.recipe, self.optimizer, partial(self._forward_backward, batch), batch)
         samples = max(len(whole[0]), 1)
         self._meter.record(self.step, loss, self._counted_correct, samples)
         self._samples_since_row += samples
@@ -199,8 +195,7 @@ class Trainer:
         The right answers are counted at the first evaluation of a step only: L-BFGS makes several.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        microbatch, task = self.settings.microbatch, self.data.task
-        loss, correct = add_gradient(self._network, task, batch, microbatch, self._precision)
+        loss, correct = self._passes.add_gradient(self.data.task, batch, self.settings.microbatch)
         loss, correct = self.world.combine(self.model, loss, correct, len(batch[0]))
         if self._counted_correct is None:
             self._counted_correct = correct
@@ -251,9 +246,7 @@ class Trainer:
                 scores = evaluate_splits(
                     self.model, self.data, settings.evaluation, lambda: self._stop_if(signals.received)
                 )
-            lr = float(
-                self.optimizer.param_groups[0]["lr"]
-            )  # of this epoch; the schedule sets that of the next
+            lr = float(self.optimizer.param_groups[0]["lr"])  # of this epoch, not of the next
             with self.clocks.measure("logging"):
                 outcome.metrics = row = self._row(scores, lr)
                 self._journal.metrics(row)
@@ -319,7 +312,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "precision": self._precision.state_dict(),
+            "passes": self._passes.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "meter": self._meter.state_dict(),
@@ -355,7 +348,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self._precision.load_state_dict(state["precision"])
+        self._passes.load_state_dict(state["passes"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._meter.load_state_dict(state["meter"], self.device)
         self._best = state["best"]
@@ -371,9 +364,8 @@ class Trainer:
         self._checkpoint(LAST)
         name = signal.Signals(number).name
         where = self._journal.checkpoint_path(LAST)
-        code = (
-            number if number == signal.SIGINT else signal.SIGTERM
-        )  # who asks with SIGUSR1 means to terminate
+        # who asks with SIGUSR1 means to terminate
+        code = number if number == signal.SIGINT else signal.SIGTERM
         raise Interrupted(
             f"interrupted by {name} after step {self.step}; checkpoint written to {where}", code
         )
