@@ -35,8 +35,13 @@ def _conditions(environment: dict[str, Any], config: dict[str, Any]) -> dict[str
         found["threads"] = str(environment.get("threads", UNKNOWN))
     if environment.get("processes", 1) != 1:
         found["processes"] = str(environment["processes"])
-    dtype = str(trainer.get("dtype", UNKNOWN))
-    found["dtype"] = f"{dtype} (TF32)" if trainer.get("tf32") and device == "cuda" else dtype
+    rounding = {
+        "TF32": trainer.get("tf32") and device == "cuda",
+        f"{trainer.get('precision')} autocast": trainer.get("precision", "full") != "full",
+        "compiled": trainer.get("compile"),
+    }
+    notes = [note for note, holds in rounding.items() if holds]
+    found["dtype"] = str(trainer.get("dtype", UNKNOWN)) + (f" ({', '.join(notes)})" if notes else "")
     return found
 
 

@@ -42,6 +42,14 @@ def test_differences_are_refused_and_named(options, environment, line, tmp_path)
     assert any("their times mean little beside each other" in note for note in allowed.notes)
 
 
+@pytest.mark.parametrize(("option", "value"), [("trainer.precision", "bfloat16"), ("trainer.compile", True)])
+def test_rounded_and_compiled_runs_are_told_from_others(tmp_path, option, value):
+    with pytest.raises(
+        InputError, match=f"float32 \\({'compiled' if value is True else 'bfloat16 autocast'}\\)"
+    ):
+        compare(_pair(tmp_path, {option: value}, ENVIRONMENT))
+
+
 def test_tf32_is_a_format_of_its_own_on_a_gpu_alone(tmp_path):
     with pytest.raises(InputError, match=r"dtype: float32 \(1 run\), float32 \(TF32\) \(1 run\)"):
         compare(_pair(tmp_path / "gpu", {"trainer.tf32": True}, GPU, first=GPU))
