@@ -60,27 +60,30 @@ def compare(
     Args:
         folders: run folders, or folders with run folders somewhere below.
         target: the target of all set-ups; None: each has that of its configuration, or none.
-        mixed_hardware: allow different hardware and number formats. They then make set-ups of their own.
+        mixed_hardware: allow different hardware and number formats for one model and data set. They then make
+            set-ups of their own.
 
     Raises:
         InputError: if there is no run, the hardware differs without leave, or no run knows the target.
     """
     found, notes = find_runs(folders)
-    if not mixed_hardware:
-        require_same(_with_times(found))
     setups, superseded = group_runs(found)
+    problems = _runs_by_problem(setups)
+    if not mixed_hardware:
+        for runs_of_problem in problems:
+            require_same(runs_of_problem)
     targets = {setup.label: target or Target.of(setup) for setup in setups}
     runs = table_of_runs(setups, targets)
     if target is not None and runs["target_seconds"].isna().all():
         raise InputError(f"--target {target.metric}={target.value:g}: no run has measured {target.metric}")
     notes += [*superseded, *_notes(setups, targets, runs)]
-    if mixed_hardware and differences(_with_times(found)):
+    if mixed_hardware and any(differences(runs_of_problem) for runs_of_problem in problems):
         notes.append(
             "the runs differ in hardware or number format: their times mean little beside each other"
         )
-    counted = [run for setup in setups for run in setup.runs]
     table = table_of_setups(setups, runs, targets)
-    return Comparison(setups, targets, runs, table, describe(_with_times(counted)), notes)
+    counted = [run for runs_of_problem in problems for run in runs_of_problem]
+    return Comparison(setups, targets, runs, table, describe(counted), notes)
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
@@ -120,9 +123,16 @@ def write_file(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def _with_times(runs: Sequence[Run]) -> list[Run]:
-    """Runs that measured something: one killed before it began has no times to compare."""
-    return [run for run in runs if len(run.metrics) or run.environment]
+def _runs_by_problem(setups: Sequence[Setup]) -> list[list[Run]]:
+    """The runs whose times stand beside each other: those of one model and data set.
+
+    One that was killed before it began has no times to compare.
+    """
+    problems: dict[str, list[Run]] = {}
+    for setup in setups:
+        with_times = [run for run in setup.runs if len(run.metrics) or run.environment]
+        problems.setdefault(setup.problem, []).extend(with_times)
+    return [sorted(runs, key=lambda run: run.folder) for runs in problems.values()]
 
 
 def _notes(setups: Sequence[Setup], targets: dict[str, Target | None], runs: pd.DataFrame) -> list[str]:

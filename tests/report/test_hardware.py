@@ -104,3 +104,11 @@ def test_allowed_mixtures_keep_the_hardware_apart_in_every_row(tmp_path):
         for name in ("grouped_newton", "sgd")
         for hardware in ("cpu Test Processor", "cuda Test GPU")
     ]
+
+
+def test_other_problems_may_have_been_solved_elsewhere(tmp_path):
+    write_run(tmp_path, "one", rows=falling([1.0]))
+    write_run(tmp_path, "two", {"model.name": "lenet", "trainer.dtype": "float64"}, rows=falling([1.0]))
+    comparison = compare([tmp_path])
+    assert len(comparison.setups) == 2
+    assert comparison.hardware.count(";") == 1
