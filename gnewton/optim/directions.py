@@ -40,6 +40,7 @@ class Directions:
             raise InputError("direction: the mapping is empty; at least one direction is needed")
         self.labels = tuple(factories)
         self.members = [ShadowDirection(named, factory, maximize=maximize) for factory in factories.values()]
+        self.quadratic_decay()
 
     def update(self) -> list[list[Tensor]]:
         """Advance every method by one step and return u_1 … u_k, valid until the next call."""

@@ -142,6 +142,23 @@ TABLE: list[tuple[str, str]] = [
         "train optimizer=grouped_newton_noiseless optimizer/averaging=static",
         "optimizer.averaging.batches=4: needs optimizer.curvature.source=independent, or 1",
     ),
+    (
+        "train optimizer/direction=pair optimizer/direction@optimizer.direction.first=pair",
+        "optimizer.direction.first.name=pair: must be a single direction",
+    ),
+    (
+        "train optimizer/controller=adaptive optimizer.internal_damping=0",
+        "optimizer.internal_damping=0.0: must be > 0, optimizer.controller=adaptive moves it",
+    ),
+    (
+        "train optimizer/controller=geometric optimizer.controller.limit=2",
+        "optimizer.controller.limit=2.0: must be <= 1 with a factor of 0.99",
+    ),
+    (
+        "train optimizer/controller=adaptive optimizer.controller.slices=1",
+        "optimizer.controller.errors=1.0: has no effect with optimizer.controller.slices=1",
+    ),
+    ("train optimizer/controller=overshot", "did you mean 'overshoot'?"),
     ("train optimizer.cap=0", "optimizer.cap=0.0: must be a finite number > 0"),
     (
         "train optimizer.curvature.source=training optimizer.curvature.batch_size=9",

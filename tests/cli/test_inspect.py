@@ -85,7 +85,7 @@ def test_batches_of_a_run_along_its_own_direction(inspected, run, tmp_path):
     gradients = torch.autograd.grad(
         cross_entropy(point.model(inputs), targets), list(point.model.parameters())
     )
-    saved = point.optimizer_state["grouped_newton"]["direction"]["state"]
+    saved = point.optimizer_state["grouped_newton"]["directions"]["members"][0]["state"]
     direction = {
         name: 0.9 * saved[i]["momentum_buffer"] + 0.1 * g
         for i, ((name, _), g) in enumerate(zip(point.model.named_parameters(), gradients, strict=True))
@@ -172,7 +172,14 @@ def test_a_function_without_data(inspected):
         (["--batch-size=5000"], "--batch-size=5000: must be <= 1200, the training samples of data=digits"),
         (["--internal-damping=-1"], "argument --internal-damping: -1: must be a finite number >= 0"),
         (["--direction=x"], "argument --direction: invalid choice: 'x'"),
-        (["optimizer=lbfgs", "--direction=optimizer"], "optimizer=lbfgs has no direction that is known"),
+        (
+            ["optimizer=lbfgs", "--direction=optimizer"],
+            "optimizer=lbfgs has no direction that is known, or several",
+        ),
+        (
+            ["optimizer/direction=pair", "--direction=optimizer"],
+            "optimizer=grouped_newton has no direction that is known, or several",
+        ),
     ],
 )
 def test_what_is_refused(cli, arguments, message):

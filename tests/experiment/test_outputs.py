@@ -95,6 +95,16 @@ def test_types(folder, title):
         assert table[name].notna().all(), name
 
 
+def test_two_directions_have_two_rates_in_every_group(run):
+    folder = run([*SMALL, "optimizer/direction=pair", "trainer.epochs=1"]).folder
+    rates = pd.read_csv(folder / "rates.csv")
+    assert list(rates["group"][:4]) == [
+        *("hidden1.weight:first", "hidden1.weight:second"),
+        *("hidden1.bias:first", "hidden1.bias:second"),
+    ]
+    assert (rates.groupby("update").size() == 8).all()
+
+
 @pytest.mark.parametrize(
     ("controller", "columns"),
     [("overshoot", {"overshoot"}), ("adaptive", {"accepted", "rejected", "decrease", "predicted"})],

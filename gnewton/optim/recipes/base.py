@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -117,13 +117,22 @@ class OptimizerRecipe(ABC):
 
 @dataclass(kw_only=True)
 class DirectionRecipe(ABC):
-    """The first-order method that proposes the direction of GroupedNewton."""
+    """The first-order method that proposes the direction of GroupedNewton.
+
+    Attributes:
+        single: whether it is one method, not several.
+    """
+
+    single: ClassVar[bool] = True
 
     name: str
 
     @abstractmethod
-    def build(self, problem: Problem) -> DirectionFactory:
-        """A function from (name, tensor) pairs to a torch optimizer; names are those of the model."""
+    def build(self, problem: Problem) -> DirectionFactory | Mapping[str, DirectionFactory]:
+        """A function from (name, tensor) pairs to a torch optimizer; names are those of the model.
+
+        Several methods are returned by name.
+        """
 
 
 @dataclass(kw_only=True)

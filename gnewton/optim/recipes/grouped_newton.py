@@ -100,13 +100,14 @@ class GroupedNewtonRecipe(OptimizerRecipe):
             on_update=problem.on_update,
         )
 
-    def proposal(self, problem: Problem) -> DirectionFactory:
-        """The direction of the options."""
-        return self.direction.build(problem)
+    def proposal(self, problem: Problem) -> DirectionFactory | None:
+        """The direction of the options, where there is a single one."""
+        built = self.direction.build(problem)
+        return built if callable(built) else None
 
     def proposal_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of the direction, its parameters in the order of the partition."""
-        found: dict[str, Any] = state["grouped_newton"]["direction"]
+        found: dict[str, Any] = state["grouped_newton"]["directions"]["members"][0]
         return found
 
     def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
