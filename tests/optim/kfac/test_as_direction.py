@@ -89,7 +89,7 @@ def test_the_passes_of_the_summary_are_not_watched(engine: str, fisher: str) -> 
         for group in optimizer.param_groups:
             group["lr"] = 0.0
         advance(model, optimizer, 0, 5, summary=summary)
-        inner = optimizer._direction.inner
+        inner = optimizer._directions.members[0].inner
         assert isinstance(inner, KFAC)
         assert inner._draws == (3 if fisher == "true" else 0)
         found.append(inner.factors)
@@ -169,7 +169,7 @@ def test_a_direction_by_name(compose: Callable[..., Any]) -> None:
     model = tanh_net()
     chosen: Any = settings_from(compose(["optimizer/direction=kfac"])).optimizer
     optimizer = GroupedNewton(model, F.cross_entropy, direction=chosen.direction.build(problem(model)))
-    inner = optimizer._direction.inner
+    inner = optimizer._directions.members[0].inner
     assert isinstance(inner, KFAC)
     assert inner.param_groups[0]["kl_clip"] is None
     advance(model, optimizer, 0, 3, summary=True)
