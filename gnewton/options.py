@@ -102,6 +102,10 @@ def violations(settings: object, path: str = "") -> Iterator[str]:
             yield f"{where}={show(value)}: must be {rule.describe(value)}{hint}"
         elif is_dataclass(value):
             yield from violations(value, where)
+        elif isinstance(value, dict):
+            for key, member in value.items():
+                if is_dataclass(member):
+                    yield from violations(member, f"{where}.{key}")
     conflicts = getattr(settings, "conflicts", None)
     if conflicts is not None:
         for name, message in conflicts():

@@ -20,7 +20,7 @@ LAYERS = [
     {"registry", "tasks"},
     {"partition", "cubic"},
     {"summary"},
-    {"data", "models", "optim"},
+    {"data", "models", "optim", "loggers"},
     {"training", "inspection"},
     {"experiment", "report"},
     {"sweep", "doctor"},

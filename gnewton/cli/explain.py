@@ -110,8 +110,16 @@ def _no_such_option(cause: OmegaConfBaseException, overrides: dict[str, str]) ->
         if parent
         else f" (options: {listing(candidates, 20)})"
     )
-    given = next((text for name, text in overrides.items() if name == full_key), full_key)
-    return f"{given}: no such option{hint}{_owners(parent, key)}{where}"
+    given = next(
+        (text for name, text in overrides.items() if f"{name}.".startswith(f"{full_key}.")), full_key
+    )
+    return f"{given}: no such option{hint}{_unchosen(parent, key)}{_owners(parent, key)}{where}"
+
+
+def _unchosen(group: str, key: str) -> str:
+    """Where the option belongs to a choice that stands under its own name, and was not made, say so."""
+    known = any(choice.name == key for choice in config_groups().get(group, []))
+    return f"; choose it first, with {group}={key}" if known else ""
 
 
 def _owners(parent: str, key: str) -> str:

@@ -19,6 +19,7 @@ WITHOUT_EFFECT = (
     "name",
     "output_root",
     "resume",
+    "logger",
     "trainer.epochs",
     "trainer.max_steps",
     "trainer.max_seconds",

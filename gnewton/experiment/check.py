@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from gnewton.data.no_data import NoData
 from gnewton.errors import InputError
 from gnewton.experiment.schema import REGISTRIES, Settings
+from gnewton.loggers import LOGGERS
 from gnewton.options import did_you_mean, listing, validate
 
 _OF_SAMPLES = (
@@ -69,6 +70,7 @@ def _ineffective(settings: Settings, overrides: Sequence[str]) -> Iterator[str]:
     optimizer, target = settings.optimizer, settings.trainer.target
     labels = {f"{registry.kind.replace('/', '.')}.name": registry.kind for registry in REGISTRIES}
     labels["trainer.name"] = "trainer"
+    labels |= {f"logger.{name}.name": "logger" for name in LOGGERS.names()}
     without_effect = {f"optimizer.{name}": reason for name, reason in optimizer.ineffective()}
     for override in overrides:
         key = _key(override)

@@ -84,6 +84,7 @@ def _configured(
         "name": "check",
         "output_root": folder,
         "resume": None,
+        "logger": {},
         "seed": seed,
         "optimizer.lr": choice.lr,
         "optimizer.rates": dict(choice.rates) if choice.rates is not None else None,

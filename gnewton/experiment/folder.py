@@ -21,11 +21,25 @@ PATIENCE = 8.0
 
 
 def config_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits that change with any option but the place of the outputs."""
+    """Eight hexadecimal digits that change with any option but the place of the outputs and the loggers."""
     resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    for key in ("output_root", "resume"):
+    for key in ("output_root", "resume", "logger"):
         resolved.pop(key, None)
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def dotted(config: DictConfig) -> dict[str, Any]:
+    """Every option by its full name; a list is a value."""
+
+    def flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return dict(flat(resolved, ""))
 
 
 def create_run_folder(root: Path, digest: str) -> Path:

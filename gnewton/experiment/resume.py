@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gnewton.errors import InputError
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.schema import REGISTRIES, Settings
+from gnewton.loggers import LOGGERS
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -36,7 +37,7 @@ MAY_CHANGE = (
 """Options that decide how far a run goes, what is written when and what follows a number that is not finite,
 and not the steps that a sound run makes."""
 
-_NOT_OF_THE_RUN = ("resume", "output_root", "name")
+_NOT_OF_THE_RUN = ("resume", "output_root", "name", "logger")
 
 
 def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -126,6 +127,10 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
             if registry.kind in recipes:
                 schema = OmegaConf.structured(registry[str(recipes[registry.kind])])
                 OmegaConf.update(config, registry.kind.replace("/", "."), schema)
+        for name in saved.get("logger") or {}:
+            OmegaConf.update(
+                config, f"logger.{name}", OmegaConf.structured(LOGGERS[str(name)]), force_add=True
+            )
         merged = OmegaConf.merge(config, saved)
         assert isinstance(merged, DictConfig)
         return merged
@@ -144,6 +149,9 @@ def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:
         return None
     if key == "output_root":
         return f"{override}: has no effect, a resumed run stays in its folder"
+    if key.split(".")[0] == "logger":
+        OmegaConf.update(found, "logger", config.logger, merge=False)
+        return None
     if key in MAY_CHANGE:
         return _change(override, key, config, found)
     path = key.replace("/", ".")

@@ -21,9 +21,10 @@ from gnewton.experiment.build import Parts, build_parts, problem_of
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.device import choose_device, prepare_torch
 from gnewton.experiment.environment import describe_environment
-from gnewton.experiment.folder import config_hash, create_run_folder, held, write_json, write_text
+from gnewton.experiment.folder import config_hash, create_run_folder, dotted, held, write_json, write_text
 from gnewton.experiment.resume import CONFIG, ENVIRONMENT, effective_config, recipes_of, trajectory_hash
 from gnewton.experiment.schema import Settings
+from gnewton.loggers import GuardedLoggers, RunCard
 from gnewton.training.compilation import require_compiler
 from gnewton.training.outcome import Outcome
 from gnewton.training.ratelog import RateLog
@@ -79,6 +80,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         record = rate_log.record if rate_log is not None else None
         optimizer = settings.optimizer.build(problem_of(settings, parts, world, record))
         environment = describe_environment(device, command or sys.argv, overrides)
+        loggers = GuardedLoggers({name: recipe.build() for name, recipe in settings.logger.items()})
         environment |= {"processes": world.size, "recipes": recipes_of(config)}
         folder = (place or _start_folder(config, settings, environment)) if world.writes else None
         with _held(folder), _log_file(folder):
@@ -94,13 +96,14 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
                 rate_log=rate_log,
                 identity=_identity(config, settings, device, world),
                 world=world,
+                logger=loggers if world.writes else None,
             )
             if place is not None:
                 resume(trainer, place)
                 world.agree(0, device)  # all of them have read before one of them writes
                 if folder is not None:
                     _continue_folder(folder, config, environment, trainer.step)
-            with _failure_recorded(folder, trainer):
+            with _failure_recorded(folder, trainer), _reporting(loggers, folder, config, trainer.step):
                 outcome = trainer.fit()
             if folder is not None:
                 write_json(folder / "result.json", asdict(outcome))
@@ -170,6 +173,15 @@ def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise GnewtonError(f"{folder}: cannot be written ({error.strerror})") from error
         raise
+
+
+def _reporting(
+    loggers: GuardedLoggers, folder: Path | None, config: DictConfig, step: int
+) -> AbstractContextManager[None]:
+    """The loggers of a run, in the process that writes it."""
+    if folder is None:
+        return nullcontext()
+    return loggers.reporting(RunCard(folder, str(config.name), dotted(config), step))
 
 
 def _held(folder: Path | None) -> AbstractContextManager[None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
 from gnewton.data import DATA, DataRecipe
+from gnewton.loggers import LOGGERS, LoggerRecipe
 from gnewton.models import MODELS, ModelRecipe
 from gnewton.optim.recipes import AVERAGINGS, CONTROLLERS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
 from gnewton.options import option
@@ -24,6 +25,7 @@ REGISTRIES: tuple[Registry, ...] = (
     DIRECTIONS,
     AVERAGINGS,
     CONTROLLERS,
+    LOGGERS,
 )
 
 
@@ -40,6 +42,7 @@ class Settings:
     partition: PartitionRecipe
     optimizer: OptimizerRecipe
     trainer: TrainerSettings
+    logger: dict[str, LoggerRecipe] = field(default_factory=dict)  # any number of them, by name
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The name is a folder directly under ``output_root``."""

@@ -75,7 +75,7 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
     mixed = differences(runs)
     setups: dict[str, Setup] = {}
     for run in runs:
-        options = {key: value for key, value in flatten(run.config).items() if key not in IGNORED}
+        options = {key: value for key, value in flatten(run.config).items() if _counts(key)}
         if mixed:
             found = conditions(run)
             options["hardware"] = ", ".join(found[key] for key in mixed if key in found)
@@ -101,6 +101,10 @@ def identity(options: dict[str, Any]) -> str:
     return json.dumps(
         {key: _show(value) for key, value in options.items() if value is not None}, sort_keys=True
     )
+
+
+def _counts(key: str) -> bool:
+    return key not in IGNORED and key.split(".")[0] != "logger"
 
 
 def _one_run_per_seed(setup: Setup) -> list[str]:

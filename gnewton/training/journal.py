@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from gnewton.errors import InputError
+from gnewton.loggers import Logger
 from gnewton.training.checkpoint import LAST, PREVIOUS, load_checkpoint, remove_leftovers, save_checkpoint
 from gnewton.training.csvlog import METRICS_COLUMNS, RATES_COLUMNS, CsvLog, check_log
 
@@ -19,10 +20,12 @@ class Journal:
     Args:
         folder: the run folder; None: nothing is written, as in every process of a data-parallel run but one.
         with_rates: whether the optimizer has rates to log.
+        logger: gets every row as well.
     """
 
-    def __init__(self, folder: Path | None, with_rates: bool) -> None:
+    def __init__(self, folder: Path | None, with_rates: bool, logger: Logger | None = None) -> None:
         self._folder = folder
+        self._logger = logger
         self._columns: dict[str, tuple[str, ...]] = {"metrics.csv": METRICS_COLUMNS}
         if with_rates:
             self._columns["rates.csv"] = RATES_COLUMNS
@@ -52,10 +55,14 @@ class Journal:
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.csv."""
         self._write("metrics.csv", [row])
+        if self._logger is not None:
+            self._logger.metrics(row)
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to rates.csv."""
         self._write("rates.csv", rows)
+        if self._logger is not None and rows:
+            self._logger.rates(rows)
 
     def lengths(self) -> dict[str, int]:
         """The length of each log in bytes, once it is safe on the disk: what a checkpoint goes with."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gnewton.data.splits import Batch, DataSet
 from gnewton.errors import Diverged, Interrupted
+from gnewton.loggers import Logger
 from gnewton.optim.recipes import OptimizerRecipe
 from gnewton.training.checkpoint import BEST, LAST
 from gnewton.training.clocks import Clocks
@@ -51,6 +52,7 @@ class Trainer:
         rate_log: where updates of the rates are kept until they are written; None for other optimizers.
         identity: what a checkpoint must agree on to be continued, such as the hash of the configuration.
         world: the processes that share every batch; this one alone by default.
+        logger: gets the rows of the CSV files as well.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Trainer:
         rate_log: RateLog | None,
         identity: dict[str, str],
         world: World | None = None,
+        logger: Logger | None = None,
     ) -> None:
         self.model = model
         self.data = data
@@ -82,7 +85,7 @@ class Trainer:
         self.world = world if world is not None else World()
         self.identity = identity
         self.folder = folder
-        self._journal = Journal(folder, with_rates=rate_log is not None)
+        self._journal = Journal(folder, with_rates=rate_log is not None, logger=logger)
         self._rate_log = rate_log
         self._meter = Meter()
         self._watch = Watch(model, optimizer, rate_log)

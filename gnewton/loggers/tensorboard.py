@@ -1,0 +1,72 @@
+"""TensorBoard: event files in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnewton.loggers.base import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.options import option
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+
+
+@LOGGERS.register("tensorboard")
+@dataclass(kw_only=True)
+class TensorBoardRecipe(LoggerRecipe):
+    """Event files in ``tensorboard/`` of the run folder."""
+
+    package: ClassVar[str] = "tensorboard"
+    extra: ClassVar[str] = "tensorboard"
+
+    flush_seconds: int = option(at_least=1)
+
+    def build(self) -> Logger:
+        """A writer that opens its file when the run starts."""
+        return TensorBoardLogger(self.flush_seconds)
+
+
+class TensorBoardLogger(Logger):
+    """Scalars by torch's writer; a run that goes on from a checkpoint hides what was at later steps.
+
+    Args:
+        flush_seconds: how often the file is forced to the disk.
+    """
+
+    def __init__(self, flush_seconds: int) -> None:
+        self._flush_seconds = flush_seconds
+        self._writer: SummaryWriter | None = None
+
+    def start(self, card: RunCard) -> None:
+        """Open an event file, and put the configuration into it as text."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(
+            str(card.folder / FOLDER),
+            purge_step=card.step + 1 if card.step else None,
+            flush_secs=self._flush_seconds,
+        )
+        lines = "\n".join(f"    {name}: {value}" for name, value in card.config.items())
+        self._writer.add_text("config", lines, card.step)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """One scalar for each column that has a value."""
+        assert self._writer is not None
+        for name, value in numbers(row, METRICS).items():
+            self._writer.add_scalar(name, value, int(row["step"]))
+
+    def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One scalar for each group."""
+        assert self._writer is not None
+        for step, values in rate_numbers(rows).items():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def finish(self, ended_well: bool) -> None:
+        """Close the file."""
+        assert self._writer is not None
+        self._writer.close()

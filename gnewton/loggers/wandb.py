@@ -1,0 +1,74 @@
+"""Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gnewton.loggers.base import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.options import option
+
+MODES = ("online", "offline")
+
+
+@LOGGERS.register("wandb")
+@dataclass(kw_only=True)
+class WandbRecipe(LoggerRecipe):
+    """A run of a project of Weights & Biases."""
+
+    package: ClassVar[str] = "wandb"
+    extra: ClassVar[str] = "wandb"
+
+    project: str
+    entity: str | None
+    mode: str = option(choices=MODES)
+
+    def build(self) -> Logger:
+        """A logger that logs in when the run starts."""
+        return WandbLogger(self.project, self.entity, self.mode)
+
+
+class WandbLogger(Logger):
+    """One W&B run for each run folder, continued under the same id.
+
+    Args:
+        project, entity: where it belongs.
+        mode: "online", or "offline": files in the run folder for ``wandb sync``.
+    """
+
+    def __init__(self, project: str, entity: str | None, mode: str) -> None:
+        self._project = project
+        self._entity = entity
+        self._mode = mode
+        self._run: Any = None
+
+    def start(self, card: RunCard) -> None:
+        """Begin the W&B run, or go on with it."""
+        import wandb
+
+        self._run = wandb.init(
+            project=self._project,
+            entity=self._entity,
+            mode=self._mode,  # type: ignore[arg-type]
+            dir=str(card.folder),
+            id=card.folder.name,
+            name=card.folder.name,
+            group=card.experiment,
+            config=dict(card.config),
+            resume="allow",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """The columns that have a value, at their step."""
+        self._run.log(numbers(row, METRICS), step=int(row["step"]))
+
+    def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The rate of each group, at the step of the update."""
+        for step, values in rate_numbers(rows).items():
+            self._run.log(values, step=step)
+
+    def finish(self, ended_well: bool) -> None:
+        """Wait until everything is handed over."""
+        self._run.finish(exit_code=0 if ended_well else 1)

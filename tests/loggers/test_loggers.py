@@ -1,0 +1,248 @@
+"""Loggers: they get the rows of the CSV files, cost no run, and are refused where a package is missing."""
+
+from __future__ import annotations
+
+import logging
+
+import pandas as pd
+import pytest
+import yaml
+
+from gnewton.errors import Diverged
+from gnewton.experiment.folder import config_hash
+from gnewton.experiment.resume import trajectory_hash
+from gnewton.loggers import LOGGERS, GuardedLoggers, Logger
+from gnewton.report.runs import read_run
+from gnewton.report.setups import group_runs
+from tests.conftest import SMALL
+
+SHORT = [*SMALL, "trainer.epochs=2", "trainer.log_every=2"]
+LOGGED = ("train_loss", "validation_accuracy", "lr")
+
+
+class Kept(Logger):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.cards, self.metric_rows, self.rate_rows, self.ends = [], [], [], []
+
+    def start(self, card):
+        self.cards.append(card)
+
+    def metrics(self, row):
+        self.metric_rows.append(dict(row))
+
+    def rates(self, rows):
+        self.rate_rows.extend(map(dict, rows))
+
+    def finish(self, ended_well):
+        self.ends.append(ended_well)
+
+
+class Broken(Kept):
+    """Fails at one of its methods."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.calls = 0
+
+        def fail(*arguments, **options):
+            self.calls += 1
+            raise ConnectionError("the service is away\nand more")
+
+        setattr(self, method, fail)
+
+
+@pytest.fixture
+def with_loggers(monkeypatch):
+    """Put these loggers in place of those of the configuration."""
+
+    def put(**loggers):
+        monkeypatch.setattr("gnewton.experiment.run.GuardedLoggers", lambda _: GuardedLoggers(loggers))
+
+    return put
+
+
+def values(frame, column):
+    return [None if pd.isna(value) else value for value in frame[column]]
+
+
+def test_they_get_the_rows_of_the_csv_files(run, with_loggers):
+    kept = Kept()
+    with_loggers(kept=kept)
+    report = run(SHORT)
+    (card,) = kept.cards
+    assert (card.folder, card.step, card.experiment) == (report.folder, 0, "mlp-digits-grouped_newton")
+    assert card.config["optimizer.curvature.batch_size"] == 20
+    metrics, rates = (pd.read_csv(report.folder / f"{name}.csv") for name in ("metrics", "rates"))
+    for column in metrics:
+        assert [row.get(column) for row in kept.metric_rows] == pytest.approx(values(metrics, column)), column
+    assert len(kept.rate_rows) == len(rates) > 0
+    for column in ("step", "group", "rate", "gradient", "status"):
+        assert [row[column] for row in kept.rate_rows] == values(rates, column)
+    assert kept.ends == [True]
+
+
+@pytest.mark.parametrize("method", ["start", "metrics", "rates", "finish"])
+def test_one_that_fails_costs_nothing_but_itself(run, with_loggers, caplog, method):
+    broken, kept = Broken(method), Kept()
+    with_loggers(broken=broken, kept=kept)
+    with caplog.at_level(logging.WARNING, "gnewton"):
+        report = run(SHORT)
+    assert report.outcome.status == "done"
+    assert broken.calls == 1
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    message = "logger broken failed and is left out from here on: the service is away"
+    assert warning.getMessage() == message
+    assert message in (report.folder / "train.log").read_text()
+    assert len(kept.metric_rows) == 2
+    assert kept.ends == [True]
+
+
+def test_they_learn_that_a_run_has_diverged(run, with_loggers):
+    kept = Kept()
+    with_loggers(kept=kept)
+    baseline = [option for option in SHORT if "curvature" not in option]
+    with pytest.raises(Diverged):
+        run([*baseline, "optimizer=sgd", "optimizer.lr=1e30"])
+    assert kept.ends == [False]
+
+
+def test_a_resumed_run_goes_on_under_the_loggers_it_has(run, with_loggers):
+    first, second = Kept(), Kept()
+    with_loggers(kept=first)
+    folder = run([*SHORT, "trainer.epochs=1"]).folder
+    with_loggers(kept=second)
+    from gnewton.experiment.run import run as run_experiment
+
+    run_experiment(_resumed(folder, "trainer.epochs=2"), [f"resume={folder}", "trainer.epochs=2"])
+    assert second.cards[0].step == 3
+    assert [row["step"] for row in second.metric_rows] == [6]
+
+
+def _resumed(folder, *overrides):
+    from gnewton.cli.compose import composed
+
+    return composed([f"resume={folder}", *overrides])
+
+
+def test_none_is_the_default_and_several_can_be_chosen(compose):
+    assert dict(compose().logger) == {}
+    chosen = compose(["logger=[wandb,tensorboard]", "logger.wandb.project=mine"]).logger
+    assert sorted(chosen) == ["tensorboard", "wandb"]
+    assert chosen.wandb.project == "mine"
+
+
+def test_they_make_no_other_run(compose, run, tmp_path):
+    plain, logged = compose(), compose(["logger=[mlflow,wandb]"])
+    assert config_hash(plain) == config_hash(logged)
+    assert trajectory_hash(plain, False) == trajectory_hash(logged, False)
+    pytest.importorskip("tensorboard")
+    folders = [run([*SHORT, *extra]).folder for extra in ([], ["logger=tensorboard"])]
+    setups, _ = group_runs(map(read_run, folders))
+    assert len(setups) == 1
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_missing_package_is_refused_before_any_work(cli, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    answer = cli(["train", f"logger={name}"])
+    assert answer.code == 2
+    package = LOGGERS[name].package
+    assert answer.err == (
+        f"gnewton: logger.{name}.name={name}: needs the package {package}: "
+        f"pip install 'gnewton[{LOGGERS[name].extra}]'\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["logger=tensorbord"], "logger=tensorbord: must be one of mlflow, tensorboard, wandb; did you mean"),
+        (["logger=[wandb,x]"], "logger=x: must be one of mlflow, tensorboard, wandb"),
+        (["logger=wandb", "logger.wandb.mode=off"], "logger.wandb.mode=off: must be one of online, offline"),
+        (["logger.wandb.mode=offline"], "no such option; choose it first, with logger=wandb"),
+        (["logger=tensorboard", "logger.tensorboard.flush_seconds=0"], "must be a whole number >= 1"),
+        (["logger=wandb", "logger.wandb.name=x"], "logger.wandb.name=x: a label of the chosen file"),
+    ],
+)
+def test_what_is_refused(cli, monkeypatch, overrides, message):
+    monkeypatch.setattr("gnewton.loggers.base.LoggerRecipe.conflicts", lambda self: iter(()))
+    answer = cli(["train", *overrides])
+    assert answer.code == 2
+    assert message in answer.err
+
+
+def check_scalars(report, found):
+    """``found(name)`` must give the (step, value) pairs of the CSV files."""
+    metrics, rates = (pd.read_csv(report.folder / f"{name}.csv") for name in ("metrics", "rates"))
+    for column in LOGGED:
+        steps, logged = zip(*found(column), strict=True)
+        assert list(steps) == metrics["step"].tolist()
+        assert list(logged) == pytest.approx(metrics[column].tolist(), rel=1e-6)  # some keep float32
+    for group, rows in rates.groupby("group"):
+        steps, logged = zip(*found(f"rate/{group}"), strict=True)
+        assert list(steps) == rows["step"].tolist()
+        assert list(logged) == pytest.approx(rows["rate"].tolist(), rel=1e-6)
+
+
+def test_tensorboard(run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = run([*SHORT, "logger=tensorboard"])
+    events = EventAccumulator(str(report.folder / "tensorboard"))
+    events.Reload()
+    check_scalars(report, lambda name: [(event.step, event.value) for event in events.Scalars(name)])
+
+
+def test_tensorboard_of_a_resumed_run(run):
+    """What was written after the checkpoint counts once."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from gnewton.experiment.run import run as run_experiment
+
+    folder = run([*SHORT, "trainer.epochs=1", "logger=tensorboard"]).folder
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["logger"] == {"tensorboard": {"name": "tensorboard", "flush_seconds": 30}}
+    overrides = [f"resume={folder}", "trainer.epochs=3"]
+    report = run_experiment(_resumed(folder, "trainer.epochs=3"), overrides)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    check_scalars(report, lambda name: [(event.step, event.value) for event in events.Scalars(name)])
+
+
+def test_mlflow(run, tmp_path):
+    pytest.importorskip("mlflow")
+    from mlflow import MlflowClient
+
+    from gnewton.experiment.run import run as run_experiment
+
+    store = [f"logger.mlflow.tracking_uri={tmp_path / 'store'}", "logger.mlflow.experiment=mine"]
+    folder = run([*SHORT, "trainer.epochs=1", "logger=mlflow", *store]).folder
+    overrides = [f"resume={folder}", "trainer.epochs=2"]
+    report = run_experiment(_resumed(folder, "trainer.epochs=2"), overrides)
+    client = MlflowClient(str(tmp_path / "store"))
+    (found,) = client.search_runs(
+        [client.get_experiment_by_name("mine").experiment_id]
+    )  # one, resumed or not
+    assert found.info.run_name == folder.name
+    assert found.info.status == "FINISHED"
+    assert found.data.params["optimizer.period"] == "10"
+
+    def history(name):
+        return [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, name)]
+
+    check_scalars(report, history)
+
+
+def test_wandb_offline(run, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    report = run([*SHORT, "logger=wandb", "logger.wandb.mode=offline"])
+    (file,) = (report.folder / "wandb").rglob("*.wandb")
+    content = file.read_bytes()
+    for word in (b"validation_accuracy", b"rate/hidden1.weight", report.folder.name.encode()):
+        assert word in content
