@@ -21,6 +21,9 @@ Floats = npt.NDArray[np.float64]
 DECADES = 9
 """A signed logarithmic scale shows at most so many powers of ten below the largest number."""
 
+MOST = 2.0
+"""Beyond this a scaled entry has the darkest colour: a single one would make all others pale."""
+
 _MAP = "RdBu_r"  # white at zero: the sign is the hue, the size the depth
 
 
@@ -50,7 +53,7 @@ def hessian_figure(found: Inspected) -> Figure:
     norm = SymLogNorm(threshold, linscale=0.5, vmin=-largest, vmax=largest, base=10)
     _heat_map(made, left, found, found.hessian, norm)
     title(left, "H̄, signed log scale")
-    bound = max(1.0, float(np.abs(found.scaled).max()))
+    bound = min(max(1.0, float(np.abs(found.scaled).max())), MOST)
     _heat_map(made, right, found, found.scaled, Normalize(-bound, bound))
     title(right, "H̄_st / √|H̄_ss H̄_tt|")
     right.set_yticklabels([])
@@ -72,7 +75,8 @@ def _heat_map(made: Figure, axis: Axes, found: Inspected, values: Floats, norm: 
     for edge in np.flatnonzero(np.diff(layers)) + 0.5:  # where a layer ends
         axis.axhline(edge, color="#bbbbbb", linewidth=0.4)
         axis.axvline(edge, color="#bbbbbb", linewidth=0.4)
-    bar = made.colorbar(image, ax=axis, shrink=0.85, pad=0.02)
+    beyond = bool((np.abs(values) > norm.vmax).any())
+    bar = made.colorbar(image, ax=axis, shrink=0.85, pad=0.02, extend="both" if beyond else "neither")
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=7, length=2)
     if isinstance(norm, SymLogNorm):
