@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -24,8 +25,11 @@ from gnewton.summary.problem import Problem
 aten = torch.ops.aten
 
 
-class _MarkConstants(TorchFunctionMode):
-    """Leaves a mark in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``."""
+class _Traceable(TorchFunctionMode):
+    """Leaves a mark in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
+
+    Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation.
+    """
 
     def __torch_function__(
         self,
@@ -34,7 +38,10 @@ class _MarkConstants(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is F.pad and kwargs.get("mode", args[2] if len(args) > 2 else "") == "circular":
+            return _pad_circular(*args, **kwargs)
+        result = func(*args, **kwargs)
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
             return pytree.tree_map_only(Tensor, _mark, result)
@@ -43,6 +50,15 @@ class _MarkConstants(TorchFunctionMode):
 
 def _mark(tensor: Tensor) -> Tensor:
     return CONSTANT(tensor) if tensor.is_floating_point() else tensor
+
+
+def _pad_circular(input: Tensor, pad: Sequence[int], mode: str, value: float | None = None) -> Tensor:
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        axis = input.dim() - 1 - i
+        length = input.shape[axis]
+        pieces = [input.narrow(axis, length - before, before), input, input.narrow(axis, 0, after)]
+        input = torch.cat(pieces, axis)
+    return input
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
@@ -84,7 +100,7 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
     constants = problem.constants()
 
     def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
-        with _MarkConstants():
+        with _Traceable():
             return problem.loss(parameters, fixed, x, y)
 
     make = make_fx(functionalize(loss), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
@@ -135,6 +151,10 @@ def _program(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
     return program
 
 
+# the overloads of ordinary operations whose in-place forms have another one
+_OVERLOADS = {"transpose_": "int"}
+
+
 def _replace_in_place(graph: fx.Graph) -> None:
     """Turn the in-place operations that survive inside composite ones into ordinary ones.
 
@@ -155,7 +175,9 @@ def _replace_in_place(graph: fx.Graph) -> None:
         if packet == "bernoulli_" and overload == "float":
             node.target = draw_like
         else:
-            plain = getattr(getattr(aten, packet[:-1], None), overload or "default", None)
+            plain = getattr(
+                getattr(aten, packet[:-1], None), _OVERLOADS.get(packet, overload or "default"), None
+            )
             if plain is None or torch.Tag.nondeterministic_seeded in op.tags:
                 continue
             node.target = plain

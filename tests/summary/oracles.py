@@ -69,3 +69,20 @@ def dense(model, loss_fn, inputs, targets, partition, direction):
         blocks[partition.index[name], offset : offset + count] = direction[name].reshape(-1)
         offset += count
     return blocks @ full_gradient, blocks @ full_hessian @ blocks.T
+
+
+# central differences on nine points, of order 8, 8 and 6, for the first three derivatives
+STENCILS = (
+    (1 / 280, -4 / 105, 1 / 5, -4 / 5, 0.0, 4 / 5, -1 / 5, 4 / 105, -1 / 280),
+    (-1 / 560, 8 / 315, -1 / 5, 8 / 5, -205 / 72, 8 / 5, -1 / 5, 8 / 315, -1 / 560),
+    (-7 / 240, 3 / 10, -169 / 120, 61 / 30, 0.0, -61 / 30, 169 / 120, -3 / 10, 7 / 240),
+)
+
+
+def along(function, step):
+    """The first three derivatives at 0 of a scalar function of one variable."""
+    values = [function(k * step) for k in range(-4, 5)]
+    return [
+        sum(w * v for w, v in zip(weights, values, strict=True)) / step**order
+        for order, weights in enumerate(STENCILS, start=1)
+    ]

@@ -10,33 +10,7 @@ from torch import nn
 
 from gnewton.partition import Partition
 
-
-class Net(nn.Module):
-    """A module whose forward pass is a plain function of itself and the inputs."""
-
-    def __init__(self, forward, **members):
-        super().__init__()
-        for name, member in members.items():
-            if isinstance(member, torch.Tensor) and not isinstance(member, nn.Parameter):
-                self.register_buffer(name, member)
-            else:
-                setattr(self, name, member)
-        self.function = forward
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
-def flat(classes=3):
-    return torch.randn(6, 5), torch.randint(0, classes, (6,))
-
-
-def images(classes=3, channels=2, size=8):
-    return torch.randn(4, channels, size, size), torch.randint(0, classes, (4,))
-
-
-def tokens(classes=3, length=4, width=6):
-    return torch.randn(3, length, width), torch.randint(0, classes, (3,))
+from .operations import OPERATIONS, Net, flat, images, tokens
 
 
 def linear(*widths, activation=nn.Tanh):
@@ -286,6 +260,7 @@ ACTIVATIONS = [
 
 # name -> (network, data, loss)
 CASES = {
+    **OPERATIONS,
     "mlp": (lambda: linear(5, 6, 4, 3), flat, F.cross_entropy),
     "tied": (tied, flat, F.cross_entropy),
     "tied_embedding": (
@@ -366,6 +341,11 @@ CASES = {
         one_hot(lambda o, t: F.kl_div(o.log_softmax(1), t, reduction="batchmean")),
     ),
     "sum": (lambda: linear(5, 4, 3), flat, lambda o, t: F.cross_entropy(o, t, reduction="sum")),
+    "unreduced": (
+        lambda: linear(5, 4, 3),
+        flat,
+        lambda o, t: (F.cross_entropy(o, t, reduction="none") ** 2).mean(),
+    ),
     **{
         f"act_{k}_{getattr(a, '__name__', 'x')}": (activation_net(a), flat, F.cross_entropy)
         for k, a in enumerate(ACTIVATIONS)
@@ -393,10 +373,3 @@ def partitions(model):
         made["backwards"] = [[n] for n in reversed(names)]
         made["ends"] = [[names[0], names[-1]], names[1:-1]]
     return {kind: Partition.from_names(model, groups) for kind, groups in made.items()}
-
-
-CASES["unreduced"] = (
-    lambda: linear(5, 4, 3),
-    flat,
-    lambda o, t: (F.cross_entropy(o, t, reduction="none") ** 2).mean(),
-)
