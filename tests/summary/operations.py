@@ -103,7 +103,8 @@ def reductions():
     def forward(m, x):
         h = torch.tanh(m.a(x))
         parts = [
-            h.sum(1), h.mean(1), h.var(1), h.std(1, correction=0), h.norm(dim=1), (h + 2).prod(1), h.logsumexp(1),
+            h.sum(1), h.mean(1), h.var(1), h.std(1, correction=0), h.norm(dim=1), (h + 2).prod(1),
+            h.logsumexp(1),
             h.amax(1), h.amin(1), h.max(1).values, h.min(1).values, h.median(1).values, h.norm(p=3, dim=1),
             (h + 2).cumprod(1)[:, -1], h.cumsum(1)[:, 2], h.topk(2, 1).values.sum(1), h.sort(1).values[:, 1],
             torch.linalg.vector_norm(h, dim=1), h.abs().sum(1), torch.cdist(h, m.t).sum(1),
@@ -197,7 +198,7 @@ def norms_of_three_dimensions():
     def forward(m, x):
         h = m.batch(m.a(x.unsqueeze(2)))
         h = m.group(torch.sigmoid(h))
-        return m.out(m.instance(h.flatten(2)).square().mean(2))
+        return m.out(m.instance(h.flatten(2)).exp().mean(2))
 
     return Net(
         forward,
