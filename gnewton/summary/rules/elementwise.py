@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.rules.general import general_rule
-from gnewton.summary.rules.pointwise import Derivatives, push
+from gnewton.summary.rules.pointwise import Derivatives, push, push_linear
 from gnewton.summary.rules.table import RULES, Passed, Rule, overloads
 from gnewton.summary.site import Site
 
@@ -28,8 +28,11 @@ def elementwise(*names: str, curved: bool = True) -> Callable[[Formula], Formula
             z = site.tangent(0)
             if z is None or any(site.tangent(i) is not None for i in range(1, len(site.args))):
                 return general_rule(site)
-            derivatives = formula(site.args[0], site.value, site.args[1:], site.third)
-            return push(site.sums, z, site.adjoint(), derivatives)
+            x, y, rest = site.args[0], site.value, site.args[1:]
+            if not curved:
+                return push_linear(z, formula(x, y, rest, False)[0])
+            x, y = x.reshape(-1), y.reshape(-1)
+            return push(site.sums, z, site.adjoint(), lambda at: formula(x[at], y[at], rest, site.third))
 
         for op in overloads(*names):
             RULES[op] = Rule(function, adjoint=curved)
@@ -164,8 +167,12 @@ def _enter(names: str, *, curved: bool) -> None:
             def call(x: Tensor) -> Tensor:
                 return op(x, *site.args[1:], **site.kwargs)
 
-            derivatives = by_differentiation(call, site.args[0], third=site.third, curved=curved)
-            return push(site.sums, z, site.adjoint(), derivatives)
+            if not curved:
+                return push_linear(z, by_differentiation(call, site.args[0], third=False, curved=False)[0])
+            x = site.args[0].reshape(-1)
+            return push(
+                site.sums, z, site.adjoint(), lambda at: by_differentiation(call, x[at], third=site.third)
+            )
 
         RULES[op] = Rule(function, adjoint=curved)
 

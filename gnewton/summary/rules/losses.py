@@ -40,7 +40,14 @@ def _entrywise_loss(site: Site) -> Passed:
     share = 1.0 / max(site.args[0].numel(), 1) if reduction == MEAN else 1.0
     adjoint = site.adjoint()
     spread = None if adjoint is None else (adjoint * share).expand(site.args[0].shape)
-    pushed = push(site.sums, x, spread, _derivatives(site, args, kwargs))
+    slope, bend, twist = (None if d is None else d.reshape(-1) for d in _derivatives(site, args, kwargs))
+    assert slope is not None
+    pushed = push(
+        site.sums,
+        x,
+        spread,
+        lambda at: (slope[at], None if bend is None else bend[at], None if twist is None else twist[at]),
+    )
     if reduction == NONE:
         return pushed
     return pushed.map(

@@ -5,11 +5,14 @@ With w = x̄σ'' and c = x̄σ''' (x̄ the adjoint of the value):
     H̄   += Ż diag(w) Żᵀ
     D3_s += Σ c ż³ + 3 Σ w ż z̈
     ż    ↦ σ'ż          z̈ ↦ σ''ż² + σ'z̈
+
+On a CPU the entries are worked through in blocks: derivatives, products and sums of a block are formed while
+its rows lie in the cache, so that each row is read from memory once and written once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,20 +21,55 @@ from gnewton.summary.accumulate import Accumulator, flat, row_dots
 from gnewton.summary.tangents import Rows, Tangent, span
 
 Derivatives = tuple[Tensor, "Tensor | None", "Tensor | None"]
-BLOCK = 1 << 18  # numbers per block on a CPU: a block stays in the cache, and outweighs the calls
+AtEntries = Callable[[slice], Derivatives]
+BLOCK = 1 << 18  # bytes of a stack per block on a CPU: half a dozen of them fit into a cache of 2 MiB
 
 
-def push(sums: Accumulator, z: Tangent, adjoint: Tensor | None, derivatives: Derivatives) -> Tangent:
-    """Push the tangent of z through σ, given σ', σ'' (None: zero) and σ''' at z, and add its contributions.
+def push(sums: Accumulator, z: Tangent, adjoint: Tensor | None, derivatives: AtEntries) -> Tangent:
+    """Push the tangent of z through σ and add its contributions.
 
-    ``adjoint`` is ∂L/∂σ(z); None leaves the contributions out. All have the shape of z.
+    Args:
+        sums: where the contributions go.
+        z: the tangent of the argument.
+        adjoint: ∂L/∂σ(z) in the shape of z; None leaves the contributions out.
+        derivatives: σ', σ'' and σ''' (None: zero) at a slice of the entries of z, counted in its shape.
     """
-    slope, bend, twist = derivatives
-    if bend is None:
-        return Tangent(_scaled(z.first, slope), None if z.second is None else _scaled(z.second, slope))
-    weight = None if adjoint is None else (adjoint * bend).reshape(-1)
-    cubic = None if adjoint is None or twist is None else (adjoint * twist).reshape(-1)
-    return _curved(sums, z, slope.reshape(-1), bend.reshape(-1), weight, cubic)
+    groups, shape, k = z.first.groups, z.first.shape, len(z.first)
+    sources = [flat(part) for part in z.first.parts]  # joined block by block, in the cache
+    line = None if adjoint is None else adjoint.reshape(-1)
+    first = sources[0]
+    if len(sources) > 1 or not (z.first.owned and z.first.parts[0].is_contiguous()):
+        first = first.new_empty((k, first.shape[1]))
+    moved, second, at = _second_rows(sums, z, first)
+    grams: list[Tensor] = []
+    cubes: list[Tensor] = []
+    for entries in blocks(first):
+        slope, bend, twist = derivatives(entries)
+        pieces = [source[:, entries] for source in sources]
+        rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        before = None if moved is None else moved[:, entries]
+        weighted = None
+        if line is not None and bend is not None:
+            weighted = rows * (line[entries] * bend)
+            grams.append(row_dots(weighted, rows) if sums.diagonal else weighted @ rows.T)
+        if second is not None:
+            square = rows * rows
+            if line is not None:
+                cubic = None if twist is None else line[entries] * twist
+                _third(cubes, at, rows, square, weighted, before, cubic)
+            _second(second[:, entries], square, before, at, slope, bend)
+        torch.mul(rows, slope, out=first[:, entries])
+    if grams:
+        sums.add_block(groups, _total(grams))
+    if cubes:
+        sums.add_third(groups, _total(cubes))
+    out = Rows(groups, [first.view(k, *shape)], owned=True)
+    return Tangent(out, None if second is None else Rows(groups, [second.view(k, *shape)], owned=True))
+
+
+def push_linear(z: Tangent, slope: Tensor) -> Tangent:
+    """Push the tangent of z through a σ that is piecewise linear: both orders are scaled by σ'."""
+    return Tangent(_scaled(z.first, slope), None if z.second is None else _scaled(z.second, slope))
 
 
 def _scaled(rows: Rows, slope: Tensor) -> Rows:
@@ -39,85 +77,69 @@ def _scaled(rows: Rows, slope: Tensor) -> Rows:
     return Rows(rows.groups, [data.mul_(slope) if rows.owned else data * slope], owned=True)
 
 
-def _output(rows: Rows) -> tuple[Tensor, Tensor]:
-    """The rows as a matrix (k, N), and the matrix to write the result to: the same one where it may be."""
-    matrix = flat(rows.data)
-    return matrix, matrix if rows.owned and rows.data.is_contiguous() else torch.empty_like(matrix)
+def _second_rows(sums: Accumulator, z: Tangent, first: Tensor) -> tuple[Tensor | None, Tensor | None, slice]:
+    """z̈ as a matrix, the matrix (k, N) to write the result to, and where the rows of z̈ lie among its rows.
 
-
-def _curved(
-    sums: Accumulator, z: Tangent, slope: Tensor, bend: Tensor, weight: Tensor | None, cubic: Tensor | None
-) -> Tangent:
-    groups, shape, k = z.first.groups, z.first.shape, len(z.first)
-    sources = [flat(part) for part in z.first.parts]  # joined block by block, in the cache
-    first = sources[0]
-    if len(sources) > 1 or not (z.first.owned and z.first.parts[0].is_contiguous()):
-        first = first.new_empty((k, first.shape[1]))
-    moved, second, at = None, None, slice(0, 0)
-    if sums.with_third:
-        if z.second is not None:
-            found = span(z.second.groups, groups)
-            if isinstance(found, slice):
-                moved, second = _output(z.second)
-                at = found
-            else:  # rare: groups out of order
-                moved = second = flat(z.second.widen(groups))
-                at = slice(0, k)
-        if second is None or second.shape[0] < k:
-            second = torch.empty_like(first)
-    for lo, hi in blocks(first):
-        pieces = [source[:, lo:hi] for source in sources]
-        rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        if weight is not None:
-            sums.add_square(groups, rows * weight[lo:hi], rows)
-        if second is not None:
-            square = rows * rows
-            before = None if moved is None else moved[:, lo:hi]
-            if weight is not None:
-                line = None if cubic is None else cubic[lo:hi]
-                _third(sums, groups, at, rows, square, before, weight[lo:hi], line)
-            _second(second[:, lo:hi], square, before, at, slope[lo:hi], bend[lo:hi])
-        torch.mul(rows, slope[lo:hi], out=first[:, lo:hi])
-    out = Rows(groups, [first.view(k, *shape)], owned=True)
-    return Tangent(out, None if second is None else Rows(groups, [second.view(k, *shape)], owned=True))
+    The result goes where z̈ lies, if that may be overwritten and has a row for every group.
+    """
+    if not sums.with_third:
+        return None, None, slice(0, 0)
+    if z.second is None:
+        return None, torch.empty_like(first), slice(0, 0)
+    at, data = span(z.second.groups, z.first.groups), z.second
+    if not isinstance(at, slice):  # rare: groups out of order
+        wide = flat(data.widen(z.first.groups))
+        return wide, wide, slice(0, len(z.first))
+    moved = flat(data.data)
+    if len(data) == len(z.first) and data.owned and data.data.is_contiguous():
+        return moved, moved, at
+    return moved, torch.empty_like(first), at
 
 
 def _third(
-    sums: Accumulator,
-    groups: tuple[int, ...],
+    cubes: list[Tensor],
     at: slice,
     rows: Tensor,
     square: Tensor,
+    weighted: Tensor | None,
     before: Tensor | None,
-    weight: Tensor,
     cubic: Tensor | None,
 ) -> None:
-    """Add Σ ż (c ż² + 3 w z̈) of one block."""
-    if cubic is not None:
-        inner = square * cubic
-        if before is not None:
-            inner[at].addcmul_(before, weight, value=3)
-        sums.add_third(groups, row_dots(rows, inner))
-    elif before is not None:
-        sums.add_third(groups[at], row_dots(rows[at], before * weight), 3.0)
+    """Append Σ cż³ + 3 Σ (wż) z̈ of one block."""
+    terms = None if cubic is None else (rows * cubic).mul_(square)
+    if before is not None and weighted is not None:
+        if terms is None:
+            terms = torch.zeros_like(rows)
+        terms[at].addcmul_(weighted[at], before, value=3)
+    if terms is not None:
+        cubes.append(terms.sum(1))
 
 
 def _second(
-    target: Tensor, square: Tensor, before: Tensor | None, at: slice, slope: Tensor, bend: Tensor
+    target: Tensor, square: Tensor, before: Tensor | None, at: slice, slope: Tensor, bend: Tensor | None
 ) -> None:
     """Write σ''ż² + σ'z̈ of one block to ``target``, which may be where z̈ lies if z̈ has all rows."""
-    if before is None:
-        torch.mul(square, bend, out=target)
-    elif len(before) == len(target):
-        torch.mul(before, slope, out=target).addcmul_(square, bend)
+    if before is not None and len(before) == len(target):
+        torch.mul(before, slope, out=target)
+        if bend is not None:
+            target.addcmul_(square, bend)
+        return
+    if bend is None:
+        target.zero_()
     else:
         torch.mul(square, bend, out=target)
+    if before is not None:
         target[at].addcmul_(before, slope)
 
 
-def blocks(matrix: Tensor) -> Iterator[tuple[int, int]]:
+def _total(values: list[Tensor]) -> Tensor:
+    """The sum of what the blocks gave, in float64."""
+    return values[0] if len(values) == 1 else torch.stack(values).sum(0, dtype=torch.float64)
+
+
+def blocks(matrix: Tensor) -> Iterator[slice]:
     """Ranges of columns of a (k, N) matrix to work through at a time: all of them on a GPU."""
     k, n = matrix.shape
-    width = n if matrix.is_cuda else max(4096, BLOCK // max(k, 1))
+    width = n if matrix.is_cuda else max(512, BLOCK // (max(k, 1) * matrix.element_size()))
     for lo in range(0, n, width):
-        yield lo, min(n, lo + width)
+        yield slice(lo, min(n, lo + width))

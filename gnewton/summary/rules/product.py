@@ -224,8 +224,13 @@ def _div(site: Site) -> Tangent | None:
     inverse = 1 / b
     adjoint = site.adjoint()
     bent = None if adjoint is None else (adjoint * a).sum_to_size(b.shape)
-    square = inverse * inverse
-    turned = push(site.sums, y, bent, (-square, 2 * square * inverse, -6 * square * square))
+    line = inverse.reshape(-1)
+
+    def derivatives(at: slice) -> tuple[Tensor, Tensor, Tensor]:
+        square = line[at] * line[at]
+        return -square, 2 * square * line[at], -6 * square * square
+
+    turned = push(site.sums, y, bent, derivatives)
     return joined(list(push_product(site.sums, gate(a, inverse), x, turned, adjoint)))
 
 
