@@ -7,10 +7,36 @@ from torch import Tensor
 
 from gnewton.summary.tangents import Rows
 
+BLOCK = 1 << 18  # bytes of a stack per block on a CPU: half a dozen of them fit into a cache of 2 MiB
+
+
+def blocks(matrix: Tensor) -> list[slice]:
+    """Ranges of columns of a (k, N) matrix to work through at a time: all of them on a GPU."""
+    k, n = matrix.shape
+    width = n if matrix.is_cuda else max(512, BLOCK // (max(k, 1) * matrix.element_size()))
+    return [slice(lo, min(n, lo + width)) for lo in range(0, n, max(width, 1))]
+
+
+def slabs(count: int, matrix: Tensor) -> list[slice]:
+    """Ranges of ``count`` independent pieces, of which a stack (k, N) consists, to work through at a time."""
+    if matrix.is_cuda:
+        return [slice(0, count)]
+    size = matrix.numel() * matrix.element_size() // max(count, 1)
+    width = max(1, BLOCK // max(size, 1))
+    return [slice(lo, min(count, lo + width)) for lo in range(0, count, width)]
+
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of corresponding rows of two (k, N) matrices, shape (k,)."""
-    return (a * b).sum(1)
+    """Inner products of corresponding rows of two (k, N) matrices (one row: with all of them), shape (k,)."""
+    wide = a if len(a) >= len(b) else b
+    return joined_blocks([(a[:, at] * b[:, at]).sum(1) for at in blocks(wide)], wide)
+
+
+def joined_blocks(values: list[Tensor], like: Tensor) -> Tensor:
+    """The sum of what the blocks of a (k, N) matrix gave, in float64 where there is more than one."""
+    if len(values) == 1:
+        return values[0]
+    return torch.stack(values).sum(0, dtype=torch.float64) if values else like.new_zeros(len(like))
 
 
 class Accumulator:
@@ -57,12 +83,20 @@ class Accumulator:
         """Add ``factor`` · ``values`` (k,) to the third derivatives of k groups."""
         _add(self.third, self.place(groups), values, factor)
 
-    def add_square(self, groups: tuple[int, ...], weighted: Tensor, rows: Tensor) -> None:
-        """Add the Gram matrix ``weighted`` · ``rows``ᵀ, symmetric by construction; both (k, N)."""
+    def gram(self, weighted: Tensor, rows: Tensor) -> Tensor:
+        """``weighted`` · ``rows``ᵀ, symmetric by construction, or its diagonal; both arguments (k, N)."""
+        return (weighted * rows).sum(1) if self.diagonal else weighted @ rows.T
+
+    def add_gram(self, groups: tuple[int, ...], gram: Tensor) -> None:
+        """Add what :meth:`gram` gave, or a sum of such, to the Hessian entries of k groups."""
         if self.diagonal:
-            _add(self.hessian, self.place(groups), row_dots(weighted, rows))
+            _add(self.hessian, self.place(groups), gram)
         else:
-            self.add_block(groups, weighted @ rows.T)
+            self.add_block(groups, gram)
+
+    def add_square(self, groups: tuple[int, ...], weighted: Tensor, rows: Tensor) -> None:
+        """Add the Gram matrix ``weighted`` · ``rows``ᵀ; both (k, N)."""
+        self.add_gram(groups, self.gram(weighted, rows))
 
     def add_block(self, groups: tuple[int, ...], block: Tensor) -> None:
         """Add a symmetric (k, k) block to the Hessian entries of k groups."""

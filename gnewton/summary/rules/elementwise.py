@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnewton.summary.rules.general import general_rule
@@ -28,7 +30,7 @@ def elementwise(*names: str, curved: bool = True) -> Callable[[Formula], Formula
             z = site.tangent(0)
             if z is None or any(site.tangent(i) is not None for i in range(1, len(site.args))):
                 return general_rule(site)
-            x, y, rest = site.args[0], site.value, site.args[1:]
+            x, y, rest = site.args[0], site.value, [*site.args[1:], *site.kwargs.values()]
             if not curved:
                 return push_linear(z, formula(x, y, rest, False)[0])
             x, y = x.reshape(-1), y.reshape(-1)
@@ -102,6 +104,24 @@ def _elu(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
     return torch.where(below, decay, scale), inner * decay, inner * inner * decay if third else None
 
 
+@elementwise("gelu")
+def _gelu(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
+    if "tanh" in rest:
+        return by_differentiation(lambda z: F.gelu(z, approximate="tanh"), x, third=third)
+    square = x * x
+    density = torch.exp(-0.5 * square).mul_(1 / math.sqrt(2 * math.pi))
+    slope = torch.erf(x * math.sqrt(0.5)).add_(1).mul_(0.5).addcmul_(x, density)
+    return slope, density * (2 - square), density * x * (square - 4) if third else None
+
+
+@elementwise("silu")
+def _silu(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
+    s = torch.sigmoid(x)
+    rise = s * (1 - s)
+    bend = rise * (2 + x * (1 - 2 * s))
+    return s + x * rise, bend, rise * (3 - 6 * s + x * (1 - 6 * rise)) if third else None
+
+
 @elementwise("pow.Tensor_Scalar")
 def _power(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
     p = rest[0]
@@ -129,7 +149,7 @@ def _abs(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
 # --- the rest: derivatives by autograd, which cost little beside the S tangents -----------------------------
 
 CURVED = (
-    "gelu silu mish softplus expm1 log1p log2 log10 exp2 erf erfc tan atan asin acos sinh cosh asinh acosh "
+    "mish softplus expm1 log1p log2 log10 exp2 erf erfc tan atan asin acos sinh cosh asinh acosh "
     "atanh hardswish lgamma digamma sinc logit log_sigmoid"
 )
 PIECEWISE_LINEAR = "hardtanh clamp clamp_min clamp_max hardsigmoid threshold softshrink hardshrink relu6"

@@ -37,16 +37,36 @@ class _Batch(_Matrix):
     """z = ab for every sample: (…, n, j) times (…, j, m)."""
 
     def pull_left(self, adjoint: Tensor, b_rows: Tensor) -> Tensor:
-        return torch.matmul(adjoint, b_rows.mT)
+        return _by_row(adjoint, b_rows.mT)
+
+    def pull_right(self, adjoint: Tensor, a_rows: Tensor) -> Tensor:
+        return _by_row(a_rows.mT, adjoint)
 
     def left(self, rows: Tensor) -> Tensor:
-        return torch.matmul(rows, self.b)
+        return _by_row(rows, self.b)
 
     def right(self, rows: Tensor) -> Tensor:
-        return torch.matmul(self.a, rows)
+        return _by_row(self.a, rows)
 
     def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
         return torch.matmul(a_rows, b_rows)
+
+
+SMALL = 1 << 12  # numbers: below, one call for all rows costs less than a call for each of them
+
+
+def _by_row(a: Tensor, b: Tensor) -> Tensor:
+    """The batched product of every row of a stack with a factor that is the same for all of them.
+
+    ``matmul`` would copy that factor once per row. On a CPU large factors take a call per row instead.
+    """
+    stack, fixed = (a, b) if a.dim() > b.dim() else (b, a)
+    if a.is_cuda or fixed.numel() < SMALL or fixed.dim() < 3:
+        return torch.matmul(a, b)
+    out = a.new_empty((len(stack), *fixed.shape[:-2], a.shape[-2], b.shape[-1]))
+    for target, row in zip(out, stack, strict=True):
+        torch.matmul(*((row, fixed) if stack is a else (fixed, row)), out=target)
+    return out
 
 
 @rule(*overloads("mm"), adjoint=True, takes_gradient=(0, 1))

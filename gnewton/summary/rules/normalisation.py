@@ -11,12 +11,13 @@ Over each normalised set of n entries, with ρ(v) = (v + ε)^(-1/2) and r̄ = Σ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gnewton.summary.accumulate import Accumulator, flat, row_dots
+from gnewton.summary.accumulate import Accumulator, flat, slabs
 from gnewton.summary.rules.product import gate, joined, push_product, spread_rows
 from gnewton.summary.rules.table import Passed, overloads, rule
 from gnewton.summary.site import Site
@@ -25,10 +26,14 @@ from gnewton.summary.tangents import Rows, Tangent
 
 @dataclass(frozen=True)
 class _Sets:
-    """How a value splits into normalised sets: viewed as ``view``, they run along ``axes``."""
+    """How a value splits into normalised sets: viewed as ``view``, they run along ``axes``.
+
+    Sets that differ along the axis ``cut`` do not mix: the work is done for a few of them at a time.
+    """
 
     view: tuple[int, ...]
     axes: tuple[int, ...]
+    cut: int
 
     def mean(self, stack: Tensor) -> Tensor:
         """Means over the sets of a stack (k, *view), axes kept."""
@@ -38,26 +43,67 @@ class _Sets:
         """Sums over the sets of a stack (k, *view), axes kept."""
         return stack.sum([a + 1 for a in self.axes], keepdim=True)
 
+    def stack(self, rows: Tensor) -> Tensor:
+        """A stack (k, *shape) of the value as a stack (k, *view)."""
+        return rows.reshape(rows.shape[0], *self.view)
+
+    def some(self, stack: Tensor, at: slice) -> Tensor:
+        """The sets ``at`` of a stack (k, *view)."""
+        return stack.narrow(self.cut + 1, at.start, at.stop - at.start)
+
 
 def normalise(
     sums: Accumulator, x: Tensor, moved: Tangent, adjoint: Tensor | None, sets: _Sets, eps: float
-) -> tuple[Tensor, Tangent]:
-    """x̂ and its tangent, given x, its tangent and the adjoint of x̂; adds the contributions."""
-    shape = x.shape
-    x = x.reshape(1, *sets.view)
+) -> Tangent:
+    """The tangent of x̂, given x, its tangent and the adjoint of x̂; adds the contributions."""
+    groups, shape = moved.first.groups, x.shape
+    dx = sets.stack(moved.first.data)
+    ddx = None if moved.second is None else sets.stack(moved.second.widen(groups))
+    first = _target(moved.first, dx)
+    second = None
+    if sums.with_third:
+        second = torch.empty_like(first) if moved.second is None else _target(moved.second, ddx)
+    x = sets.stack(x.unsqueeze(0))
+    top = None if adjoint is None else sets.stack(adjoint.unsqueeze(0))
+    for at in slabs(sets.view[sets.cut], flat(dx)):
+        stacks = (None if t is None else sets.some(t, at) for t in (x, dx, ddx, top, first, second))
+        _normalise_some(sums, groups, sets, eps, *stacks)
+    out = Rows(groups, [first.view(-1, *shape)], owned=True)
+    return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
+
+
+def _target(rows: Rows, stack: Tensor | None) -> Tensor:
+    """Where the result goes: the memory of ``stack``, all rows of ``rows``, if that may be overwritten."""
+    assert stack is not None
+    free = rows.owned and stack.is_contiguous() and stack.data_ptr() == rows.data.data_ptr()
+    return (
+        stack
+        if free and len(stack) == len(rows)
+        else torch.empty_like(stack, memory_format=torch.contiguous_format)
+    )
+
+
+def _normalise_some(
+    sums: Accumulator,
+    groups: tuple[int, ...],
+    sets: _Sets,
+    eps: float,
+    x: Tensor,
+    dx: Tensor,
+    ddx: Tensor | None,
+    top: Tensor | None,
+    first: Tensor,
+    second: Tensor | None,
+) -> None:
+    """:func:`normalise` for some of the sets; the tangents of x̂ are written to ``first`` and ``second``."""
     c = x - sets.mean(x)
     r = (sets.mean(c * c) + eps).rsqrt()
+    count = c.numel() // r.numel()
     slope, bend, twist = -0.5 * r**3, 0.75 * r**5, -1.875 * r**7
-    groups = moved.first.groups
-    dx = moved.first.data
-    dx = dx.reshape(dx.shape[0], *sets.view)
     dc = dx - sets.mean(dx)
     dv = 2 * sets.mean(c * dc)
     dr = slope * dv
-    hat = (c * r).reshape(shape)
-    first = Rows(groups, [(dc * r).addcmul_(c.expand_as(dc), dr.expand_as(dc)).view(-1, *shape)], owned=True)
-    top = None if adjoint is None else adjoint.reshape(1, *sets.view)
-    count = c.numel() // r.numel()
+    torch.mul(dc, r, out=first).addcmul_(c, dr)
     if top is not None:
         r_bar = sets.total(top * c)
         v_bar = r_bar * slope
@@ -65,29 +111,22 @@ def normalise(
         sums.add_cross(Rows(groups, [pulled], owned=True), Rows(groups, [dr], owned=True))
         sums.add_square(groups, flat(dv * (r_bar * bend)), flat(dv))
         sums.add_square(groups, flat(dc * (v_bar * (2.0 / count))), flat(dc))
-    if not sums.with_third:
-        return hat, Tangent(first)
-    square = dc * dc
-    ddv = 2 * sets.mean(square)
+    if second is None:
+        return
+    ddv = 2 * sets.mean(dc * dc)
     ddc = None
-    if moved.second is not None:
-        ddx = moved.second.widen(groups)
-        ddx = ddx.reshape(ddx.shape[0], *sets.view)
+    if ddx is not None:
         ddc = ddx - sets.mean(ddx)
         ddv = ddv + 2 * sets.mean(c * ddc)
     ddr = bend * dv * dv + slope * ddv
     if top is not None:
         small = 3 * pulled * ddr + r_bar * (twist * dv**3 + 3 * bend * dv * ddv)
-        sums.add_third(groups, flat(small).sum(1))
         if ddc is not None:
-            sums.add_third(groups, row_dots(flat(sets.total(top * ddc)), flat(dr)), 3.0)
-            sums.add_third(
-                groups, row_dots(flat(sets.total(dc * ddc)), flat((v_bar / count).expand_as(dr))), 6.0
-            )
-    second = torch.mul(dc, 2 * dr).addcmul_(c.expand_as(dc), ddr.expand_as(dc))
+            small = small + 3 * sets.total(top * ddc) * dr + 6 / count * v_bar * sets.total(dc * ddc)
+        sums.add_third(groups, flat(small).sum(1))
+    torch.mul(dc, 2 * dr, out=second).addcmul_(c, ddr)
     if ddc is not None:
-        second.addcmul_(ddc, r.expand_as(ddc))
-    return hat, Tangent(first, Rows(groups, [second.view(-1, *shape)], owned=True))
+        second.addcmul_(ddc, r)
 
 
 def _affine(
@@ -122,13 +161,12 @@ def _hat_adjoint(site: Site, gain: int, shape: list[int]) -> Tensor | None:
 
 def _normalised(site: Site, sets: _Sets, eps: float, gain: int, shift: int, shape: list[int]) -> Passed:
     x, moved = site.args[0], site.tangent(0)
+    values = sets.stack(x.unsqueeze(0))
+    centred = values - sets.mean(values)
+    hat = (centred * (sets.mean(centred * centred) + eps).rsqrt()).reshape(x.shape)
     if moved is not None:
-        hat, out = normalise(site.sums, x, moved, _hat_adjoint(site, gain, shape), sets, eps)
-        return [_affine(site, hat, out, gain, shift, shape)]
-    c = x.reshape(1, *sets.view)
-    c = c - sets.mean(c)
-    hat = (c * (sets.mean(c * c) + eps).rsqrt()).reshape(x.shape)
-    return [_affine(site, hat, None, gain, shift, shape)]
+        moved = normalise(site.sums, x, moved, _hat_adjoint(site, gain, shape), sets, eps)
+    return [_affine(site, hat, moved, gain, shift, shape)]
 
 
 @rule(*overloads("native_batch_norm", "_native_batch_norm_legit_functional"), adjoint=True)
@@ -138,7 +176,7 @@ def _batch_norm(site: Site) -> Passed:
     channels = x.shape[1]
     shape = [1, channels, *[1] * (x.dim() - 2)]
     if training:
-        sets = _Sets(tuple(x.shape), (0, *range(2, x.dim())))
+        sets = _Sets((x.shape[0], channels, x[0, 0].numel()), (0, 2), cut=1)
         return _normalised(site, sets, eps, 1, 2, shape)
     r = (variance + eps).rsqrt().reshape(shape)
     hat = (x - mean.reshape(shape)) * r
@@ -150,12 +188,13 @@ def _batch_norm(site: Site) -> Passed:
 @rule(*overloads("native_layer_norm"), adjoint=True)
 def _layer_norm(site: Site) -> Passed:
     x, normalised, _, _, eps = site.args
-    axes = tuple(range(x.dim() - len(normalised), x.dim()))
-    return _normalised(site, _Sets(tuple(x.shape), axes), eps, 2, 3, list(normalised))
+    size = math.prod(normalised)
+    sets = _Sets((x.numel() // max(size, 1), size), (1,), cut=0)
+    return _normalised(site, sets, eps, 2, 3, list(normalised))
 
 
 @rule(*overloads("native_group_norm"), adjoint=True)
 def _group_norm(site: Site) -> Passed:
     x, _, _, samples, channels, _, groups, eps = site.args
-    sets = _Sets((samples, groups, x.numel() // max(samples * groups, 1)), (2,))
+    sets = _Sets((samples * groups, x.numel() // max(samples * groups, 1)), (1,), cut=0)
     return _normalised(site, sets, eps, 1, 2, [1, channels, *[1] * (x.dim() - 2)])

@@ -12,17 +12,16 @@ its rows lie in the cache, so that each row is read from memory once and written
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gnewton.summary.accumulate import Accumulator, flat, row_dots
+from gnewton.summary.accumulate import Accumulator, blocks, flat, joined_blocks
 from gnewton.summary.tangents import Rows, Tangent, span
 
 Derivatives = tuple[Tensor, "Tensor | None", "Tensor | None"]
 AtEntries = Callable[[slice], Derivatives]
-BLOCK = 1 << 18  # bytes of a stack per block on a CPU: half a dozen of them fit into a cache of 2 MiB
 
 
 def push(sums: Accumulator, z: Tangent, adjoint: Tensor | None, derivatives: AtEntries) -> Tangent:
@@ -51,7 +50,7 @@ def push(sums: Accumulator, z: Tangent, adjoint: Tensor | None, derivatives: AtE
         weighted = None
         if line is not None and bend is not None:
             weighted = rows * (line[entries] * bend)
-            grams.append(row_dots(weighted, rows) if sums.diagonal else weighted @ rows.T)
+            grams.append(sums.gram(weighted, rows))
         if second is not None:
             square = rows * rows
             if line is not None:
@@ -60,9 +59,9 @@ def push(sums: Accumulator, z: Tangent, adjoint: Tensor | None, derivatives: AtE
             _second(second[:, entries], square, before, at, slope, bend)
         torch.mul(rows, slope, out=first[:, entries])
     if grams:
-        sums.add_block(groups, _total(grams))
+        sums.add_gram(groups, joined_blocks(grams, first))
     if cubes:
-        sums.add_third(groups, _total(cubes))
+        sums.add_third(groups, joined_blocks(cubes, first))
     out = Rows(groups, [first.view(k, *shape)], owned=True)
     return Tangent(out, None if second is None else Rows(groups, [second.view(k, *shape)], owned=True))
 
@@ -130,16 +129,3 @@ def _second(
         torch.mul(square, bend, out=target)
     if before is not None:
         target[at].addcmul_(before, slope)
-
-
-def _total(values: list[Tensor]) -> Tensor:
-    """The sum of what the blocks gave, in float64."""
-    return values[0] if len(values) == 1 else torch.stack(values).sum(0, dtype=torch.float64)
-
-
-def blocks(matrix: Tensor) -> Iterator[slice]:
-    """Ranges of columns of a (k, N) matrix to work through at a time: all of them on a GPU."""
-    k, n = matrix.shape
-    width = n if matrix.is_cuda else max(512, BLOCK // (max(k, 1) * matrix.element_size()))
-    for lo in range(0, n, width):
-        yield slice(lo, min(n, lo + width))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from gnewton.summary.accumulate import flat, row_dots
+from gnewton.summary.accumulate import Accumulator, flat, slabs
 from gnewton.summary.rules.table import overloads, rule
 from gnewton.summary.site import Site
 from gnewton.summary.tangents import Rows, Tangent
@@ -34,25 +35,60 @@ def _dim(site: Site) -> int:
 
 
 def _push(site: Site, p: Tensor, weight: Tensor | None, *, exponential: bool) -> Tangent:
-    """Both cases at once: q̇ = c, q̈ = z̈ − ⟨p, z̈⟩ − ⟨p, c²⟩, H̄ += Σ w c c, D3 += Σ w (c³ + 3 c q̈).
+    """Both cases: q̇ = c, q̈ = z̈ − ⟨p, z̈⟩ − ⟨p, c²⟩, H̄ += Σ w c c, D3 += Σ w (c³ + 3 c q̈).
 
-    In Σ p c q̈ what is constant along the axis drops out, since Σ p c = 0.
+    In Σ p c q̈ what is constant along the axis drops out, since Σ p c = 0. Distributions are worked through a
+    few at a time.
     """
-    sums, z, dim = site.sums, site.moving(0), _dim(site)
-    axis = dim + 1 if dim >= 0 else dim
-    groups, dz = z.first.groups, z.first.data
+    z, dim, dims = site.moving(0), _dim(site), p.dim()
+    groups, shape = z.first.groups, p.shape
+    last = dim in (-1, dims - 1)
+    view = (-1, shape[-1]) if last and dims > 1 else shape if dims > 1 and dim % dims else (1, *shape)
+    axis = 2 if last else 1 + dim % dims + (len(view) - dims)
+
+    def stack(rows: Tensor) -> Tensor:
+        return rows.reshape(rows.shape[0], *view)
+
+    dz = stack(z.first.data)
+    ddz = None if z.second is None else stack(z.second.widen(groups))
+    first = torch.empty_like(dz, memory_format=torch.contiguous_format)
+    second = torch.empty_like(first) if site.third else None
+    p, weight = (None if t is None else stack(t.unsqueeze(0)) for t in (p, weight))
+    for at in slabs(dz.shape[1], flat(dz)):
+        some = (None if t is None else t[:, at] for t in (p, weight, dz, ddz, first, second))
+        _push_some(site.sums, groups, axis, exponential, *some)
+    out = Rows(groups, [first.view(-1, *shape)], owned=True)
+    return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
+
+
+def _push_some(
+    sums: Accumulator,
+    groups: tuple[int, ...],
+    axis: int,
+    exponential: bool,
+    p: Tensor,
+    weight: Tensor | None,
+    dz: Tensor,
+    ddz: Tensor | None,
+    first: Tensor,
+    second: Tensor | None,
+) -> None:
+    """:func:`_push` for some of the distributions; the tangents are written to ``first`` and ``second``."""
     c = dz - (p * dz).sum(axis, keepdim=True)
-    if weight is not None:
-        sums.add_square(groups, flat(c * weight), flat(c))
-    first = Rows(groups, [c * p if exponential else c], owned=True)
-    if not site.third:
-        return Tangent(first)
+    weighted = None if weight is None else c * weight
+    if weighted is not None:
+        sums.add_square(groups, flat(weighted), flat(c))
+    torch.mul(c, p, out=first) if exponential else first.copy_(c)
+    if second is None:
+        return
     square = c * c
     bent = -(p * square).sum(axis, keepdim=True)
-    if z.second is not None:
-        ddz = z.second.widen(groups)
-        bent = bent + ddz - (p * ddz).sum(axis, keepdim=True)
-    if weight is not None:
-        sums.add_third(groups, row_dots(flat(c * weight), flat(square + 3 * bent)))
-    second = p * (square + bent) if exponential else bent.expand_as(c).contiguous()
-    return Tangent(first, Rows(groups, [second], owned=True))
+    if ddz is not None:
+        bent = ddz + (bent - (p * ddz).sum(axis, keepdim=True))
+    square = square + 3 * bent if weighted is not None else square
+    if weighted is not None:
+        sums.add_third(groups, flat(weighted * square).sum(1))
+    if exponential:
+        torch.mul(c, c, out=second).add_(bent).mul_(p)
+    else:
+        second.copy_(bent)
