@@ -1,9 +1,11 @@
 """What a summary costs: in gradients, and against the reference engine (docs/performance.md).
 
-    python scripts/bench/summary.py [--only mlp,lenet:500] [--device cpu] [--repeats 5] [--out FILE.csv]
+    python scripts/bench/summary.py [--only mlp,lenet:500] [--sides gradient,tangent,reference,textbook]
+                                    [--clock wall|cpu] [--threads 1] [--repeats 5] [--out FILE.csv]
 
-Every figure of a row comes from one process; the three sides take turns, and the least time of each is kept,
-which is what a quiet machine would show. The trace is made before the clock starts.
+Every figure of a row comes from one process; the sides take turns, and the least time of each is kept, which
+is what a quiet machine would show. The trace is made before the clock starts. ``--clock cpu`` counts the time
+of the process instead of that on the wall: for one thread on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import csv
 import itertools
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnewton.partition import Partition
 from gnewton.summary import Summarizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from textbook import textbook_summary
 
 
 @dataclass(frozen=True)
@@ -147,17 +154,23 @@ def count_flops(function: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def clock(function: Callable[[], object], device: torch.device) -> float:
+SIDES = ("gradient", "tangent", "reference", "textbook")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def clock(function: Callable[[], object], device: torch.device, now: Callable[[], float]) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = now()
     function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return now() - start
 
 
-def measure(case: Case, device: torch.device, repeats: int, *, reference: bool) -> dict[str, object]:
+def measure(
+    case: Case, device: torch.device, repeats: int, wanted: set[str], now: Callable[[], float]
+) -> dict[str, object]:
     """One row of the table."""
     torch.manual_seed(0)
     model = case.build().to(device)
@@ -176,57 +189,55 @@ def measure(case: Case, device: torch.device, repeats: int, *, reference: bool) 
     sides: dict[str, Callable[[], object]] = {
         "gradient": gradient,
         "tangent": lambda: fast.summarize(inputs, targets, direction),
+        "reference": lambda: slow.summarize(inputs, targets, direction),
+        "textbook": lambda: textbook_summary(model, F.cross_entropy, inputs, targets, direction),
     }
-    flops = {name: count_flops(side) for name, side in sides.items()}
-    peaks, times = {}, {name: [] for name in (*sides, "reference")}  # type: dict[str, float], dict[str, list[float]]
+    sides = {name: side for name, side in sides.items() if name in wanted}
+    flops = {name: count_flops(sides[name]) for name in ("gradient", "tangent")}
+    peaks: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for name, side in sides.items():
-        side()
         with PeakMemory(device) as memory:
-            side()
+            times[name].append(clock(side, device, now))
         peaks[name] = memory.mib
-    error: object = ""
-    if reference:
-        with PeakMemory(device) as memory:
-            times["reference"].append(clock(lambda: slow.summarize(inputs, targets, direction), device))
-        peaks["reference"] = memory.mib
-        a, b = fast.summarize(inputs, targets, direction), slow.summarize(inputs, targets, direction)
-        assert a.third is not None
-        assert b.third is not None
-        pairs = [(a.gradient, b.gradient), (a.hessian, b.hessian), (a.third, b.third)]
-        error = max(((x - y).norm() / y.norm()).item() for x, y in pairs)
     for k in range(repeats):
-        for _ in range(3):
-            times["gradient"].append(clock(gradient, device))
-        times["tangent"].append(clock(sides["tangent"], device))
-        if reference and k % 3 == 0:
-            times["reference"].append(clock(lambda: slow.summarize(inputs, targets, direction), device))
-    least = {name: min(values) for name, values in times.items() if values}
-    row: dict[str, object] = {
-        "network": case.name,
-        "groups": len(partition),
-        "batch": case.batch,
-        "gradient_ms": least["gradient"] * 1e3,
-        "tangent_ms": least["tangent"] * 1e3,
+        for name, side in sides.items():
+            if name in ("gradient", "tangent") or k % 3 == 1:
+                for _ in range(3 if name == "gradient" else 1):
+                    times[name].append(clock(side, device, now))
+    least: dict[str, float] = {name: min(values) for name, values in times.items()}
+    row: dict[str, object] = {"network": case.name, "groups": len(partition), "batch": case.batch}
+    row |= {f"{name}_ms": least[name] * 1e3 if name in least else "" for name in SIDES}
+    row |= {
         "tangent_median_ms": statistics.median(times["tangent"]) * 1e3,
-        "reference_ms": least["reference"] * 1e3 if reference else "",
         "gradients": least["tangent"] / least["gradient"],
         "floor": flops["tangent"] / flops["gradient"],
         "tangent_gflop": flops["tangent"] / 1e9,
         "tangent_gflops_per_s": flops["tangent"] / least["tangent"] / 1e9,
         "most_gradients": case.most_gradients or "",
-        "speedup": least["reference"] / least["tangent"] if reference else "",
+        "speedup": least["reference"] / least["tangent"] if "reference" in least else "",
+        "speedup_over_textbook": least["textbook"] / least["tangent"] if "textbook" in least else "",
         "least_speedup": case.least_speedup or "",
-        "relative_difference": error,
-        "gradient_mib": peaks["gradient"],
-        "tangent_mib": peaks["tangent"],
-        "reference_mib": peaks.get("reference", ""),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "relative_difference": _difference(sides),
     }
-    return row
+    row |= {f"{name}_mib": peaks.get(name, "") for name in SIDES}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    return row | {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _difference(sides: dict[str, Callable[[], object]]) -> object:
+    """The largest relative difference between the tangent engine and a slower side, if one was asked for."""
+    if "reference" not in sides and "textbook" not in sides:
+        return ""
+    fast: Any = sides["tangent"]()
+    a = (fast.gradient, fast.hessian, fast.third)
+    if "reference" in sides:
+        slow: Any = sides["reference"]()
+        b = (slow.gradient, slow.hessian, slow.third)
+    else:
+        found: Any = sides["textbook"]()
+        b = found
+    return max(((x - y).norm() / y.norm()).item() for x, y in zip(a, b, strict=True))
 
 
 def main() -> None:
@@ -237,30 +248,37 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--sides", default=",".join(SIDES[:3]), help="which of " + ", ".join(SIDES))
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/summary.csv"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     wanted = set(filter(None, options.only.split(",")))
+    sides = {"gradient", "tangent", *options.sides.split(",")}
+    if unknown := sides - set(SIDES):
+        parser.error(f"--sides: unknown {', '.join(sorted(unknown))}; must be among {', '.join(SIDES)}")
     rows = []
     print(
-        "network    S  batch  gradient ms  tangent ms  reference ms  gradients  floor  speed-up  difference"
-        "  peak MiB (g/t/r)"
+        "network    S  batch    gradient     tangent   reference    textbook  gradients  floor  x reference"
+        "  x textbook  difference  peak MiB"
     )
     for case in CASES:
         if wanted and not wanted & {case.name, f"{case.name}:{case.batch}"}:
             continue
-        row = measure(case, torch.device(options.device), options.repeats, reference=not options.no_reference)
+        row = measure(case, torch.device(options.device), options.repeats, sides, CLOCKS[options.clock])
         rows.append(row)
         print(
-            f"{row['network']:<9} {row['groups']:>3} {row['batch']:>5} {row['gradient_ms']:>12.2f}"
-            f" {row['tangent_ms']:>11.2f} {_show(row['reference_ms'], '13.1f')} {row['gradients']:>10.2f}"
-            f" {row['floor']:>6.2f}"
-            f" {_show(row['speedup'], '9.1f')} {_show(row['relative_difference'], '11.1e')}"
-            f"  {row['gradient_mib']:.0f}/{row['tangent_mib']:.0f}/{_show(row['reference_mib'], '.0f')}",
+            f"{row['network']:<9} {row['groups']:>3} {row['batch']:>5}"
+            + "".join(f" {_show(row[f'{name}_ms'], 11, '.1f')}" for name in SIDES)
+            + f" {_show(row['gradients'], 10, '.2f')} {_show(row['floor'], 6, '.2f')}"
+            + f" {_show(row['speedup'], 12, '.1f')} {_show(row['speedup_over_textbook'], 11, '.1f')}"
+            + f" {_show(row['relative_difference'], 11, '.1e')}  "
+            + "/".join(_show(row[f"{name}_mib"], 1, ".0f").strip() for name in SIDES),
             flush=True,
         )
+    if not rows:
+        parser.error(f"--only={options.only}: no such network")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -269,8 +287,8 @@ def main() -> None:
     print(f"written to {options.out}")
 
 
-def _show(value: object, form: str) -> str:
-    return format(value, form) if isinstance(value, float) else " " * int(float(form.split(".")[0] or 0))
+def _show(value: object, width: int, form: str) -> str:
+    return f"{value:>{width}{form}}" if isinstance(value, float) else " " * width
 
 
 if __name__ == "__main__":
