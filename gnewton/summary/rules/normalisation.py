@@ -35,21 +35,17 @@ class _Sets:
     axes: tuple[int, ...]
     cut: int
 
-    def mean(self, stack: Tensor) -> Tensor:
-        """Means over the sets of a stack (k, *view), axes kept."""
-        return stack.mean([a + 1 for a in self.axes], keepdim=True)
-
-    def total(self, stack: Tensor) -> Tensor:
-        """Sums over the sets of a stack (k, *view), axes kept."""
-        return stack.sum([a + 1 for a in self.axes], keepdim=True)
+    def mean(self, values: Tensor) -> Tensor:
+        """Means over the sets of values (1, *view), axes kept."""
+        return values.mean([a + 1 for a in self.axes], keepdim=True)
 
     def stack(self, rows: Tensor) -> Tensor:
         """A stack (k, *shape) of the value as a stack (k, *view)."""
         return rows.reshape(rows.shape[0], *self.view)
 
     def some(self, stack: Tensor, at: slice) -> Tensor:
-        """The sets ``at`` of a stack (k, *view)."""
-        return stack.narrow(self.cut + 1, at.start, at.stop - at.start)
+        """The sets ``at`` of a stack (k, *view), set by set: (sets, k, *rest of the view)."""
+        return stack.narrow(self.cut + 1, at.start, at.stop - at.start).movedim(self.cut + 1, 0)
 
 
 def normalise(
@@ -67,7 +63,7 @@ def normalise(
     top = None if adjoint is None else sets.stack(adjoint.unsqueeze(0))
     for at in slabs(sets.view[sets.cut], flat(dx)):
         stacks = (None if t is None else sets.some(t, at) for t in (x, dx, ddx, top, first, second))
-        _normalise_some(sums, groups, sets, eps, *stacks)
+        _normalise_some(sums, groups, eps, *stacks)
     out = Rows(groups, [first.view(-1, *shape)], owned=True)
     return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
 
@@ -86,7 +82,6 @@ def _target(rows: Rows, stack: Tensor | None) -> Tensor:
 def _normalise_some(
     sums: Accumulator,
     groups: tuple[int, ...],
-    sets: _Sets,
     eps: float,
     x: Tensor,
     dx: Tensor,
@@ -95,38 +90,60 @@ def _normalise_some(
     first: Tensor,
     second: Tensor | None,
 ) -> None:
-    """:func:`normalise` for some of the sets; the tangents of x̂ are written to ``first`` and ``second``."""
-    c = x - sets.mean(x)
-    r = (sets.mean(c * c) + eps).rsqrt()
-    count = c.numel() // r.numel()
+    """:func:`normalise` for m sets of n entries each; the tangents are written to ``first`` and ``second``.
+
+    Stacks come as (m, k, …), the value and its adjoint as (m, 1, …). One product of the stack with the rows
+    c, x̂̄ and 1 gives every sum over its entries, one with itself those over products of its rows.
+    """
+    m = len(dx)
+    c, dc = x.reshape(m, 1, -1), _compact(dx)
+    n = c.shape[2]
+    c = c - c.mean(2, keepdim=True)
+    r = ((c * c).mean(2, keepdim=True) + eps).rsqrt()
     slope, bend, twist = -0.5 * r**3, 0.75 * r**5, -1.875 * r**7
-    dc = dx - sets.mean(dx)
-    dv = 2 * sets.mean(c * dc)
+    ones = torch.ones_like(c)
+    centred = torch.zeros_like(c) if top is None else top.reshape(m, 1, n)
+    r_bar = (centred * c).sum(2, keepdim=True)
+    basis = torch.cat([c, centred - centred.mean(2, keepdim=True), ones], 1).mT  # (m, n, 3)
+    along, pulled, total = torch.bmm(dc, basis).split(1, dim=2)  # (m, k, 1) each
+    dc -= total / n
+    dv = along * (2 / n)
     dr = slope * dv
-    torch.mul(dc, r, out=first).addcmul_(c, dr)
+    squares = (dc * dc).sum(2, keepdim=True) if sums.diagonal else torch.bmm(dc, dc.mT)
     if top is not None:
-        r_bar = sets.total(top * c)
-        v_bar = r_bar * slope
-        pulled = sets.total(top * dc)
-        sums.add_cross(Rows(groups, [pulled], owned=True), Rows(groups, [dr], owned=True))
-        sums.add_square(groups, flat(dv * (r_bar * bend)), flat(dv))
-        sums.add_square(groups, flat(dc * (v_bar * (2.0 / count))), flat(dc))
-    if second is None:
-        return
-    ddv = 2 * sets.mean(dc * dc)
-    ddc = None
-    if ddx is not None:
-        ddc = ddx - sets.mean(ddx)
-        ddv = ddv + 2 * sets.mean(c * ddc)
-    ddr = bend * dv * dv + slope * ddv
-    if top is not None:
-        small = 3 * pulled * ddr + r_bar * (twist * dv**3 + 3 * bend * dv * ddv)
-        if ddc is not None:
-            small = small + 3 * sets.total(top * ddc) * dr + 6 / count * v_bar * sets.total(dc * ddc)
-        sums.add_third(groups, flat(small).sum(1))
-    torch.mul(dc, 2 * dr, out=second).addcmul_(c, ddr)
-    if ddc is not None:
-        second.addcmul_(ddc, r)
+        weight = r_bar * slope * (2 / n)
+        by_row = [Rows(groups, [t.squeeze(2).T], owned=True) for t in (pulled, dr)]
+        sums.add_cross(*by_row)
+        sums.add_square(groups, (dv * (r_bar * bend)).squeeze(2).T, dv.squeeze(2).T)
+        gram = (squares * weight).sum(0, dtype=torch.float64)
+        sums.add_gram(groups, gram[:, 0] if sums.diagonal else gram)
+    if second is not None:
+        ddv = (2 / n) * (squares if sums.diagonal else squares.diagonal(dim1=1, dim2=2).unsqueeze(2))
+        bent = shift = mixed = None
+        if ddx is not None:
+            bent = _compact(ddx)
+            along, shift, total = torch.bmm(bent, basis).split(1, dim=2)
+            ddv = ddv + along * (2 / n)
+            mixed = (dc * bent).sum(2, keepdim=True)
+        ddr = bend * dv * dv + slope * ddv
+        if top is not None:
+            small = 3 * pulled * ddr + r_bar * (twist * dv**3 + 3 * bend * dv * ddv)
+            if shift is not None and mixed is not None:
+                small = small + 3 * shift * dr + 3 * weight * mixed
+            sums.add_third(groups, small.squeeze(2).sum(0, dtype=torch.float64))
+        curved = dc * (2 * dr)
+        if bent is None:
+            curved.baddbmm_(ddr, c)
+        else:
+            curved.addcmul_(bent, r)
+            curved.baddbmm_(torch.cat([ddr, total * (-r / n)], 2), torch.cat([c, ones], 1))
+        second.copy_(curved.view(second.shape))
+    first.copy_(dc.mul_(r).baddbmm_(dr, c).view(first.shape))
+
+
+def _compact(stack: Tensor) -> Tensor:
+    """A copy of a stack (m, k, …) as (m, k, n)."""
+    return stack.clone(memory_format=torch.contiguous_format).view(*stack.shape[:2], -1)
 
 
 def _affine(

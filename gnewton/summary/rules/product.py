@@ -37,6 +37,10 @@ class Product(ABC):
     def left(self, rows: Tensor) -> Tensor:
         """B(ȧ, b) for a stack of ȧ; new memory."""
 
+    def push_left(self, rows: Rows, overwrite: bool) -> Rows:
+        """B(ȧ, b) for all rows; where ``overwrite``, their memory may be used if they are owned."""
+        return rows.map(self.left, fresh=True)
+
     @abstractmethod
     def right(self, rows: Tensor) -> Tensor:
         """B(a, ḃ) for a stack of ḃ; new memory."""
@@ -62,13 +66,7 @@ def push_product(
     They come apart, so that a bias joins them without a copy: see :func:`joined`.
     """
     terms: list[Tangent] = []
-    if a is not None:
-        terms.append(a.map(product.left, fresh=True))
-    if b is not None:
-        moved = b.map(product.right, fresh=True)
-        terms.append(moved)
-        if b.leaf and adjoint is not None:
-            take_gradient(sums, moved.first, adjoint)
+    bent: Rows | None = None
     if a is not None and b is not None:
         if adjoint is not None:
             _contribute(sums, product, a, b, adjoint)
@@ -76,7 +74,15 @@ def push_product(
         if sums.with_third and shared:
             mixed = product.both(a.first.pick(shared), b.first.pick(shared)).mul_(2.0)
             bent = Rows(shared, [mixed], owned=True)
-            terms[0] = Tangent(terms[0].first, total([terms[0].second, bent]))
+    if b is not None:
+        moved = b.map(product.right, fresh=True)
+        terms.append(moved)
+        if b.leaf and adjoint is not None:
+            take_gradient(sums, moved.first, adjoint)
+    if a is not None:  # last, since it may overwrite what the others read
+        overwrite = a is not b
+        second = None if a.second is None else product.push_left(a.second, overwrite)
+        terms.insert(0, Tangent(product.push_left(a.first, overwrite), total([second, bent])))
     return terms
 
 
@@ -171,6 +177,12 @@ class _Gate(Product):
 
     def left(self, rows: Tensor) -> Tensor:
         return self.line_up(rows) * self.b
+
+    def push_left(self, rows: Rows, overwrite: bool) -> Rows:
+        shape = torch.broadcast_shapes(self.a.shape, self.b.shape)
+        if overwrite and rows.owned and rows.shape == shape:
+            return Rows(rows.groups, [part.mul_(self.b) for part in rows.parts], owned=True)
+        return super().push_left(rows, overwrite)
 
     def right(self, rows: Tensor) -> Tensor:
         return self.line_up(rows) * self.a
