@@ -62,8 +62,17 @@ def normalise(
     x = sets.stack(x.unsqueeze(0))
     top = None if adjoint is None else sets.stack(adjoint.unsqueeze(0))
     for at in slabs(sets.view[sets.cut], flat(dx)):
-        stacks = (None if t is None else sets.some(t, at) for t in (x, dx, ddx, top, first, second))
-        _normalise_some(sums, groups, eps, *stacks)
+        _normalise_some(
+            sums,
+            groups,
+            eps,
+            sets.some(x, at),
+            sets.some(dx, at),
+            None if ddx is None else sets.some(ddx, at),
+            None if top is None else sets.some(top, at),
+            sets.some(first, at),
+            None if second is None else sets.some(second, at),
+        )
     out = Rows(groups, [first.view(-1, *shape)], owned=True)
     return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
 

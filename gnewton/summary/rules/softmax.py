@@ -53,10 +53,20 @@ def _push(site: Site, p: Tensor, weight: Tensor | None, *, exponential: bool) ->
     ddz = None if z.second is None else stack(z.second.widen(groups))
     first = torch.empty_like(dz, memory_format=torch.contiguous_format)
     second = torch.empty_like(first) if site.third else None
-    p, weight = (None if t is None else stack(t.unsqueeze(0)) for t in (p, weight))
+    q, w = stack(p.unsqueeze(0)), None if weight is None else stack(weight.unsqueeze(0))
     for at in slabs(dz.shape[1], flat(dz)):
-        some = (None if t is None else t[:, at] for t in (p, weight, dz, ddz, first, second))
-        _push_some(site.sums, groups, axis, exponential, *some)
+        _push_some(
+            site.sums,
+            groups,
+            axis,
+            exponential,
+            q[:, at],
+            None if w is None else w[:, at],
+            dz[:, at],
+            None if ddz is None else ddz[:, at],
+            first[:, at],
+            None if second is None else second[:, at],
+        )
     out = Rows(groups, [first.view(-1, *shape)], owned=True)
     return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
 
