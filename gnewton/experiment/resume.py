@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gnewton.errors import InputError
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.schema import REGISTRIES, Settings
-from gnewton.loggers import LOGGERS
+from gnewton.registry import Registry
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -66,18 +66,36 @@ def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig
 
 
 def recipes_of(config: DictConfig) -> dict[str, str]:
-    """The registered recipe that each group of a composed configuration is made of, by kind.
+    """The registered recipe that each part of a composed configuration is made of, by its place.
 
-    Its name is not that of the choice: several files may start from one recipe.
+    Its name is not that of the choice: several files may start from one recipe. The place is that of the
+    group, such as ``optimizer/direction``, or lies within it, where a choice is made of others.
     """
-    names: dict[str, str] = {}
-    for registry in REGISTRIES:
-        part = OmegaConf.select(config, registry.kind.replace("/", "."))
-        kind = OmegaConf.get_type(part) if isinstance(part, DictConfig) else None
-        for name, recipe in registry.items():
-            if recipe is kind:
-                names[registry.kind] = name
-    return names
+    found: dict[str, str] = {}
+    known = {recipe: name for registry in REGISTRIES for name, recipe in registry.items()}
+
+    def visit(node: DictConfig, place: str) -> None:
+        kind = OmegaConf.get_type(node)
+        if place and kind in known:
+            found[place] = known[kind]
+        for key in node:
+            if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+                visit(node[key], "/".join(filter(None, (place, str(key)))))
+
+    visit(config, "")
+    return found
+
+
+def _registry_of(place: str) -> Registry:
+    """The registry of the recipe at a place, see :func:`recipes_of`.
+
+    Raises:
+        KeyError: if there is none.
+    """
+    fitting = [r for r in REGISTRIES if f"{place}/".startswith(f"{r.kind}/")]
+    if not fitting:
+        raise KeyError(place)
+    return max(fitting, key=lambda registry: len(registry.kind))
 
 
 def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
@@ -123,14 +141,9 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
             raise InputError("it is not a mapping")
         config = OmegaConf.structured(Settings)
         recipes = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["recipes"]
-        for registry in REGISTRIES:  # a group stands before the groups within it
-            if registry.kind in recipes:
-                schema = OmegaConf.structured(registry[str(recipes[registry.kind])])
-                OmegaConf.update(config, registry.kind.replace("/", "."), schema)
-        for name in saved.get("logger") or {}:
-            OmegaConf.update(
-                config, f"logger.{name}", OmegaConf.structured(LOGGERS[str(name)]), force_add=True
-            )
+        for place in sorted(recipes):  # a group stands before the groups within it
+            schema = OmegaConf.structured(_registry_of(place)[str(recipes[place])])
+            OmegaConf.update(config, place.replace("/", "."), schema, force_add=True)  # a logger is new
         merged = OmegaConf.merge(config, saved)
         assert isinstance(merged, DictConfig)
         return merged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -54,6 +54,16 @@ def decay_kind(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Decay
         f"direction={type(optimizer).__name__} weight_decay={group['weight_decay']}: must be 0, or "
         "'decoupled_weight_decay' in its param_groups has to say how it is applied"
     )
+
+
+def coupled_decay(groups: Iterable[tuple[torch.optim.Optimizer, dict[str, Any]]]) -> dict[Tensor, float]:
+    """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, by tensor; the rest has none."""
+    return {
+        tensor: float(group["weight_decay"])
+        for optimizer, group in groups
+        if group.get("weight_decay") and decay_kind(optimizer, group) is DecayKind.COUPLED
+        for tensor in group["params"]
+    }
 
 
 def add_coupled(

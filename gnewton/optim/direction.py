@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.optim.decay import DecayKind, add_coupled, add_decoupled, decay_kind
+from gnewton.optim.decay import DecayKind, add_coupled, add_decoupled, coupled_decay, decay_kind
 from gnewton.optim.finite import all_finite
 
 NamedTensors = list[tuple[str, Tensor]]
@@ -90,12 +90,7 @@ class ShadowDirection:
 
         It belongs to the objective whose gradient u is made of, so the summary has to hold it too.
         """
-        decay = {
-            shadow: float(group["weight_decay"])
-            for optimizer, group in self._inner_groups()
-            if group.get("weight_decay") and decay_kind(optimizer, group) is DecayKind.COUPLED
-            for shadow in group["params"]
-        }
+        decay = coupled_decay(self._inner_groups())
         return [decay.get(shadow, 0.0) for shadow in self._shadows]
 
     def is_finite(self) -> bool:
@@ -112,14 +107,10 @@ class ShadowDirection:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit."""
-        self.inner.load_state_dict(state)
-        parts = getattr(self.inner, "parts", (self.inner,))
-        for part, saved in zip(parts, state.get("parts", [state]), strict=True):
-            _restore_scalars(part, saved)
+        restore(self.inner, state)
 
     def _inner_groups(self) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
-        parts = getattr(self.inner, "parts", (self.inner,))
-        return [(part, group) for part in parts for group in part.param_groups]
+        return inner_groups(self.inner)
 
     def _feed(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
         """Turn the gradients round where the inner optimizer does not, and add a coupled decay."""
@@ -147,6 +138,20 @@ class ShadowDirection:
         if shadows:
             parameters = [self._of_shadow[shadow] for shadow in shadows]
             add_decoupled(shadows, parameters, float(group["lr"]) * float(decay))
+
+
+def inner_groups(inner: torch.optim.Optimizer) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
+    """The parameter groups of an optimizer, or of the parts it is composed of, each with its own."""
+    parts = getattr(inner, "parts", (inner,))
+    return [(part, group) for part in parts for group in part.param_groups]
+
+
+def restore(inner: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer, bit for bit."""
+    inner.load_state_dict(state)
+    parts = getattr(inner, "parts", (inner,))
+    for part, saved in zip(parts, state.get("parts", [state]), strict=True):
+        _restore_scalars(part, saved)
 
 
 def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -82,6 +82,7 @@ class RateRule:
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that old ones stay comparable
             while the length of u changes.
+        bounds: the lowest and the highest rate, in units of the present u; None: no bounds.
     """
 
     def __init__(
@@ -96,10 +97,13 @@ class RateRule:
         proximal: float = 0.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
+        bounds: tuple[float, float] | None = None,
     ) -> None:
         _require(internal_damping >= 0, "internal_damping", internal_damping, ">= 0")
         _require(0 <= rate_momentum < 1, "rate_momentum", rate_momentum, ">= 0 and < 1")
         _require(proximal >= 0, "proximal", proximal, ">= 0")
+        if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
+            raise InputError(f"lowest={bounds[0]}, highest={bounds[1]}: must be finite, lowest < highest")
         self.solver = parse_solver(solver)
         self.internal_damping = internal_damping
         self.negative_rates = NegativeRates.parse(negative_rates)
@@ -109,6 +113,7 @@ class RateRule:
         self.proximal = proximal
         self.averaging = averaging if averaging is not None else NoAveraging()
         self.normalise = normalise
+        self.bounds = bounds
         self._groups = groups
         self._median = MedianBound(rate_median) if rate_median is not None else None
         self._unclipped: Tensor | None = None  # η before bounds and clipping, normalised units, averaged
@@ -161,6 +166,8 @@ class RateRule:
         if limit is not None:
             limit = torch.where(active, limit * scale, math.inf)
         clipped, capped = self._bound(rates, limit)
+        if self.bounds is not None:
+            clipped = clipped.clamp(min=self.bounds[0] * scale, max=self.bounds[1] * scale)
         solved = Solved(
             rates=torch.where(active, clipped / scale, 0.0),
             gradient=gradient * scale,

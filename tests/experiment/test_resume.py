@@ -49,6 +49,23 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("optimizer.curvature.source=training", "optimizer.curvature.batch_size=null"),
     ),
     "grouped_newton full batch": ("optimizer=grouped_newton_full_batch", *SMALL_BASELINE[:2]),
+    "grouped_newton pair": (
+        *("optimizer=grouped_newton", "optimizer/direction=pair", *GROUPED),
+        *("optimizer/controller=overshoot", "optimizer.cap=0.1"),
+    ),
+    "grouped_newton adaptive": (
+        *("optimizer=grouped_newton", "optimizer/averaging=static", *GROUPED),
+        *("optimizer/controller=adaptive", "optimizer.controller.window=2", "optimizer.rate_median=3"),
+    ),
+    "grouped_newton ridge": (
+        *("optimizer=grouped_newton", "optimizer.solver=ridge", *GROUPED),
+        *("optimizer/controller=plateau", "optimizer.controller.window=1", "optimizer.controller.patience=0"),
+    ),
+    "grouped_newton newton": (
+        *("optimizer=grouped_newton", "optimizer.solver=newton", *GROUPED),
+        *("optimizer/controller=geometric", "optimizer.cap=0.1", "optimizer.rate_momentum=0.5"),
+    ),
+    "outer_newton": ("optimizer=outer_newton", "optimizer/direction=adam", *GROUPED),
     "hessian_vector": ("optimizer=hessian_vector", *BASELINE),
     "grouped_newton rates": (
         *("optimizer=grouped_newton", *GROUPED),

@@ -406,6 +406,59 @@ def test_a_restored_state_continues_bit_for_bit(name: str, direction: str) -> No
     assert torch.equal(flat(resumed), flat(straight))
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_parameter_without_gradient_has_no_direction(set_to_none: bool) -> None:
+    """zero_grad(set_to_none) decides between no gradient and one of zero; neither moves a parameter."""
+    model = tanh_net()
+    optimizer = GroupedNewton(model, F.cross_entropy, direction=GRADIENT, period=1, **PLAIN)
+    batch = classification(20)
+    F.cross_entropy(model(batch[0]), batch[1]).backward()
+    optimizer.zero_grad(set_to_none=set_to_none)
+    before = flat(model).clone()
+    optimizer.step(batch=batch)
+    assert torch.equal(flat(model), before)
+    head = model[4]
+    loss = F.cross_entropy(head(model[:4](batch[0]).detach()), batch[1])
+    loss.backward()
+    optimizer.step(batch=batch)
+    assert torch.equal(flat(model[:4]), before[: len(flat(model[:4]))])
+    assert not torch.equal(flat(model), before)
+
+
+def test_parameters_on_several_devices_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, device="meta"))
+    with pytest.raises(InputError, match=r"must be on one device; found \['cpu', 'meta'\]"):
+        GroupedNewton(model, F.cross_entropy)
+
+
+def test_sparse_gradients_are_refused() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    optimizer = GroupedNewton(model, F.cross_entropy)
+    inputs, targets = torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 2])
+    F.cross_entropy(model(inputs), targets).backward()
+    with pytest.raises(InputError, match="sparse gradients are not supported"):
+        optimizer.step(batch=(inputs, targets))
+
+
+@pytest.mark.parametrize("name", ["default", "adaptive", "overshoot"])
+def test_maximising_is_minimising_the_negative(name: str) -> None:
+    ends = []
+    for maximize in (False, True):
+
+        def loss_fn(outputs: Tensor, targets: Tensor, sign: int = 1 - 2 * maximize) -> Tensor:
+            return sign * F.cross_entropy(outputs, targets)
+
+        model = tanh_net()
+        settings = built(SETTINGS[name])
+        optimizer = GroupedNewton(
+            model, loss_fn, direction=MOMENTUM, period=2, maximize=maximize, **PLAIN | settings
+        )
+        for step in range(12):
+            take_step(model, optimizer, classification(20, seed=step), loss_fn)
+        ends.append(flat(model))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
 def test_frozen_parameters_stay() -> None:
     model = tanh_net()
     model[0].weight.requires_grad_(False)

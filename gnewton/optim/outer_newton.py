@@ -1,0 +1,228 @@
+"""Rates on the displacement of an inner optimizer, as an outer step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnewton.errors import InputError
+from gnewton.optim.averaging import Averaging
+from gnewton.optim.curvature import Batch, CurvatureBatches
+from gnewton.optim.decay import coupled_decay
+from gnewton.optim.direction import DirectionFactory, inner_groups, restore
+from gnewton.optim.finite import subtract_finite
+from gnewton.optim.grouping import Grouping
+from gnewton.optim.measure import Measurer
+from gnewton.optim.rates import Proposal, RateRule, invalid
+from gnewton.optim.records import RateUpdate
+from gnewton.optim.solvers import Solver
+from gnewton.optim.step import combined
+from gnewton.partition import Partition
+from gnewton.summary.api import Engine
+from gnewton.summary.problem import LossFunction
+
+
+class OuterNewton(torch.optim.Optimizer):
+    """An inner optimizer runs ``period`` steps; then θ ← θ − λ_1 Σ_s η_s P_s w, with w the way back to where
+    the parameters were before them and η from the exact summary of the loss along w.
+
+    w points uphill, like a gradient: η_s > 0 goes on along the displacement of group s, −1 takes all of it
+    back. Every rate is kept within ``lowest`` and ``highest``. The state of the inner optimizer does not
+    notice the outer step.
+
+    ``param_groups`` are those of the inner optimizer, so torch's schedulers act on its learning rate.
+
+    Args:
+        model, loss_fn, partition: as for :class:`~gnewton.optim.grouped_newton.GroupedNewton`.
+        inner: builds the inner optimizer from (name, parameter) pairs.
+        period: inner steps between two outer steps, at least 1.
+        damping: λ_1 > 0.
+        lowest, highest: bounds on the rates, lowest < highest.
+        solver, internal_damping, proximal, averaging, normalise: see
+            :class:`~gnewton.optim.rates.RateRule`; nothing is averaged by default.
+        curvature: batches for the summary; None: the batch passed to :meth:`step`.
+        engine, max_memory: see :func:`gnewton.summarize`.
+        on_update: called with a :class:`~gnewton.optim.records.RateUpdate` after each outer step.
+
+    Raises:
+        InputError: for a value out of range, or a partition that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        partition: Partition | None = None,
+        *,
+        inner: DirectionFactory,
+        period: int = 20,
+        damping: float = 1.0,
+        lowest: float = -1.0,
+        highest: float = 5.0,
+        solver: str | Solver = "cubic",
+        internal_damping: float = 1.0,
+        proximal: float = 0.0,
+        averaging: Averaging | None = None,
+        normalise: bool = True,
+        curvature: Iterable[Batch] | None = None,
+        engine: Engine = "auto",
+        max_memory: int | None = None,
+        on_update: Callable[[RateUpdate], None] | None = None,
+    ) -> None:
+        if not (isinstance(period, int) and period >= 1):
+            raise InputError(f"period={period}: must be an integer >= 1")
+        if not 0 < damping < math.inf:
+            raise InputError(f"damping={damping}: must be a finite number > 0")
+        self.partition = partition if partition is not None else Partition.per_tensor(model)
+        self._grouping = Grouping(model, self.partition)
+        super().__init__(self._grouping.parameters, {})
+        self.inner = inner(list(zip(self._grouping.names, self._grouping.parameters, strict=True)))
+        self.param_groups = self.inner.param_groups
+        self._rule = RateRule(
+            len(self.partition),
+            solver=solver,
+            internal_damping=internal_damping,
+            negative_rates="keep",
+            proximal=proximal,
+            averaging=averaging,
+            normalise=normalise,
+            bounds=(lowest, highest),
+        )
+        if curvature is None and self._rule.averaging.batches > 1:
+            raise InputError("averaging over several batches at each update: needs curvature=")
+        self._measurer = Measurer(
+            model,
+            loss_fn,
+            self._grouping,
+            maximize=any(group.get("maximize", False) for _, group in inner_groups(self.inner)),
+            third=self._rule.needs_third,
+            diagonal=self._rule.solver.diagonal,
+            engine=engine,
+            max_memory=max_memory,
+        )
+        self._batches = CurvatureBatches(curvature)
+        self._period = period
+        self._damping = damping
+        self._steps = 0
+        self._before: list[Tensor] | None = None
+        self._on_update = on_update
+        self.rates = [0.0] * len(self.partition)
+        """λ_1 η_s of the last outer step."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused after construction: a new group changes the partition, so build a new optimizer.
+
+        Raises:
+            InputError: always, once the optimizer is built.
+        """
+        if hasattr(self, "inner"):
+            raise InputError("add_param_group: build a new OuterNewton instead")
+        super().add_param_group(param_group)
+
+    def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]
+        """One step of the inner optimizer, and an outer one where it is due.
+
+        Args:
+            closure: recomputes the loss with gradients; optional.
+            batch: (inputs, targets) for the summary, where there are no curvature batches.
+
+        Returns:
+            what ``closure`` returned, or None.
+
+        Raises:
+            InputError: if an outer step is due and there is no batch for it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._before is None:
+            self._mark()
+        self.inner.step()
+        self._steps += 1
+        if self._steps % self._period == 0:
+            self._outer_step(batch)
+            self._mark()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state and ours."""
+        return {
+            **self.inner.state_dict(),
+            "outer_newton": {
+                "groups": list(self.partition.names),
+                "rule": self._rule.state_dict(),
+                "before": self._before,
+                "steps": self._steps,
+                "rates": list(self.rates),
+                "curvature_position": self._batches.position,
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            InputError: if the state belongs to another optimizer or another partition.
+        """
+        ours = state_dict.get("outer_newton")
+        if ours is None:
+            raise InputError("state_dict: it was not written by OuterNewton")
+        if ours["groups"] != list(self.partition.names):
+            raise InputError(f"state_dict: its groups are {ours['groups']}, not {list(self.partition.names)}")
+        restore(self.inner, {key: value for key, value in state_dict.items() if key != "outer_newton"})
+        self.param_groups = self.inner.param_groups
+        self._rule.load_state_dict(ours["rule"])
+        device = self._grouping.parameters[0].device
+        before = ours["before"]
+        self._before = None if before is None else [tensor.to(device) for tensor in before]
+        self._steps, self.rates = ours["steps"], list(ours["rates"])
+        self._batches.seek(ours["curvature_position"])
+
+    @torch.no_grad()
+    def _mark(self) -> None:
+        self._before = [p.detach().clone() for p in self._grouping.parameters]
+
+    def _outer_step(self, batch: Batch | None) -> None:
+        started = time.perf_counter()
+        assert self._before is not None
+        with torch.no_grad():
+            w = list(torch._foreach_sub(self._before, self._grouping.parameters))  # type: ignore[arg-type]
+        loss, proposal, summarised = self._propose(w, batch)
+        solved = self._rule.commit(proposal)
+        self.rates = [self._damping * eta for eta in solved.rates.tolist()]
+        subtract_finite(self._grouping.parameters, combined([w], self.rates, self._grouping, None))
+        if self._on_update is not None:
+            self._on_update(
+                RateUpdate(
+                    step=self._steps,
+                    solved=solved,
+                    names=self.partition.names,
+                    damping=[self._damping] * len(self.partition),
+                    loss=loss,
+                    summary_seconds=summarised - started,
+                    solve_seconds=time.perf_counter() - summarised,
+                    warming_up=False,
+                )
+            )
+
+    def _propose(self, w: list[Tensor], batch: Batch | None) -> tuple[float, Proposal, float]:
+        """Mean loss, rates along w, and when the summary was ready; a summary that is not finite: rates 0."""
+        decays = coupled_decay(inner_groups(self.inner))
+        decay = [decays.get(p, 0.0) for p in self._grouping.parameters]
+        count = self._rule.averaging.batches
+        measured = [self._measurer.measure(*self._batches.next(batch), [w], decay) for _ in range(count)]
+        loss = math.fsum(each.loss for each in measured) / count
+        summarised = time.perf_counter()
+        wrong = next((each for each in measured if not each.finite), None)
+        if wrong is not None:
+            zeros = torch.zeros(len(self.partition), dtype=torch.float64)
+            return loss, invalid(zeros, wrong.gradient, wrong.hessian, wrong.third), summarised
+        for each in measured:
+            average = self._rule.observe(each.gradient, each.hessian, each.third, each.norms)
+        return loss, self._rule.propose(average, measured[-1].norms), summarised
