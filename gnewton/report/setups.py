@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -15,6 +16,9 @@ from gnewton.report.runs import BROKEN, ENDED, Run
 
 IGNORED = ("seed", "output_root", "resume", "data.root", "trainer.progress", "trainer.checkpoint_every")
 """Options that make no set-up of its own: the seed, and where files are and how a run reports."""
+
+MAPPINGS = ("optimizer.rates",)
+"""Options whose value is a mapping: each is one option, not one for each of its keys."""
 
 PROBLEM = ("model", "data")
 """Parts of the configuration that say what is solved; the others say how."""
@@ -52,11 +56,14 @@ class Setup:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as dotted names; a list is a value."""
+    """Nested options as dotted names; a list is a value, and of a mapping its length and four digits."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and name in MAPPINGS:
+            digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:4]
+            flat[name] = f"{len(value)} of {digest}"
+        elif isinstance(value, dict) and value:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value

@@ -39,6 +39,25 @@ def test_places_and_reports_make_no_difference(option, value, tmp_path):
     assert len(_grouped(tmp_path)[0]) == 1
 
 
+def test_loggers_make_no_difference(tmp_path):
+    write_run(tmp_path, "a", {"seed": 0, "logger": {}})
+    write_run(tmp_path, "b", {"seed": 1, "logger": {"wandb": {"name": "wandb", "mode": "offline"}}})
+    assert len(_grouped(tmp_path)[0]) == 1
+
+
+def test_the_rates_of_parameters_are_one_option(tmp_path):
+    write_run(tmp_path, "a", {"optimizer.rates": None})
+    for name, rate in (("b", 0.1), ("c", 0.2)):
+        write_run(tmp_path, name, {"optimizer.rates": {"hidden1.weight": rate, "hidden1.bias": 1.0}})
+    write_run(tmp_path, "d", {"seed": 1, "optimizer.rates": {"hidden1.bias": 1.0, "hidden1.weight": 0.2}})
+    plain, first, second = sorted(_grouped(tmp_path)[0], key=lambda setup: setup.runs[0].folder.name)
+    assert plain.label == "sgd"
+    assert first.label.startswith("sgd rates=2 of ")
+    assert second.label.startswith("sgd rates=2 of ")
+    assert first.label != second.label
+    assert len(second.runs) == 2
+
+
 def test_an_option_that_is_off_is_like_one_that_is_not_there(tmp_path):
     """As in the runs of a version that did not have it yet."""
     write_run(tmp_path, "a", {"seed": 0})
