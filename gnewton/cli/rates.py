@@ -32,6 +32,7 @@ def run(arguments: list[str]) -> int:
     subject = _subject(options.subject)
     from gnewton.experiment.point import open_point
     from gnewton.inspection.suggest import suggest
+    from gnewton.inspection.suggestion_files import suggestion_files
     from gnewton.report.comparison import write_file
 
     point = open_point(subject.config, subject.checkpoint, trains=True)
@@ -47,11 +48,8 @@ def run(arguments: list[str]) -> int:
     )
     folder = options.output or _folder(point, subject)
     print(_describe(point, recipe, options, found))
-    files: dict[str, str | bytes] = {
-        "rates.yaml": _yaml(point, recipe, found, folder),
-        "suggestion.csv": _csv(point, found),
-        "summaries.npz": _npz(point, groups),
-    }
+    remarks = _remarks(point, recipe, found, folder)
+    files = suggestion_files(point.partition, found, groups, remarks)
     if options.check:
         files["check.csv"] = _check(point, recipe, subject, options, found)
     written = [write_file(folder / name, content) for name, content in files.items()]
@@ -128,62 +126,14 @@ def _training(point: Point) -> Iterator[Batch]:
         yield from point.data.train.epoch(epoch, point.settings.trainer.batch_size)
 
 
-def _by_parameter(point: Point, found: Suggestion) -> dict[str, float]:
-    return {
-        name: float(rate)
-        for group, rate in zip(point.partition, found.rates, strict=True)
-        for name in group.parameters
-    }
-
-
-def _yaml(point: Point, recipe: FirstOrderRecipe, found: Suggestion, folder: Path) -> str:
-    lines = [
-        f"# Learning rates for optimizer={recipe.name}, suggested by gnewton {shlex.join(sys.argv[1:])}",
-        f"# {point.describe()}",
-        f"# gnewton train … optimizer={recipe.name} optimizer.rates={folder / 'rates.yaml'}",
-        f"# one rate for all instead: optimizer.lr={found.single!r}",
-        *(f"{name}: {rate!r}" for name, rate in _by_parameter(point, found).items()),
+def _remarks(point: Point, recipe: FirstOrderRecipe, found: Suggestion, folder: Path) -> list[str]:
+    """What the YAML says of itself."""
+    return [
+        f"Learning rates for optimizer={recipe.name}, suggested by gnewton {shlex.join(sys.argv[1:])}",
+        point.describe(),
+        f"gnewton train … optimizer={recipe.name} optimizer.rates={folder / 'rates.yaml'}",
+        f"one rate for all instead: optimizer.lr={found.single!r}",
     ]
-    return "\n".join(lines) + "\n"
-
-
-def _csv(point: Point, found: Suggestion) -> bytes:
-    from gnewton.inspection.files import table
-
-    columns = ("group", "parameters", "rate", "from", "solved", "low", "high", "positive")
-    rows: list[list[object]] = [
-        [
-            group.name,
-            group.size,
-            float(found.rates[s]),
-            "solve" if found.found[s] else "all",
-            float(found.solved[s]),
-            float(found.low[s]),
-            float(found.high[s]),
-            float(found.positive[s]),
-        ]
-        for s, group in enumerate(point.partition)
-    ]
-    size = sum(group.size for group in point.partition)
-    rows.append(["(all)", size, found.single, "solve", found.single, found.single_low, found.single_high, ""])
-    return table(columns, rows)
-
-
-def _npz(point: Point, groups: Observations) -> bytes:
-    import io
-
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        groups=np.array(point.partition.names),
-        gradient=groups.gradient,
-        hessian=groups.hessian,
-        third=groups.third,
-        norms=groups.norms,
-    )
-    return buffer.getvalue()
 
 
 def _describe(point: Point, recipe: FirstOrderRecipe, options: argparse.Namespace, found: Suggestion) -> str:
@@ -222,12 +172,13 @@ def _check(
 ) -> bytes:
     from gnewton.experiment.check_run import METRICS, Choice, try_rates
     from gnewton.inspection.files import table
+    from gnewton.inspection.suggestion_files import by_parameter
     from gnewton.report.tables import Table, as_text
 
     choices: list[Choice] = [
         Choice("configured", recipe.lr, recipe.rates),
         Choice("one for all", found.single),
-        Choice("one for each group", found.single, _by_parameter(point, found)),
+        Choice("one for each group", found.single, by_parameter(point.partition, found)),
     ]
     seeds = range(point.settings.seed, point.settings.seed + options.check_seeds)
     tried = try_rates(subject.config, choices, steps=options.check_steps, seeds=seeds, samples=CHECK_SAMPLES)
