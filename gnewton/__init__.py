@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gnewton.cubic import CubicSolution, CubicStatus, solve_cubic
     from gnewton.optim.grouped_newton import GroupedNewton
+    from gnewton.optim.hessian_vector import HessianVector
     from gnewton.optim.kfac import KFAC
+    from gnewton.optim.outer_newton import OuterNewton
     from gnewton.partition import Partition
     from gnewton.summary import Summary, summarize
 
@@ -22,7 +24,9 @@ _HOMES = {
     "CubicSolution": "gnewton.cubic",
     "CubicStatus": "gnewton.cubic",
     "GroupedNewton": "gnewton.optim.grouped_newton",
+    "HessianVector": "gnewton.optim.hessian_vector",
     "KFAC": "gnewton.optim.kfac",
+    "OuterNewton": "gnewton.optim.outer_newton",
     "Partition": "gnewton.partition",
     "Summary": "gnewton.summary",
     "solve_cubic": "gnewton.cubic",
@@ -34,6 +38,8 @@ __all__ = [
     "CubicSolution",
     "CubicStatus",
     "GroupedNewton",
+    "HessianVector",
+    "OuterNewton",
     "Partition",
     "Summary",
     "__version__",

@@ -89,7 +89,23 @@ def test_a_batch_with_fewer_rows_than_processes_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
-    [["optimizer=grouped_newton", "optimizer.curvature.batch_size=51"], ["optimizer=sgd"]],
+    [
+        ["optimizer=grouped_newton", "optimizer.curvature.batch_size=51"],
+        [
+            *("optimizer=grouped_newton", "optimizer.curvature.batch_size=51", "optimizer.period=1"),
+            *("optimizer/controller=overshoot", "optimizer/direction=pair", "optimizer.cap=0.1"),
+        ],
+        [
+            *("optimizer=grouped_newton", "optimizer.curvature.batch_size=51", "optimizer.period=1"),
+            *(
+                "optimizer/controller=adaptive",
+                "optimizer.controller.slices=1",
+                "optimizer.controller.errors=0",
+            ),
+        ],
+        ["optimizer=outer_newton", "optimizer.curvature.batch_size=51", "optimizer.period=2"],
+        ["optimizer=sgd"],
+    ],
     ids=str,
 )
 def test_torchrun_trains_as_one_process_does(optimizer: list[str], tmp_path: Path) -> None:
