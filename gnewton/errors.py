@@ -18,6 +18,10 @@ class InputError(GnewtonError, ValueError):
     exit_code = 2
 
 
+class OutOfMemory(GnewtonError):
+    """The memory of the device did not do; the message names what to lower."""
+
+
 class Diverged(GnewtonError):
     """The loss or the parameters stopped being finite; the message names the step."""
 

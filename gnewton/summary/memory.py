@@ -32,6 +32,13 @@ def free_memory(device: torch.device) -> int:
     return 1 << 62
 
 
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an exception says that there is no memory left; on the CPU torch has no type for that."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def tangent_bytes(program: Program, plan: Plan, *, third: bool) -> int:
     """Peak bytes of the tangents of a pass, with two more stacks of the largest layer for working on it."""
     steps, copies = program.steps, 2 if third else 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gnewton.errors import OutOfMemory
 from gnewton.summary import checks, memory
 from gnewton.summary.engine import Passes, Plan, forward, make_plan, run
 from gnewton.summary.graph import Program, TraceError
@@ -33,6 +34,7 @@ class Trace:
     plan: Plan
     bytes: int
     uses: int = 0
+    parts: int = 1  # into which its batch has to be split at least, as running out of memory has taught
     separable: bool | None = None
 
 
@@ -74,29 +76,69 @@ class TangentEngine:
         Raises:
             TraceError: if the model has no trace; the same error at every later call of this kind.
             SummaryError: if the result contradicts itself, or the trace no longer is that of the model.
+            OutOfMemory: if the batch is split as far as it can be, and still does not fit.
         """
         device = self.problem.device()
         self._settle()
         with untouched(device), exact_products(device, self.tf32), torch.autocast(device.type, enabled=False):
             whole = self._trace(inputs, targets)
-            limit = self.max_memory
-            if limit is None:
-                limit = (
-                    int(memory.SHARE * memory.free_memory(device)) if whole.bytes > 1 << 28 else whole.bytes
-                )
-            parts = math.ceil(whole.bytes / max(limit, 1))
             samples = batch_size(inputs, targets)
-            if parts > 1 and samples > 1 and whole.separable is not False:
-                made = self._split(whole, inputs, targets, direction, samples, parts)
-                if made is not None:
-                    return made
-            passes = self._run(whole, inputs, targets, direction)
-            self._pending = checks.disagreement(passes, next(iter(direction.values())).dtype)[
-                self._inverse(whole)
-            ]
-            if device.type == "cpu":
-                self._settle()
-            return self._summary(whole, passes)
+            parts = min(max(self._parts(whole, device), whole.parts), samples)
+            while (made := self._attempt(whole, inputs, targets, direction, parts)) is None:
+                whole.parts = parts = self._more_parts(whole, samples, parts, device)
+            return made
+
+    def _parts(self, whole: Trace, device: torch.device) -> int:
+        """Parts of a batch that should fit, by what its tangents take."""
+        limit = self.max_memory
+        if limit is None:
+            limit = int(memory.SHARE * memory.free_memory(device)) if whole.bytes > 1 << 28 else whole.bytes
+        return math.ceil(whole.bytes / max(limit, 1))
+
+    def _attempt(
+        self, whole: Trace, inputs: Any, targets: Any, direction: Mapping[str, Tensor], parts: int
+    ) -> Summary | None:
+        """The summary, the batch worked through in ``parts``; None if the memory does not do.
+
+        By the time it returns, the exception is gone, and with it what its frames held.
+        """
+        try:
+            return self._compute(whole, inputs, targets, direction, parts)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_exhausted(error):
+                raise
+        return None
+
+    def _more_parts(self, whole: Trace, samples: int, parts: int, device: torch.device) -> int:
+        """Twice as many parts, with one line in the log."""
+        if whole.separable is False or parts >= samples:
+            raise OutOfMemory(
+                f"summary: out of memory on {device} with a batch of {samples} samples, "
+                f"{'which cannot be split' if whole.separable is False else 'taken one by one'}; "
+                "lower the size of the curvature batch (optimizer.curvature.batch_size)"
+            )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the pieces that are kept suit the whole batch's tensors
+        more = min(2 * parts, samples)
+        log.warning(
+            "summary: out of memory; from here on batches of %d are split into %d parts", samples, more
+        )
+        return more
+
+    def _compute(
+        self, whole: Trace, inputs: Any, targets: Any, direction: Mapping[str, Tensor], parts: int
+    ) -> Summary:
+        if parts > 1 and whole.separable is not False:
+            made = self._split(whole, inputs, targets, direction, batch_size(inputs, targets), parts)
+            if made is not None:
+                return made
+        passes = self._run(whole, inputs, targets, direction)
+        self._pending = checks.disagreement(passes, next(iter(direction.values())).dtype)[
+            self._inverse(whole)
+        ]
+        if self.problem.device().type == "cpu":
+            self._settle()
+        return self._summary(whole, passes)
 
     def _run(
         self, made: Trace, inputs: Any, targets: Any, direction: Mapping[str, Tensor], draws: Any = None

@@ -10,6 +10,7 @@ from torch import nn
 
 from gnewton.data.splits import DataSet, Split
 from gnewton.tasks import Task
+from gnewton.training.exhaustion import memory_suffices
 from gnewton.training.settings import Evaluation
 
 
@@ -74,10 +75,13 @@ def evaluate_splits(
 
     ``between`` is called after each batch, see :func:`evaluate`.
     """
+    device = next(model.parameters()).device
+    option = f"trainer.evaluation.batch_size={options.batch_size}"
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {
-        name: evaluate(model, data.task, split, options.batch_size, options.max_samples, between)
-        if name != "train" or options.train
-        else Score(None, None)
-        for name, split in splits.items()
-    }
+    with memory_suffices(device, "an evaluation", option):
+        return {
+            name: evaluate(model, data.task, split, options.batch_size, options.max_samples, between)
+            if name != "train" or options.train
+            else Score(None, None)
+            for name, split in splits.items()
+        }

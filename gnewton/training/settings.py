@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gnewton.errors import InputError
-from gnewton.options import option
+from gnewton.options import option, show
 from gnewton.training.interval import Interval
 
 METRICS = (
@@ -62,6 +62,10 @@ class TrainerSettings:
     progress: str = option(choices=("auto", "bar", "lines"))
     evaluation: Evaluation
     target: Target
+
+    def sizes(self) -> str:
+        """The options that decide the memory of a training step, to be named where it does not do."""
+        return f"trainer.microbatch={show(self.microbatch)} or trainer.batch_size={show(self.batch_size)}"
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Checks that tie several options together."""

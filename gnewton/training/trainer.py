@@ -23,6 +23,7 @@ from gnewton.optim.recipes import OptimizerRecipe
 from gnewton.training.checkpoint import BEST, LAST
 from gnewton.training.clocks import Clocks
 from gnewton.training.evaluate import Score, evaluate_splits
+from gnewton.training.exhaustion import memory_suffices
 from gnewton.training.interval import EPOCHS, SECONDS, STEPS, Interval
 from gnewton.training.journal import Journal
 from gnewton.training.memory import forget_peak_memory, peak_memory_mib
@@ -177,7 +178,8 @@ class Trainer:
     def _make_step(self, whole: Batch) -> None:
         batch = self.world.share(whole)
         self._counted_correct = None
-        loss = self._passes.step(self.recipe, self.optimizer, partial(self._forward_backward, batch), batch)
+        with memory_suffices(self.device, f"training step {self.step}", self.settings.sizes()):
+            loss = self._passes.step(self.recipe, self.optimizer, partial(self._forward_backward, batch), batch)
         samples = max(len(whole[0]), 1)
         self._meter.record(self.step, loss, self._counted_correct, samples)
         self._samples_since_row += samples
@@ -365,13 +367,11 @@ class Trainer:
     def _stop(self, number: int) -> None:
         self.clocks.pause_training()
         self._checkpoint(LAST)
-        name = signal.Signals(number).name
-        where = self._journal.checkpoint_path(LAST)
+        name, where = signal.Signals(number).name, self._journal.checkpoint_path(LAST)
         # who asks with SIGUSR1 means to terminate
         code = number if number == signal.SIGINT else signal.SIGTERM
-        raise Interrupted(
-            f"interrupted by {name} after step {self.step}; checkpoint written to {where}", code
-        )
+        message = f"interrupted by {name} after step {self.step}; checkpoint written to {where}"
+        raise Interrupted(message, code)
 
     def _stop_if(self, received: int | None) -> None:
         """End the run here if a signal was received; one of several processes cannot, it waits for a step."""

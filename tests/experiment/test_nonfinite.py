@@ -14,6 +14,7 @@ import torch
 
 from gnewton.errors import Diverged
 from gnewton.optim.recipes import OptimizerRecipe
+from gnewton.training import passes
 from gnewton.training import trainer as trainer_module
 from gnewton.training.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
@@ -45,7 +46,7 @@ def poisoned(
 ) -> Iterator[None]:
     """Within the block, the loss or the gradient of the training steps that ``steps`` tells is ``value``."""
     current: list[Any] = [None]
-    make_step, add_gradient = trainer_module.Trainer._make_step, trainer_module.add_gradient
+    make_step, add_gradient = trainer_module.Trainer._make_step, passes.add_gradient
 
     def noted(self: Any, whole: Any) -> None:
         current[0] = self.step
@@ -64,7 +65,7 @@ def poisoned(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_make_step", noted)
-        patch.setattr(trainer_module, "add_gradient", broken)
+        patch.setattr(passes, "add_gradient", broken)
         yield
 
 
