@@ -42,6 +42,8 @@ def explain(error: Exception, arguments: Iterable[str]) -> InputError:
         return InputError(_no_such_option(cause, overrides))
     if isinstance(cause, ValidationError) and cause.full_key:
         return InputError(_wrong_type(cause, overrides))
+    if isinstance(error, OverflowError) or "integer string conversion" in str(error):
+        return InputError(_too_long(str(error), overrides))
     deleted = [argument for argument in arguments if argument.startswith("~")]
     if deleted:
         return InputError(f"{deleted[0]}: every group and option is needed; choose another value instead")
@@ -60,6 +62,14 @@ def explain(error: Exception, arguments: Iterable[str]) -> InputError:
             f"{match[1]}: one value is allowed; for a list write {key}=[…], to sweep add --multirun"
         )
     return InputError(_first_line(str(error) or str(cause)))
+
+
+def _too_long(message: str, overrides: dict[str, str]) -> str:
+    """A whole number that no float, or not even an int, can hold."""
+    match = re.search(r"full_key: (\S+)", message)
+    keys = [match[1]] if match else [key for key, text in overrides.items() if re.search(r"\d{300}", text)]
+    shown = ", ".join(f"{key}={overrides.get(key, key).partition('=')[2][:20]}…" for key in keys)
+    return f"{shown}: the number has too many digits"
 
 
 def _no_such_choice(error: MissingConfigException) -> str:

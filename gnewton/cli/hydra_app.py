@@ -60,7 +60,8 @@ def run_hydra(arguments: list[str], task: Task) -> None:
     sys.argv, os.environ[FULL_ERROR] = ["gnewton", *arguments], "1"
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError too
+    except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
+        # the last two are what Hydra and OmegaConf let through of Python's own, on numbers that are too long
         if asked == "1" or error in defects:
             raise
         raise explain(error, arguments) from error

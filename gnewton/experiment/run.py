@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -38,8 +38,6 @@ CHECKPOINT_FORMAT = "4"
 """Changes with what a checkpoint holds: one of another format cannot be continued."""
 
 _STATUS = {Diverged: "diverged", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         loggers = GuardedLoggers({name: recipe.build() for name, recipe in settings.logger.items()})
         environment |= {"processes": world.size, "recipes": recipes_of(config)}
         folder = (place or _start_folder(config, settings, environment)) if world.writes else None
-        with _held(folder), _log_file(folder):
+        with _disk_explained(folder), _held(folder), _log_file(folder):
             log.info("run folder %s", folder)
             _describe(parts, device, world)
             trainer = Trainer(
@@ -105,8 +103,8 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
                     _continue_folder(folder, config, environment, trainer.step)
             with _failure_recorded(folder, trainer), _reporting(loggers, folder, config, trainer.step):
                 outcome = trainer.fit()
-            if folder is not None:
-                write_json(folder / "result.json", asdict(outcome))
+                if folder is not None:
+                    write_json(folder / "result.json", asdict(outcome))
             log.info("%s: results in %s", outcome.status, folder)
     return Report(folder, outcome)
 
@@ -114,8 +112,13 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
 def _start_folder(config: DictConfig, settings: Settings, environment: dict[str, Any]) -> Path:
     """A new run folder that says what is run, and on what."""
     folder = create_run_folder(Path(settings.output_root) / settings.name, config_hash(config))
-    write_json(folder / ENVIRONMENT, environment)
-    write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    try:
+        with _disk_explained(folder):
+            write_json(folder / ENVIRONMENT, environment)
+            write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    except GnewtonError:  # a folder that says nothing is of no use
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
@@ -155,11 +158,7 @@ def _describe(parts: Parts, device: torch.device, world: World) -> None:
 
 @contextmanager
 def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
-    """result.json and train.log say how a run failed, whatever the reason.
-
-    Raises:
-        GnewtonError: in place of an error of the file system, such as a full disk.
-    """
+    """result.json and train.log say how a run failed, whatever the reason."""
     try:
         yield
     except BaseException as error:
@@ -170,8 +169,6 @@ def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
         with suppress(OSError):  # the disk may be what failed
             write_json(folder / "result.json", {"status": status, "step": trainer.step, "message": message})
             log.error("%s: %s", status, message)
-        if isinstance(error, OSError) and error.errno in _DISK:
-            raise GnewtonError(f"{folder}: cannot be written ({error.strerror})") from error
         raise
 
 
@@ -184,8 +181,38 @@ def _reporting(
     return loggers.reporting(RunCard(folder, str(config.name), dotted(config), step))
 
 
+@contextmanager
+def _disk_explained(folder: Path | None) -> Iterator[None]:
+    """One message for an error of the file system: a full disk, missing permissions, a folder that is gone.
+
+    Raises:
+        GnewtonError: in its place, naming the run folder, or the file where it lies elsewhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or folder is None:
+            raise
+        name = error.filename
+        elsewhere = name is not None and not Path(str(name)).absolute().is_relative_to(folder.absolute())
+        where, what = (name, "cannot be read") if elsewhere else (folder, "cannot be written")
+        raise GnewtonError(f"{where}: {what} ({error.strerror})") from error
+
+
 def _held(folder: Path | None) -> AbstractContextManager[None]:
     return held(folder) if folder is not None else nullcontext()
+
+
+class _LogFile(logging.FileHandler):
+    """train.log; its lines may be lost on a full disk, where what matters more fails by itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing, where logging itself would print a traceback for each line."""
+
+    def close(self) -> None:
+        """Close, whatever is left to write."""
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
@@ -198,7 +225,7 @@ def _log_file(folder: Path | None) -> Iterator[None]:
         finally:
             log.disabled = False
         return
-    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    handler = _LogFile(folder / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterable, Mapping
@@ -73,6 +74,7 @@ class CsvLog:
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         self._columns = columns
+        self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         _cut_unfinished_line(path, self._descriptor)
         if os.fstat(self._descriptor).st_size == 0:
@@ -93,9 +95,16 @@ class CsvLog:
         self._append(lines)
 
     def sync(self) -> int:
-        """Force what was written to the disk; returns the length of the file in bytes."""
+        """Force what was written to the disk; returns the length of the file in bytes.
+
+        Raises:
+            OSError: also if somebody has removed the file, to which one could go on writing unnoticed.
+        """
         os.fsync(self._descriptor)
-        return os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        if status.st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, f"{self._path.name} has been removed", str(self._path))
+        return status.st_size
 
     def cut(self, length: int) -> None:
         """Take off everything after the first ``length`` bytes, as :meth:`sync` returned them."""

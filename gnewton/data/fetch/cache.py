@@ -39,6 +39,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise Unavailable(f"{path} is not there")
     try:
+        path.open("rb").close()  # is_zipfile takes a file that may not be read for one that is no archive
         if not zipfile.is_zipfile(path):
             raise Unavailable(f"{path} is not an .npz file, or only a part of one")
         with np.load(path, allow_pickle=False) as file:

@@ -1,0 +1,1 @@
+"""Faults injected into runs of gnewton, and what became of them."""

@@ -1,0 +1,166 @@
+"""Commands run in forks of this process, which has everything imported: none has to start anew."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, or minus the signal that ended it, and what it said."""
+
+    code: int
+    err: str
+    seconds: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether an error, if it is one, was told in one message without a traceback."""
+        return "Traceback" not in self.err and self.err.count("gnewton: ") == (
+            self.code not in (0, -signal.SIGKILL)
+        )
+
+
+@dataclass
+class Count:
+    """Faults of one kind: how many were injected, how many survived, and what went wrong with the others."""
+
+    injected: int = 0
+    survived: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, survived: bool, otherwise: str = "") -> None:
+        """Count one fault."""
+        self.injected += 1
+        self.survived += survived
+        if not survived:
+            self.failures.append(otherwise)
+
+
+def warm_up(folder: Path) -> None:
+    """Import and trace once what every fork needs."""
+    for optimizer in ("grouped_newton", "kfac"):
+        gnewton([*small(optimizer), "trainer.epochs=1", f"output_root={folder / 'warm'}"], folder)
+
+
+def small(optimizer: str = "grouped_newton") -> list[str]:
+    """Overrides of a tiny run on the embedded digits: 3 steps an epoch (L-BFGS: 1)."""
+    tiny = [f"optimizer={optimizer}", "model.widths=[8]", "data.subset=60", "trainer.device=cpu"]
+    tiny += [] if optimizer == "lbfgs" else ["trainer.batch_size=20"]
+    if optimizer == "grouped_newton":
+        tiny += ["optimizer.curvature.batch_size=20", "optimizer.period=2"]
+    return tiny
+
+
+def gnewton(arguments: Sequence[str], folder: Path) -> Ended:
+    """``gnewton train ARGUMENTS`` in this process, in ``folder``."""
+    code = 0
+
+    def work() -> int:
+        nonlocal code
+        code = _main(arguments)
+        return code
+
+    started = time.perf_counter()
+    with within(folder), _captured(folder / ".said"):
+        work()
+    return Ended(code, (folder / ".said").read_text(encoding="utf-8"), time.perf_counter() - started)
+
+
+def fork(
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    number: int = signal.SIGKILL,
+    after: float | None = None,
+    before: Callable[[], object] = lambda: None,
+) -> Ended:
+    """``gnewton train ARGUMENTS`` in a fork, in ``folder``.
+
+    Args:
+        arguments: overrides.
+        folder: working directory.
+        number: signal to send it.
+        after: seconds after which it is sent; None: never.
+        before: called in the fork before the command, to break something there and nowhere else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    said = folder / f".said-{os.getpid()}-{time.monotonic_ns()}"
+    started = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        _become(arguments, folder, said, before)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, number)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    err = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
+    said.unlink(missing_ok=True)
+    return Ended(code, err, time.perf_counter() - started)
+
+
+def put(owner: Any, **parts: Any) -> None:
+    """Replace attributes of a class or a module; in a fork, where nobody else meets them."""
+    for name, part in parts.items():
+        setattr(owner, name, part)
+
+
+def moments(count: int, longest: float, seed: int) -> list[float]:
+    """``count`` random delays from 0 to ``longest`` seconds."""
+    draw = random.Random(seed)
+    return [draw.uniform(0.0, longest) for _ in range(count)]
+
+
+def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable[[], object]) -> None:
+    code = 70
+    try:
+        descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        os.chdir(folder)
+        before()
+        code = _main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    from gnewton.cli.main import main
+
+    return main(["train", *arguments])
+
+
+@contextmanager
+def within(folder: Path) -> Iterator[None]:
+    """The working directory is ``folder`` within the block."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def _captured(path: Path) -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    with path.open("w", encoding="utf-8") as file:
+        sys.stdout = sys.stderr = file
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before

@@ -1,0 +1,78 @@
+"""The faults that `make faults` injects, a few of each kind, and that the count can tell bad from good."""
+
+from __future__ import annotations
+
+import pytest
+
+from gnewton.training.journal import Journal
+from scripts.faults import interruptions
+from scripts.faults.__main__ import KINDS
+from scripts.faults.forks import warm_up
+
+FEW = {
+    "SIGKILL at a random moment": 12,
+    "SIGINT, SIGTERM or SIGUSR1 at a random moment": 6,
+    "checkpoint cut off or changed": 4,
+    "full disk": 4,
+    "folder or file without permission": 7,
+    "folder, file or data removed during the run": 5,
+    "32 processes at once, run folders": 320,
+    "loss, gradient or summary not finite": 9,
+    "out of memory": 4,
+    "hostile data file": 50,
+    "malformed overrides": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    place = tmp_path_factory.mktemp("warm")
+    warm_up(place)
+    return place
+
+
+@pytest.fixture
+def place(tmp_path, warm, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # some faults are met by a user without privileges
+        folder.chmod(0o755)
+    return tmp_path
+
+
+def test_every_kind_is_here():
+    assert set(FEW) == set(KINDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", KINDS)
+def test_every_fault_is_survived(title, place):
+    inject, _ = KINDS[title]
+    found = inject(FEW[title], place / "x", 11)
+    assert found.failures == []
+    assert found.injected == found.survived >= FEW[title]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "broken",
+    [
+        ("rewind", lambda self, lengths: None),  # rows after the checkpoint stay, and come twice
+        ("rates", lambda self, rows: None),  # rows are lost
+    ],
+    ids=["rewind", "rates"],
+)
+def test_a_defect_would_be_seen(broken, place, monkeypatch):
+    name, replacement = broken
+    original = getattr(Journal, name)
+    lost = []
+
+    def defective(self, *arguments):
+        lost.append(0)
+        return (
+            replacement(self, *arguments) if name == "rewind" or len(lost) > 3 else original(self, *arguments)
+        )
+
+    monkeypatch.setattr(Journal, name, defective)
+    monkeypatch.setattr(interruptions, "OPTIMIZERS", ("grouped_newton",))
+    monkeypatch.setattr(interruptions, "EVERY", ("2 steps",))
+    assert interruptions.killed(8, place / "x", 3).failures
