@@ -179,7 +179,9 @@ class Trainer:
         batch = self.world.share(whole)
         self._counted_correct = None
         with memory_suffices(self.device, f"training step {self.step}", self.settings.sizes()):
-            loss = self._passes.step(self.recipe, self.optimizer, partial(self._forward_backward, batch), batch)
+            loss = self._passes.step(
+                self.recipe, self.optimizer, partial(self._forward_backward, batch), batch
+            )
         samples = max(len(whole[0]), 1)
         self._meter.record(self.step, loss, self._counted_correct, samples)
         self._samples_since_row += samples

@@ -58,7 +58,7 @@ def _poison(where: str, step: int, value: float, *, once: bool) -> None:
     import torch
 
     from gnewton.summary import Summarizer
-    from gnewton.training import trainer
+    from gnewton.training import passes, trainer
     from gnewton.training.gradient import add_gradient
 
     now, left = [0], [where]
@@ -87,7 +87,7 @@ def _poison(where: str, step: int, value: float, *, once: bool) -> None:
         return summary
 
     put(trainer.Trainer, _make_step=noted)
-    put(trainer, add_gradient=gradient)
+    put(passes, add_gradient=gradient)
     put(Summarizer, summarize=spoilt)
 
 
@@ -156,7 +156,7 @@ def _no_memory(step: int) -> Callable[[], None]:
     def spoil() -> None:
         import torch
 
-        from gnewton.training import trainer
+        from gnewton.training import passes
         from gnewton.training.gradient import add_gradient
 
         made = [0]
@@ -167,6 +167,6 @@ def _no_memory(step: int) -> Callable[[], None]:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return add_gradient(*arguments)
 
-        put(trainer, add_gradient=fail)
+        put(passes, add_gradient=fail)
 
     return spoil
