@@ -269,7 +269,6 @@ class GroupedNewton(torch.optim.Optimizer):
         withheld, self._withheld_before = ours["withheld"]
         self._withheld.fill_(withheld)
         self._batches.seek(ours["curvature_position"])
-        self._withheld_before = int(self._withheld)  # the direction is as sound as it was saved
 
     def _update_rates(self, directions: list[list[Tensor]], batch: Batch | None, warming_up: bool) -> None:
         started = time.perf_counter()

@@ -50,6 +50,10 @@ class Watch:
             StepFault(f"the summary is not finite at step {bad}", harmless=True) if bad is not None else None
         )
 
+    def restart(self) -> None:
+        """Begin to count anew, from what a restored optimizer says."""
+        self._withheld = self._look()[0]
+
     def _look(self) -> tuple[int, bool]:
         """(steps withheld so far, whether the model is finite), in one transfer."""
         finite = all_finite(

@@ -226,9 +226,7 @@ class Trainer:
         except StepFault as found:  # says more: it names the step
             fault = found
         if self.world.agree(int(fault is not None), self.device):  # buffers differ between processes
-            fault = fault or StepFault(
-                f"another process found a number that is not finite before step {self.step}"
-            )
+            fault = fault or StepFault(f"another process met what is not finite before step {self.step}")
             if not self._recovery.tolerates(self, fault):
                 raise fault
         with self.clocks.measure("logging"):
@@ -354,6 +352,7 @@ class Trainer:
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._watch.restart()
         self.scheduler.load_state_dict(state["scheduler"])
         self._passes.load_state_dict(state["passes"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
