@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+
+PATIENCE = 120.0
+"""Seconds after which a command is taken to hang."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Count:
 
 
 def warm_up(folder: Path) -> None:
-    """Import and trace once what every fork needs."""
+    """Import and trace once what every fork needs; no thread may be left, whose locks forks would inherit."""
+    tqdm.monitor_interval = 0
     for optimizer in ("grouped_newton", "kfac"):
         gnewton([*small(optimizer), "trainer.epochs=1", f"output_root={folder / 'warm'}"], folder)
 
@@ -103,7 +110,7 @@ def fork(
     if after is not None:
         time.sleep(after)
         os.kill(child, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(_wait(child))
     err = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
     said.unlink(missing_ok=True)
     return Ended(code, err, time.perf_counter() - started)
@@ -121,6 +128,18 @@ def moments(count: int, longest: float, seed: int) -> list[float]:
     return [draw.uniform(0.0, longest) for _ in range(count)]
 
 
+def _wait(child: int) -> int:
+    """The wait status of a fork; one that hangs is killed, which no caller expects of it."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return status
+        time.sleep(0.005)
+    os.kill(child, signal.SIGABRT)
+    return os.waitpid(child, 0)[1]
+
+
 def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable[[], object]) -> None:
     code = 70
     try:
@@ -129,6 +148,9 @@ def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable
         os.dup2(descriptor, 2)
         sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.chdir(folder)
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is shared by all forks: one killed with it would stop the others
         before()
         code = _main(arguments)
     except BaseException:
