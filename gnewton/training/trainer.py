@@ -357,8 +357,7 @@ class Trainer:
         self._passes.load_state_dict(state["passes"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._meter.load_state_dict(state["meter"], self.device)
-        self._best = state["best"]
-        self.outcome = Outcome(**state["outcome"])
+        self._best, self.outcome = state["best"], Outcome(**state["outcome"])
         since = state["since_row"]
         self._seconds_at_row, self._samples_since_row = float(since["seconds"]), int(since["samples"])
         if self._rate_log is not None:
@@ -369,10 +368,9 @@ class Trainer:
         self.clocks.pause_training()
         self._checkpoint(LAST)
         name, where = signal.Signals(number).name, self._journal.checkpoint_path(LAST)
-        # who asks with SIGUSR1 means to terminate
-        code = number if number == signal.SIGINT else signal.SIGTERM
         message = f"interrupted by {name} after step {self.step}; checkpoint written to {where}"
-        raise Interrupted(message, code)
+        # who asks with SIGUSR1 means to terminate
+        raise Interrupted(message, number if number == signal.SIGINT else signal.SIGTERM)
 
     def _stop_if(self, received: int | None) -> None:
         """End the run here if a signal was received; one of several processes cannot, it waits for a step."""
@@ -388,8 +386,7 @@ class Trainer:
         settings = self.settings
         if self.world.size > 1 and self.step % settings.log_every:
             return settings.max_steps is not None and self.step >= settings.max_steps
-        number = self.world.agree(received or 0, self.device)
-        if number:
+        if number := self.world.agree(received or 0, self.device):
             self._stop(number)
         return bool(self.world.agree(int(self._limit_reached()), self.device))
 
