@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--proximal",
         type=finite(0.0),
-        default=1.0,
+        default=10.0,
         metavar="μ",
         help="weight of the term that holds the rates of the groups near that of all (default: %(default)s)",
     )
