@@ -24,6 +24,7 @@ LAYERS = [
     {"training", "inspection"},
     {"experiment", "report"},
     {"sweep", "doctor"},
+    {"tuning"},
     {"cli"},
     {"__main__"},
 ]

@@ -29,6 +29,7 @@ COMMANDS = {
     for command in (
         Command("train", "train a model and log the run as CSV", "gnewton.cli.train"),
         Command("sweep", "train many combinations, each in a process of its own", "gnewton.cli.sweep"),
+        Command("tune", "find the settings of several optimizers on equal terms", "gnewton.cli.tune"),
         Command("rerun", "make a run once more, and see whether it gives the same", "gnewton.cli.rerun"),
         Command("compare", "tables, plots and a page of finished runs", "gnewton.cli.compare"),
         Command("inspect", "the loss around a point: Hessian, rates, plots", "gnewton.cli.inspect"),

@@ -10,12 +10,12 @@ from gnewton.cli.commands import COMMANDS
 
 LINE = "COMP_LINE"
 
-FLAGS = {
-    "sweep": ("--resume", "--retries", "--fail-fast", "--dry-run", "--config-dir"),
-}
+_FLAGS = ("--resume", "--retries", "--fail-fast", "--dry-run", "--config-dir")
+
+FLAGS = {"sweep": _FLAGS, "tune": _FLAGS}
 """The flags of the commands that take the overrides of runs, beside ``train``, whose flags are Hydra's."""
 
-GROUPS = {"sweep": ("launcher",)}
+GROUPS = {"sweep": ("launcher",), "tune": ("launcher", "tune")}
 """The groups that these commands have for themselves."""
 
 

@@ -113,9 +113,9 @@ def make_orders(
         launcher,
         directory or Path.cwd(),
         flags,
-        options.retries,
-        options.fail_fast,
-        lambda line: print(line, flush=True),
+        retries=options.retries,
+        fail_fast=options.fail_fast,
+        say=lambda line: print(line, flush=True),
     )
 
 
@@ -172,9 +172,7 @@ def show_jobs(jobs: Sequence[Job], orders: Orders) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that all commands have that run jobs."""
     parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for gnewton train")
-    parser.add_argument(
-        "--resume", type=Path, metavar="DIR", help="take up the one in this folder; nothing is done twice"
-    )
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="take up the one in this folder")
     parser.add_argument(
         "--retries", type=_count, default=0, metavar="N", help="continue a failed run so often (default: 0)"
     )

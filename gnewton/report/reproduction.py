@@ -20,6 +20,9 @@ LOGS = ("metrics.csv", "rates.csv")
 _CLOCKS = ("_seconds", "_per_second", "_mib")
 """Endings of the columns that no two runs share."""
 
+_ROUNDING = ("residual",)
+"""Columns that hold nothing but rounding errors: where bits may differ, these say nothing."""
+
 _OF_ITS_OWN = ("time", "command", "overrides", "recipes", "resumed")
 """Entries of environment.json that say nothing about what the run ran on."""
 
@@ -115,7 +118,8 @@ def threads_of(folder: Path) -> int | None:
 
 def _compare(name: str, first: Run, second: Run, tolerance: float) -> LogComparison:
     one, other = _read(first.folder / name), _read(second.folder / name)
-    columns = [column for column in map(str, one) if not column.endswith(_CLOCKS)]
+    left_out = _ROUNDING if tolerance > 0 else ()
+    columns = [c for c in map(str, one) if not c.endswith(_CLOCKS) and c not in left_out]
     common = min(len(one), len(other))
     over = first.status in (*ENDED, *BROKEN)
     complete = len(one) == len(other) if over else len(one) <= len(other)

@@ -39,6 +39,7 @@ class Orders:
         flags: of ``gnewton train``, beside the overrides.
         retries: how often a failed job is continued before it counts as failed.
         fail_fast: whether the first failure stops the sweep.
+        bad: the statuses that count as failures.
         say: takes each line that is shown.
     """
 
@@ -47,6 +48,7 @@ class Orders:
     flags: tuple[str, ...] = ()
     retries: int = 0
     fail_fast: bool = False
+    bad: tuple[str, ...] = BAD
     say: Callable[[str], None] = print
 
 
@@ -80,7 +82,7 @@ def run_sweep(manifest: Manifest, orders: Orders) -> None:
         received = signals.received
     if received is not None:
         raise Interrupted(f"stopped by {signal_name(received)}: {summary(manifest)}", _exit_signal(received))
-    bad = [entry for entry in manifest.entries if entry.ended.status in BAD]
+    bad = [entry for entry in manifest.entries if entry.ended.status in orders.bad]
     if bad:
         lines = [f"  {manifest.title(entry)}: {entry.ended.status}, {entry.ended.error}" for entry in bad]
         raise SweepFailed("\n".join([summary(manifest), *lines]))
@@ -178,7 +180,7 @@ def _note(manifest: Manifest, ended: Ended, stop: Stop, orders: Orders) -> None:
     orders.say(f"{line}  ({said})" if said else line)
     if ended.status == FAILED:
         orders.say(f"    log: {shown(job_folder(manifest.folder, entry) / LOG)}")
-    if ended.status in BAD and orders.fail_fast and not stop.requested:
+    if ended.status in orders.bad and orders.fail_fast and not stop.requested:
         orders.say("--fail-fast: the other jobs are asked to stop")
         stop.request()
 

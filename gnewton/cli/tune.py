@@ -1,0 +1,173 @@
+"""``gnewton tune``: a search for good settings in which every optimizer is given the same."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnewton.cli.parser import Parser
+from gnewton.cli.sweep import (
+    add_options,
+    check_unchanged,
+    describe_sweep,
+    make_folder,
+    make_orders,
+    resumed_composer,
+    show_jobs,
+)
+from gnewton.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gnewton.cli.composing import Composed, Composer
+    from gnewton.tuning.tune import Contestant, Search
+
+GROUPS = ("launcher", "tune")
+
+
+def run(arguments: list[str]) -> int:
+    """``gnewton tune OVERRIDES`` or ``gnewton tune --resume DIR``; returns 0 or raises."""
+    options = _parser().parse_intermixed_args(arguments)
+    from gnewton.cli.composing import Composer
+    from gnewton.sweep.sweep import shown, taken, write_description
+    from gnewton.tuning.tune import tune
+
+    if options.resume is not None:
+        return _resume(options)
+    composer = Composer(options.config_dir)
+    of_runs, own = composer.split(options.overrides, GROUPS)
+    orders = make_orders(composer, own, options)
+    search, root = _search(composer, of_runs, own)
+    jobs = [trial.job for trial in search.next_trials({each.optimizer: [] for each in search.contestants})]
+    if options.dry_run:
+        show_jobs(jobs, orders)
+        return 0
+    folder = make_folder(root / "tune", jobs)
+    with taken(folder):
+        description = describe_sweep(["gnewton", "tune", *arguments], own, options, overrides=of_runs)
+        write_description(folder, description)
+        print(f"{_announced(search)}, {orders.launcher.describe()}: {shown(folder)}", flush=True)
+        tune(folder, search, orders)
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from gnewton.sweep.sweep import read_description, shown, taken
+    from gnewton.tuning.tune import open_manifest, tune
+
+    folder = options.resume.resolve()
+    description = read_description(folder)
+    if "overrides" not in description:
+        raise InputError(f"--resume {options.resume}: a sweep; continue it with gnewton sweep --resume")
+    for text in options.overrides:
+        if text.lstrip("+~").startswith("tune"):
+            raise InputError(f"{text}: a search that is resumed keeps its budget and spaces")
+    composer, own = resumed_composer(description, options, GROUPS)
+    orders = make_orders(composer, own, options, Path(description["directory"]))
+    search, _ = _search(composer, description["overrides"], own)
+    with taken(folder):
+        for part in ("trials", "winners"):
+            check_unchanged(composer, [entry.job for entry in open_manifest(folder / part).entries])
+        if options.dry_run:
+            manifests = [open_manifest(folder / part) for part in ("trials", "winners")]
+            show_jobs([entry.job for each in manifests for entry in each.open_entries()], orders)
+            return 0
+        print(f"{_announced(search)}, {orders.launcher.describe()}: {shown(folder)}", flush=True)
+        tune(folder, search, orders)
+    return 0
+
+
+def _search(composer: Composer, of_runs: Sequence[str], own: Sequence[str]) -> tuple[Search, Path]:
+    """What is to be tuned, checked, and where outputs go.
+
+    Raises:
+        InputError: if the optimizers would not be given the same.
+    """
+    from gnewton.sweep.job import Job
+    from gnewton.tuning.settings import TuneSettings
+    from gnewton.tuning.tune import Search
+
+    tuned = [text for text in own if text.lstrip("+~").startswith("tune")]
+    settings = composer.options("tune", {"tune": TuneSettings}, tuned)["tune"]
+    composed = composer.check(composer.expand(of_runs, "tune"))
+
+    def compose(all_overrides: Sequence[Sequence[str]]) -> list[Job]:
+        return [composer.check([overrides])[0].job for overrides in all_overrides]
+
+    search = Search(settings, tuple(_contestants(composed, settings)), compose)
+    search.check()
+    return search, Path(composed[0].config.output_root)
+
+
+def _contestants(composed: Sequence[Composed], settings: Any) -> list[Contestant]:
+    from omegaconf import OmegaConf
+
+    from gnewton.options import show
+    from gnewton.tuning.space import BUDGET
+    from gnewton.tuning.tune import Contestant
+
+    found: dict[str, Contestant] = {}
+    for each in composed:
+        name = each.config.optimizer.name
+        if name in found:
+            raise InputError(
+                "tune: only the optimizer may have several values; what is to be tuned stands in the space of "
+                "each, see docs/sweeps.md"
+            )
+        budget = {option: OmegaConf.select(each.config, option) for option in BUDGET}
+        if budget["trainer.target.value"] is not None:
+            value = show(budget["trainer.target.value"])
+            raise InputError(
+                f"trainer.target.value={value}: a trial that stops at a target has not used its budget; "
+                "leave it null"
+            )
+        tuned = {dimension.option for dimension in settings.space(name).dimensions}
+        for override in each.job.overrides:
+            if override.lstrip("+~").partition("=")[0] in tuned:
+                raise InputError(f"{override}: is tuned for optimizer={name}; leave it out")
+        found[name] = Contestant(name, each.job.overrides, int(each.config.seed), budget)
+    shared = {tuple(each.budget.items()) for each in found.values()}
+    if len(shared) > 1:
+        raise InputError(f"{', '.join(found)}: their budgets differ; give {' and '.join(BUDGET[:3])}")
+    return list(found.values())
+
+
+def _announced(search: Search) -> str:
+    budget = {name: value for name, value in search.contestants[0].budget.items() if value is not None}
+    length = ", ".join(f"{name}={value}" for name, value in budget.items() if name != "seed")
+    names = ", ".join(each.optimizer for each in search.contestants)
+    settings = search.settings
+    return (
+        f"{names}: {settings.trials} trials each of {length}, then {settings.repeats} reruns of each winner"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    from gnewton.cli.choices import describe_group
+
+    parser = Parser(
+        prog="gnewton tune",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Search for the best settings of several optimizers, each with the same number of trials of\n"
+            "the same length; the winners are chosen on the validation split and run again with fresh seeds."
+        ),
+        epilog=f"""examples:
+  gnewton tune optimizer=sgd,adam,grouped_newton trainer.epochs=3
+  gnewton tune optimizer=sgd,adam tune.trials=32 tune.repeats=5 launcher.jobs=2
+  gnewton tune optimizer=adam tune.sampler=optuna tune.metric=validation_accuracy
+  gnewton tune --resume outputs/tune/SEARCH                        go on where it was stopped or killed
+  gnewton compare outputs/tune/SEARCH/winners                      tables and plots of the reruns
+
+The spaces, with their options in configs/tune; docs/sweeps.md shows how to declare your own:
+
+{describe_group("tune")}
+The launchers, as for gnewton sweep:
+
+{describe_group("launcher")}
+Exit codes: 0 done, 2 bad input (nothing started), 4 trials failed, 130 or 143 stopped.""",
+    )
+    add_options(parser)
+    return parser
