@@ -33,9 +33,10 @@ def test_every_training_command_composes(command: list[str], cli) -> None:
     assert (answer.code, answer.err) == (0, "")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "sweep"], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] in ("sweep", "tune")], ids=" ".join)
 def test_every_sweep_is_accepted(command: list[str], cli) -> None:
-    answer = cli([*command, "--dry-run"])
+    short = ["tune.trials=2"] if command[0] == "tune" else []
+    answer = cli([*command, *short, "--dry-run"])
     assert (answer.code, answer.err) == (0, "")
 
 

@@ -14,7 +14,7 @@ from gnewton.experiment.locate import config_folder
 
 _INTERNAL = ("hydra", "tuned")  # not for direct choice
 
-OWN_GROUPS = {"launcher": "local", "tune": "default"}
+OWN_GROUPS = {"launcher": "local", "tune": "default", "space": "default"}
 """Groups that are no part of a run: the defaults of those of ``gnewton sweep`` and ``gnewton tune``."""
 
 

@@ -15,7 +15,7 @@ _FLAGS = ("--resume", "--retries", "--fail-fast", "--dry-run", "--config-dir")
 FLAGS = {"sweep": _FLAGS, "tune": _FLAGS}
 """The flags of the commands that take the overrides of runs, beside ``train``, whose flags are Hydra's."""
 
-GROUPS = {"sweep": ("launcher",), "tune": ("launcher", "tune")}
+GROUPS = {"sweep": ("launcher",), "tune": ("launcher", "tune", "space")}
 """The groups that these commands have for themselves."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gnewton.cli.parser import Parser
 from gnewton.cli.sweep import (
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gnewton.cli.composing import Composed, Composer
+    from gnewton.tuning.settings import SpaceSettings
     from gnewton.tuning.tune import Contestant, Search
 
-GROUPS = ("launcher", "tune")
+GROUPS = ("launcher", "tune", "space")
+
+_FIXED = ("tune", "space")  # for the length of a search
 
 
 def run(arguments: list[str]) -> int:
@@ -62,7 +65,7 @@ def _resume(options: argparse.Namespace) -> int:
     if "overrides" not in description:
         raise InputError(f"--resume {options.resume}: a sweep; continue it with gnewton sweep --resume")
     for text in options.overrides:
-        if text.lstrip("+~").startswith("tune"):
+        if text.lstrip("+~").startswith(_FIXED):
             raise InputError(f"{text}: a search that is resumed keeps its budget and spaces")
     composer, own = resumed_composer(description, options, GROUPS)
     orders = make_orders(composer, own, options, Path(description["directory"]))
@@ -86,22 +89,26 @@ def _search(composer: Composer, of_runs: Sequence[str], own: Sequence[str]) -> t
         InputError: if the optimizers would not be given the same.
     """
     from gnewton.sweep.job import Job
-    from gnewton.tuning.settings import TuneSettings
+    from gnewton.tuning.settings import SpaceSettings, TuneSettings
     from gnewton.tuning.tune import Search
 
-    tuned = [text for text in own if text.lstrip("+~").startswith("tune")]
-    settings = composer.options("tune", {"tune": TuneSettings}, tuned)["tune"]
+    mine = [text for text in own if text.lstrip("+~").startswith(_FIXED)]
+    given = composer.options("tune", {"tune": TuneSettings, "space": SpaceSettings}, mine)
     composed = composer.check(composer.expand(of_runs, "tune"))
 
     def compose(all_overrides: Sequence[Sequence[str]]) -> list[Job]:
         return [composer.check([overrides])[0].job for overrides in all_overrides]
 
-    search = Search(settings, tuple(_contestants(composed, settings)), compose)
+    contestants = tuple(_contestants(composed, given["space"]))
+    search = Search(given["tune"], given["space"], contestants, compose)
+    for text in mine:
+        if text.startswith("tune.batch=") and not search.sampler.learns:
+            raise InputError(f"{text}: has no effect, tune.sampler={given['tune'].sampler} places all at once")
     search.check()
     return search, Path(composed[0].config.output_root)
 
 
-def _contestants(composed: Sequence[Composed], settings: Any) -> list[Contestant]:
+def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Contestant]:
     from omegaconf import OmegaConf
 
     from gnewton.options import show
@@ -113,8 +120,8 @@ def _contestants(composed: Sequence[Composed], settings: Any) -> list[Contestant
         name = each.config.optimizer.name
         if name in found:
             raise InputError(
-                "tune: only the optimizer may have several values; what is to be tuned stands in the space of "
-                "each, see docs/sweeps.md"
+                "tune: only the optimizer may have several values; what is to be tuned stands in the space "
+                "of each, see docs/sweeps.md"
             )
         budget = {option: OmegaConf.select(each.config, option) for option in BUDGET}
         if budget["trainer.target.value"] is not None:
@@ -123,7 +130,7 @@ def _contestants(composed: Sequence[Composed], settings: Any) -> list[Contestant
                 f"trainer.target.value={value}: a trial that stops at a target has not used its budget; "
                 "leave it null"
             )
-        tuned = {dimension.option for dimension in settings.space(name).dimensions}
+        tuned = {dimension.option for dimension in spaces.of(name).dimensions}
         for override in each.job.overrides:
             if override.lstrip("+~").partition("=")[0] in tuned:
                 raise InputError(f"{override}: is tuned for optimizer={name}; leave it out")
@@ -161,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
   gnewton tune --resume outputs/tune/SEARCH                        go on where it was stopped or killed
   gnewton compare outputs/tune/SEARCH/winners                      tables and plots of the reruns
 
-The spaces, with their options in configs/tune; docs/sweeps.md shows how to declare your own:
+The options of tune are those in configs/tune/default.yaml. The spaces, and docs/sweeps.md on your own:
 
-{describe_group("tune")}
+{describe_group("space")}
 The launchers, as for gnewton sweep:
 
 {describe_group("launcher")}

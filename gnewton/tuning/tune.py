@@ -14,7 +14,7 @@ from gnewton.sweep.job import DIVERGED, FAILED, Job
 from gnewton.sweep.manifest import NAME, Manifest
 from gnewton.sweep.sweep import Orders, run_sweep
 from gnewton.tuning.samplers import SAMPLERS, Known, Point, Sampler
-from gnewton.tuning.settings import TuneSettings
+from gnewton.tuning.settings import SpaceSettings, TuneSettings
 from gnewton.tuning.space import overrides_of
 from gnewton.tuning.trials import Finished, Trial, best, finished, write_csv, write_trials, write_winners
 
@@ -45,11 +45,13 @@ class Search:
 
     Attributes:
         settings: of the search.
+        spaces: of the optimizers.
         contestants: the optimizers.
         compose: makes jobs of overrides.
     """
 
     settings: TuneSettings
+    spaces: SpaceSettings
     contestants: tuple[Contestant, ...]
     compose: Compose
 
@@ -67,7 +69,7 @@ class Search:
         self.sampler.check()
         corners = []
         for each in self.contestants:
-            space = self.settings.space(each.optimizer)
+            space = self.spaces.of(each.optimizer)
             for share in (0.0, 1.0):
                 point = space.point([share] * len(space.dimensions))
                 corners.append([*each.overrides, *overrides_of(point)])
@@ -81,7 +83,7 @@ class Search:
             left = self.settings.trials - len(before)
             count = min(left, self.sampler.at_a_time(self.settings.trials))
             history = [Known(dict(trial.trial.point), trial.score) for trial in before]
-            points = self.sampler.place(self.settings.space(each.optimizer), history, count) if count else []
+            points = self.sampler.place(self.spaces.of(each.optimizer), history, count) if count else []
             jobs = self.compose([[*each.overrides, *overrides_of(point)] for point in points])
             for number, (point, job) in enumerate(zip(points, jobs, strict=True), len(before) + 1):
                 found.append(Trial(each.optimizer, number, point, job, each.seed, each.budget))
@@ -116,7 +118,7 @@ def tune(folder: Path, search: Search, orders: Orders) -> None:
     """
     settings, names = search.settings, [each.optimizer for each in search.contestants]
     orders = replace(orders, bad=(FAILED,))
-    write_csv(folder / "space.csv", [row for name in names for row in settings.space(name).rows()])
+    write_csv(folder / "space.csv", [row for name in names for row in search.spaces.of(name).rows()])
     manifest = open_manifest(folder / "trials")
     known: dict[str, list[Finished]] = {name: [] for name in names}
     while new := search.next_trials(known):

@@ -17,11 +17,17 @@ COMMANDS = [
 ]
 
 
+# a configuration takes a quarter of a second to compose, so searches are shortened
+SHORT = ["tune.trials=2"]
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--resume" not in c], ids=" ".join)
-def test_it_is_accepted(command, cli, monkeypatch):
+def test_it_is_accepted(command, cli, monkeypatch, tmp_path):
+    (tmp_path / "mine" / "space").mkdir(parents=True)
+    (tmp_path / "mine" / "space" / "wide.yaml").write_text(re.search(r"```yaml\n(.*?)```", DOCUMENT, re.S)[1])
     monkeypatch.setattr("gnewton.sweep.launchers.base.cores", lambda: 8)
     if command[0] in ("sweep", "tune"):
-        answer = cli([*command, "--dry-run"])
+        answer = cli([*command, *(SHORT if command[0] == "tune" else []), "--dry-run"])
         assert (answer.code, answer.err) == (0, "")
 
 
