@@ -103,7 +103,9 @@ def _search(composer: Composer, of_runs: Sequence[str], own: Sequence[str]) -> t
     search = Search(given["tune"], given["space"], contestants, compose)
     for text in mine:
         if text.startswith("tune.batch=") and not search.sampler.learns:
-            raise InputError(f"{text}: has no effect, tune.sampler={given['tune'].sampler} places all at once")
+            raise InputError(
+                f"{text}: has no effect, tune.sampler={given['tune'].sampler} places all at once"
+            )
     search.check()
     return search, Path(composed[0].config.output_root)
 
