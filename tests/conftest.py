@@ -6,14 +6,20 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every subprocess
 
+import logging
 import random
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell starts background jobs so, and every subprocess of the tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,7 +86,7 @@ class Answer:
 @pytest.fixture
 def cli(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Answer]:
+) -> Iterator[Callable[..., Answer]]:
     """cli(arguments) -> the answer of `gnewton ARGUMENTS` run in this process, in an empty folder."""
     from gnewton.cli.main import main
 
@@ -94,4 +100,9 @@ def cli(
         out, err = capsys.readouterr()
         return Answer(code, out, err)
 
-    return ask
+    root = logging.getLogger()
+    before = set(root.handlers)
+    yield ask
+    for handler in set(root.handlers) - before:  # Hydra's: its stream is closed with this test
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from gnewton.experiment.schema import register_schemas
 from gnewton.options import validate
 from gnewton.registry import Registry
 
@@ -17,6 +18,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 def recipe(registry: Registry, default: str, choice: str, *overrides: str) -> Any:
     """What ``gnewton train KIND=choice`` and ``overrides`` make of the YAML, checked; the registry's KIND."""
+    register_schemas()  # of the groups inside this one
     store, kind = ConfigStore.instance(), registry.kind
     for name, schema in registry.items():
         store.store(group=f"schema/{kind}", name=name, node=schema)

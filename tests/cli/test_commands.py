@@ -86,6 +86,7 @@ def test_cfg_job_prints_a_configuration_that_can_be_read(cli, tmp_path):
         "partition",
         "optimizer",
         "trainer",
+        "logger",
     }
     assert list(tmp_path.iterdir()) == []
 

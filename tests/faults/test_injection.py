@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from gnewton.training.journal import Journal
@@ -34,8 +37,9 @@ def warm(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path, warm, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # some faults are met by a user without privileges
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):  # some faults are met by a user without privileges
+        if Path(tempfile.gettempdir()) in folder.parents:
+            folder.chmod(0o755)
     return tmp_path
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -104,4 +106,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     for process in started:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+    for entry in Sweeps(tmp_path).starts():  # those that outlived their sweep keep its pipes open
+        with suppress(OSError):
+            if str(tmp_path).encode() in Path(f"/proc/{entry['pid']}/cmdline").read_bytes():
+                os.kill(entry["pid"], signal.SIGKILL)
+    for process in started:
+        process.communicate(timeout=60)
