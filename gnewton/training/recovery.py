@@ -15,7 +15,7 @@ from gnewton.training.resume import resume
 from gnewton.training.settings import TrainerSettings
 
 if TYPE_CHECKING:
-    from gnewton.training.trainer import Trainer
+    from gnewton.training.recoverable import Recoverable
 
 log = logging.getLogger("gnewton")
 
@@ -31,19 +31,19 @@ class Recovery(ABC):
         self.limit = settings.max_recoveries
         self.factor = settings.rollback_factor
 
-    def sound(self, trainer: Trainer) -> None:  # noqa: B027
+    def sound(self, trainer: Recoverable) -> None:  # noqa: B027
         """Take note that everything up to here is finite, and written."""
 
-    def tolerates(self, trainer: Trainer, fault: StepFault) -> bool:
+    def tolerates(self, trainer: Recoverable, fault: StepFault) -> bool:
         """Whether training may go on from ``fault`` as it is."""
         return False
 
-    def step(self, trainer: Trainer, make: Callable[[], None]) -> None:
+    def step(self, trainer: Recoverable, make: Callable[[], None]) -> None:
         """Let ``make`` make one training step."""
         make()
 
     @abstractmethod
-    def recover(self, trainer: Trainer, fault: Diverged) -> None:
+    def recover(self, trainer: Recoverable, fault: Diverged) -> None:
         """Put the trainer into a state to go on from, or raise ``fault``.
 
         Raises:
@@ -54,7 +54,7 @@ class Recovery(ABC):
 class Stop(Recovery):
     """End the run; checkpoint/last.pt is the last finite state."""
 
-    def recover(self, trainer: Trainer, fault: Diverged) -> None:
+    def recover(self, trainer: Recoverable, fault: Diverged) -> None:
         """Raise ``fault``."""
         raise fault
 
@@ -73,17 +73,17 @@ class Skip(Recovery):
         self._watched_until = 0  # steps before this one are made one by one
         self._in_a_row = 0
 
-    def sound(self, trainer: Trainer) -> None:
+    def sound(self, trainer: Recoverable) -> None:
         """Keep a copy of the state."""
         self._sound = trainer.snapshot()
 
-    def tolerates(self, trainer: Trainer, fault: StepFault) -> bool:
+    def tolerates(self, trainer: Recoverable, fault: StepFault) -> bool:
         """GroupedNewton has skipped an update of the rates by itself."""
         if fault.harmless:
             self._count(trainer, fault)
         return fault.harmless
 
-    def step(self, trainer: Trainer, make: Callable[[], None]) -> None:
+    def step(self, trainer: Recoverable, make: Callable[[], None]) -> None:
         """Make one step; where one of the next is known to be bad, look at it and undo it if it is."""
         if trainer.step >= self._watched_until:
             make()
@@ -98,7 +98,7 @@ class Skip(Recovery):
             self._count(trainer, fault)
             trainer.step += 1
 
-    def recover(self, trainer: Trainer, fault: Diverged) -> None:
+    def recover(self, trainer: Recoverable, fault: Diverged) -> None:
         """Go back to the last read."""
         if self._sound is None or not isinstance(fault, StepFault):
             raise fault  # an evaluation is not finite: no step to leave out
@@ -106,7 +106,7 @@ class Skip(Recovery):
         trainer.restore(self._sound)
         log.warning("%s: going back to step %d to find the step and skip it", fault, trainer.step)
 
-    def _count(self, trainer: Trainer, fault: StepFault) -> None:
+    def _count(self, trainer: Recoverable, fault: StepFault) -> None:
         self._in_a_row += 1
         if self._in_a_row > self.limit:
             raise Diverged(f"{fault}; {self.limit} in a row were skipped (trainer.max_recoveries)") from fault
@@ -118,7 +118,7 @@ class Skip(Recovery):
 class Rollback(Recovery):
     """Go back to the last checkpoint, and on from there with lower learning rates (GroupedNewton: λ_1)."""
 
-    def recover(self, trainer: Trainer, fault: Diverged) -> None:
+    def recover(self, trainer: Recoverable, fault: Diverged) -> None:
         """Load the checkpoint; the clocks go on, since the time has been spent."""
         before = trainer.outcome.rollbacks
         if before >= self.limit:

@@ -10,7 +10,7 @@ from gnewton.errors import InputError
 from gnewton.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 
 if TYPE_CHECKING:
-    from gnewton.training.trainer import Trainer
+    from gnewton.training.recoverable import Resumable
 
 log = logging.getLogger("gnewton")
 
@@ -23,7 +23,7 @@ _WORDS = {
 }
 
 
-def resume(trainer: Trainer, folder: Path) -> bool:
+def resume(trainer: Resumable, folder: Path) -> bool:
     """Put ``trainer`` into the state of the newest sound checkpoint of a run folder.
 
     A checkpoint that is damaged, of another configuration, version or device, or whose rows in the logs are
@@ -71,7 +71,7 @@ def _agree(path: Path, state: dict[str, Any], identity: dict[str, str]) -> None:
             raise InputError(f"checkpoint {path}: {reason}")
 
 
-def _load(path: Path, state: dict[str, Any], trainer: Trainer) -> None:
+def _load(path: Path, state: dict[str, Any], trainer: Resumable) -> None:
     try:
         trainer.load_state_dict(state)
     except (InputError, KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
