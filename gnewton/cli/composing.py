@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.cli.choices import OWN_GROUPS
-from gnewton.cli.explain import explain
+from gnewton.cli.explain import explained
 from gnewton.errors import InputError
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.folder import config_hash
@@ -71,7 +68,7 @@ class Composer:
         Raises:
             InputError: for what is no override.
         """
-        with _explained(overrides):
+        with explained(overrides):
             parsed = self._parser().parse_overrides(list(overrides))
         own = [each.key_or_group.partition(".")[0] in groups for each in parsed]
         for each, mine in zip(parsed, own, strict=True):
@@ -86,7 +83,7 @@ class Composer:
         Raises:
             InputError: for what is no override, or means nothing in a sweep.
         """
-        with _explained(overrides):
+        with explained(overrides):
             parsed = self._parser().parse_overrides(list(overrides))
             for each in parsed:
                 key = each.key_or_group.split(".")[0]
@@ -140,7 +137,7 @@ class Composer:
                 store.store(group=f"schema/{group}", name=choice, node=recipe)
         defaults = [{group: OWN_GROUPS[group]} for group in groups]
         store.store(name=f"command_{name}", node={"defaults": [*defaults, "_self_"]})
-        with _explained(overrides):
+        with explained(overrides):
             config = self._compose(f"command_{name}", overrides)
             missing = sorted(OmegaConf.missing_keys(config))
             if missing:
@@ -151,7 +148,7 @@ class Composer:
         return found
 
     def _checked(self, overrides: Sequence[str]) -> Composed:
-        with _explained(overrides):
+        with explained(overrides):
             config = self._compose("config", overrides)
             settings_from(config, overrides)
             return Composed(Job(config_hash(config), tuple(overrides)), config)
@@ -164,13 +161,3 @@ class Composer:
         with open_dict(config):
             del config["hydra"]
         return config
-
-
-@contextmanager
-def _explained(overrides: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise explain(error, overrides) from error
