@@ -17,7 +17,7 @@ PACKAGE = Path(gnewton.__file__).parent
 LAYERS = [
     {"errors"},
     {"options"},
-    {"registry", "tasks"},
+    {"registry", "tasks", "processes"},
     {"partition", "cubic"},
     {"summary"},
     {"data", "models", "optim", "loggers"},

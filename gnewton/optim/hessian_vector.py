@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gnewton.errors import InputError
 from gnewton.optim.curvature import Batch, CurvatureBatches
 from gnewton.partition import Partition
-from gnewton.summary.distributed import mean_over_processes
+from gnewton.processes import mean_over_processes
 from gnewton.summary.problem import LossFunction, Problem, batch_size
 from gnewton.summary.products import hessian_vector_product
 

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from gnewton.optim.grouping import Grouping, dots
 from gnewton.optim.stack import Stack
+from gnewton.processes import sum_over_processes
 from gnewton.summary import Summarizer
 from gnewton.summary.api import Engine
-from gnewton.summary.distributed import sum_over_processes
 from gnewton.summary.problem import LossFunction, Problem, batch_size, untouched
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gnewton.data.splits import Batch, BatchStream
 from gnewton.errors import InputError
+from gnewton.processes import rank
 
 
 class World:
@@ -139,6 +140,6 @@ def join_world(device: str) -> Iterator[World]:
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+        yield World(rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         dist.destroy_process_group()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from gnewton.processes import mean_over_processes
 from gnewton.summary import summarize
-from gnewton.summary.distributed import mean_over_processes
+from tests.processes import process_group
 
 from . import zoo
 from .test_zoo import differences
@@ -16,10 +16,8 @@ from .test_zoo import differences
 SHARES = {2: [4, 2], 3: [1, 2, 3]}
 
 
-def work(rank, world, store, name, engine, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    try:
+def work(rank, world, folder, name, engine, results):
+    with process_group(rank, world, folder):
         model, loss_fn, inputs, targets, direction = zoo.make(name)
         lo = sum(SHARES[world][:rank])
         hi = lo + SHARES[world][rank]
@@ -30,8 +28,6 @@ def work(rank, world, store, name, engine, results):
         assert count == 1
         parts = [made.gradient, made.hessian, made.third, made.loss, mean]
         results.put((rank, [part.tolist() for part in parts]))
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(("world", "engine"), [(2, "tangent"), (3, "tangent"), (2, "reference")])
@@ -39,7 +35,7 @@ def test_ranks_join_their_summaries(world, engine, tmp_path):
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     processes = [
-        context.Process(target=work, args=(rank, world, tmp_path / "store", "mlp", engine, results))
+        context.Process(target=work, args=(rank, world, tmp_path, "mlp", engine, results))
         for rank in range(world)
     ]
     for process in processes:

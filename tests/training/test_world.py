@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
@@ -18,6 +17,7 @@ from gnewton.errors import InputError
 from gnewton.tasks import Classification
 from gnewton.training.gradient import add_gradient
 from gnewton.training.world import World
+from tests.processes import process_group
 
 
 def problem() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
@@ -27,17 +27,15 @@ def problem() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def work(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    world = World(rank, size)
-    model, batch = problem()
-    mine = world.share(batch)
-    loss, correct = add_gradient(model, Classification((5,), 3), mine, None)
-    loss, correct = world.combine(model, loss, correct, len(mine[0]))
-    agreed = world.agree(10 + rank, torch.device("cpu"))
-    grads = [p.grad for p in model.parameters()]
-    torch.save((grads, loss, correct, agreed), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, size, folder):
+        world = World(rank, size)
+        model, batch = problem()
+        mine = world.share(batch)
+        loss, correct = add_gradient(model, Classification((5,), 3), mine, None)
+        loss, correct = world.combine(model, loss, correct, len(mine[0]))
+        agreed = world.agree(10 + rank, torch.device("cpu"))
+        grads = [p.grad for p in model.parameters()]
+        torch.save((grads, loss, correct, agreed), f"{folder}/{rank}.pt")
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -16,8 +16,8 @@ from gnewton.errors import InputError
 from gnewton.optim.kfac.gradient import LowRankGradient
 from gnewton.optim.kfac.layers import Layer, Module
 from gnewton.optim.kfac.likelihoods import Sampler
-from gnewton.optim.kfac.processes import world_size
 from gnewton.optim.kfac.statistics import Basis, Sums
+from gnewton.processes import world_size
 
 _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
 """Nodes of a linear layer on a matrix of inputs, with the places of the bias's and the weight's gradient."""

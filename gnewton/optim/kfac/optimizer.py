@@ -16,8 +16,8 @@ from gnewton.optim.kfac.gradient import DenseGradient, LayerGradient
 from gnewton.optim.kfac.layers import Layer, find_layers
 from gnewton.optim.kfac.likelihoods import Sampler, sampler
 from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner, refresh_inverses
-from gnewton.optim.kfac.processes import rank
 from gnewton.optim.kfac.statistics import Factors, moments
+from gnewton.processes import rank
 
 _KINDS: dict[str, type[Inverses] | type[Eigen]] = {"inverse": Inverses, "eigen": Eigen, "ekfac": Corrected}
 

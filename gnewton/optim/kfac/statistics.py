@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gnewton.optim.kfac.layers import Layer, Module, rows
-from gnewton.optim.kfac.processes import world_size
+from gnewton.processes import world_size
 
 _SQUARES_NUMBERS = 2**25
 """Gradients of single samples are held for so many samples at once that they count at most these numbers."""

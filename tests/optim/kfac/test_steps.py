@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gnewton import KFAC
 from gnewton.errors import InputError
 from tests.optim.kfac.cases import CASES, DOUBLE, Chain, dense, fixed, joined, pi
+from tests.processes import process_group
 
 STEPS = 12
 
@@ -310,10 +311,8 @@ JOBS: dict[int, list[Job]] = {
 
 
 def spawned(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    torch.save([run(rank, size, *job) for job in JOBS[size]], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, size, folder):
+        torch.save([run(rank, size, *job) for job in JOBS[size]], f"{folder}/{rank}.pt")
 
 
 def run(rank: int, size: int, fisher: str, preconditioner: str, joint: str) -> tuple[Tensor, dict[str, Any]]:

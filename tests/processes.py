@@ -1,0 +1,32 @@
+"""A process group for tests, of which nothing may be left when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+@contextmanager
+def process_group(rank: int, size: int, folder: Path | str) -> Iterator[None]:
+    """One of ``size`` processes that meet in ``folder`` over Gloo, on one thread.
+
+    A thread of the group that outlives it would abort the process at its end, at times: that it does not is
+    asserted wherever the threads can be listed.
+    """
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+    left = [name for name in threads() if "gloo" in name]
+    assert not left, f"threads left by the process group: {left}"
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, where the system tells."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
