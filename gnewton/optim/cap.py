@@ -35,11 +35,13 @@ class StepCap:
         """The longest allowed step of each group, (S,), from ‖θ_s‖."""
         return self.fraction * torch.maximum(sizes, self._floor.to(sizes.device))
 
+    def factors(self, taken: Tensor) -> Tensor:
+        """What to multiply the step of each group by, (S,), from their lengths; 1: it may be made in full."""
+        allowed = self.lengths(self._grouping.norms(self._grouping.parameters))
+        return torch.where(taken > allowed, allowed / taken, 1.0)
+
     @torch.no_grad()
     def shorten(self, steps: Sequence[Tensor]) -> None:
         """Shorten, in place, the steps of the groups that would go too far; on the device alone."""
-        grouping = self._grouping
-        allowed = self.lengths(grouping.norms(grouping.parameters))
-        taken = grouping.norms(steps)
-        factors = torch.where(taken > allowed, allowed / taken, 1.0)
-        torch._foreach_mul_(list(steps), grouping.spread(factors.to(steps[0].dtype)))
+        factors = self.factors(self._grouping.norms(steps))
+        torch._foreach_mul_(list(steps), self._grouping.spread(factors.to(steps[0].dtype)))

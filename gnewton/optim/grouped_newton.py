@@ -19,13 +19,12 @@ from gnewton.optim.damping import INTERNAL_DAMPING, Constant, Controller
 from gnewton.optim.direction import DirectionFactory
 from gnewton.optim.directions import Directions
 from gnewton.optim.displacement import Displacement
-from gnewton.optim.finite import subtract_finite
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measured, Measurer
 from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
-from gnewton.optim.step import combined
+from gnewton.optim.step import take
 from gnewton.optim.update import Update
 from gnewton.partition import Partition
 from gnewton.summary.api import Engine
@@ -227,8 +226,7 @@ class GroupedNewton(torch.optim.Optimizer):
         if warming_up or (self._steps - self._warmup) % self._period == 0:
             self._update_rates(directions, batch, warming_up)
         if not warming_up:
-            step = combined(directions, self.rates, self._grouping, self._cap)
-            self._withheld += ~subtract_finite(self._grouping.parameters, step)
+            self._withheld += ~take(directions, self.rates, self._grouping, self._cap)
         self._steps += 1
         return loss
 

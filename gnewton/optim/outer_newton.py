@@ -15,13 +15,12 @@ from gnewton.optim.averaging import Averaging
 from gnewton.optim.curvature import Batch, CurvatureBatches
 from gnewton.optim.decay import coupled_decay
 from gnewton.optim.direction import DirectionFactory, inner_groups, restore
-from gnewton.optim.finite import subtract_finite
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer
 from gnewton.optim.rates import Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
-from gnewton.optim.step import combined
+from gnewton.optim.step import take
 from gnewton.partition import Partition
 from gnewton.summary.api import Engine
 from gnewton.summary.problem import LossFunction
@@ -196,7 +195,7 @@ class OuterNewton(torch.optim.Optimizer):
         loss, proposal, summarised = self._propose(w, batch)
         solved = self._rule.commit(proposal)
         self.rates = [self._damping * eta for eta in solved.rates.tolist()]
-        subtract_finite(self._grouping.parameters, combined([w], self.rates, self._grouping, None))
+        take([w], self.rates, self._grouping, None)
         if self._on_update is not None:
             self._on_update(
                 RateUpdate(

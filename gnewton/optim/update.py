@@ -64,8 +64,7 @@ class Update(Site):
     def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
         """The decrease on slices of the curvature batch; the directions stay as they are."""
         rates = (self.lr * damping * proposal.solved.rates).tolist()
-        copies = [[u.clone() for u in direction] for direction in self.directions]
-        step = combined(copies, rates, self.grouping, self.cap)
+        step = combined(self.directions, rates, self.grouping, self.cap)
         return self.measurer.decreases(*self.batch, step, self.decay, slices)
 
     def displacement(self) -> tuple[float, float] | None:

@@ -1,0 +1,70 @@
+"""The step taken in place against the same step made as tensors of its own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gnewton import Partition
+from gnewton.optim.cap import StepCap
+from gnewton.optim.finite import subtract_finite
+from gnewton.optim.grouping import Grouping
+from gnewton.optim.step import combined, take
+from tests.optim.problems import tanh_net
+
+
+def _setting(count: int) -> tuple[nn.Module, Grouping, list[list[Tensor]], list[float]]:
+    model = tanh_net()
+    grouping = Grouping(model, Partition.by_layer(model))
+    generator = torch.Generator().manual_seed(4)
+    directions = [
+        [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in grouping.parameters]
+        for _ in range(count)
+    ]
+    rates = torch.randn(len(grouping.partition) * count, generator=generator, dtype=torch.float64).tolist()
+    rates[1] = 0.0
+    return model, grouping, directions, rates
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("fraction", [None, 0.1, 1e9])
+def test_it_is_the_combined_step(count: int, fraction: float | None) -> None:
+    _, grouping, directions, rates = _setting(count)
+    cap = StepCap(fraction, grouping) if fraction is not None else None
+    twin = copy.deepcopy(list(grouping.parameters))
+    before = copy.deepcopy(directions)
+    assert bool(subtract_finite(twin, combined(directions, rates, grouping, cap)))
+    assert bool(take(directions, rates, grouping, cap))
+    torch.testing.assert_close(grouping.parameters, twin, rtol=1e-13, atol=1e-14)
+    for old, new in zip(before, directions, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True)), "directions are only read"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("fraction", [None, 0.1])
+@pytest.mark.parametrize("where", ["a group", "a group at rate 0", "the second direction", "a rate"])
+def test_what_is_not_finite_touches_nothing(bad: float, fraction: float | None, where: str) -> None:
+    model, grouping, directions, rates = _setting(2)
+    before = copy.deepcopy(list(model.parameters()))
+    if where == "a rate":
+        rates[3] = bad
+    else:
+        direction = directions[1 if where == "the second direction" else 0]
+        direction[-1].view(-1)[1] = bad
+        if where == "a group at rate 0":
+            rates[-2] = 0.0
+    cap = StepCap(fraction, grouping) if fraction is not None else None
+    assert not bool(take(directions, rates, grouping, cap))
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_product_that_overflows_touches_nothing() -> None:
+    model, grouping, directions, rates = _setting(1)
+    before = copy.deepcopy(list(model.parameters()))
+    directions[0][0].fill_(1e150)
+    rates[0] = 1e300
+    assert not bool(take(directions, rates, grouping, None))
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
