@@ -50,6 +50,8 @@ class ShadowDirection:
         self, parameters: Iterable[tuple[str, Tensor]], factory: DirectionFactory, *, maximize: bool = False
     ) -> None:
         named = list(parameters)
+        self._names = [name for name, _ in named]
+        self._factory = factory
         self._parameters = [p for _, p in named]
         self._shadows = [torch.zeros_like(p, requires_grad=True) for p in self._parameters]
         self._of_shadow = dict(zip(self._shadows, self._parameters, strict=True))
@@ -100,6 +102,28 @@ class ShadowDirection:
     def restart(self) -> None:
         """Give the inner optimizer its first state again; u itself stays as it is."""
         self.inner.load_state_dict(copy.deepcopy(self._start))
+
+    def extended(self, parameters: Iterable[tuple[str, Tensor]]) -> ShadowDirection:
+        """The same method on more parameters, as the factory builds it for all of them.
+
+        It goes on with the state that this one has for each of its parameters; what else an optimizer may
+        hold, such as K-FAC's factors, starts anew.
+        """
+        named = [*zip(self._names, self._parameters, strict=True), *parameters]
+        grown = ShadowDirection(named, self._factory, maximize=self._maximize)
+        states = {shadow: state for part in parts(self.inner) for shadow, state in part.state.items()}
+        before = dict(zip(grown._shadows, self._shadows, strict=False))
+        for optimizer, group in grown._inner_groups():
+            for shadow in group["params"]:
+                if before.get(shadow) in states:
+                    optimizer.state[shadow] = states[before[shadow]]
+        return grown
+
+    def close(self) -> None:
+        """Let go of the model, for inner optimizers that hold on to it."""
+        for part in parts(self.inner):
+            if hasattr(part, "close"):
+                part.close()
 
     def state_dict(self) -> dict[str, Any]:
         """State of the inner optimizer (momentum buffers and the like)."""
@@ -159,15 +183,18 @@ class ShadowDirection:
 
 def inner_groups(inner: torch.optim.Optimizer) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
     """The parameter groups of an optimizer, or of the parts it is composed of, each with its own."""
-    parts = getattr(inner, "parts", (inner,))
-    return [(part, group) for part in parts for group in part.param_groups]
+    return [(part, group) for part in parts(inner) for group in part.param_groups]
+
+
+def parts(inner: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
+    """What an optimizer is composed of; itself, mostly."""
+    return getattr(inner, "parts", (inner,))
 
 
 def restore(inner: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load the state of an optimizer, bit for bit."""
     inner.load_state_dict(state)
-    parts = getattr(inner, "parts", (inner,))
-    for part, saved in zip(parts, state.get("parts", [state]), strict=True):
+    for part, saved in zip(parts(inner), state.get("parts", [state]), strict=True):
         _restore_scalars(part, saved)
 
 

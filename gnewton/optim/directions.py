@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -62,6 +63,19 @@ class Directions:
         for member in self.members:
             if always or not member.is_finite():
                 member.restart()
+
+    def extended(self, parameters: Iterable[tuple[str, Tensor]]) -> Directions:
+        """The same methods on more parameters (:meth:`ShadowDirection.extended`); these are as they were."""
+        named = list(parameters)
+        grown = copy.copy(self)
+        grown.members = [member.extended(named) for member in self.members]
+        grown.quadratic_decay()
+        return grown
+
+    def close(self) -> None:
+        """Let go of the model."""
+        for member in self.members:
+            member.close()
 
     def state_dict(self) -> dict[str, Any]:
         """States of the inner optimizers, in order."""

@@ -20,10 +20,12 @@ from gnewton.optim.direction import DirectionFactory
 from gnewton.optim.directions import Directions
 from gnewton.optim.displacement import Displacement
 from gnewton.optim.grouping import Grouping
+from gnewton.optim.growth import growth
 from gnewton.optim.measure import Measured, Measurer
 from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
+from gnewton.optim.stack import entries
 from gnewton.optim.step import take
 from gnewton.optim.update import Update
 from gnewton.partition import Partition
@@ -154,27 +156,19 @@ class GroupedNewton(torch.optim.Optimizer):
         self._controller = controller if controller is not None else Constant()
         _check_controller(self._controller, self._rule)
         how: dict[str, Any] = {"maximize": maximize, "engine": engine, "max_memory": max_memory}
-        self._measurer = Measurer(
-            model,
-            loss_fn,
-            self._grouping,
-            labels=self._directions.labels,
-            third=self._rule.needs_third,
-            diagonal=self._rule.solver.diagonal,
-            **how,
-        )
-        watches = self._controller.watches_displacement
-        self._displacement = Displacement(model, loss_fn, **how) if watches else None
-        self._cap = StepCap(cap, self._grouping) if cap is not None else None
+        self._model, self._loss_fn, self._how = model, loss_fn, how
+        self._fraction = cap
+        self._fit()
         self._batches = CurvatureBatches(curvature)
         self._period = period
         self._warmup = warmup
         self._steps = 0
+        self._since = 0  # the step before which the partition came to be as it is
         self._fallbacks = 0
         self._withheld = torch.zeros((), dtype=torch.int64, device=self._grouping.parameters[0].device)
         self._withheld_before = 0  # as it was at the last update
         self._on_update = on_update
-        self._put_in_force([0.0] * len(self._measurer.names))
+        self._put_in_force([0.0] * len(self._names))
 
     @property
     def rates(self) -> list[float]:
@@ -193,16 +187,36 @@ class GroupedNewton(torch.optim.Optimizer):
         return self._withheld
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: a new group changes the partition, so build a new optimizer.
+        """Train more parameters of the model, as one more group behind the others.
+
+        The averages start anew with the larger summary. While the next ``warmup`` steps feed them, the new
+        group stays where it is and the others go on with the rates in force; from the update after them on
+        the rates are those of an optimizer built for all groups. Each direction goes on with what it has of
+        the old parameters. Groups may be added one after the other; by the next step every trainable
+        parameter of the model must be in one.
+
+        Args:
+            param_group: ``params``, trainable parameters of the model that are in no group yet, or (name,
+                parameter) pairs; optionally ``name``, by default that of the first parameter, and ``lr``, its
+                damping λ_1, by default that given to the optimizer.
 
         Raises:
-            InputError: always, once the optimizer is built.
+            InputError: for other keys, parameters that are unknown, frozen, in a group or on another device,
+                a name that another group has, or an ``lr`` out of range; the optimizer is then as before.
         """
-        if hasattr(self, "_rule"):
-            raise InputError(
-                "add_param_group: the groups are the partition; build a new GroupedNewton instead"
-            )
-        super().add_param_group(param_group)
+        if not hasattr(self, "_rule"):  # torch's constructor adds the groups of the partition
+            super().add_param_group(param_group)
+            return
+        new = growth(self._model, self.partition, param_group, self.defaults["lr"])
+        directions = self._directions.extended(new.named)
+        still = 0.0 if len(directions.labels) == 1 else [0.0] * len(directions.labels)
+        parameters = [p for _, p in new.named]
+        super().add_param_group({"params": parameters, "name": new.name, "rate": still, "lr": new.lr})
+        self._directions.close()
+        self._directions, self.partition = directions, new.partition
+        self._rule.restart(len(self._names))
+        self._since = self._steps
+        self._outgrown = True
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]
         """Make one training step from the gradients in ``.grad``.
@@ -215,17 +229,22 @@ class GroupedNewton(torch.optim.Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
-            InputError: if the rates are due for an update and there is no batch to compute them on.
+            InputError: if the rates are due for an update and there is no batch to compute them on, or the
+                model trains other parameters than those of the groups.
         """
+        if self._outgrown:
+            self._fit()
+        self._grouping.check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         directions = self._directions.update()
-        warming_up = self._steps < self._warmup
-        if warming_up or (self._steps - self._warmup) % self._period == 0:
+        age = self._steps - self._since
+        warming_up = age < self._warmup
+        if warming_up or (age - self._warmup) % self._period == 0:
             self._update_rates(directions, batch, warming_up)
-        if not warming_up:
+        if not warming_up or self._since > 0:  # groups that have rates already do not wait for new ones
             self._withheld += ~take(directions, self.rates, self._grouping, self._cap)
         self._steps += 1
         return loss
@@ -234,12 +253,13 @@ class GroupedNewton(torch.optim.Optimizer):
         """Torch's state plus everything of ours: the rule, the direction, the step counter, the batches."""
         state = super().state_dict()
         state["grouped_newton"] = {
-            "groups": list(self._measurer.names),
+            "groups": list(self._names),
             "rule": self._rule.state_dict(),
             "directions": self._directions.state_dict(),
             "controller": self._controller.state_dict(),
             "displacement": None if self._displacement is None else self._displacement.state_dict(),
             "steps": self._steps,
+            "since": self._since,
             "fallbacks": self._fallbacks,
             "withheld": (int(self._withheld), self._withheld_before),
             "curvature_position": self._batches.position,
@@ -255,8 +275,10 @@ class GroupedNewton(torch.optim.Optimizer):
         ours = state_dict.get("grouped_newton")
         if ours is None:
             raise InputError("state_dict: it was not written by GroupedNewton")
-        if ours["groups"] != list(self._measurer.names):
-            raise InputError(f"state_dict: its groups are {ours['groups']}, not {list(self._measurer.names)}")
+        if ours["groups"] != list(self._names):
+            raise InputError(f"state_dict: its groups are {ours['groups']}, not {list(self._names)}")
+        if self._outgrown:
+            self._fit()
         super().load_state_dict({"state": state_dict["state"], "param_groups": state_dict["param_groups"]})
         self._rule.load_state_dict(ours["rule"])
         self._directions.load_state_dict(ours["directions"])
@@ -264,9 +286,32 @@ class GroupedNewton(torch.optim.Optimizer):
         if self._displacement is not None and ours["displacement"] is not None:
             self._displacement.load_state_dict(ours["displacement"])
         self._steps, self._fallbacks = ours["steps"], ours["fallbacks"]
+        self._since = ours.get("since", 0)
         withheld, self._withheld_before = ours["withheld"]
         self._withheld.fill_(withheld)
         self._batches.seek(ours["curvature_position"])
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Of the entries of a summary."""
+        return entries(self.partition, self._directions.labels)
+
+    def _fit(self) -> None:
+        """Build what measures the partition; it must cover what the model trains."""
+        self._grouping = Grouping(self._model, self.partition)
+        self._measurer = Measurer(
+            self._model,
+            self._loss_fn,
+            self._grouping,
+            labels=self._directions.labels,
+            third=self._rule.needs_third,
+            diagonal=self._rule.solver.diagonal,
+            **self._how,
+        )
+        watches = self._controller.watches_displacement
+        self._displacement = Displacement(self._model, self._loss_fn, **self._how) if watches else None
+        self._cap = StepCap(self._fraction, self._grouping) if self._fraction is not None else None
+        self._outgrown = False
 
     def _update_rates(self, directions: list[list[Tensor]], batch: Batch | None, warming_up: bool) -> None:
         started = time.perf_counter()
@@ -277,7 +322,8 @@ class GroupedNewton(torch.optim.Optimizer):
         solved = self._rule.commit(self._propose(measured, batches[-1], directions, decay, warming_up))
         self._fallbacks += solved.fell_back
         self._renew_directions(solved.status == INVALID)
-        self._put_in_force([0.0] * len(solved.rates) if warming_up else solved.rates.tolist())
+        if not warming_up:
+            self._put_in_force(solved.rates.tolist())
         if self._displacement is not None:
             self._displacement.mark()
         if self._on_update is not None:

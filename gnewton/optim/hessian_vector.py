@@ -65,7 +65,10 @@ class HessianVector(torch.optim.Optimizer):
             InputError: always, once the optimizer is built.
         """
         if hasattr(self, "_problem"):
-            raise InputError("add_param_group: build a new HessianVector instead")
+            raise InputError(
+                "add_param_group: the direction is learned for the parameters together; build a new "
+                "HessianVector instead"
+            )
         super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]

@@ -114,13 +114,16 @@ class OuterNewton(torch.optim.Optimizer):
         """λ_1 η_s of the last outer step."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: a new group changes the partition, so build a new optimizer.
+        """Refused after construction: the displacement is measured over all groups from one place on.
 
         Raises:
             InputError: always, once the optimizer is built.
         """
         if hasattr(self, "inner"):
-            raise InputError("add_param_group: build a new OuterNewton instead")
+            raise InputError(
+                "add_param_group: the displacement under way lacks the new group; "
+                "build a new OuterNewton instead"
+            )
         super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]
@@ -134,8 +137,10 @@ class OuterNewton(torch.optim.Optimizer):
             what ``closure`` returned, or None.
 
         Raises:
-            InputError: if an outer step is due and there is no batch for it.
+            InputError: if an outer step is due and there is no batch for it, or the model trains other
+                parameters than those of the partition.
         """
+        self._grouping.check()
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -5,6 +5,7 @@ All of it happens in float64 on the CPU on a handful of numbers; the caller make
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from enum import Enum
@@ -112,10 +113,18 @@ class RateRule:
         self.rate_momentum = rate_momentum
         self.proximal = proximal
         self.averaging = averaging if averaging is not None else NoAveraging()
+        self._empty = copy.deepcopy(self.averaging.state_dict())
         self.normalise = normalise
         self.bounds = bounds
-        self._groups = groups
         self._median = MedianBound(rate_median) if rate_median is not None else None
+        self.restart(groups)
+
+    def restart(self, groups: int) -> None:
+        """Forget every summary and rate so far, and go on with ``groups`` of them."""
+        self._groups = groups
+        self.averaging.load_state_dict(copy.deepcopy(self._empty))
+        if self._median is not None:
+            self._median.load_state_dict({"history": []})
         self._unclipped: Tensor | None = None  # η before bounds and clipping, normalised units, averaged
         self._previous: Tensor | None = None  # η after them, normalised units
         self._accepted: Tensor | None = None  # the last certified solution, normalised: bounds the fallback

@@ -53,7 +53,7 @@ class RateUpdate:
         damping: λ_1 of each entry at this update.
         loss: of the curvature batch, at the parameters before the step.
         summary_seconds, solve_seconds: wall time of the two parts; trials of the controller count as solving.
-        warming_up: whether the update only fed the average and no step follows.
+        warming_up: whether the update only fed the average, and its rates are not put in force.
         readings: what the controller of the dampings measured, by column of rates.csv.
     """
 

@@ -48,8 +48,16 @@ class Stack(nn.Module):
 
     def partition(self, partition: Partition, labels: tuple[str, ...]) -> Partition:
         """The pairs of a group and a copy, copies of one group next to each other, called ``group:label``."""
+        names = iter(entries(partition, labels))
         return Partition(
-            Group(f"{group.name}:{label}", tuple(self.name(p, j) for p in group.parameters), group.size)
+            Group(next(names), tuple(self.name(p, j) for p in group.parameters), group.size)
             for group in partition
-            for j, label in enumerate(labels)
+            for j in range(len(labels))
         )
+
+
+def entries(partition: Partition, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the pairs of a group and a direction; those of the groups where there is one direction."""
+    if len(labels) == 1:
+        return partition.names
+    return tuple(f"{name}:{label}" for name in partition.names for label in labels)

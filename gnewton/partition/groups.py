@@ -59,32 +59,28 @@ class Partition:
                 empty group.
         """
         named = groups.items() if isinstance(groups, Mapping) else ((None, names) for names in groups)
-        sizes = trainable_sizes(model)
-        frozen = frozen_names(model)
-        order = {name: position for position, name in enumerate(sizes)}
-        owner: dict[str, str] = {}
-        built = []
-        for position, (label, names) in enumerate(named):
-            title = label if label is not None else (names[0] if names else f"#{position}")
-            if not names:
-                raise InputError(f"partition: group '{title}' is empty; every group needs a parameter")
-            for name in names:
-                if name in frozen:
-                    raise InputError(f"partition: group '{title}' names '{name}', which is frozen")
-                if name not in sizes:
-                    hint = tied_hint(model, name) or did_you_mean(name, sizes)
-                    raise InputError(f"partition: group '{title}' names the unknown parameter '{name}'{hint}")
-                if name in owner:
-                    other = owner[name]
-                    where = f"twice in '{title}'" if other == title else f"in both '{other}' and '{title}'"
-                    raise InputError(f"partition: '{name}' is {where}")
-                owner[name] = title
-            in_order = tuple(sorted(names, key=order.__getitem__))
-            built.append(Group(title, in_order, sum(sizes[name] for name in in_order)))
-        missing = [name for name in sizes if name not in owner]
+        claims = _Claims(model)
+        built = [claims.group(label, names, position) for position, (label, names) in enumerate(named)]
+        missing = claims.missing
         if missing:
             raise InputError(f"partition: no group holds {listing(missing)}")
         return cls(built)
+
+    def extended(self, model: nn.Module, names: Sequence[str], label: str | None = None) -> Partition:
+        """These groups and one more behind them.
+
+        Args:
+            model: the model that the partition belongs to. What it trains besides may stay without a group,
+                for the next extension.
+            names: the parameters of the new group, trainable and in no other group.
+            label: the name of the new group; None: that of its first parameter.
+
+        Raises:
+            InputError: as for :meth:`from_names`, or if a group has that name already.
+        """
+        claims = _Claims(model)
+        claims.owner = {name: group.name for group in self for name in group.parameters}
+        return Partition([*self, claims.group(label, names, len(self))])
 
     @classmethod
     def per_tensor(cls, model: nn.Module) -> Partition:
@@ -173,6 +169,44 @@ class Partition:
         lines = [f"{count}, {sum(group.size for group in self):,} parameters"]
         lines += [f"  {g.name:<{width}}  {g.size:>12,}  {listing(g.parameters, 4)}" for g in self]
         return "\n".join(lines)
+
+
+class _Claims:
+    """The trainable parameters of a model, each claimed by at most one group."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.owner: dict[str, str] = {}
+        self._model = model
+        self._sizes = trainable_sizes(model)
+        self._frozen = frozen_names(model)
+        self._order = {name: position for position, name in enumerate(self._sizes)}
+
+    @property
+    def missing(self) -> list[str]:
+        """Parameters that no group has claimed."""
+        return [name for name in self._sizes if name not in self.owner]
+
+    def group(self, label: str | None, names: Sequence[str], position: int) -> Group:
+        """The group of the parameters ``names``, called after the first where there is no label."""
+        title = label if label is not None else (names[0] if names else f"#{position}")
+        if not names:
+            raise InputError(f"partition: group '{title}' is empty; every group needs a parameter")
+        for name in names:
+            self._claim(title, name)
+        in_order = tuple(sorted(names, key=self._order.__getitem__))
+        return Group(title, in_order, sum(self._sizes[name] for name in in_order))
+
+    def _claim(self, title: str, name: str) -> None:
+        if name in self._frozen:
+            raise InputError(f"partition: group '{title}' names '{name}', which is frozen")
+        if name not in self._sizes:
+            hint = tied_hint(self._model, name) or did_you_mean(name, self._sizes)
+            raise InputError(f"partition: group '{title}' names the unknown parameter '{name}'{hint}")
+        if name in self.owner:
+            other = self.owner[name]
+            where = f"twice in '{title}'" if other == title else f"in both '{other}' and '{title}'"
+            raise InputError(f"partition: '{name}' is {where}")
+        self.owner[name] = title
 
 
 def _check_names(groups: tuple[Group, ...]) -> None:

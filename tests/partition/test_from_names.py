@@ -82,6 +82,25 @@ def test_messages_help_with_spelling_frozen_and_tied_parameters() -> None:
     assert Partition.from_names(tied, {"a": ["0.weight", "0.bias"]}).names == ("a",)
 
 
+def test_an_extension_adds_one_group_and_may_leave_parameters_out() -> None:
+    model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1), nn.Linear(1, 1))
+    model[1:].requires_grad_(False)
+    first = Partition.single(model)
+    model.requires_grad_(True)
+    second = first.extended(model, ["1.bias", "1.weight"])
+    assert second.names == ("all", "1.bias")
+    assert (second.groups[1].parameters, second.groups[1].size) == (("1.weight", "1.bias"), 3)
+    third = second.extended(model, ["2.weight", "2.bias"], "head")
+    assert third == Partition.from_names(
+        model,
+        {"all": ["0.weight", "0.bias"], "1.bias": ["1.weight", "1.bias"], "head": ["2.weight", "2.bias"]},
+    )
+    with pytest.raises(InputError, match=re.escape("'0.bias' is in both 'all' and 'x'")):
+        first.extended(model, ["0.bias"], "x")
+    with pytest.raises(InputError, match="group '#1' is empty"):
+        first.extended(model, [])
+
+
 def test_groups_of_one_name_are_refused() -> None:
     group = Partition.single(MODEL).groups[0]
     with pytest.raises(InputError, match="two groups are called 'all'"):
