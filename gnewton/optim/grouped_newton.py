@@ -26,6 +26,7 @@ from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, inva
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
 from gnewton.optim.stack import entries
+from gnewton.optim.state import own_part
 from gnewton.optim.step import take
 from gnewton.optim.update import Update
 from gnewton.partition import Partition
@@ -272,11 +273,7 @@ class GroupedNewton(torch.optim.Optimizer):
         Raises:
             InputError: if the state belongs to another optimizer or another partition.
         """
-        ours = state_dict.get("grouped_newton")
-        if ours is None:
-            raise InputError("state_dict: it was not written by GroupedNewton")
-        if ours["groups"] != list(self._names):
-            raise InputError(f"state_dict: its groups are {ours['groups']}, not {list(self._names)}")
+        ours = own_part(state_dict, "grouped_newton", "GroupedNewton", self._names)
         if self._outgrown:
             self._fit()
         super().load_state_dict({"state": state_dict["state"], "param_groups": state_dict["param_groups"]})

@@ -20,6 +20,7 @@ from gnewton.optim.measure import Measurer
 from gnewton.optim.rates import Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
+from gnewton.optim.state import own_part
 from gnewton.optim.step import take
 from gnewton.partition import Partition
 from gnewton.summary.api import Engine
@@ -174,11 +175,7 @@ class OuterNewton(torch.optim.Optimizer):
         Raises:
             InputError: if the state belongs to another optimizer or another partition.
         """
-        ours = state_dict.get("outer_newton")
-        if ours is None:
-            raise InputError("state_dict: it was not written by OuterNewton")
-        if ours["groups"] != list(self.partition.names):
-            raise InputError(f"state_dict: its groups are {ours['groups']}, not {list(self.partition.names)}")
+        ours = own_part(state_dict, "outer_newton", "OuterNewton", self.partition.names)
         restore(self.inner, {key: value for key, value in state_dict.items() if key != "outer_newton"})
         self.param_groups = self.inner.param_groups
         self._rule.load_state_dict(ours["rule"])
