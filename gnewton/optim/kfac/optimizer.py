@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,12 +10,14 @@ from torch import Tensor, nn
 
 from gnewton.errors import InputError
 from gnewton.optim.kfac.capture import Capture
+from gnewton.optim.kfac.checks import check_name, check_number, check_period
+from gnewton.optim.kfac.draws import Draws
 from gnewton.optim.kfac.gradient import DenseGradient, LayerGradient
 from gnewton.optim.kfac.layers import Layer, find_layers
 from gnewton.optim.kfac.likelihoods import Sampler, sampler
 from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner, refresh_inverses
 from gnewton.optim.kfac.statistics import Factors, moments
-from gnewton.processes import rank
+from gnewton.optim.kfac.step import clip, move
 
 _KINDS: dict[str, type[Inverses] | type[Eigen]] = {"inverse": Inverses, "eigen": Eigen, "ekfac": Corrected}
 
@@ -89,19 +89,19 @@ class KFAC(torch.optim.Optimizer):
         seed: int | None = None,
         params: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
-        _check_number("lr", lr, above=0)
-        _check_number("momentum", momentum, at_least=0, below=1)
-        _check_number("weight_decay", weight_decay, at_least=0)
-        _check_number("damping", damping, above=0)
+        check_number("lr", lr, above=0)
+        check_number("momentum", momentum, at_least=0, below=1)
+        check_number("weight_decay", weight_decay, at_least=0)
+        check_number("damping", damping, above=0)
         if kl_clip is not None:
-            _check_number("kl_clip", kl_clip, above=0)
-        _check_number("decay", decay, at_least=0, below=1)
-        _check_period("statistics_period", statistics_period)
-        _check_period("inverse_period", inverse_period)
-        _check_name("fisher", fisher, ("true", "empirical"))
-        _check_name("preconditioner", preconditioner, tuple(_KINDS))
-        _check_name("start", start, ("first", "identity"))
-        _check_name("scaling", scaling, ("standard", "reference"))
+            check_number("kl_clip", kl_clip, above=0)
+        check_number("decay", decay, at_least=0, below=1)
+        check_period("statistics_period", statistics_period)
+        check_period("inverse_period", inverse_period)
+        check_name("fisher", fisher, ("true", "empirical"))
+        check_name("preconditioner", preconditioner, tuple(_KINDS))
+        check_name("start", start, ("first", "identity"))
+        check_name("scaling", scaling, ("standard", "reference"))
         if "_orig_mod" in model._modules:  # what torch.compile returns
             raise InputError("model: it is compiled, and KFAC watches single layers; pass the model itself")
         draw = sampler(likelihood)
@@ -130,13 +130,11 @@ class KFAC(torch.optim.Optimizer):
         self._statistics_period, self._inverse_period = statistics_period, inverse_period
         self._empirical, self._reference_scaling = fisher == "empirical", scaling == "reference"
         self._kind = preconditioner
-        self._seed = torch.initial_seed() if seed is None else seed
-        self._draws = 0
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._draws = Draws(seed)
         self._steps = self._next_statistics = self._next_inverses = 0
         self._factors: dict[Layer, Factors] = {}
         self._preconditioners: dict[Layer, Preconditioner] = {}
-        self._capture = Capture(model, self._layers, None if self._empirical else draw, self._next_generator)
+        self._capture = Capture(model, self._layers, None if self._empirical else draw, self._draws.next)
 
     @property
     def layers(self) -> list[str]:
@@ -192,7 +190,7 @@ class KFAC(torch.optim.Optimizer):
                 raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
         self._take_statistics()
         self._refresh()
-        self._move(*self._directions())
+        move(*self._directions(), self.param_groups[0], self.state)
         self._capture.clear()
         self._steps += 1
         self._capture.due = self._steps >= self._next_statistics
@@ -203,8 +201,8 @@ class KFAC(torch.optim.Optimizer):
         state = super().state_dict()
         state["kfac"] = {
             "preconditioner": self._kind,
-            "seed": self._seed,
-            "draws": self._draws,
+            "seed": self._draws.seed,
+            "draws": self._draws.count,
             "steps": self._steps,
             "next_statistics": self._next_statistics,
             "next_inverses": self._next_inverses,
@@ -230,7 +228,7 @@ class KFAC(torch.optim.Optimizer):
             if name not in known or sizes != [known[name].inputs, known[name].outputs]:
                 raise InputError(f"state_dict: the model has no layer '{name}' with factors of sizes {sizes}")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "kfac"})
-        self._seed, self._draws = ours["seed"], ours["draws"]
+        self._draws.seed, self._draws.count = ours["seed"], ours["draws"]
         self._steps = ours["steps"]
         self._next_statistics, self._next_inverses = ours["next_statistics"], ours["next_inverses"]
         self._factors = {known[name]: self._new_factors(known[name]) for name in ours["factors"]}
@@ -259,15 +257,6 @@ class KFAC(torch.optim.Optimizer):
 
     def _new_kind(self, layer: Layer) -> Preconditioner:
         return _KINDS[self._kind](layer.bias is not None)
-
-    def _next_generator(self, device: torch.device) -> torch.Generator:
-        """A generator for the next draw, seeded by (seed, process, number of the draw)."""
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device)
-        key = f"{self._seed},{rank()},{self._draws}"
-        self._draws += 1
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-        return self._generators[device].manual_seed(seed)
 
     def _take_statistics(self) -> None:
         """Average what the passes of this step gathered."""
@@ -326,10 +315,7 @@ class KFAC(torch.optim.Optimizer):
                     moved.append(p)
                     vectors.append(v.view_as(p).to(p.dtype))
                     products.append(v.flatten() @ p.grad.flatten().to(v.dtype))
-        if group["kl_clip"] is not None and products:
-            size = torch.stack(products).sum().clamp_min(0).mul_(float(group["lr"]) ** 2)
-            clip = (float(group["kl_clip"]) / size).sqrt_().clamp_max(1.0)
-            torch._foreach_mul_(vectors, clip)
+        clip(vectors, products, group)
         return [*moved, *raw], [*vectors, *(p.grad for p in raw if p.grad is not None)]
 
     def _gradient(self, layer: Layer) -> LayerGradient:
@@ -342,24 +328,6 @@ class KFAC(torch.optim.Optimizer):
         if bias is not None and bias_grad is None:
             bias_grad = torch.zeros_like(bias)
         return DenseGradient.of(weight.grad, bias_grad)
-
-    def _move(self, parameters: list[Tensor], vectors: list[Tensor]) -> None:
-        """Momentum, decoupled weight decay, and the step."""
-        if not parameters:
-            return
-        group = self.param_groups[0]
-        lr, momentum = float(group["lr"]), float(group["momentum"])
-        if momentum > 0:
-            fresh = [p for p in parameters if "momentum_buffer" not in self.state[p]]
-            for p in fresh:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-            torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, vectors)
-            vectors = buffers
-        if group["weight_decay"] > 0:
-            torch._foreach_mul_(parameters, 1 - lr * float(group["weight_decay"]))
-        torch._foreach_add_(parameters, vectors, alpha=-lr)
 
 
 def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
@@ -380,22 +348,3 @@ def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> d
     if len(devices) > 1:
         raise InputError(f"model: its parameters must be on one device; found {devices}")
     return named
-
-
-def _check_number(
-    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
-) -> None:
-    if not (math.isfinite(value) and value > above and value >= at_least and value < below):
-        low = f"> {above:g}" if above > -math.inf else f">= {at_least:g}"
-        high = f" and < {below:g}" if below < math.inf else ""
-        raise InputError(f"{name}={value}: must be a finite number {low}{high}")
-
-
-def _check_period(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value}: must be an integer >= 1")
-
-
-def _check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name}={value}: must be one of {', '.join(allowed)}")

@@ -91,7 +91,7 @@ def test_the_passes_of_the_summary_are_not_watched(engine: str, fisher: str) -> 
         advance(model, optimizer, 0, 5, summary=summary)
         inner = optimizer._directions.members[0].inner
         assert isinstance(inner, KFAC)
-        assert inner._draws == (3 if fisher == "true" else 0)
+        assert inner._draws.count == (3 if fisher == "true" else 0)
         found.append(inner.factors)
     for name, (a, g) in found[0].items():
         torch.testing.assert_close(a, found[1][name][0], rtol=1e-13, atol=1e-15)
@@ -146,7 +146,7 @@ def test_presets(compose: Callable[..., Any], choice: str, expected: dict[str, f
     assert built._kind == ("eigen" if reference else "inverse")
     assert built._identity == built._reference_scaling == reference
     assert not built._empirical
-    assert built._seed == 3
+    assert built._draws.seed == 3
 
 
 def test_the_defaults_of_the_class_are_the_strong_preset(compose: Callable[..., Any]) -> None:
