@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import gnewton
+from gnewton.compilation import require_compiler
 from gnewton.errors import Diverged, GnewtonError, Interrupted
 from gnewton.experiment.build import Parts, build_parts, problem_of
 from gnewton.experiment.check import settings_from
@@ -25,7 +26,6 @@ from gnewton.experiment.folder import config_hash, create_run_folder, dotted, he
 from gnewton.experiment.resume import CONFIG, ENVIRONMENT, effective_config, recipes_of, trajectory_hash
 from gnewton.experiment.schema import Settings
 from gnewton.loggers import GuardedLoggers, RunCard
-from gnewton.training.compilation import require_compiler
 from gnewton.training.outcome import Outcome
 from gnewton.training.ratelog import RateLog
 from gnewton.training.resume import resume
@@ -70,8 +70,8 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
     with join_world(settings.trainer.device) as world:
         device = choose_device(settings.trainer.device, world.local_rank)
         prepare_torch(settings.trainer, settings.seed)
-        if settings.trainer.compile:
-            require_compiler(device)
+        for option, instead in settings.compiled():
+            require_compiler(device, option, instead)
         parts = build_parts(settings, device, world)
         torch.manual_seed(settings.seed + world.rank)  # the processes drop out units of their own
         rate_log = RateLog() if parts.partition is not None else None

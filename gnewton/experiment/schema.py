@@ -58,6 +58,13 @@ class Settings:
             reason = optimizer.why_uncompiled
             yield "trainer.compile", f"must be false with optimizer={optimizer.name}, {reason}"
 
+    def compiled(self) -> Iterator[tuple[str, str]]:
+        """What needs torch.compile: the option with its value, and the value that does without."""
+        if self.trainer.compile:
+            yield "trainer.compile=true", "false"
+        if self.optimizer.compiled_engine():
+            yield "optimizer.curvature.engine=compiled", "auto"
+
 
 def register_schemas() -> None:
     """Put every schema into Hydra's ConfigStore under ``schema/<group>/<name>``."""

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from gnewton.summary.tangents import Rows
 
 BLOCK = 1 << 18  # bytes of a stack per block on a CPU: half a dozen of them fit into a cache of 2 MiB
 
 
+def _whole(matrix: Tensor) -> bool:
+    """Whether there is nothing to gain from blocks: on a GPU, and where a compiler fuses operations."""
+    return matrix.is_cuda or isinstance(matrix, FakeTensor)
+
+
 def blocks(matrix: Tensor) -> list[slice]:
-    """Ranges of columns of a (k, N) matrix to work through at a time: all of them on a GPU."""
+    """Ranges of columns of a (k, N) matrix to work through at a time."""
     k, n = matrix.shape
-    width = n if matrix.is_cuda else max(512, BLOCK // (max(k, 1) * matrix.element_size()))
+    width = n if _whole(matrix) else max(512, BLOCK // (max(k, 1) * matrix.element_size()))
     return [slice(lo, min(n, lo + width)) for lo in range(0, n, max(width, 1))]
 
 
 def slabs(count: int, matrix: Tensor) -> list[slice]:
     """Ranges of ``count`` independent pieces, of which a stack (k, N) consists, to work through at a time."""
-    if matrix.is_cuda:
+    if _whole(matrix):
         return [slice(0, count)]
     size = matrix.numel() * matrix.element_size() // max(count, 1)
     width = max(1, BLOCK // max(size, 1))

@@ -20,8 +20,8 @@ from gnewton.summary.traced import TangentEngine
 
 log = logging.getLogger(__name__)
 
-Engine = Literal["auto", "tangent", "reference"]
-ENGINES = ("auto", "tangent", "reference")
+Engine = Literal["auto", "tangent", "compiled", "reference"]
+ENGINES = ("auto", "tangent", "compiled", "reference")
 REDUCTIONS = ("mean", "sum")
 
 
@@ -34,8 +34,9 @@ class Summarizer:
         partition: S groups of the trainable parameters.
         third: whether to form the third derivatives.
         engine: "tangent" is exact at the cost of a few gradients and raises where it cannot trace the
-            model; "reference" is exact for every model at the cost of 2S backward passes; "auto" takes the
-            first where it works, else the second with one line in the log.
+            model; "compiled" does the same work in compiled code, up to twice as fast, after seconds to
+            minutes at the first summary of a shape; "reference" is exact for every model at the cost of 2S
+            backward passes; "auto" takes "tangent" where it works, else "reference" with one line in the log.
         diagonal: whether to keep only the diagonal of the Hessian, shape (S,).
         max_memory: bytes the tangent pass may take beyond one training step; the batch is split sample-wise,
             where that is exact, to respect it. None: half of the free memory.
@@ -45,7 +46,8 @@ class Summarizer:
             samples, into that of the global batch; without effect while it is not initialised.
 
     Raises:
-        InputError: for an unknown engine or reduction, or if model and partition disagree.
+        InputError: for an unknown engine or reduction, if model and partition disagree, or if
+            torch.compile, which "compiled" needs, does not work on this machine.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Summarizer:
             max_memory=max_memory,
             reduction=reduction,
             tf32=tf32,
+            compiled=engine == "compiled",
         )
         self._reasons: set[str] = set()
 
@@ -102,7 +105,7 @@ class Summarizer:
 
         Raises:
             InputError: if the direction lacks a parameter or has a wrong shape, or the loss is no scalar.
-            SummaryError: with engine="tangent", if the model cannot be traced.
+            SummaryError: with engine="tangent" or "compiled", if the model cannot be traced (or compiled).
         """
         u = self.problem.check_direction(direction)
         summary = self._local(inputs, targets, u)
@@ -115,7 +118,7 @@ class Summarizer:
             try:
                 return self.tangents.summarize(inputs, targets, u)
             except TraceError as error:
-                if self.engine == "tangent":
+                if self.engine != "auto":
                     raise
                 if str(error) not in self._reasons:
                     self._reasons.add(str(error))

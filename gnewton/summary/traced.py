@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gnewton.compilation import require_compiler
 from gnewton.errors import OutOfMemory
 from gnewton.summary import checks, memory
+from gnewton.summary.compiled import CompiledPasses
 from gnewton.summary.engine import Passes, Plan, forward, make_plan, run
 from gnewton.summary.graph import Program, TraceError
 from gnewton.summary.precision import exact_products
@@ -33,6 +35,7 @@ class Trace:
     program: Program
     plan: Plan
     bytes: int
+    compiled: CompiledPasses | None
     uses: int = 0
     parts: int = 1  # into which its batch has to be split at least, as running out of memory has taught
     separable: bool | None = None
@@ -48,6 +51,10 @@ class TangentEngine:
         max_memory: bytes for the tangents; None: a share of the free memory when a trace is made.
         reduction: "mean" or "sum".
         tf32: whether CUDA may round the factors of products to TF32.
+        compiled: whether to compile the passes of a program, at its first summary.
+
+    Raises:
+        InputError: if they are to be compiled and the machine lacks what that takes.
     """
 
     def __init__(
@@ -59,13 +66,17 @@ class TangentEngine:
         max_memory: int | None,
         reduction: str,
         tf32: bool,
+        compiled: bool = False,
     ) -> None:
+        if compiled:
+            require_compiler(problem.device(), "engine=compiled", "engine=auto")
         self.problem = problem
         self.third = third
         self.diagonal = diagonal
         self.max_memory = max_memory
         self.reduction = reduction
         self.tf32 = tf32
+        self.compiled = compiled
         self.traces: dict[Any, Trace | TraceError] = {}
         self._pending: Tensor | None = None
         self._order: Tensor | None = None
@@ -143,16 +154,13 @@ class TangentEngine:
     def _run(
         self, made: Trace, inputs: Any, targets: Any, direction: Mapping[str, Tensor], draws: Any = None
     ) -> Passes:
-        return run(
-            made.program,
-            made.plan,
-            self.problem.parameters(),
-            pytree.tree_leaves((self.problem.constants(), inputs, targets)),
-            direction,
-            third=self.third,
-            diagonal=self.diagonal,
-            draws=draws,
-        )
+        parameters = self.problem.parameters()
+        leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
+        if made.compiled is not None:
+            drawn = self._draw(made, inputs, targets) if draws is None else draws
+            return made.compiled(parameters, leaves, direction, drawn)
+        how = {"third": self.third, "diagonal": self.diagonal}
+        return run(made.program, made.plan, parameters, leaves, direction, draws=draws, **how)
 
     # --- traces ---------------------------------------------------------------------------------------------
 
@@ -181,7 +189,10 @@ class TangentEngine:
             program = trace(self.problem, inputs, targets)
             checks.check_program(self.problem, program, inputs, targets)
         plan = make_plan(program, self.problem.partition)
-        return Trace(program, plan, memory.tangent_bytes(program, plan, third=self.third))
+        compiled = None
+        if self.compiled:
+            compiled = CompiledPasses(program, plan, third=self.third, diagonal=self.diagonal)
+        return Trace(program, plan, memory.tangent_bytes(program, plan, third=self.third), compiled)
 
     def _key(self, inputs: Any, targets: Any) -> Any:
         """What a trace depends on: shapes, precision, device, and the settings of every module."""

@@ -1,11 +1,12 @@
 """What a summary costs: in gradients, and against the reference engine (docs/performance.md).
 
-    python scripts/bench/summary.py [--only mlp,lenet:500] [--sides gradient,tangent,reference,textbook]
+    python scripts/bench/summary.py [--only mlp,lenet:500] [--sides tangent,compiled,reference,textbook]
                                     [--clock wall|cpu] [--threads 1] [--repeats 5] [--out FILE.csv]
 
 Every figure of a row comes from one process; the sides take turns, and the least time of each is kept, which
-is what a quiet machine would show. The trace is made before the clock starts. ``--clock cpu`` counts the time
-of the process instead of that on the wall: for one thread on a machine that others use too.
+is what a quiet machine would show. Traces are made, and compiled, before the clock starts (column first s).
+``--clock cpu`` counts the time of the process instead of that on the wall: for one thread on a machine that
+others use too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +156,9 @@ def count_flops(function: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-SIDES = ("gradient", "tangent", "reference", "textbook")
+ENGINES = ("tangent", "compiled")
+COMPARED = ("gradient", "reference", "textbook")
+SIDES = ("gradient", *ENGINES, "reference", "textbook")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -170,66 +174,74 @@ def clock(function: Callable[[], object], device: torch.device, now: Callable[[]
 
 def measure(
     case: Case, device: torch.device, repeats: int, wanted: set[str], now: Callable[[], float]
-) -> dict[str, object]:
-    """One row of the table."""
+) -> list[dict[str, object]]:
+    """A row of the table for each of our engines that is wanted."""
     torch.manual_seed(0)
     model = case.build().to(device)
     inputs = torch.randn(case.batch, *case.shape, device=device)
     targets = torch.randint(0, 10, (case.batch,), device=device)
     parameters = dict(model.named_parameters())
     partition = Partition.from_names(model, [[name] for name in parameters])
-    fast = Summarizer(model, F.cross_entropy, partition, engine="tangent")
-    slow = Summarizer(model, F.cross_entropy, partition, engine="reference")
 
     def gradient() -> dict[str, Tensor]:
         loss = F.cross_entropy(model(inputs), targets)
         return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
     direction = gradient()
-    sides: dict[str, Callable[[], object]] = {
-        "gradient": gradient,
-        "tangent": lambda: fast.summarize(inputs, targets, direction),
-        "reference": lambda: slow.summarize(inputs, targets, direction),
-        "textbook": lambda: textbook_summary(model, F.cross_entropy, inputs, targets, direction),
-    }
-    sides = {name: side for name, side in sides.items() if name in wanted}
-    flops = {name: count_flops(sides[name]) for name in ("gradient", "tangent")}
+    sides: dict[str, Callable[[], object]] = {"gradient": gradient}
+    for engine in (*ENGINES, "reference"):
+        if engine in wanted:
+            summarizer = Summarizer(model, F.cross_entropy, partition, engine=engine)  # type: ignore[arg-type]
+            sides[engine] = partial(summarizer.summarize, inputs, targets, direction)
+    if "textbook" in wanted:
+        sides["textbook"] = partial(textbook_summary, model, F.cross_entropy, inputs, targets, direction)
+    plain = Summarizer(model, F.cross_entropy, partition, engine="tangent")
+    flops = count_flops(lambda: plain.summarize(inputs, targets, direction))
+    floor = flops / count_flops(gradient)
+    first: dict[str, float] = {}
     peaks: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for name, side in sides.items():
+        if name in ENGINES:  # traces, and compiles
+            first[name] = clock(side, device, time.perf_counter)
         with PeakMemory(device) as memory:
             times[name].append(clock(side, device, now))
         peaks[name] = memory.mib
     for k in range(repeats):
         for name, side in sides.items():
-            if name in ("gradient", "tangent") or k % 3 == 1:
+            if name in ("gradient", *ENGINES) or k % 3 == 1:
                 for _ in range(3 if name == "gradient" else 1):
                     times[name].append(clock(side, device, now))
     least: dict[str, float] = {name: min(values) for name, values in times.items()}
-    row: dict[str, object] = {"network": case.name, "groups": len(partition), "batch": case.batch}
-    row |= {f"{name}_ms": least[name] * 1e3 if name in least else "" for name in SIDES}
-    row |= {
-        "tangent_median_ms": statistics.median(times["tangent"]) * 1e3,
-        "gradients": least["tangent"] / least["gradient"],
-        "floor": flops["tangent"] / flops["gradient"],
-        "tangent_gflop": flops["tangent"] / 1e9,
-        "tangent_gflops_per_s": flops["tangent"] / least["tangent"] / 1e9,
-        "most_gradients": case.most_gradients or "",
-        "speedup": least["reference"] / least["tangent"] if "reference" in least else "",
-        "speedup_over_textbook": least["textbook"] / least["tangent"] if "textbook" in least else "",
-        "least_speedup": case.least_speedup or "",
-        "relative_difference": _difference(sides),
-    }
-    row |= {f"{name}_mib": peaks.get(name, "") for name in SIDES}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-    return row | {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    rows: list[dict[str, object]] = []
+    for engine in [engine for engine in ENGINES if engine in sides]:
+        row: dict[str, object] = {"network": case.name, "groups": len(partition), "batch": case.batch}
+        row |= {"engine": engine, "first_s": first[engine], "summary_ms": least[engine] * 1e3}
+        row |= {f"{side}_ms": least[side] * 1e3 if side in least else "" for side in COMPARED}
+        row |= {
+            "summary_median_ms": statistics.median(times[engine]) * 1e3,
+            "gradients": least[engine] / least["gradient"],
+            "floor": floor,
+            "summary_gflop": flops / 1e9,
+            "summary_gflops_per_s": flops / least[engine] / 1e9,
+            "most_gradients": case.most_gradients or "",
+            "speedup": least["reference"] / least[engine] if "reference" in least else "",
+            "speedup_over_textbook": least["textbook"] / least[engine] if "textbook" in least else "",
+            "least_speedup": case.least_speedup or "",
+            "relative_difference": _difference(sides, engine),
+            "summary_mib": peaks[engine],
+        }
+        row |= {f"{side}_mib": peaks.get(side, "") for side in COMPARED}
+        rows.append(row | {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__})
+    return rows
 
 
-def _difference(sides: dict[str, Callable[[], object]]) -> object:
-    """The largest relative difference between the tangent engine and a slower side, if one was asked for."""
+def _difference(sides: dict[str, Callable[[], object]], engine: str) -> object:
+    """The largest relative difference between an engine and a slower side, if one was asked for."""
     if "reference" not in sides and "textbook" not in sides:
         return ""
-    fast: Any = sides["tangent"]()
+    fast: Any = sides[engine]()
     a = (fast.gradient, fast.hessian, fast.third)
     if "reference" in sides:
         slow: Any = sides["reference"]()
@@ -248,35 +260,38 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--sides", default=",".join(SIDES[:3]), help="which of " + ", ".join(SIDES))
+    parser.add_argument("--sides", default="tangent,reference", help="which of " + ", ".join(SIDES))
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/summary.csv"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     wanted = set(filter(None, options.only.split(",")))
-    sides = {"gradient", "tangent", *options.sides.split(",")}
+    sides = {"gradient", *options.sides.split(",")}
     if unknown := sides - set(SIDES):
         parser.error(f"--sides: unknown {', '.join(sorted(unknown))}; must be among {', '.join(SIDES)}")
+    if not sides & set(ENGINES):
+        parser.error(f"--sides: must name one of {', '.join(ENGINES)}")
     rows = []
     print(
-        "network    S  batch    gradient     tangent   reference    textbook  gradients  floor  x reference"
-        "  x textbook  difference  peak MiB"
+        "network    S  batch engine    first s  gradient   summary  reference   textbook  gradients  floor"
+        "  x reference  x textbook  difference  peak MiB"
     )
     for case in CASES:
         if wanted and not wanted & {case.name, f"{case.name}:{case.batch}"}:
             continue
-        row = measure(case, torch.device(options.device), options.repeats, sides, CLOCKS[options.clock])
-        rows.append(row)
-        print(
-            f"{row['network']:<9} {row['groups']:>3} {row['batch']:>5}"
-            + "".join(f" {_show(row[f'{name}_ms'], 11, '.1f')}" for name in SIDES)
-            + f" {_show(row['gradients'], 10, '.2f')} {_show(row['floor'], 6, '.2f')}"
-            + f" {_show(row['speedup'], 12, '.1f')} {_show(row['speedup_over_textbook'], 11, '.1f')}"
-            + f" {_show(row['relative_difference'], 11, '.1e')}  "
-            + "/".join(_show(row[f"{name}_mib"], 1, ".0f").strip() for name in SIDES),
-            flush=True,
-        )
+        for row in measure(case, torch.device(options.device), options.repeats, sides, CLOCKS[options.clock]):
+            rows.append(row)
+            print(
+                f"{row['network']:<9} {row['groups']:>3} {row['batch']:>5} {row['engine']:<9}"
+                f" {_show(row['first_s'], 7, '.1f')} {_show(row['gradient_ms'], 9, '.1f')}"
+                + "".join(f" {_show(row[f'{name}_ms'], 10, '.1f')}" for name in ("summary", *COMPARED[1:]))
+                + f" {_show(row['gradients'], 10, '.2f')} {_show(row['floor'], 6, '.2f')}"
+                + f" {_show(row['speedup'], 12, '.1f')} {_show(row['speedup_over_textbook'], 11, '.1f')}"
+                + f" {_show(row['relative_difference'], 11, '.1e')}  "
+                + "/".join(_show(row[f"{name}_mib"], 1, ".0f").strip() for name in ("summary", *COMPARED)),
+                flush=True,
+            )
     if not rows:
         parser.error(f"--only={options.only}: no such network")
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton import KFAC, GroupedNewton
+from gnewton.compilation import missing
 from gnewton.errors import InputError
 from gnewton.experiment.run import run as run_experiment
 from gnewton.tasks import Classification
-from gnewton.training import compilation
 from gnewton.training.gradient import add_gradient
 from gnewton.training.precision import Precision
 from tests.conftest import SMALL_BASELINE, Answer
@@ -163,10 +163,8 @@ def test_runs_through_the_compiler_are_the_same_runs(
 
 @pytest.mark.slow
 def test_the_real_compiler_gives_the_same_steps(run: Callable[..., Any]) -> None:
-    try:
-        compilation.require_compiler(torch.device("cpu"))
-    except InputError as error:
-        pytest.skip(str(error))
+    if reason := missing(torch.device("cpu")):
+        pytest.skip(reason)
     common = ["optimizer=sgd", *SMALL_BASELINE, "trainer.epochs=2"]
     plain, through = run(common), run([*common, "trainer.compile=true"])
     for name, value in last(through).items():

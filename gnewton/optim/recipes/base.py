@@ -98,6 +98,10 @@ class OptimizerRecipe(ABC):
         """Options that the values of others leave without effect, with the reason."""
         yield from ()
 
+    def compiled_engine(self) -> bool:
+        """Whether its summaries are to be computed by compiled code."""
+        return False
+
     @abstractmethod
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """Build the optimizer for a problem."""

@@ -29,7 +29,7 @@ class Curvature(CurvatureSource):
     """The batches on which the summary is computed, and how."""
 
     max_memory: float | None = option(above=0)
-    engine: str = option(choices=("auto", "tangent", "reference"))
+    engine: str = option(choices=("auto", "tangent", "compiled", "reference"))
 
 
 @OPTIMIZERS.register("grouped_newton")
@@ -70,6 +70,10 @@ class GroupedNewtonRecipe(OptimizerRecipe):
         """Bare Newton has no damping of its own."""
         if self.solver == "newton":
             yield "internal_damping", "optimizer.solver=newton has no such term"
+
+    def compiled_engine(self) -> bool:
+        """Whether ``curvature.engine=compiled``."""
+        return self.curvature.engine == "compiled"
 
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """The optimizer of :mod:`gnewton.optim.grouped_newton` on the run's model and partition."""

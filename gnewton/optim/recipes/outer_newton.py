@@ -55,6 +55,10 @@ class OuterNewtonRecipe(OptimizerRecipe):
         if self.solver == "newton":
             yield "internal_damping", "optimizer.solver=newton has no such term"
 
+    def compiled_engine(self) -> bool:
+        """Whether ``curvature.engine=compiled``."""
+        return self.curvature.engine == "compiled"
+
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """The optimizer of :mod:`gnewton.optim.outer_newton` on the run's model and partition."""
         from gnewton.optim.outer_newton import OuterNewton

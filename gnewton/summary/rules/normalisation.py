@@ -80,7 +80,7 @@ def normalise(
 def _target(rows: Rows, stack: Tensor | None) -> Tensor:
     """Where the result goes: the memory of ``stack``, all rows of ``rows``, if that may be overwritten."""
     assert stack is not None
-    free = rows.owned and stack.is_contiguous() and stack.data_ptr() == rows.data.data_ptr()
+    free = rows.owned and rows.data.is_contiguous()  # then the stack is a view of it
     return (
         stack
         if free and len(stack) == len(rows)

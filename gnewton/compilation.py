@@ -1,0 +1,48 @@
+"""Whether torch.compile works on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.errors import InputError
+
+
+def require_compiler(device: torch.device, option: str, instead: str) -> None:
+    """Make sure that torch.compile works on a device.
+
+    Args:
+        option: what needs it, as the user wrote it.
+        instead: the value to take without a compiler.
+
+    Raises:
+        InputError: naming the option and what torch says is missing.
+    """
+    reason = missing(device)
+    if reason:
+        raise InputError(f"{option}: torch.compile does not work on this machine ({reason}); use {instead}")
+
+
+def missing(device: torch.device) -> str:
+    """What a device lacks for torch.compile, as torch says it; empty where nothing is missing.
+
+    A trifle is compiled and run: that is where it shows.
+    """
+    try:
+        probe: Any = torch.compile(_probe)
+        probe(torch.ones(2, device=device))
+    except Exception as error:  # of the compiler, the linker, Triton, …: of no common kind
+        return first_line(error)
+    return ""
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}{': ' if lines else ''}{lines[0] if lines else ''}"
+
+
+def _probe(x: Tensor) -> Tensor:
+    return torch.sin(x) + 1
