@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,12 +33,25 @@ def missing(device: torch.device) -> str:
 
     A trifle is compiled and run: that is where it shows.
     """
-    try:
-        probe: Any = torch.compile(_probe)
-        probe(torch.ones(2, device=device))
-    except Exception as error:  # of the compiler, the linker, Triton, …: of no common kind
-        return first_line(error)
+    with _quiet():
+        try:
+            probe: Any = torch.compile(_probe)
+            probe(torch.ones(2, device=device))
+        except Exception as error:  # of the compiler, the linker, Triton, …: of no common kind
+            return first_line(error)
     return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that a machine with CUDA's tools has no device."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

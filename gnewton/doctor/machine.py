@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from gnewton.compilation import missing
 from gnewton.doctor.finding import Finding, Level
 from gnewton.experiment.environment import processor
 
@@ -30,6 +31,9 @@ def devices() -> Iterator[Finding]:
         yield Finding(Level.GOOD, "cuda", f"no device (torch is built {built})")
     if torch.backends.mps.is_available():
         yield Finding(Level.GOOD, "mps", f"{platform.machine()} (float32 only)")
+    lacks = missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    message = f"only needed if asked for, and not here: {lacks}" if lacks else "works"
+    yield Finding(Level.GOOD, "torch.compile", message)
 
 
 def _cuda(index: int) -> Finding:

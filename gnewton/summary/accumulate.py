@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from gnewton.summary.tangents import Rows
 
-BLOCK = 1 << 18  # bytes of a stack per block on a CPU: half a dozen of them fit into a cache of 2 MiB
+BLOCK = 1 << 18  # bytes of a stack per block and CPU thread: half a dozen of them fit into a cache of 2 MiB
 
 
 def _whole(matrix: Tensor) -> bool:
@@ -16,10 +16,15 @@ def _whole(matrix: Tensor) -> bool:
     return matrix.is_cuda or isinstance(matrix, FakeTensor)
 
 
+def _bytes() -> int:
+    """Bytes of a block: the threads of an operation share it out evenly, so each finds its own part again."""
+    return BLOCK * torch.get_num_threads()
+
+
 def blocks(matrix: Tensor) -> list[slice]:
     """Ranges of columns of a (k, N) matrix to work through at a time."""
     k, n = matrix.shape
-    width = n if _whole(matrix) else max(512, BLOCK // (max(k, 1) * matrix.element_size()))
+    width = n if _whole(matrix) else max(512, _bytes() // (max(k, 1) * matrix.element_size()))
     return [slice(lo, min(n, lo + width)) for lo in range(0, n, max(width, 1))]
 
 
@@ -28,7 +33,7 @@ def slabs(count: int, matrix: Tensor) -> list[slice]:
     if _whole(matrix):
         return [slice(0, count)]
     size = matrix.numel() * matrix.element_size() // max(count, 1)
-    width = max(1, BLOCK // max(size, 1))
+    width = max(1, _bytes() // max(size, 1))
     return [slice(lo, min(count, lo + width)) for lo in range(0, count, width)]
 
 

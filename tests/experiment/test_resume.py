@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 
+from gnewton.compilation import missing
 from gnewton.errors import InputError, Interrupted
 from gnewton.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
@@ -122,6 +123,19 @@ def test_interrupted_within_an_epoch(name, uninterrupted, broken_off, resumed, m
     assert load_checkpoint(folder / "checkpoint" / LAST)["step"] == step
     torch.rand(3)  # the streams of this process are not those of the run
     assert resumed(folder).folder == folder
+    assert_same_run(reference, folder)
+
+
+@pytest.mark.slow
+def test_interrupted_with_compiled_summaries(uninterrupted, broken_off, resumed, monkeypatch):
+    if reason := missing(torch.device("cpu")):
+        pytest.skip(reason)
+    overrides = (*RUNS["grouped_newton"], "optimizer.curvature.engine=compiled")
+    reference = uninterrupted(overrides)
+    with after_step(monkeypatch, 5, send(signal.SIGTERM)):
+        folder = broken_off(overrides)
+    torch.compiler.reset()  # the code is loaded anew, as in another process
+    resumed(folder)
     assert_same_run(reference, folder)
 
 
