@@ -1,44 +1,26 @@
-"""The tangent engine as an object that keeps its traces and splits batches to stay within its memory."""
+"""The tangent engine as an object that splits batches to stay within its memory."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnewton.compilation import require_compiler
 from gnewton.errors import OutOfMemory
 from gnewton.summary import checks, memory
-from gnewton.summary.compiled import CompiledPasses
-from gnewton.summary.engine import Passes, Plan, forward, make_plan, run
-from gnewton.summary.graph import Program, TraceError
+from gnewton.summary.engine import Passes, forward, run
 from gnewton.summary.precision import exact_products
 from gnewton.summary.problem import Problem, batch_size, untouched
-from gnewton.summary.result import Summary, SummaryError
-from gnewton.summary.tracing import trace
+from gnewton.summary.result import Summary
+from gnewton.summary.traces import Trace, Traces
 
 log = logging.getLogger(__name__)
-
-RECHECK = 500  # summaries from one trace before it is compared with the model again
-
-
-@dataclass
-class Trace:
-    """A program with its plan, the peak memory of its tangents, and whether its batch may be split."""
-
-    program: Program
-    plan: Plan
-    bytes: int
-    compiled: CompiledPasses | None
-    uses: int = 0
-    parts: int = 1  # into which its batch has to be split at least, as running out of memory has taught
-    separable: bool | None = None
 
 
 class TangentEngine:
@@ -76,8 +58,7 @@ class TangentEngine:
         self.max_memory = max_memory
         self.reduction = reduction
         self.tf32 = tf32
-        self.compiled = compiled
-        self.traces: dict[Any, Trace | TraceError] = {}
+        self.traces = Traces(problem, third=third, diagonal=diagonal, compiled=compiled)
         self._pending: Tensor | None = None
         self._order: Tensor | None = None
 
@@ -92,7 +73,7 @@ class TangentEngine:
         device = self.problem.device()
         self._settle()
         with untouched(device), exact_products(device, self.tf32), torch.autocast(device.type, enabled=False):
-            whole = self._trace(inputs, targets)
+            whole = self.traces.get(inputs, targets)
             samples = batch_size(inputs, targets)
             parts = min(max(self._parts(whole, device), whole.parts), samples)
             while (made := self._attempt(whole, inputs, targets, direction, parts)) is None:
@@ -162,54 +143,6 @@ class TangentEngine:
         how = {"third": self.third, "diagonal": self.diagonal}
         return run(made.program, made.plan, parameters, leaves, direction, draws=draws, **how)
 
-    # --- traces ---------------------------------------------------------------------------------------------
-
-    def _trace(self, inputs: Any, targets: Any) -> Trace:
-        key = self._key(inputs, targets)
-        found = self.traces.get(key)
-        if found is None:
-            try:
-                found = self._make(inputs, targets)
-            except TraceError as error:
-                found = error
-            self.traces[key] = found
-        if isinstance(found, TraceError):
-            raise found
-        found.uses += 1
-        if found.uses % RECHECK == 0:
-            try:
-                with untouched(self.problem.device()):
-                    checks.check_program(self.problem, found.program, inputs, targets)
-            except TraceError as error:
-                raise SummaryError(f"summary: the trace is stale: {error}") from error
-        return found
-
-    def _make(self, inputs: Any, targets: Any) -> Trace:
-        with untouched(self.problem.device()):
-            program = trace(self.problem, inputs, targets)
-            checks.check_program(self.problem, program, inputs, targets)
-        plan = make_plan(program, self.problem.partition)
-        compiled = None
-        if self.compiled:
-            compiled = CompiledPasses(program, plan, third=self.third, diagonal=self.diagonal)
-        return Trace(program, plan, memory.tangent_bytes(program, plan, third=self.third), compiled)
-
-    def _key(self, inputs: Any, targets: Any) -> Any:
-        """What a trace depends on: shapes, precision, device, and the settings of every module."""
-        leaves, spec = pytree.tree_flatten(
-            (self.problem.parameters(), self.problem.constants(), inputs, targets)
-        )
-        tensors = tuple(
-            (x.shape, x.dtype, x.device, x.stride()) if isinstance(x, Tensor) else x for x in leaves
-        )
-        modules = [self.problem.model]
-        if isinstance(self.problem.loss_fn, nn.Module):
-            modules.append(self.problem.loss_fn)
-        settings = tuple(
-            (name, type(m), m.training, m.extra_repr()) for top in modules for name, m in top.named_modules()
-        )
-        return tensors, str(spec), settings
-
     # --- parts of a batch -----------------------------------------------------------------------------------
 
     def _split(
@@ -231,7 +164,7 @@ class TangentEngine:
         weights: Tensor | float = 0.0
         for lo, hi in memory.chunks(samples, parts):
             x, y = memory.cut((inputs, targets), samples, lo, hi)
-            part = self._trace(x, y)
+            part = self.traces.get(x, y)
             drawn = memory.cut_draws(whole.program, part.program, draws, samples, lo, hi)
             if drawn is None:
                 self._keep_whole(whole, "its random draws do not split")

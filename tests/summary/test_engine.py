@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, SummaryError, rules, summarize, traced
+from gnewton.summary import Summarizer, SummaryError, rules, summarize, traces
 from gnewton.summary.graph import TraceError
 from gnewton.summary.rules import general
 
@@ -251,13 +251,13 @@ def test_the_reference_engine_takes_over_with_one_line(model, reason, caplog):
 def test_a_trace_lasts_while_shapes_and_settings_stay():
     model, loss_fn, inputs, targets, partition, direction = case("dropout")
     summarizer = Summarizer(model, loss_fn, partition, engine="tangent")
-    traces = summarizer.tangents.traces
+    kept = summarizer.tangents.traces
 
     def check(expected):
         fast = summarizer.summarize(inputs, targets, direction)
         slow = summarize(model, loss_fn, inputs, targets, partition, direction, engine="reference")
         assert max(differences(fast, slow)) < 1e-10
-        assert len(traces) == expected
+        assert len(kept) == expected
 
     check(1)
     with torch.no_grad():
@@ -275,15 +275,59 @@ def test_a_trace_lasts_while_shapes_and_settings_stay():
     check(5)
 
 
+def test_an_attribute_that_matters_makes_a_new_trace():
+    """A flag, a number that is annealed and an index of layers, none of them in ``extra_repr``."""
+    model = zoo.Net(
+        lambda m, x: m.parts[m.part](x) * (m.scale if m.flag else 1),
+        parts=nn.ModuleList([nn.Linear(5, 3), nn.Sequential(nn.Linear(5, 3), nn.Tanh())]),
+    )
+    model.double()
+    model.flag, model.scale, model.part = False, 2.0, 0
+    inputs, targets = zoo.flat()
+    inputs = inputs.double()
+    direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    partition = zoo.partitions(model)["per_tensor"]
+    summarizer = Summarizer(model, F.cross_entropy, partition, engine="tangent")
+    for change, expected in (
+        ({}, 1),
+        ({"scale": 3.0}, 1),  # without effect while the flag is off
+        ({"flag": True}, 2),
+        ({"scale": 2.9}, 3),
+        ({"part": 1}, 4),
+        ({"part": 0}, 4),
+        ({"scale": 2.8}, 4),  # the oldest is dropped
+    ):
+        vars(model).update(change)
+        fast = summarizer.summarize(inputs, targets, direction)
+        slow = summarize(model, F.cross_entropy, inputs, targets, partition, direction, engine="reference")
+        assert max(differences(fast, slow)) < 1e-10
+        assert len(summarizer.tangents.traces) == expected
+
+
+def test_a_counter_does_not_cost_a_trace_each_time(monkeypatch):
+    model, loss_fn, inputs, targets, partition, direction = case("mlp")
+    model.calls = 0
+    summarizer = Summarizer(model, loss_fn, partition, engine="tangent")
+    checked = []
+    check = traces.checks.check_program
+    monkeypatch.setattr(traces.checks, "check_program", lambda *args: checked.append(check(*args)))
+    for _ in range(6):
+        model.calls += 1
+        summarizer.summarize(inputs, targets, direction)
+    assert len(summarizer.tangents.traces) == 1
+    assert len(checked) == 1 + traces.IDLE, "after so many changes without effect it is let alone"
+
+
 def test_a_stale_trace_is_found_at_the_recheck(monkeypatch):
-    monkeypatch.setattr(traced, "RECHECK", 3)
-    model = zoo.Net(lambda m, x: m.a(x) * (2 if m.flag else 1), a=nn.Linear(5, 3))
-    model.flag = False
+    """What it depends on is no attribute of a module."""
+    monkeypatch.setattr(traces, "RECHECK", 3)
+    hidden = [1.0]
+    model = zoo.Net(lambda m, x: m.a(x) * hidden[0], a=nn.Linear(5, 3))
     inputs, targets = zoo.flat()
     direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
     summarizer = Summarizer(model, F.cross_entropy, zoo.partitions(model)["per_tensor"])
     summarizer.summarize(inputs, targets, direction)
-    model.flag = True
+    hidden[0] = 2.0
     summarizer.summarize(inputs, targets, direction)
     with pytest.raises(SummaryError, match="stale"):
         summarizer.summarize(inputs, targets, direction)
