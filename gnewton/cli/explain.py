@@ -73,7 +73,16 @@ def explain(error: Exception, arguments: Iterable[str]) -> InputError:
         return InputError(
             f"{match[1]}: one value is allowed; for a list write {key}=[…], to sweep add --multirun"
         )
+    match = re.match(r"In '([^']+)': .*\bfull_key: (\S+)", str(error), re.DOTALL)
+    if match:
+        return InputError(_lacking(match[1], match[2], overrides))
     return InputError(_first_line(str(error) or str(cause)))
+
+
+def _lacking(file: str, full_key: str, overrides: dict[str, str]) -> str:
+    """A file of the configuration sets an option of a choice that is no longer made."""
+    group = full_key.rpartition(".")[0].replace(".", "/")
+    return f"{overrides.get(group, group)}: it has no {full_key}, which configs/{file}.yaml sets"
 
 
 def _too_long(message: str, overrides: dict[str, str]) -> str:

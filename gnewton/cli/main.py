@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     full_error = os.environ.get(FULL_ERROR) == "1"
+    if os.environ.get("GNEWTON_DATA") == "":  # set to nothing: as if it were not set
+        del os.environ["GNEWTON_DATA"]
     try:
         return _dispatch(arguments)
     except GnewtonError as error:

@@ -113,6 +113,11 @@ TABLE: list[tuple[str, str]] = [
     ),
     ("train experiment=mlp_mnst", "did you mean 'mlp_mnist'?"),
     ("train model=", "model=: must be one of autoencoder, lenet"),
+    (
+        "train experiment=resnet18_imagenet optimizer/averaging=none",
+        "optimizer/averaging=none: it has no optimizer.averaging.period, "
+        "which configs/tuned/resnet18_imagenet-grouped_newton_paper.yaml sets",
+    ),
     ("train model=null", "model=null: must be one of autoencoder, lenet"),
     ("train trainer=5", "trainer=5: must be one of default, quick"),
     ("train model.activation=rleu", "model.activation=rleu: must be one of identity, tanh, relu"),

@@ -186,3 +186,10 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     assert "Traceback" not in ended.stderr
     assert ended.stdout.splitlines()[-1] in ("0", "141")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_data_folder_in_the_environment_is_none(cli, monkeypatch):
+    monkeypatch.setenv("GNEWTON_DATA", "")
+    answer = cli(["train", "data=mnist", "--cfg", "job", "--resolve"])
+    assert answer.code == 0
+    assert "  root: data\n" in answer.out
