@@ -184,7 +184,7 @@ def measure(
         )
         for _ in range(BATCHES)
     ]
-    timer: Clock = processor_time if cpu_time else partial(clock, device=device)
+    timer: Clock = processor_time if cpu_time else partial(clock, device=device, now=time.perf_counter)
     sides = [Side(name, recipe, copy.deepcopy(network), batches, timer) for name, recipe in chosen.items()]
     for _ in range(repeats):
         for side in sides:
