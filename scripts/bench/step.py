@@ -149,8 +149,13 @@ def frequencies(periods: dict[str, int]) -> dict[str, float]:
     return {**shares, PLAIN: 1 - sum(shares.values())}
 
 
-def recipes(wanted: set[str]) -> dict[str, OptimizerRecipe]:
-    """The chosen optimizers, SGD before all others, with the options that their files give them."""
+def recipes(wanted: set[str], *, compiled: bool) -> dict[str, OptimizerRecipe]:
+    """The chosen optimizers, SGD before all others, with the options that their files give them.
+
+    Args:
+        wanted: names; empty: all.
+        compiled: whether to add each GroupedNewton once more, with compiled summaries.
+    """
     register_schemas()
     names = [choice.name for choice in config_groups()["optimizer"]]
     unknown = wanted - set(names)
@@ -162,6 +167,9 @@ def recipes(wanted: set[str]) -> dict[str, OptimizerRecipe]:
             recipe = settings_from(compose("config", overrides=[f"optimizer={name}"])).optimizer
             if name == "sgd" or (name in wanted if wanted else not recipe.full_batch):
                 found[name] = recipe
+                if compiled and isinstance(recipe, GroupedNewtonRecipe):
+                    engine = replace(recipe.curvature, engine="compiled")
+                    found[f"{name}, compiled"] = replace(recipe, curvature=engine)
     return found
 
 
@@ -217,6 +225,7 @@ def main() -> None:
     parser.add_argument(
         "--optimizers", default="", help="choices of optimizer=, comma-separated; SGD is always there"
     )
+    parser.add_argument("--compiled", action="store_true", help="GroupedNewton with compiled summaries too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
@@ -232,7 +241,7 @@ def main() -> None:
     device = torch.device(options.device)
     if options.cpu_time and (device.type != "cpu" or torch.get_num_threads() > 1):
         raise SystemExit("--cpu-time: needs --device cpu --threads 1")
-    chosen = recipes(set(filter(None, options.optimizers.split(","))))
+    chosen = recipes(set(filter(None, options.optimizers.split(","))), compiled=options.compiled)
     rows = []
     print(HEADER)
     for case in NETWORKS:
