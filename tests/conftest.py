@@ -33,6 +33,18 @@ SMALL_BASELINE = tuple(override for override in SMALL if "curvature" not in over
 """The same for optimizers without curvature batches."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _forks_may_differentiate() -> None:
+    """A backward pass before all others.
+
+    The first decides whether torch starts a thread per accelerator, after which no forked process may make
+    any. Fake tensors, on which models are traced, count as an accelerator.
+    """
+    import torch
+
+    torch.ones((), requires_grad=True).backward()
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """The same random streams for every test, and one thread once torch is there."""

@@ -16,7 +16,7 @@ from gnewton.summary.graph import TraceError
 from gnewton.summary.problem import LossFunction, Problem, batch_size
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import Summary
-from gnewton.summary.traced import TangentEngine
+from gnewton.summary.tangent_engine import TangentEngine
 
 log = logging.getLogger(__name__)
 

@@ -136,7 +136,7 @@ def _narrow(largest: int) -> Callable[[], None]:
         import torch
 
         from gnewton.summary.problem import batch_size
-        from gnewton.summary.traced import TangentEngine
+        from gnewton.summary.tangent_engine import TangentEngine
 
         run = TangentEngine._run
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gnewton.summary.problem import batch_size
-from gnewton.summary.traced import TangentEngine
+from gnewton.summary.tangent_engine import TangentEngine
 from gnewton.training import evaluate as evaluate_module
 from gnewton.training import passes
 from gnewton.training.checkpoint import LAST, load_checkpoint

@@ -11,9 +11,9 @@ from torch import nn
 
 from gnewton import Partition
 from gnewton.errors import OutOfMemory
-from gnewton.summary import Summarizer, traced
+from gnewton.summary import Summarizer, tangent_engine
 from gnewton.summary.problem import batch_size
-from gnewton.summary.traced import TangentEngine
+from gnewton.summary.tangent_engine import TangentEngine
 
 SAMPLES = 12
 
@@ -56,7 +56,7 @@ def test_the_batch_is_split_until_it_fits(error, largest, monkeypatch, caplog):
     whole = Summarizer(model, F.cross_entropy, partition).summarize(inputs, targets, direction)
     tried = _narrow(monkeypatch, largest, error)
     summarizer = Summarizer(model, F.cross_entropy, partition)
-    with caplog.at_level(logging.WARNING, logger=traced.__name__):
+    with caplog.at_level(logging.WARNING, logger=tangent_engine.__name__):
         found = summarizer.summarize(inputs, targets, direction)
     for name in ("gradient", "hessian", "third", "loss"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
