@@ -57,10 +57,6 @@ class CompiledPasses:
             parameters, inputs, direction: as in :func:`gnewton.summary.engine.run`.
             draws: the value of every random step: compiled code draws none.
         """
-        if any(s.random and s.needed and i not in draws for i, s in enumerate(self._program.steps)):
-            raise TraceError(
-                "the passes cannot be compiled: one operation draws random numbers and works on them"
-            )
         tensors = [
             list(parameters.values()),
             [x for x in inputs if isinstance(x, Tensor)],
@@ -68,9 +64,10 @@ class CompiledPasses:
             [draws[i] for i in sorted(draws)],
         ]
         if self._function is None:
-            self._function = self._compile(parameters, inputs, draws, tensors)
-        with torch.no_grad():
-            numbers = self._function(*itertools.chain(*tensors))
+            self._function, numbers = self._compile(parameters, inputs, draws, tensors)
+        else:
+            with torch.no_grad():
+                numbers = self._function(*itertools.chain(*tensors))
         gradient, hessian, third, scale, loss, slope = numbers
         sums = Accumulator(
             len(self._plan.order), loss.device, diagonal=self._how["diagonal"], third=self._how["third"]
@@ -84,9 +81,13 @@ class CompiledPasses:
         inputs: Sequence[Any],
         draws: Mapping[int, Tensor],
         tensors: Sequence[Sequence[Tensor]],
-    ) -> Callable[..., Sequence[Tensor]]:
+    ) -> tuple[Callable[..., Sequence[Tensor]], Sequence[Tensor]]:
+        """The compiled function, and what it gave for these tensors."""
+        if any(s.random and s.needed and i not in draws for i, s in enumerate(self._program.steps)):
+            raise TraceError(
+                "the passes cannot be compiled: one operation draws random numbers and works on them"
+            )
         names, steps = list(parameters), sorted(draws)
-        settings = [None if isinstance(x, Tensor) else x for x in inputs]  # fixed for a trace
         sizes = [len(part) for part in tensors]
 
         def passes(*flat: Tensor) -> list[Tensor]:
@@ -97,10 +98,7 @@ class CompiledPasses:
                 self._program,
                 self._plan,
                 dict(zip(names, p, strict=True)),
-                [
-                    next(given) if isinstance(old, Tensor) else new
-                    for old, new in zip(inputs, settings, strict=True)
-                ],
+                [next(given) if isinstance(old, Tensor) else old for old in inputs],  # others are fixed
                 dict(zip(names, u, strict=True)),
                 draws=dict(zip(steps, drawn, strict=True)),
                 **self._how,
@@ -113,9 +111,8 @@ class CompiledPasses:
             graph = make_fx(passes, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
             function: Any = torch.compile(graph, dynamic=False, options=OPTIONS)
             with torch.no_grad():
-                function(*flat)
+                return function, function(*flat)
         except Exception as error:  # of the tracer, the compiler, …: of no common kind
             if is_exhausted(error):
                 raise
             raise TraceError(f"the passes cannot be compiled: {first_line(error)}") from error
-        return function  # type: ignore[no-any-return]
