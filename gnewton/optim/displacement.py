@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,38 @@ from gnewton.optim.measure import Measurer
 from gnewton.partition import Partition
 from gnewton.summary.api import Engine
 from gnewton.summary.problem import LossFunction
+
+
+class Mark:
+    """A copy of the parameters, and the way back to it.
+
+    Args:
+        parameters: θ, in the order of a partition.
+
+    Attributes:
+        before: θ when the mark was set; None before the first time.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self.before: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def set(self) -> None:
+        """Count from here on."""
+        self.before = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def way_back(self) -> list[Tensor] | None:
+        """w = θ at the mark − θ now; None where there is no mark."""
+        if self.before is None:
+            return None
+        return list(torch._foreach_sub(self.before, self._parameters))  # type: ignore[arg-type]
+
+    def restore(self, before: list[Tensor] | None) -> None:
+        """Set it to a saved ``before``, on the device of the parameters."""
+        device = self._parameters[0].device
+        self.before = None if before is None else [tensor.to(device) for tensor in before]
 
 
 class Displacement:
@@ -42,12 +74,11 @@ class Displacement:
             engine=engine,
             max_memory=max_memory,
         )
-        self._before: list[Tensor] | None = None
+        self._mark = Mark(self._grouping.parameters)
 
-    @torch.no_grad()
     def mark(self) -> None:
         """Measure from here on."""
-        self._before = [p.detach().clone() for p in self._grouping.parameters]
+        self._mark.set()
 
     def measure(self, inputs: Any, targets: Any, decay: Mapping[str, float]) -> tuple[float, float] | None:
         """⟨∇f, w⟩ and wᵀ∇²f w at the present parameters, w = θ at the mark − θ now.
@@ -59,22 +90,19 @@ class Displacement:
         Returns:
             None where there is no mark, nothing moved, or a number is not finite.
         """
-        if self._before is None:
+        w = self._mark.way_back()
+        if w is None:
             return None
-        with torch.no_grad():
-            w = torch._foreach_sub(self._before, self._grouping.parameters)  # type: ignore[arg-type]
         names = self._grouping.names
-        found = self._measurer.measure(inputs, targets, [list(w)], [decay[name] for name in names])
+        found = self._measurer.measure(inputs, targets, [w], [decay[name] for name in names])
         slope, curvature = float(found.gradient), float(found.hessian)
         moved = float(found.norms) > 0
         return (slope, curvature) if moved and math.isfinite(slope) and math.isfinite(curvature) else None
 
     def state_dict(self) -> dict[str, Any]:
         """The parameters at the mark."""
-        return {"before": self._before}
+        return {"before": self._mark.before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        before = state["before"]
-        device = self._grouping.parameters[0].device
-        self._before = None if before is None else [tensor.to(device) for tensor in before]
+        self._mark.restore(state["before"])

@@ -15,6 +15,7 @@ from gnewton.optim.averaging import Averaging
 from gnewton.optim.curvature import Batch, CurvatureBatches
 from gnewton.optim.decay import coupled_decay
 from gnewton.optim.direction import DirectionFactory, inner_groups, restore
+from gnewton.optim.displacement import Mark
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer
 from gnewton.optim.rates import Proposal, RateRule, invalid
@@ -109,7 +110,7 @@ class OuterNewton(torch.optim.Optimizer):
         self._period = period
         self._damping = damping
         self._steps = 0
-        self._before: list[Tensor] | None = None
+        self._mark = Mark(self._grouping.parameters)
         self._on_update = on_update
         self.rates = [0.0] * len(self.partition)
         """λ_1 η_s of the last outer step."""
@@ -146,13 +147,13 @@ class OuterNewton(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._before is None:
-            self._mark()
+        if self._mark.before is None:
+            self._mark.set()
         self.inner.step()
         self._steps += 1
         if self._steps % self._period == 0:
             self._outer_step(batch)
-            self._mark()
+            self._mark.set()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class OuterNewton(torch.optim.Optimizer):
             "outer_newton": {
                 "groups": list(self.partition.names),
                 "rule": self._rule.state_dict(),
-                "before": self._before,
+                "before": self._mark.before,
                 "steps": self._steps,
                 "rates": list(self.rates),
                 "curvature_position": self._batches.position,
@@ -179,21 +180,14 @@ class OuterNewton(torch.optim.Optimizer):
         restore(self.inner, {key: value for key, value in state_dict.items() if key != "outer_newton"})
         self.param_groups = self.inner.param_groups
         self._rule.load_state_dict(ours["rule"])
-        device = self._grouping.parameters[0].device
-        before = ours["before"]
-        self._before = None if before is None else [tensor.to(device) for tensor in before]
+        self._mark.restore(ours["before"])
         self._steps, self.rates = ours["steps"], list(ours["rates"])
         self._batches.seek(ours["curvature_position"])
 
-    @torch.no_grad()
-    def _mark(self) -> None:
-        self._before = [p.detach().clone() for p in self._grouping.parameters]
-
     def _outer_step(self, batch: Batch | None) -> None:
         started = time.perf_counter()
-        assert self._before is not None
-        with torch.no_grad():
-            w = list(torch._foreach_sub(self._before, self._grouping.parameters))  # type: ignore[arg-type]
+        w = self._mark.way_back()
+        assert w is not None
         loss, proposal, summarised = self._propose(w, batch)
         solved = self._rule.commit(proposal)
         self.rates = [self._damping * eta for eta in solved.rates.tolist()]
