@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,33 +11,21 @@ from gnewton.optim.recipes.base import (
     AveragingRecipe,
     ControllerRecipe,
     DirectionRecipe,
-    OptimizerRecipe,
     Problem,
 )
-from gnewton.optim.recipes.curvature import CurvatureSource
+from gnewton.optim.recipes.measuring import Curvature, MeasuringRecipe
 from gnewton.options import option
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from gnewton.optim.direction import DirectionFactory
 
 
-@dataclass(kw_only=True)
-class Curvature(CurvatureSource):
-    """The batches on which the summary is computed, and how."""
-
-    max_memory: float | None = option(above=0)
-    engine: str = option(choices=("auto", "tangent", "compiled", "reference"))
-
-
 @OPTIMIZERS.register("grouped_newton")
 @dataclass(kw_only=True)
-class GroupedNewtonRecipe(OptimizerRecipe):
+class GroupedNewtonRecipe(MeasuringRecipe):
     """GroupedNewton: one learning rate per group from an exact summary of the loss."""
-
-    uses_partition: ClassVar[bool] = True
 
     direction: DirectionRecipe
     averaging: AveragingRecipe
@@ -59,27 +47,16 @@ class GroupedNewtonRecipe(OptimizerRecipe):
         """Combinations that cannot be."""
         if self.solver == "newton" and self.negative_rates == "constrain":
             yield "negative_rates", "optimizer.solver=newton has no such form; must be one of keep, clip"
-        if self.averaging.per_update() > 1 and self.curvature.source == "training":
-            yield "averaging.batches", "needs optimizer.curvature.source=independent, or 1"
+        yield from super().conflicts()
         if self.controller.moves() == "internal_damping" and self.solver == "newton":
             yield "solver", f"optimizer.controller={self.controller.name} moves λ_int, which it has not"
         elif self.controller.moves() == "internal_damping" and self.internal_damping == 0:
             yield "internal_damping", f"must be > 0, optimizer.controller={self.controller.name} moves it"
 
-    def ineffective(self) -> Iterator[tuple[str, str]]:
-        """Bare Newton has no damping of its own."""
-        if self.solver == "newton":
-            yield "internal_damping", "optimizer.solver=newton has no such term"
-
-    def compiled_engine(self) -> bool:
-        """Whether ``curvature.engine=compiled``."""
-        return self.curvature.engine == "compiled"
-
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """The optimizer of :mod:`gnewton.optim.grouped_newton` on the run's model and partition."""
         from gnewton.optim.grouped_newton import GroupedNewton
 
-        gigabytes = self.curvature.max_memory
         return GroupedNewton(
             problem.model,
             problem.loss_fn,
@@ -98,10 +75,8 @@ class GroupedNewtonRecipe(OptimizerRecipe):
             averaging=self.averaging.build(),
             normalise=self.normalise,
             warmup=self.warmup,
-            curvature=self.curvature.batches(problem),
-            engine=self.curvature.engine,  # type: ignore[arg-type]
-            max_memory=None if gigabytes is None else int(gigabytes * 2**30),
             on_update=problem.on_update,
+            **self.curvature.arguments(problem),
         )
 
     def proposal(self, problem: Problem) -> DirectionFactory | None:
@@ -113,10 +88,6 @@ class GroupedNewtonRecipe(OptimizerRecipe):
         """The state of the direction, its parameters in the order of the partition."""
         found: dict[str, Any] = state["grouped_newton"]["directions"]["members"][0]
         return found
-
-    def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        """One step; the training batch serves the summary where it is to."""
-        return optimizer.step(closure, batch=self.curvature.training_batch(batch))
 
 
 @OPTIMIZERS.register("grouped_newton_full_batch")

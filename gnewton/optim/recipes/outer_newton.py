@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from gnewton.optim.recipes.base import (
     OPTIMIZERS,
     AveragingRecipe,
     DirectionRecipe,
-    OptimizerRecipe,
     Problem,
 )
-from gnewton.optim.recipes.grouped_newton import Curvature
+from gnewton.optim.recipes.measuring import Curvature, MeasuringRecipe
 from gnewton.options import option
 
 if TYPE_CHECKING:
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
 
 @OPTIMIZERS.register("outer_newton")
 @dataclass(kw_only=True)
-class OuterNewtonRecipe(OptimizerRecipe):
+class OuterNewtonRecipe(MeasuringRecipe):
     """An inner optimizer, and every few steps rates on its displacement."""
-
-    uses_partition: ClassVar[bool] = True
 
     direction: DirectionRecipe
     averaging: AveragingRecipe
@@ -47,17 +44,7 @@ class OuterNewtonRecipe(OptimizerRecipe):
             yield "direction.name", "must be a single direction: it is the inner optimizer"
         if self.lowest >= self.highest:
             yield "lowest", f"must be < optimizer.highest={self.highest}"
-        if self.averaging.per_update() > 1 and self.curvature.source == "training":
-            yield "averaging.batches", "needs optimizer.curvature.source=independent, or 1"
-
-    def ineffective(self) -> Iterator[tuple[str, str]]:
-        """Bare Newton has no damping of its own."""
-        if self.solver == "newton":
-            yield "internal_damping", "optimizer.solver=newton has no such term"
-
-    def compiled_engine(self) -> bool:
-        """Whether ``curvature.engine=compiled``."""
-        return self.curvature.engine == "compiled"
+        yield from super().conflicts()
 
     def build(self, problem: Problem) -> torch.optim.Optimizer:
         """The optimizer of :mod:`gnewton.optim.outer_newton` on the run's model and partition."""
@@ -72,7 +59,6 @@ class OuterNewtonRecipe(OptimizerRecipe):
                 group["lr"] = self.lr
             return optimizer
 
-        gigabytes = self.curvature.max_memory
         return OuterNewton(
             problem.model,
             problem.loss_fn,
@@ -87,12 +73,6 @@ class OuterNewtonRecipe(OptimizerRecipe):
             proximal=self.proximal,
             averaging=self.averaging.build(),
             normalise=self.normalise,
-            curvature=self.curvature.batches(problem),
-            engine=self.curvature.engine,  # type: ignore[arg-type]
-            max_memory=None if gigabytes is None else int(gigabytes * 2**30),
             on_update=problem.on_update,
+            **self.curvature.arguments(problem),
         )
-
-    def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        """One step; the training batch serves the summary where it is to."""
-        return optimizer.step(closure, batch=self.curvature.training_batch(batch))
