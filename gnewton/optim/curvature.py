@@ -15,10 +15,17 @@ class CurvatureBatches:
 
     Args:
         source: an iterable of batches, or None.
+        per_update: how many are taken at each update of the rates.
+
+    Raises:
+        InputError: if several are to be taken and there is no source.
     """
 
-    def __init__(self, source: Iterable[Batch] | None) -> None:
+    def __init__(self, source: Iterable[Batch] | None, per_update: int = 1) -> None:
+        if source is None and per_update > 1:
+            raise InputError("averaging over several batches at each update: needs curvature=")
         self._source = source
+        self._per_update = per_update
         self._iterator: Iterator[Batch] | None = None
 
     def next(self, training: Batch | None) -> Batch:
@@ -41,6 +48,10 @@ class CurvatureBatches:
                 return found
             self._iterator = None  # exhausted: start over
         raise InputError("curvature: the iterable holds no batch")
+
+    def for_update(self, training: Batch | None) -> list[Batch]:
+        """The batches of one update, see :meth:`next`."""
+        return [self.next(training) for _ in range(self._per_update)]
 
     @property
     def position(self) -> int | None:

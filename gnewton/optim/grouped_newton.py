@@ -152,15 +152,14 @@ class GroupedNewton(torch.optim.Optimizer):
             averaging=averaging if averaging is not None else ExponentialAveraging(0.95),
             normalise=normalise,
         )
-        if curvature is None and self._rule.averaging.batches > 1:
-            raise InputError("averaging over several batches at each update: needs curvature=")
+        self._batches = CurvatureBatches(curvature, self._rule.averaging.batches)
         self._controller = controller if controller is not None else Constant()
         _check_controller(self._controller, self._rule)
         how: dict[str, Any] = {"maximize": maximize, "engine": engine, "max_memory": max_memory}
         self._model, self._loss_fn, self._how = model, loss_fn, how
         self._fraction = cap
+        self._outgrown = False  # whether groups have been added since what measures them was built
         self._fit()
-        self._batches = CurvatureBatches(curvature)
         self._period = period
         self._warmup = warmup
         self._steps = 0
@@ -233,8 +232,7 @@ class GroupedNewton(torch.optim.Optimizer):
             InputError: if the rates are due for an update and there is no batch to compute them on, or the
                 model trains other parameters than those of the groups.
         """
-        if self._outgrown:
-            self._fit()
+        self._catch_up()
         self._grouping.check()
         loss = None
         if closure is not None:
@@ -274,8 +272,7 @@ class GroupedNewton(torch.optim.Optimizer):
             InputError: if the state belongs to another optimizer or another partition.
         """
         ours = own_part(state_dict, "grouped_newton", "GroupedNewton", self._names)
-        if self._outgrown:
-            self._fit()
+        self._catch_up()
         super().load_state_dict({"state": state_dict["state"], "param_groups": state_dict["param_groups"]})
         self._rule.load_state_dict(ours["rule"])
         self._directions.load_state_dict(ours["directions"])
@@ -293,9 +290,15 @@ class GroupedNewton(torch.optim.Optimizer):
         """Of the entries of a summary."""
         return entries(self.partition, self._directions.labels)
 
+    def _catch_up(self) -> None:
+        """Take in groups that have been added; the partition must cover what the model trains."""
+        if self._outgrown:
+            self._grouping = Grouping(self._model, self.partition)
+            self._fit()
+            self._outgrown = False
+
     def _fit(self) -> None:
-        """Build what measures the partition; it must cover what the model trains."""
-        self._grouping = Grouping(self._model, self.partition)
+        """Build what measures the groups."""
         self._measurer = Measurer(
             self._model,
             self._loss_fn,
@@ -308,12 +311,11 @@ class GroupedNewton(torch.optim.Optimizer):
         watches = self._controller.watches_displacement
         self._displacement = Displacement(self._model, self._loss_fn, **self._how) if watches else None
         self._cap = StepCap(self._fraction, self._grouping) if self._fraction is not None else None
-        self._outgrown = False
 
     def _update_rates(self, directions: list[list[Tensor]], batch: Batch | None, warming_up: bool) -> None:
         started = time.perf_counter()
         decay = self._directions.quadratic_decay()
-        batches = [self._batches.next(batch) for _ in range(self._rule.averaging.batches)]
+        batches = self._batches.for_update(batch)
         measured = [self._measurer.measure(*each, directions, decay) for each in batches]
         summarised = time.perf_counter()
         solved = self._rule.commit(self._propose(measured, batches[-1], directions, decay, warming_up))

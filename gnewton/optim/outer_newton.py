@@ -94,8 +94,7 @@ class OuterNewton(torch.optim.Optimizer):
             normalise=normalise,
             bounds=(lowest, highest),
         )
-        if curvature is None and self._rule.averaging.batches > 1:
-            raise InputError("averaging over several batches at each update: needs curvature=")
+        self._batches = CurvatureBatches(curvature, self._rule.averaging.batches)
         self._measurer = Measurer(
             model,
             loss_fn,
@@ -106,7 +105,6 @@ class OuterNewton(torch.optim.Optimizer):
             engine=engine,
             max_memory=max_memory,
         )
-        self._batches = CurvatureBatches(curvature)
         self._period = period
         self._damping = damping
         self._steps = 0
@@ -210,9 +208,9 @@ class OuterNewton(torch.optim.Optimizer):
         """Mean loss, rates along w, and when the summary was ready; a summary that is not finite: rates 0."""
         decays = coupled_decay(inner_groups(self.inner))
         decay = [decays.get(p, 0.0) for p in self._grouping.parameters]
-        count = self._rule.averaging.batches
-        measured = [self._measurer.measure(*self._batches.next(batch), [w], decay) for _ in range(count)]
-        loss = math.fsum(each.loss for each in measured) / count
+        batches = self._batches.for_update(batch)
+        measured = [self._measurer.measure(*each, [w], decay) for each in batches]
+        loss = math.fsum(each.loss for each in measured) / len(measured)
         summarised = time.perf_counter()
         wrong = next((each for each in measured if not each.finite), None)
         if wrong is not None:
