@@ -71,16 +71,9 @@ def small(optimizer: str = "grouped_newton") -> list[str]:
 
 def gnewton(arguments: Sequence[str], folder: Path) -> Ended:
     """``gnewton train ARGUMENTS`` in this process, in ``folder``."""
-    code = 0
-
-    def work() -> int:
-        nonlocal code
-        code = _main(arguments)
-        return code
-
     started = time.perf_counter()
     with within(folder), _captured(folder / ".said"):
-        work()
+        code = _main(arguments)
     return Ended(code, (folder / ".said").read_text(encoding="utf-8"), time.perf_counter() - started)
 
 
