@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.linalg import vector_norm
 
 from gnewton.summary.tangents import Rows
 
@@ -88,7 +89,7 @@ class Accumulator:
         at = self.place(groups)
         rows, line = flat(rows), adjoint.reshape(1, -1)
         _add(self.gradient, at, row_dots(rows, line))
-        _add(self.scale, at, rows.norm(dim=1) * line.norm())
+        _add(self.scale, at, vector_norm(rows, dim=1) * vector_norm(line))
 
     def add_third(self, groups: tuple[int, ...], values: Tensor, factor: float = 1.0) -> None:
         """Add ``factor`` · ``values`` (k,) to the third derivatives of k groups."""

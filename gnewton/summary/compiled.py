@@ -41,7 +41,8 @@ class CompiledPasses:
     def __init__(self, program: Program, plan: Plan, *, third: bool, diagonal: bool) -> None:
         self._program = program
         self._plan = plan
-        self._how = {"third": third, "diagonal": diagonal}
+        self._third = third
+        self._diagonal = diagonal
         self._function: Callable[..., Sequence[Tensor]] | None = None
 
     def __call__(
@@ -69,9 +70,7 @@ class CompiledPasses:
             with torch.no_grad():
                 numbers = self._function(*itertools.chain(*tensors))
         gradient, hessian, third, scale, loss, slope = numbers
-        sums = Accumulator(
-            len(self._plan.order), loss.device, diagonal=self._how["diagonal"], third=self._how["third"]
-        )
+        sums = Accumulator(len(self._plan.order), loss.device, diagonal=self._diagonal, third=self._third)
         sums.gradient, sums.hessian, sums.third, sums.scale = gradient, hessian, third, scale
         return Passes(sums, loss, slope)
 
@@ -101,7 +100,8 @@ class CompiledPasses:
                 [next(given) if isinstance(old, Tensor) else old for old in inputs],  # others are fixed
                 dict(zip(names, u, strict=True)),
                 draws=dict(zip(steps, drawn, strict=True)),
-                **self._how,
+                third=self._third,
+                diagonal=self._diagonal,
             )
             sums = made.sums
             return [sums.gradient, sums.hessian, sums.third, sums.scale, made.loss, made.slope]

@@ -14,6 +14,7 @@ from gnewton.summary.accumulate import Accumulator
 from gnewton.summary.graph import CONSTANT, FLAT, Program, Ref, Step, TraceError
 from gnewton.summary.rules import RULES, Rule, general_rule
 from gnewton.summary.site import Site
+from gnewton.summary.stacks import Stacks
 from gnewton.summary.tangents import Rows, Tangent
 
 aten = torch.ops.aten
@@ -124,6 +125,7 @@ def run(
     third: bool,
     diagonal: bool,
     draws: Mapping[int, Any] | None = None,
+    stacks: Stacks | None = None,
 ) -> Passes:
     """Make the three passes.
 
@@ -136,6 +138,7 @@ def run(
         third: whether to carry second-order tangents.
         diagonal: whether to keep only the diagonal of the Hessian.
         draws: values of random steps drawn before, by step; the others are drawn now.
+        stacks: where memory for large stacks comes from; None: from nowhere in particular.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     values = forward(program, leaves, inputs, draws)
@@ -145,7 +148,8 @@ def run(
         return Passes(sums, loss.detach().double(), torch.zeros_like(sums.gradient))
     adjoints = _backward(plan, values, loss, leaves, sums, direction)
     with torch.no_grad():
-        slope = _tangents(program, plan, values, adjoints, direction, sums)
+        stacks = Stacks() if stacks is None else stacks
+        slope = _tangents(program, plan, values, adjoints, direction, sums, stacks)
     return Passes(sums, loss.detach().double(), slope)
 
 
@@ -226,6 +230,7 @@ def _tangents(
     adjoints: dict[int, dict[int | None, Tensor]],
     direction: Mapping[str, Tensor],
     sums: Accumulator,
+    stacks: Stacks,
 ) -> Tensor:
     """Push all tangents through the program, add every contribution, and return the tangent of the loss."""
     tangents: dict[int, Any] = {}
@@ -235,7 +240,7 @@ def _tangents(
             tangents[i] = Tangent(row, leaf=name in plan.taken)
     for i, step in enumerate(program.steps):
         if step.active and step.op is not None:
-            passed = _step(program, plan, i, values, adjoints, tangents, sums)
+            passed = _step(program, plan, i, values, adjoints, tangents, sums, stacks)
             if passed is not None:
                 tangents[i] = passed
         for j in step.reads:
@@ -258,6 +263,7 @@ def _step(
     adjoints: dict[int, dict[int | None, Tensor]],
     tangents: dict[int, Any],
     sums: Accumulator,
+    stacks: Stacks,
 ) -> Any:
     step = program.steps[i]
     if step.output is not None:
@@ -270,7 +276,7 @@ def _step(
         j: tangent if plan.last_tangent[j] == i else tangent.borrowed() for j, tangent in present.items()
     }
     args, kwargs = program.arguments(step, values)
-    site = Site(step, args, kwargs, values[i], handed, adjoints.pop(i, {}), sums)
+    site = Site(step, args, kwargs, values[i], handed, adjoints.pop(i, {}), sums, stacks)
     try:
         passed = plan.rules[i].function(site)
     except (NotImplementedError, RuntimeError) as error:

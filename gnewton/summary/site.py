@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gnewton.summary.accumulate import Accumulator
 from gnewton.summary.graph import Ref, Step
+from gnewton.summary.stacks import Stacks
 from gnewton.summary.tangents import Tangent
 
 
@@ -19,10 +20,11 @@ class Site:
         args, kwargs: its arguments, values filled in.
         value: what it returned.
         sums: where contributions to the summary go.
+        stacks: where memory for large stacks comes from.
         third: whether second-order tangents are carried.
     """
 
-    __slots__ = ("_adjoints", "_tangents", "args", "kwargs", "step", "sums", "third", "value")
+    __slots__ = ("_adjoints", "_tangents", "args", "kwargs", "stacks", "step", "sums", "third", "value")
 
     def __init__(
         self,
@@ -33,12 +35,14 @@ class Site:
         tangents: dict[int, Tangent],
         adjoints: dict[int | None, Tensor],
         sums: Accumulator,
+        stacks: Stacks,
     ) -> None:
         self.step = step
         self.args = args
         self.kwargs = kwargs
         self.value = value
         self.sums = sums
+        self.stacks = stacks
         self.third = sums.with_third
         self._tangents = tangents
         self._adjoints = adjoints

@@ -18,6 +18,7 @@ from gnewton.summary.engine import Passes, forward, run
 from gnewton.summary.precision import exact_products
 from gnewton.summary.problem import Problem, batch_size, untouched
 from gnewton.summary.result import Summary
+from gnewton.summary.stacks import Stacks
 from gnewton.summary.traces import Trace, Traces
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class TangentEngine:
         self.reduction = reduction
         self.tf32 = tf32
         self.traces = Traces(problem, third=third, diagonal=diagonal, compiled=compiled)
+        self._stacks = Stacks()
         self._pending: Tensor | None = None
         self._order: Tensor | None = None
 
@@ -109,6 +111,7 @@ class TangentEngine:
                 f"{'which cannot be split' if whole.separable is False else 'taken one by one'}; "
                 "lower the size of the curvature batch (optimizer.curvature.batch_size)"
             )
+        self._stacks.release()
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the pieces that are kept suit the whole batch's tensors
         more = min(2 * parts, samples)
@@ -140,8 +143,18 @@ class TangentEngine:
         if made.compiled is not None:
             drawn = self._draw(made, inputs, targets) if draws is None else draws
             return made.compiled(parameters, leaves, direction, drawn)
-        how = {"third": self.third, "diagonal": self.diagonal}
-        return run(made.program, made.plan, parameters, leaves, direction, draws=draws, **how)
+        self._stacks.limit = max(self._stacks.limit, made.bytes)
+        return run(
+            made.program,
+            made.plan,
+            parameters,
+            leaves,
+            direction,
+            third=self.third,
+            diagonal=self.diagonal,
+            draws=draws,
+            stacks=self._stacks,
+        )
 
     # --- parts of a batch -----------------------------------------------------------------------------------
 

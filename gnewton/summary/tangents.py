@@ -21,14 +21,18 @@ class Rows:
         groups: ascending group numbers, length k.
         parts: tensors of shape (k_i, *value shape), with Σ k_i = k.
         owned: whether whoever holds this object may overwrite the parts.
+        room: a stack that begins with the only part and has free rows behind it, for groups that join.
     """
 
-    __slots__ = ("groups", "owned", "parts")
+    __slots__ = ("groups", "owned", "parts", "room")
 
-    def __init__(self, groups: tuple[int, ...], parts: list[Tensor], owned: bool) -> None:
+    def __init__(
+        self, groups: tuple[int, ...], parts: list[Tensor], owned: bool, room: Tensor | None = None
+    ) -> None:
         self.groups = groups
         self.parts = parts
         self.owned = owned
+        self.room = room
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -55,6 +59,9 @@ class Rows:
 
         ``fresh`` says that it returns new memory; otherwise the result may share the rows' memory.
         """
+        if self.room is not None and not fresh:
+            room = function(self.room)
+            return Rows(self.groups, [room[: len(self)]], owned=self.owned, room=room)
         parts = [function(part) for part in self.parts]
         return Rows(self.groups, parts, owned=True if fresh else self.owned)
 
@@ -147,6 +154,11 @@ def total(terms: Sequence[Rows | None]) -> Rows | None:
     present.sort(key=lambda rows: rows.groups)
     if all(a.groups[-1] < b.groups[0] for a, b in itertools.pairwise(present)):
         groups = tuple(g for rows in present for g in rows.groups)
+        room = present[0].room
+        if room is not None and len(room) >= len(groups):
+            for rows in present[1:]:
+                place(room, groups, rows, add=False)
+            return Rows(groups, [room[: len(groups)]], owned=True, room=room)
         parts = [part for rows in present for part in rows.parts]
         return Rows(groups, parts, owned=all(rows.owned for rows in present))
     groups = union(*(rows.groups for rows in present))

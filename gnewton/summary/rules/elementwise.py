@@ -34,7 +34,7 @@ def elementwise(*names: str, curved: bool = True) -> Callable[[Formula], Formula
             if not curved:
                 return push_linear(z, formula(x, y, rest, False)[0])
             x, y = x.reshape(-1), y.reshape(-1)
-            return push(site.sums, z, site.adjoint(), lambda at: formula(x[at], y[at], rest, site.third))
+            return push(site, z, site.adjoint(), lambda at: formula(x[at], y[at], rest, site.third))
 
         for op in overloads(*names):
             RULES[op] = Rule(function, adjoint=curved)
@@ -190,9 +190,7 @@ def _enter(names: str, *, curved: bool) -> None:
             if not curved:
                 return push_linear(z, by_differentiation(call, site.args[0], third=False, curved=False)[0])
             x = site.args[0].reshape(-1)
-            return push(
-                site.sums, z, site.adjoint(), lambda at: by_differentiation(call, x[at], third=site.third)
-            )
+            return push(site, z, site.adjoint(), lambda at: by_differentiation(call, x[at], third=site.third))
 
         RULES[op] = Rule(function, adjoint=curved)
 

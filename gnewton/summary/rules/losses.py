@@ -43,7 +43,7 @@ def _entrywise_loss(site: Site) -> Passed:
     slope, bend, twist = (None if d is None else d.reshape(-1) for d in _derivatives(site, args, kwargs))
     assert slope is not None
     pushed = push(
-        site.sums,
+        site,
         x,
         spread,
         lambda at: (slope[at], None if bend is None else bend[at], None if twist is None else twist[at]),

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from gnewton.summary.rules.product import Product, biased, joined, push_product, take_gradient
 from gnewton.summary.rules.table import overloads, rule
 from gnewton.summary.site import Site
-from gnewton.summary.tangents import Tangent
+from gnewton.summary.stacks import Stacks
+from gnewton.summary.tangents import Rows, Tangent
 
 
 class _Matrix(Product):
-    """z = ab, (n, j) times (j, m)."""
+    """z = ab, (n, j) times (j, m).
+
+    The rows of z leave room for ``joining`` groups that start here, and lie in the memory of ``stacks``.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, stacks: Stacks, joining: int = 0) -> None:
+        super().__init__(a, b)
+        self.stacks = stacks
+        self.joining = joining
+
+    def push_left(self, rows: Rows, overwrite: bool) -> Rows:
+        if isinstance(rows.parts[0], FakeTensor):  # a compiler finds its own memory
+            return super().push_left(rows, overwrite)
+        shape = (len(rows) + self.joining, self.a.shape[0], self.b.shape[1])
+        room = self.stacks.empty(shape, rows.parts[0])
+        offset = 0
+        for part in rows.parts:
+            target = room[offset : offset + len(part)]
+            torch.mm(part.reshape(-1, part.shape[2]), self.b, out=target.view(-1, shape[2]))
+            offset += len(part)
+        return Rows(rows.groups, [room[:offset]], owned=True, room=room)
 
     def left(self, rows: Tensor) -> Tensor:
         k, n, j = rows.shape
@@ -33,20 +55,24 @@ class _Matrix(Product):
         return torch.matmul(a_rows.mT, adjoint)
 
 
-class _Batch(_Matrix):
+class _Batch(Product):
     """z = ab for every sample: (…, n, j) times (…, j, m)."""
 
+    def __init__(self, a: Tensor, b: Tensor, stacks: Stacks) -> None:
+        super().__init__(a, b)
+        self.stacks = stacks
+
     def pull_left(self, adjoint: Tensor, b_rows: Tensor) -> Tensor:
-        return _by_row(adjoint, b_rows.mT)
+        return _by_row(adjoint, b_rows.mT, self.stacks)
 
     def pull_right(self, adjoint: Tensor, a_rows: Tensor) -> Tensor:
-        return _by_row(a_rows.mT, adjoint)
+        return _by_row(a_rows.mT, adjoint, self.stacks)
 
     def left(self, rows: Tensor) -> Tensor:
-        return _by_row(rows, self.b)
+        return _by_row(rows, self.b, self.stacks)
 
     def right(self, rows: Tensor) -> Tensor:
-        return _by_row(self.a, rows)
+        return _by_row(self.a, rows, self.stacks)
 
     def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
         return torch.matmul(a_rows, b_rows)
@@ -55,7 +81,7 @@ class _Batch(_Matrix):
 SMALL = 1 << 12  # numbers: below, one call for all rows costs less than a call for each of them
 
 
-def _by_row(a: Tensor, b: Tensor) -> Tensor:
+def _by_row(a: Tensor, b: Tensor, stacks: Stacks) -> Tensor:
     """The batched product of every row of a stack with a factor that is the same for all of them.
 
     ``matmul`` would copy that factor once per row. On a CPU large factors take a call per row instead.
@@ -63,7 +89,7 @@ def _by_row(a: Tensor, b: Tensor) -> Tensor:
     stack, fixed = (a, b) if a.dim() > b.dim() else (b, a)
     if a.is_cuda or fixed.numel() < SMALL or fixed.dim() < 3:
         return torch.matmul(a, b)
-    out = a.new_empty((len(stack), *fixed.shape[:-2], a.shape[-2], b.shape[-1]))
+    out = stacks.empty((len(stack), *fixed.shape[:-2], a.shape[-2], b.shape[-1]), a)
     for target, row in zip(out, stack, strict=True):
         torch.matmul(*((row, fixed) if stack is a else (fixed, row)), out=target)
     return out
@@ -72,8 +98,17 @@ def _by_row(a: Tensor, b: Tensor) -> Tensor:
 @rule(*overloads("mm"), adjoint=True, takes_gradient=(0, 1))
 def _mm(site: Site) -> Tangent | None:
     a, b = site.args
-    terms = push_product(site.sums, _Matrix(a, b), site.tangent(0), site.tangent(1), site.adjoint())
+    product = _Matrix(a, b, site.stacks, _joining(site.tangent(0), site.tangent(1)))
+    terms = push_product(site.sums, product, site.tangent(0), site.tangent(1), site.adjoint())
     return _with_gradient_of_left(site, terms)
+
+
+def _joining(moving: Tangent | None, *others: Tangent | None) -> int:
+    """How many groups of ``others`` come behind the last of ``moving``."""
+    if moving is None:
+        return 0
+    last = moving.first.groups[-1]
+    return len({g for other in others if other is not None for g in other.first.groups if g > last})
 
 
 def _with_gradient_of_left(site: Site, terms: list[Tangent]) -> Tangent | None:
@@ -87,7 +122,11 @@ def _with_gradient_of_left(site: Site, terms: list[Tangent]) -> Tangent | None:
 def _bmm(site: Site) -> Tangent | None:
     a, b = site.args
     return joined(
-        list(push_product(site.sums, _Batch(a, b), site.tangent(0), site.tangent(1), site.adjoint()))
+        list(
+            push_product(
+                site.sums, _Batch(a, b, site.stacks), site.tangent(0), site.tangent(1), site.adjoint()
+            )
+        )
     )
 
 
@@ -97,7 +136,8 @@ def _addmm(site: Site) -> Tangent | None:
     beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
     adjoint = site.adjoint()
     scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
-    terms = push_product(site.sums, _Matrix(a, b), site.tangent(1), site.tangent(2), scaled)
+    product = _Matrix(a, b, site.stacks, _joining(site.tangent(1), site.tangent(2), site.tangent(0)))
+    terms = push_product(site.sums, product, site.tangent(1), site.tangent(2), scaled)
     if alpha != 1:
         terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
     return joined([*terms, biased(site, 0, site.value.shape, beta)])
@@ -109,7 +149,7 @@ def _baddbmm(site: Site) -> Tangent | None:
     beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
     adjoint = site.adjoint()
     scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
-    terms = push_product(site.sums, _Batch(a, b), site.tangent(1), site.tangent(2), scaled)
+    terms = push_product(site.sums, _Batch(a, b, site.stacks), site.tangent(1), site.tangent(2), scaled)
     if alpha != 1:
         terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
     return joined([*terms, biased(site, 0, site.value.shape, beta)])
@@ -127,6 +167,6 @@ def _vector_product(site: Site) -> Tangent | None:
         adjoint = None if adjoint is None else adjoint.reshape(1)
     y = None if y is None else y.map(lambda rows: rows.unsqueeze(2), fresh=False)
     column = None if adjoint is None else adjoint.unsqueeze(1)
-    out = joined(list(push_product(site.sums, _Batch(a, b.unsqueeze(1)), x, y, column)))
+    out = joined(list(push_product(site.sums, _Batch(a, b.unsqueeze(1), site.stacks), x, y, column)))
     assert out is not None
     return out.map(lambda rows: rows.reshape(rows.shape[0], *site.value.shape), fresh=False)

@@ -21,6 +21,7 @@ from gnewton.summary.accumulate import Accumulator, flat, slabs
 from gnewton.summary.rules.product import gate, joined, push_product, spread_rows
 from gnewton.summary.rules.table import Passed, overloads, rule
 from gnewton.summary.site import Site
+from gnewton.summary.stacks import Stacks
 from gnewton.summary.tangents import Rows, Tangent
 
 
@@ -49,16 +50,19 @@ class _Sets:
 
 
 def normalise(
-    sums: Accumulator, x: Tensor, moved: Tangent, adjoint: Tensor | None, sets: _Sets, eps: float
+    site: Site, x: Tensor, moved: Tangent, adjoint: Tensor | None, sets: _Sets, eps: float
 ) -> Tangent:
     """The tangent of x̂, given x, its tangent and the adjoint of x̂; adds the contributions."""
+    sums, stacks = site.sums, site.stacks
     groups, shape = moved.first.groups, x.shape
     dx = sets.stack(moved.first.data)
     ddx = None if moved.second is None else sets.stack(moved.second.widen(groups))
-    first = _target(moved.first, dx)
+    first = _target(moved.first, dx, stacks)
     second = None
     if sums.with_third:
-        second = torch.empty_like(first) if moved.second is None else _target(moved.second, ddx)
+        second = (
+            stacks.empty(first.shape, first) if moved.second is None else _target(moved.second, ddx, stacks)
+        )
     x = sets.stack(x.unsqueeze(0))
     top = None if adjoint is None else sets.stack(adjoint.unsqueeze(0))
     for at in slabs(sets.view[sets.cut], flat(dx)):
@@ -77,15 +81,11 @@ def normalise(
     return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
 
 
-def _target(rows: Rows, stack: Tensor | None) -> Tensor:
+def _target(rows: Rows, stack: Tensor | None, stacks: Stacks) -> Tensor:
     """Where the result goes: the memory of ``stack``, all rows of ``rows``, if that may be overwritten."""
     assert stack is not None
     free = rows.owned and rows.data.is_contiguous()  # then the stack is a view of it
-    return (
-        stack
-        if free and len(stack) == len(rows)
-        else torch.empty_like(stack, memory_format=torch.contiguous_format)
-    )
+    return stack if free and len(stack) == len(rows) else stacks.empty(stack.shape, stack)
 
 
 def _normalise_some(
@@ -191,7 +191,7 @@ def _normalised(site: Site, sets: _Sets, eps: float, gain: int, shift: int, shap
     centred = values - sets.mean(values)
     hat = (centred * (sets.mean(centred * centred) + eps).rsqrt()).reshape(x.shape)
     if moved is not None:
-        moved = normalise(site.sums, x, moved, _hat_adjoint(site, gain, shape), sets, eps)
+        moved = normalise(site, x, moved, _hat_adjoint(site, gain, shape), sets, eps)
     return [_affine(site, hat, moved, gain, shift, shape)]
 
 

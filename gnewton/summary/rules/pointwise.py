@@ -17,29 +17,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gnewton.summary.accumulate import Accumulator, blocks, flat, joined_blocks
+from gnewton.summary.accumulate import blocks, flat, joined_blocks
+from gnewton.summary.site import Site
 from gnewton.summary.tangents import Rows, Tangent, span
 
 Derivatives = tuple[Tensor, "Tensor | None", "Tensor | None"]
 AtEntries = Callable[[slice], Derivatives]
 
 
-def push(sums: Accumulator, z: Tangent, adjoint: Tensor | None, derivatives: AtEntries) -> Tangent:
+def push(site: Site, z: Tangent, adjoint: Tensor | None, derivatives: AtEntries) -> Tangent:
     """Push the tangent of z through σ and add its contributions.
 
     Args:
-        sums: where the contributions go.
+        site: where the contributions go, and the memory comes from.
         z: the tangent of the argument.
         adjoint: ∂L/∂σ(z) in the shape of z; None leaves the contributions out.
         derivatives: σ', σ'' and σ''' (None: zero) at a slice of the entries of z, counted in its shape.
     """
+    sums, stacks = site.sums, site.stacks
     groups, shape, k = z.first.groups, z.first.shape, len(z.first)
     sources = [flat(part) for part in z.first.parts]  # joined block by block, in the cache
     line = None if adjoint is None else adjoint.reshape(-1)
     first = sources[0]
     if len(sources) > 1 or not (z.first.owned and z.first.parts[0].is_contiguous()):
-        first = first.new_empty((k, first.shape[1]))
-    moved, second, at = _second_rows(sums, z, first)
+        first = stacks.empty((k, first.shape[1]), first)
+    moved, second, at = _second_rows(site, z, first)
     grams: list[Tensor] = []
     cubes: list[Tensor] = []
     for entries in blocks(first):
@@ -76,23 +78,26 @@ def _scaled(rows: Rows, slope: Tensor) -> Rows:
     return Rows(rows.groups, [data.mul_(slope) if rows.owned else data * slope], owned=True)
 
 
-def _second_rows(sums: Accumulator, z: Tangent, first: Tensor) -> tuple[Tensor | None, Tensor | None, slice]:
+def _second_rows(site: Site, z: Tangent, first: Tensor) -> tuple[Tensor | None, Tensor | None, slice]:
     """z̈ as a matrix, the matrix (k, N) to write the result to, and where the rows of z̈ lie among its rows.
 
-    The result goes where z̈ lies, if that may be overwritten and has a row for every group.
+    The result goes where z̈ lies, if that may be overwritten and has a row, or room for one, for every group.
     """
-    if not sums.with_third:
+    if not site.third:
         return None, None, slice(0, 0)
     if z.second is None:
-        return None, torch.empty_like(first), slice(0, 0)
+        return None, site.stacks.empty(first.shape, first), slice(0, 0)
     at, data = span(z.second.groups, z.first.groups), z.second
     if not isinstance(at, slice):  # rare: groups out of order
         wide = flat(data.widen(z.first.groups))
         return wide, wide, slice(0, len(z.first))
     moved = flat(data.data)
-    if len(data) == len(z.first) and data.owned and data.data.is_contiguous():
-        return moved, moved, at
-    return moved, torch.empty_like(first), at
+    if data.owned and data.data.is_contiguous():
+        if len(data) == len(first):
+            return moved, moved, at
+        if data.room is not None and len(data.room) >= len(first) and at.start == 0:
+            return moved, flat(data.room[: len(first)]), at
+    return moved, site.stacks.empty(first.shape, first), at
 
 
 def _third(
@@ -117,15 +122,13 @@ def _third(
 def _second(
     target: Tensor, square: Tensor, before: Tensor | None, at: slice, slope: Tensor, bend: Tensor | None
 ) -> None:
-    """Write σ''ż² + σ'z̈ of one block to ``target``, which may be where z̈ lies if z̈ has all rows."""
-    if before is not None and len(before) == len(target):
-        torch.mul(before, slope, out=target)
-        if bend is not None:
-            target.addcmul_(square, bend)
-        return
-    if bend is None:
-        target.zero_()
+    """Write σ''ż² + σ'z̈ of one block to ``target``, whose rows ``at`` may be where z̈ lies."""
+    if before is None:
+        at = slice(0, 0)
     else:
-        torch.mul(square, bend, out=target)
-    if before is not None:
-        target[at].addcmul_(before, slope)
+        torch.mul(before, slope, out=target[at])
+        if bend is not None:
+            target[at].addcmul_(square[at], bend)
+    for rest in (slice(0, at.start), slice(at.stop, len(target))):
+        if rest.start < rest.stop:
+            target[rest].zero_() if bend is None else torch.mul(square[rest], bend, out=target[rest])

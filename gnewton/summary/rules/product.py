@@ -242,7 +242,7 @@ def _div(site: Site) -> Tangent | None:
         square = line[at] * line[at]
         return -square, 2 * square * line[at], -6 * square * square
 
-    turned = push(site.sums, y, bent, derivatives)
+    turned = push(site, y, bent, derivatives)
     return joined(list(push_product(site.sums, gate(a, inverse), x, turned, adjoint)))
 
 

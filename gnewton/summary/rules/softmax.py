@@ -51,8 +51,8 @@ def _push(site: Site, p: Tensor, weight: Tensor | None, *, exponential: bool) ->
 
     dz = stack(z.first.data)
     ddz = None if z.second is None else stack(z.second.widen(groups))
-    first = torch.empty_like(dz, memory_format=torch.contiguous_format)
-    second = torch.empty_like(first) if site.third else None
+    first = site.stacks.empty(dz.shape, dz)
+    second = site.stacks.empty(dz.shape, dz) if site.third else None
     q, w = stack(p.unsqueeze(0)), None if weight is None else stack(weight.unsqueeze(0))
     for at in slabs(dz.shape[1], flat(dz)):
         _push_some(

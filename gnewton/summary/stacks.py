@@ -1,0 +1,69 @@
+"""Memory for large stacks, used again and again.
+
+On a CPU the system hands out fresh memory page by page, as it is first written, which takes as long as
+several passes over the data, and large pieces go back to it as soon as they are free. The stacks of every
+layer would pay for that at every summary.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+LEAST = 1 << 20  # bytes from which it pays
+ALIGNED = 64  # bytes, as torch does it
+HELD = 2  # references to a free piece: the list's, and that of the question how many there are
+
+
+class Stacks:
+    """Pieces of memory that outlive the tensors in them.
+
+    A piece is free once no tensor lies in it any more: torch holds a reference to it for as long.
+
+    Attributes:
+        limit: bytes of all pieces, beyond which the smallest free ones are given up for a new one.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self._pieces: list[bytearray] = []  # by size
+
+    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A contiguous tensor, not initialised, in the precision and on the device of ``like``."""
+        count = math.prod(shape)
+        size = count * like.element_size()
+        if size < LEAST or like.device.type != "cpu" or isinstance(like, FakeTensor):
+            return like.new_empty(tuple(shape))
+        piece = self._piece(size + ALIGNED)
+        start = -torch.frombuffer(piece, dtype=torch.uint8, count=1).data_ptr() % ALIGNED
+        return torch.frombuffer(piece, dtype=like.dtype, count=count, offset=start).view(tuple(shape))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all pieces, free or not."""
+        return sum(map(len, self._pieces))
+
+    def release(self) -> None:
+        """Give up all pieces; those in use go with their last tensor."""
+        self._pieces = []
+
+    def _piece(self, size: int) -> bytearray:
+        for i in range(len(self._pieces)):
+            if len(self._pieces[i]) >= size and sys.getrefcount(self._pieces[i]) == HELD:
+                return self._pieces[i]
+        over = self.bytes + size - self.limit
+        i = 0
+        while over > 0 and i < len(self._pieces):
+            if sys.getrefcount(self._pieces[i]) == HELD:
+                over -= len(self._pieces.pop(i))
+            else:
+                i += 1
+        made = bytearray(size)
+        bisect.insort(self._pieces, made, key=len)
+        return made
