@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-LEAST = 1 << 20  # bytes from which it pays
+LEAST = 1 << 25  # bytes from which it pays: smaller ones glibc keeps by itself
 ALIGNED = 64  # bytes, as torch does it
 HELD = 2  # references to a free piece: the list's, and that of the question how many there are
 
