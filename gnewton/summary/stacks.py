@@ -24,15 +24,21 @@ HELD = 2  # references to a free piece: the list's, and that of the question how
 class Stacks:
     """Pieces of memory that outlive the tensors in them.
 
-    A piece is free once no tensor lies in it any more: torch holds a reference to it for as long.
-
-    Attributes:
-        limit: bytes of all pieces, beyond which the smallest free ones are given up for a new one.
+    A piece is free once no tensor lies in it any more: torch holds a reference to it for as long. Where no
+    free one is large enough for a new stack, all of them but the largest are given up.
     """
 
-    def __init__(self, limit: int = 0) -> None:
-        self.limit = limit
+    def __init__(self) -> None:
         self._pieces: list[bytearray] = []  # by size
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all pieces, free or not."""
+        return sum(map(len, self._pieces))
+
+    def release(self) -> None:
+        """Give up all pieces; those in use go with their last tensor."""
+        self._pieces = []
 
     def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """A contiguous tensor, not initialised, in the precision and on the device of ``like``."""
@@ -44,26 +50,13 @@ class Stacks:
         start = -torch.frombuffer(piece, dtype=torch.uint8, count=1).data_ptr() % ALIGNED
         return torch.frombuffer(piece, dtype=like.dtype, count=count, offset=start).view(tuple(shape))
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of all pieces, free or not."""
-        return sum(map(len, self._pieces))
-
-    def release(self) -> None:
-        """Give up all pieces; those in use go with their last tensor."""
-        self._pieces = []
-
     def _piece(self, size: int) -> bytearray:
-        for i in range(len(self._pieces)):
-            if len(self._pieces[i]) >= size and sys.getrefcount(self._pieces[i]) == HELD:
+        free = [i for i in range(len(self._pieces)) if sys.getrefcount(self._pieces[i]) == HELD]
+        for i in free:
+            if len(self._pieces[i]) >= size:
                 return self._pieces[i]
-        over = self.bytes + size - self.limit
-        i = 0
-        while over > 0 and i < len(self._pieces):
-            if sys.getrefcount(self._pieces[i]) == HELD:
-                over -= len(self._pieces.pop(i))
-            else:
-                i += 1
+        for i in reversed(free[:-1]):
+            self._pieces.pop(i)
         made = bytearray(size)
         bisect.insort(self._pieces, made, key=len)
         return made

@@ -143,7 +143,6 @@ class TangentEngine:
         if made.compiled is not None:
             drawn = self._draw(made, inputs, targets) if draws is None else draws
             return made.compiled(parameters, leaves, direction, drawn)
-        self._stacks.limit = max(self._stacks.limit, made.bytes)
         return run(
             made.program,
             made.plan,

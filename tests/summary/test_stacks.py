@@ -1,4 +1,4 @@
-"""Memory that is used again holds no two stacks at a time, stays within its limit, and changes no number."""
+"""Memory that is used again holds no two stacks at a time, is bounded, and changes no number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def small(monkeypatch):
 
 
 def test_a_piece_is_used_again_once_nothing_lies_in_it():
-    memory = Stacks(1 << 20)
+    memory = Stacks()
     first = memory.empty((2, 3, 5), LIKE)
     assert first.shape == (2, 3, 5)
     assert first.dtype == torch.float64
@@ -39,23 +39,23 @@ def test_a_piece_is_used_again_once_nothing_lies_in_it():
     assert memory.empty((2, 2, 5), LIKE.float()).data_ptr() == at  # smaller, of another precision
 
 
-def test_the_limit_is_kept_by_giving_up_what_is_free():
-    memory = Stacks(10_000)
-    held = memory.empty((1, 500), LIKE)
-    for size in (100, 300, 200, 600, 700):
-        memory.empty((1, size), LIKE)
-        assert memory.bytes <= 10_000
-    del held
-    large = memory.empty((1, 5000), LIKE)  # more than the limit: alone
-    assert large.numel() * 8 <= memory.bytes <= large.numel() * 8 + stacks.ALIGNED
+def test_of_the_free_pieces_only_the_largest_outlives_a_larger_stack():
+    memory = Stacks()
+    held = [memory.empty((1, size), LIKE) for size in (400, 100, 300, 200)]
+    kept = held.pop(1).data_ptr(), held[0].data_ptr()
+    inner, last = held.pop(1), held.pop(1)
+    del inner, last  # free: 100, 200, 300; in use: 400
+    large = memory.empty((1, 500), LIKE)
+    assert memory.bytes == 8 * (300 + 400 + 500) + 3 * stacks.ALIGNED
+    assert large.data_ptr() not in kept
     memory.release()
     assert memory.bytes == 0
     large.fill_(1.0)
-    assert large.sum() == 5000
+    assert large.sum() == 500
 
 
 def test_small_stacks_and_those_of_other_devices_are_left_to_torch(monkeypatch):
-    memory = Stacks(1 << 20)
+    memory = Stacks()
     assert memory.empty((3, 4), LIKE.to("meta")).device.type == "meta"
     monkeypatch.setattr(stacks, "LEAST", 1000)
     assert memory.empty((3, 4), LIKE).shape == (3, 4)
