@@ -18,7 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 LEAST = 1 << 25  # bytes from which it pays: smaller ones glibc keeps by itself
 ALIGNED = 64  # bytes, as torch does it
-HELD = 2  # references to a free piece: the list's, and that of the question how many there are
+
+
+def _references(pieces: list[bytearray], i: int) -> int:
+    return sys.getrefcount(pieces[i])
+
+
+HELD = _references([bytearray()], 0)  # to a free piece: the list's, and what this version of Python adds
 
 
 class Stacks:
@@ -51,7 +57,7 @@ class Stacks:
         return torch.frombuffer(piece, dtype=like.dtype, count=count, offset=start).view(tuple(shape))
 
     def _piece(self, size: int) -> bytearray:
-        free = [i for i in range(len(self._pieces)) if sys.getrefcount(self._pieces[i]) == HELD]
+        free = [i for i in range(len(self._pieces)) if _references(self._pieces, i) == HELD]
         for i in free:
             if len(self._pieces[i]) >= size:
                 return self._pieces[i]
