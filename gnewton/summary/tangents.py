@@ -158,7 +158,7 @@ def total(terms: Sequence[Rows | None]) -> Rows | None:
         if room is not None and len(room) >= len(groups):
             for rows in present[1:]:
                 place(room, groups, rows, add=False)
-            return Rows(groups, [room[: len(groups)]], owned=True, room=room)
+            return Rows(groups, [room[: len(groups)]], owned=present[0].owned, room=room)
         parts = [part for rows in present for part in rows.parts]
         return Rows(groups, parts, owned=all(rows.owned for rows in present))
     groups = union(*(rows.groups for rows in present))

@@ -116,5 +116,7 @@ def test_rows_that_join_fill_the_room_behind_the_others():
     assert viewed.data.shape == (4, 2, 1)
     assert viewed.room.shape == (5, 2, 1)
     assert joined.borrowed().room is None  # another reader must not write there
+    early = Rows((0, 1), [room[:2]], owned=False, room=room)
+    assert not total([early, *late]).owned  # somebody else still reads the early rows
     crowded = Rows((0, 1), [room[:2]], owned=True, room=room[:3])
     assert len(total([crowded, *late]).parts) == 3
