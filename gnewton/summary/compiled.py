@@ -20,6 +20,7 @@ from gnewton.summary.accumulate import Accumulator
 from gnewton.summary.engine import Passes, Plan, run
 from gnewton.summary.graph import Program, TraceError
 from gnewton.summary.memory import is_exhausted
+from gnewton.summary.stacks import Stacks
 
 # convolutions as the program has them: with channels last, small ones and their pooling take twice as long
 OPTIONS: dict[str, Any] = {"layout_optimization": False}
@@ -102,6 +103,7 @@ class CompiledPasses:
                 draws=dict(zip(steps, drawn, strict=True)),
                 third=self._third,
                 diagonal=self._diagonal,
+                stacks=Stacks(),  # holds nothing: compiled code finds its own memory
             )
             sums = made.sums
             return [sums.gradient, sums.hessian, sums.third, sums.scale, made.loss, made.slope]

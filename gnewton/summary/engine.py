@@ -124,8 +124,8 @@ def run(
     *,
     third: bool,
     diagonal: bool,
+    stacks: Stacks,
     draws: Mapping[int, Any] | None = None,
-    stacks: Stacks | None = None,
 ) -> Passes:
     """Make the three passes.
 
@@ -137,8 +137,8 @@ def run(
         direction: u by parameter name.
         third: whether to carry second-order tangents.
         diagonal: whether to keep only the diagonal of the Hessian.
+        stacks: where memory for large stacks comes from.
         draws: values of random steps drawn before, by step; the others are drawn now.
-        stacks: where memory for large stacks comes from; None: from nowhere in particular.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     values = forward(program, leaves, inputs, draws)
@@ -148,7 +148,6 @@ def run(
         return Passes(sums, loss.detach().double(), torch.zeros_like(sums.gradient))
     adjoints = _backward(plan, values, loss, leaves, sums, direction)
     with torch.no_grad():
-        stacks = Stacks() if stacks is None else stacks
         slope = _tangents(program, plan, values, adjoints, direction, sums, stacks)
     return Passes(sums, loss.detach().double(), slope)
 

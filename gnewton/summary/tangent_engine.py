@@ -62,7 +62,6 @@ class TangentEngine:
         self.traces = Traces(problem, third=third, diagonal=diagonal, compiled=compiled)
         self._stacks = Stacks()
         self._pending: Tensor | None = None
-        self._order: Tensor | None = None
 
     def summarize(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
         """The summary of a batch.
@@ -111,9 +110,9 @@ class TangentEngine:
                 f"{'which cannot be split' if whole.separable is False else 'taken one by one'}; "
                 "lower the size of the curvature batch (optimizer.curvature.batch_size)"
             )
-        self._stacks.release()
+        self._stacks.release()  # the pieces that are kept suit the whole batch's tensors
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # the pieces that are kept suit the whole batch's tensors
+            torch.cuda.empty_cache()
         more = min(2 * parts, samples)
         log.warning(
             "summary: out of memory; from here on batches of %d are split into %d parts", samples, more

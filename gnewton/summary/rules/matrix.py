@@ -115,19 +115,14 @@ def _with_gradient_of_left(site: Site, terms: list[Tangent]) -> Tangent | None:
     a, adjoint = site.tangent(0), site.adjoint()
     if a is not None and a.leaf and adjoint is not None:
         take_gradient(site.sums, terms[0].first, adjoint)
-    return joined(list(terms))
+    return joined(terms)
 
 
 @rule(*overloads("bmm"), adjoint=True)
 def _bmm(site: Site) -> Tangent | None:
     a, b = site.args
-    return joined(
-        list(
-            push_product(
-                site.sums, _Batch(a, b, site.stacks), site.tangent(0), site.tangent(1), site.adjoint()
-            )
-        )
-    )
+    product = _Batch(a, b, site.stacks)
+    return joined(push_product(site.sums, product, site.tangent(0), site.tangent(1), site.adjoint()))
 
 
 @rule(*overloads("addmm"), adjoint=True, takes_gradient=(0, 2))
@@ -167,6 +162,6 @@ def _vector_product(site: Site) -> Tangent | None:
         adjoint = None if adjoint is None else adjoint.reshape(1)
     y = None if y is None else y.map(lambda rows: rows.unsqueeze(2), fresh=False)
     column = None if adjoint is None else adjoint.unsqueeze(1)
-    out = joined(list(push_product(site.sums, _Batch(a, b.unsqueeze(1), site.stacks), x, y, column)))
+    out = joined(push_product(site.sums, _Batch(a, b.unsqueeze(1), site.stacks), x, y, column))
     assert out is not None
     return out.map(lambda rows: rows.reshape(rows.shape[0], *site.value.shape), fresh=False)

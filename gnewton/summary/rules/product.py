@@ -16,6 +16,7 @@ of which both factors are at hand: the backward pass need not form ∂L/∂W.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def take_gradient(sums: Accumulator, moved: Rows, adjoint: Tensor) -> None:
         sums.add_gradient(own, part, adjoint)
 
 
-def joined(terms: list[Tangent | None]) -> Tangent | None:
+def joined(terms: Sequence[Tangent | None]) -> Tangent | None:
     """The sum of tangents of one shape."""
     present = [term for term in terms if term is not None]
     if not present:
@@ -217,7 +218,7 @@ def _mul(site: Site) -> Tangent | None:
         return site.moving(0).map(lambda rows: rows * b, fresh=True)
     if not isinstance(a, Tensor):
         return site.moving(1).map(lambda rows: rows * a, fresh=True)
-    return joined(list(push_product(site.sums, gate(a, b), x, y, site.adjoint())))
+    return joined(push_product(site.sums, gate(a, b), x, y, site.adjoint()))
 
 
 @rule(*overloads("div.Tensor"), adjoint=True)
@@ -243,7 +244,7 @@ def _div(site: Site) -> Tangent | None:
         return -square, 2 * square * line[at], -6 * square * square
 
     turned = push(site, y, bent, derivatives)
-    return joined(list(push_product(site.sums, gate(a, inverse), x, turned, adjoint)))
+    return joined(push_product(site.sums, gate(a, inverse), x, turned, adjoint))
 
 
 def biased_channels(site: Site, position: int) -> Tangent | None:
