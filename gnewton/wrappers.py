@@ -50,6 +50,8 @@ def plain_name(model: nn.Module, name: str) -> str:
         model: the network, wrapped or not.
         name: as in ``model.named_parameters()``, or plain already.
     """
+    if "_orig_mod" not in name and "module" not in name:
+        return name
     module: nn.Module | None = model
     kept = []
     for part in name.split("."):
