@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -56,8 +56,10 @@ class Problem:
     loss_fn: LossFunction
     partition: Partition
     forward: Forward | None = None
+    _given: nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_given", self.model)  # directions may come by its names
         object.__setattr__(self, "model", unwrapped(self.model))
         check_loss(self.loss_fn)
         if self.forward is not None and not callable(self.forward):
@@ -131,7 +133,7 @@ class Problem:
         """The direction by plain parameter name."""
         if isinstance(direction, Mapping):
             named = {
-                name if name in parameters else plain_name(self.model, name): u
+                name if name in parameters else plain_name(self._given, name): u
                 for name, u in direction.items()
             }
         elif isinstance(direction, (list, tuple)):
