@@ -17,7 +17,7 @@ PACKAGE = Path(gnewton.__file__).parent
 LAYERS = [
     {"errors"},
     {"options"},
-    {"registry", "tasks", "processes", "compilation"},
+    {"registry", "tasks", "processes", "compilation", "wrappers", "arguments"},
     {"partition", "cubic"},
     {"summary"},
     {"data", "models", "optim", "loggers"},

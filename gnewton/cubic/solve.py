@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from gnewton.arguments import explained
 from gnewton.cubic.finite import all_finite
 from gnewton.cubic.inputs import Inputs, checked
 from gnewton.cubic.nonnegative import nonnegative_minimiser
@@ -15,6 +16,7 @@ from gnewton.cubic.trust import Candidate
 from gnewton.cubic.unconstrained import unconstrained
 
 
+@explained(internal_damping="λ_int is damping=", damping="λ_int, the weight of the cubic term")
 def solve_cubic(
     hessian: Array,
     gradient: Array,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gnewton.errors import InputError
+from gnewton.arguments import check_number
 from gnewton.optim.grouping import Grouping
 
 FLOOR = 1e-3
@@ -24,8 +24,7 @@ class StepCap:
     """
 
     def __init__(self, fraction: float, grouping: Grouping) -> None:
-        if not 0 < fraction < float("inf"):
-            raise InputError(f"cap={fraction}: must be a finite number > 0")
+        check_number("cap", fraction, above=0)
         self.fraction = fraction
         self._grouping = grouping
         counts = torch.tensor([float(p.numel()) for p in grouping.parameters], dtype=torch.float64)

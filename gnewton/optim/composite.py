@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
+from gnewton.optim.bound import BoundOptimizer, evaluated
 
 
-class CompositeOptimizer(torch.optim.Optimizer):
+class CompositeOptimizer(BoundOptimizer):
     """Steps each of its parts in turn; ``param_groups`` are theirs, so schedulers reach all of them.
 
     Args:
@@ -26,10 +27,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step of every part."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for part in self.parts:
             part.step()
         return loss

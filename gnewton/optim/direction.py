@@ -57,6 +57,9 @@ class ShadowDirection:
         self._of_shadow = dict(zip(self._shadows, self._parameters, strict=True))
         self._maximize = maximize
         self.inner = factory([(name, shadow) for (name, _), shadow in zip(named, self._shadows, strict=True)])
+        if not isinstance(self.inner, torch.optim.Optimizer):
+            kind = type(self.inner).__name__
+            raise InputError(f"direction: must build a torch optimizer, but what it built is a <{kind}>")
         self._start = copy.deepcopy(self.inner.state_dict())
         reason = _REFUSED.get(type(self.inner).__name__)
         if reason is not None:

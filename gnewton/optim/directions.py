@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.optim.direction import DirectionFactory, ShadowDirection
+from gnewton.optim.direction import ShadowDirection
+from gnewton.optim.named_directions import DirectionChoice, chosen_directions
 
 
 class Directions:
@@ -17,7 +18,8 @@ class Directions:
 
     Args:
         parameters: (name, parameter) pairs whose ``.grad`` feeds the directions.
-        factories: one factory, or several by name.
+        choice: a factory or the name of one, or several by a name of their own
+            (:mod:`gnewton.optim.named_directions`).
         maximize: as in :class:`~gnewton.optim.direction.ShadowDirection`.
 
     Attributes:
@@ -30,15 +32,12 @@ class Directions:
     def __init__(
         self,
         parameters: Iterable[tuple[str, Tensor]],
-        factories: DirectionFactory | Mapping[str, DirectionFactory],
+        choice: DirectionChoice,
         *,
         maximize: bool = False,
     ) -> None:
         named = list(parameters)
-        if not isinstance(factories, Mapping):
-            factories = {"": factories}
-        if not factories:
-            raise InputError("direction: the mapping is empty; at least one direction is needed")
+        factories = chosen_directions(choice)
         self.labels = tuple(factories)
         self.members = [ShadowDirection(named, factory, maximize=maximize) for factory in factories.values()]
         self.quadratic_decay()

@@ -13,7 +13,7 @@ from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer
 from gnewton.partition import Partition
 from gnewton.summary.api import Engine
-from gnewton.summary.problem import LossFunction
+from gnewton.summary.problem import Forward, LossFunction
 
 
 class Mark:
@@ -52,7 +52,7 @@ class Displacement:
     """Keeps a copy of the parameters, and measures the objective along what has changed since.
 
     Args:
-        model, loss_fn, maximize, engine, max_memory: as in :class:`~gnewton.optim.measure.Measurer`.
+        model, loss_fn, maximize, forward, engine, max_memory: as in :class:`~gnewton.optim.measure.Measurer`.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Displacement:
         maximize: bool,
         engine: Engine,
         max_memory: int | None,
+        forward: Forward | None = None,
     ) -> None:
         self._grouping = Grouping(model, Partition.single(model))
         self._measurer = Measurer(
@@ -70,6 +71,7 @@ class Displacement:
             loss_fn,
             self._grouping,
             maximize=maximize,
+            forward=forward,
             third=False,
             engine=engine,
             max_memory=max_memory,

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gnewton.arguments import check_flag, check_function, check_kind, check_number, check_whole, explained
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
+from gnewton.optim.bound import BoundOptimizer, evaluated
 from gnewton.optim.cap import StepCap
 from gnewton.optim.curvature import Batch, CurvatureBatches
 from gnewton.optim.damping import INTERNAL_DAMPING, Constant, Controller
-from gnewton.optim.direction import DirectionFactory
 from gnewton.optim.directions import Directions
 from gnewton.optim.displacement import Displacement
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.growth import growth
 from gnewton.optim.measure import Measured, Measurer
+from gnewton.optim.named_directions import AVERAGE, DirectionChoice
 from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
@@ -29,15 +29,13 @@ from gnewton.optim.stack import entries
 from gnewton.optim.state import own_part
 from gnewton.optim.step import take
 from gnewton.optim.update import Update
-from gnewton.partition import Partition
+from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.api import Engine
-from gnewton.summary.problem import LossFunction
-
-AVERAGE: DirectionFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9)
-"""The default direction: the exponential average of the gradient, which keeps the length of a gradient."""
+from gnewton.summary.problem import Forward, LossFunction, check_loss
+from gnewton.wrappers import unwrapped
 
 
-class GroupedNewton(torch.optim.Optimizer):
+class GroupedNewton(BoundOptimizer):
     """θ ← θ − λ_1 Σ_s η_s P_s u, where u comes from a first-order method and η minimises the anisotropic
     cubic model of the loss along the S directions P_s u (Wolinski, arXiv 2312.03885).
 
@@ -62,12 +60,17 @@ class GroupedNewton(torch.optim.Optimizer):
             optimizer.step(batch=(inputs, targets))
 
     Args:
-        model: the network; its parameters are updated in place.
-        loss_fn: ``loss_fn(model(inputs), targets)`` is the mean loss over the batch, a scalar.
-        partition: the groups; one per parameter tensor by default.
+        model: the network, also inside ``torch.compile`` or DistributedDataParallel; its parameters are
+            updated in place.
+        loss_fn: ``loss_fn(outputs, targets)`` is the mean loss over the batch, a scalar. The outputs, which
+            may be anything, are ``model(*inputs)`` for a tuple or list of inputs, ``model(**inputs)`` for a
+            mapping, else ``model(inputs)``.
+        partition: the groups; one per parameter tensor by default. Also the name of a scheme, "by_layer" for
+            instance, or lists of names (:func:`~gnewton.partition.choice.chosen_partition`).
         direction: builds the first-order optimizer that proposes u from (name, tensor) pairs, which every
-            torch optimizer takes; by default SGD with momentum 0.9 and dampening 0.9. Its weight decay is
-            part of u (:class:`~gnewton.optim.direction.ShadowDirection`), and a coupled one of the loss too.
+            torch optimizer takes, or names one (:data:`~gnewton.optim.named_directions.NAMED`); by default
+            SGD with momentum 0.9 and dampening 0.9. Its weight decay is part of u
+            (:class:`~gnewton.optim.direction.ShadowDirection`), and a coupled one of the loss too.
             Several of them by name, ``{"gradient": …, "momentum": …}``, give every group a rate for each:
             the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem.
         period: training steps between two updates of the rates, at least 1.
@@ -89,6 +92,10 @@ class GroupedNewton(torch.optim.Optimizer):
             parameters stay.
         curvature: (inputs, targets) batches for the summary: an iterable, restarted when it is exhausted;
             None: the batch passed to :meth:`step` is used.
+        forward: for batches of any other form, or models to be called otherwise: the outputs are
+            ``forward(model, batch)`` and the loss is ``loss_fn(outputs, batch)``. A model that returns its
+            own loss: ``forward=lambda model, batch: model(**batch)``, ``loss_fn=lambda outputs, batch:
+            outputs.loss``.
         engine: how the summary is computed, see :func:`gnewton.summarize`.
         max_memory: bound on the summary's memory in bytes, see :func:`gnewton.summarize`.
         maximize: maximise the objective that ``loss_fn`` gives instead of minimising it.
@@ -98,13 +105,19 @@ class GroupedNewton(torch.optim.Optimizer):
         InputError: for a value out of range, or a partition that does not fit the model.
     """
 
+    @explained(
+        lr="there is no learning rate to set; damping= is λ_1, the factor on all rates",
+        momentum="it belongs to the direction, functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9)",
+        weight_decay="it belongs to the direction, functools.partial(torch.optim.SGD, lr=1, weight_decay=…)",
+        loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
+    )
     def __init__(
         self,
         model: nn.Module,
         loss_fn: LossFunction,
-        partition: Partition | None = None,
+        partition: PartitionChoice = None,
         *,
-        direction: DirectionFactory | Mapping[str, DirectionFactory] = AVERAGE,
+        direction: DirectionChoice = AVERAGE,
         period: int = 10,
         damping: float = 0.3,
         solver: str | Solver = "cubic",
@@ -118,19 +131,22 @@ class GroupedNewton(torch.optim.Optimizer):
         averaging: Averaging | None = None,
         normalise: bool = True,
         warmup: int = 2,
-        curvature: Iterable[Batch] | None = None,
+        curvature: Iterable[Any] | None = None,
+        forward: Forward | None = None,
         engine: Engine = "auto",
         max_memory: int | None = None,
         maximize: bool = False,
         on_update: Callable[[RateUpdate], None] | None = None,
     ) -> None:
-        if not (isinstance(period, int) and period >= 1):
-            raise InputError(f"period={period}: must be an integer >= 1")
-        if not (isinstance(warmup, int) and warmup >= 0):
-            raise InputError(f"warmup={warmup}: must be an integer >= 0")
-        if not 0 < damping < math.inf:
-            raise InputError(f"damping={damping}: must be a finite number > 0")
-        self.partition = partition if partition is not None else Partition.per_tensor(model)
+        model = unwrapped(model)
+        check_loss(loss_fn)
+        check_whole("period", period, 1)
+        check_whole("warmup", warmup, 0)
+        check_number("damping", damping, above=0)
+        check_flag("maximize", maximize)
+        check_kind("controller", controller, Controller, "Plateau(…) of gnewton.optim.damping")
+        check_function("on_update", on_update, "of a RateUpdate")
+        self.partition = chosen_partition(model, partition)
         self._grouping = Grouping(model, self.partition)
         named = dict(zip(self._grouping.names, self._grouping.parameters, strict=True))
         super().__init__(
@@ -152,10 +168,15 @@ class GroupedNewton(torch.optim.Optimizer):
             averaging=averaging if averaging is not None else ExponentialAveraging(0.95),
             normalise=normalise,
         )
-        self._batches = CurvatureBatches(curvature, self._rule.averaging.batches)
+        self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
         self._controller = controller if controller is not None else Constant()
         _check_controller(self._controller, self._rule)
-        how: dict[str, Any] = {"maximize": maximize, "engine": engine, "max_memory": max_memory}
+        how: dict[str, Any] = {
+            "maximize": maximize,
+            "forward": forward,
+            "engine": engine,
+            "max_memory": max_memory,
+        }
         self._model, self._loss_fn, self._how = model, loss_fn, how
         self._fraction = cap
         self._outgrown = False  # whether groups have been added since what measures them was built
@@ -218,12 +239,13 @@ class GroupedNewton(torch.optim.Optimizer):
         self._since = self._steps
         self._outgrown = True
 
-    def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
         """Make one training step from the gradients in ``.grad``.
 
         Args:
             closure: recomputes the loss with gradients; optional, as in every torch optimizer.
-            batch: (inputs, targets) for the summary, where the optimizer has no curvature batches of its own.
+            batch: (inputs, targets) for the summary, where the optimizer has no curvature batches of its own;
+                with ``forward=`` whatever that takes.
 
         Returns:
             What ``closure`` returned, or None.
@@ -234,10 +256,7 @@ class GroupedNewton(torch.optim.Optimizer):
         """
         self._catch_up()
         self._grouping.check()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         directions = self._directions.update()
         age = self._steps - self._since
         warming_up = age < self._warmup
@@ -312,7 +331,7 @@ class GroupedNewton(torch.optim.Optimizer):
         self._displacement = Displacement(self._model, self._loss_fn, **self._how) if watches else None
         self._cap = StepCap(self._fraction, self._grouping) if self._fraction is not None else None
 
-    def _update_rates(self, directions: list[list[Tensor]], batch: Batch | None, warming_up: bool) -> None:
+    def _update_rates(self, directions: list[list[Tensor]], batch: Any, warming_up: bool) -> None:
         started = time.perf_counter()
         decay = self._directions.quadratic_decay()
         batches = self._batches.for_update(batch)

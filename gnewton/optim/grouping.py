@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.errors import InputError
-from gnewton.options import listing
+from gnewton.optim.trained import Trained, difference, trainable
 from gnewton.partition import Partition
+
+_MISSING = "no group holds {}; freeze it or add a group for it"
 
 
 class Grouping:
@@ -28,11 +30,10 @@ class Grouping:
     """
 
     def __init__(self, model: nn.Module, partition: Partition) -> None:
-        named = _trainable(model)
+        named = trainable(model)
         if set(named) != set(partition.index):
-            difference = _difference(set(named), set(partition.index))
-            raise InputError(f"partition: it was built for another model: {difference}")
-        self._model = model
+            misfit = difference(set(named), set(partition.index), _MISSING)
+            raise InputError(f"partition: it was built for another model: {misfit}")
         self.partition = partition
         self.names = [name for group in partition for name in group.parameters]
         self.parameters: list[Tensor] = [named[name] for name in self.names]
@@ -42,7 +43,7 @@ class Grouping:
             raise InputError(
                 f"model: its parameters must be on one device; found {sorted(map(str, devices))}"
             )
-        self._identities = {id(p) for p in self.parameters}
+        self._trained = Trained(model, named, holder="partition", missing=_MISSING)
         self._owner = torch.tensor(self.owner, device=self.parameters[0].device)
 
     def check(self) -> None:
@@ -51,19 +52,7 @@ class Grouping:
         Raises:
             InputError: if parameters have been unfrozen, frozen, added, removed or replaced since.
         """
-        trained = {id(p) for p in self._model.parameters() if p.requires_grad}
-        if trained == self._identities:
-            return
-        named = _trainable(self._model)
-        if set(named) == set(self.names):
-            replaced = [n for n, p in zip(self.names, self.parameters, strict=True) if named[n] is not p]
-            raise InputError(
-                f"partition: the model has other tensors now as {listing(replaced)}; build a new optimizer"
-            )
-        raise InputError(
-            "partition: the model no longer trains what it was built for: "
-            + _difference(set(named), set(self.names))
-        )
+        self._trained.check()
 
     def sums(self, values: Tensor) -> Tensor:
         """Sums over the parameters of each group of one value per parameter, (S,)."""
@@ -76,20 +65,6 @@ class Grouping:
     def spread(self, values: Tensor) -> list[Tensor]:
         """The value of its group for each parameter, as scalar tensors."""
         return list(values[self._owner].unbind())
-
-
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _difference(trained: set[str], grouped: set[str]) -> str:
-    """What the model trains and no group holds, and the other way round."""
-    parts = []
-    if trained - grouped:
-        parts.append(f"no group holds {listing(sorted(trained - grouped))}; freeze it or add a group for it")
-    if grouped - trained:
-        parts.append(f"it has no trainable {listing(sorted(grouped - trained))}")
-    return "; ".join(parts)
 
 
 def squares(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gnewton.errors import InputError
 from gnewton.options import listing
 from gnewton.partition import Partition
+from gnewton.wrappers import named_parameters
 
 _KEYS = ("params", "name", "lr")
 
@@ -56,14 +57,14 @@ def growth(model: nn.Module, partition: Partition, asked: Mapping[str, Any], lr:
     lr = asked.get("lr", lr)
     if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
         raise InputError(f"add_param_group lr={lr}: must be a finite number > 0")
-    known = {id(p): name for name, p in model.named_parameters()}
+    parameters = named_parameters(model)
+    known = {id(p): name for name, p in parameters.items()}
     names = [_name(tensor, known) for tensor in _tensors(asked.get("params", ()))]
     for name in names:
         if name in partition.index:
             owner = partition.names[partition.index[name]]
             raise InputError(f"add_param_group params={name}: must be in no group yet; '{owner}' holds it")
     grown = partition.extended(model, names, asked.get("name"))
-    parameters = dict(model.named_parameters())
     device = parameters[partition.groups[0].parameters[0]].device
     elsewhere = [name for name in names if parameters[name].device != device]
     if elsewhere:

@@ -8,15 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnewton.arguments import check_number, explained
 from gnewton.errors import InputError
-from gnewton.optim.curvature import Batch, CurvatureBatches
+from gnewton.optim.bound import BoundOptimizer, evaluated
+from gnewton.optim.curvature import CurvatureBatches
+from gnewton.optim.trained import Trained, trainable
 from gnewton.partition import Partition
-from gnewton.processes import mean_over_processes
-from gnewton.summary.problem import LossFunction, Problem, batch_size
+from gnewton.processes import mean_over_processes, world_size
+from gnewton.summary.batch import batch_size, opened
+from gnewton.summary.problem import Forward, LossFunction, Problem, check_loss
 from gnewton.summary.products import hessian_vector_product
+from gnewton.wrappers import unwrapped
 
 
-class HessianVector(torch.optim.Optimizer):
+class HessianVector(BoundOptimizer):
     """d ← d − lr_d (∇²L d − g + ρ d), then θ ← θ − lr d: one Hessian-vector product per step, no inverse.
 
     At rest d solves (∇²L + ρ) d = g, the ridge-regularised Newton equation. It is the step of stochastic
@@ -24,18 +29,24 @@ class HessianVector(torch.optim.Optimizer):
     eigenvalues below −ρ, d grows along them, exponentially but slowly.
 
     Args:
-        model: the network; its trainable parameters are updated in place.
-        loss_fn: ``loss_fn(model(inputs), targets)``, the mean loss over the batch.
+        model: the network, also wrapped; its trainable parameters are updated in place.
+        loss_fn: ``loss_fn(outputs, targets)``, the mean loss over the batch; how the model is called is told
+            at :class:`~gnewton.optim.grouped_newton.GroupedNewton`.
         lr: step length along d, > 0; 1 is Newton's. Torch's schedulers act on it.
         lr_direction: lr_d > 0.
         ridge: ρ >= 0.
         curvature: batches for ∇²L, an iterable restarted when exhausted; None: the batch given to
             :meth:`step`.
+        forward: for other batches, as for GroupedNewton.
 
     Raises:
         InputError: for a value out of range.
     """
 
+    @explained(
+        loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
+        damping="ridge= is ρ, which is added to the curvature",
+    )
     def __init__(
         self,
         model: nn.Module,
@@ -44,17 +55,25 @@ class HessianVector(torch.optim.Optimizer):
         lr: float = 0.1,
         lr_direction: float = 0.1,
         ridge: float = 0.1,
-        curvature: Iterable[Batch] | None = None,
+        curvature: Iterable[Any] | None = None,
+        forward: Forward | None = None,
     ) -> None:
-        for name, value in (("lr", lr), ("lr_direction", lr_direction)):
-            if not value > 0:
-                raise InputError(f"{name}={value}: must be > 0")
-        if not ridge >= 0:
-            raise InputError(f"ridge={ridge}: must be >= 0")
-        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        model = unwrapped(model)
+        check_loss(loss_fn)
+        check_number("lr", lr, above=0)
+        check_number("lr_direction", lr_direction, above=0)
+        check_number("ridge", ridge, at_least=0)
+        partition = Partition.single(model)
+        self._named = trainable(model)
         super().__init__(list(self._named.values()), {"lr": lr, "lr_direction": lr_direction, "ridge": ridge})
-        self._problem = Problem(model, loss_fn, Partition.single(model))
-        self._batches = CurvatureBatches(curvature)
+        self._problem = Problem(model, loss_fn, partition, forward)
+        self._trained = Trained(
+            model,
+            self._named,
+            holder="HessianVector",
+            missing="it does not hold {}; freeze it or build a new HessianVector",
+        )
+        self._batches = CurvatureBatches(curvature, whole=forward is not None)
         for p in self._named.values():
             self.state[p]["direction"] = torch.zeros_like(p)
 
@@ -71,7 +90,7 @@ class HessianVector(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
         """Make one step from the gradients in ``.grad``.
 
         Args:
@@ -80,18 +99,19 @@ class HessianVector(torch.optim.Optimizer):
 
         Returns:
             what ``closure`` returned, or None.
+
+        Raises:
+            InputError: if there is no batch, or the model trains other parameters than at the start.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        self._trained.check()
+        loss = evaluated(closure)
         directions = {name: self.state[p]["direction"] for name, p in self._named.items()}
         inputs, targets = self._batches.next(batch)
         _, product = hessian_vector_product(self._problem, inputs, targets, directions)
-        self._move(
-            list(directions.values()),
-            mean_over_processes(list(product.values()), batch_size(inputs, targets)),
-        )
+        products = list(product.values())
+        if world_size() > 1:
+            products = mean_over_processes(products, batch_size(*opened((inputs, targets))))
+        self._move(list(directions.values()), products)
         return loss
 
     @torch.no_grad()

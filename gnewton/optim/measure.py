@@ -16,7 +16,8 @@ from gnewton.optim.stack import Stack
 from gnewton.processes import sum_over_processes
 from gnewton.summary import Summarizer
 from gnewton.summary.api import Engine
-from gnewton.summary.problem import LossFunction, Problem, batch_size, untouched
+from gnewton.summary.batch import divisible, opened
+from gnewton.summary.problem import Forward, LossFunction, Problem, untouched
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Measurer:
         grouping: the groups of its parameters.
         labels: names of the directions that are measured at once; one of them needs no name.
         maximize: whether the objective is −L.
-        third, diagonal, engine, max_memory: as in :class:`gnewton.summary.Summarizer`.
+        forward, third, diagonal, engine, max_memory: as in :class:`gnewton.summary.Summarizer`.
 
     Attributes:
         names: of the entries of a summary: the groups, or ``group:direction`` where there are several.
@@ -70,13 +71,14 @@ class Measurer:
         *,
         labels: tuple[str, ...] = ("",),
         maximize: bool = False,
+        forward: Forward | None = None,
         third: bool = True,
         diagonal: bool = False,
         engine: Engine = "auto",
         max_memory: int | None = None,
     ) -> None:
         self._grouping = grouping
-        self._problem = Problem(model, loss_fn, grouping.partition)
+        self._problem = Problem(model, loss_fn, grouping.partition, forward)
         several = len(labels) > 1
         whole: nn.Module = Stack(model, len(labels)) if several else model
         partition = whole.partition(grouping.partition, labels) if isinstance(whole, Stack) else None
@@ -90,6 +92,7 @@ class Measurer:
             whole,
             loss_fn,
             partition or grouping.partition,
+            forward=forward,
             third=third,
             diagonal=diagonal,
             engine=engine,
@@ -148,7 +151,8 @@ class Measurer:
         problem, names = self._problem, self._grouping.names
         here = problem.parameters()
         there = {name: here[name] - s for name, s in zip(names, step, strict=True)}
-        count = batch_size(inputs, targets)
+        inputs, targets = opened((inputs, targets))
+        count = divisible(inputs, targets)
         bounds = [round(count * i / slices) for i in range(slices + 1)]
         totals = torch.zeros(2, slices, dtype=torch.float64, device=problem.device())
         for i, (start, stop) in enumerate(itertools.pairwise(bounds)):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.errors import InputError
+from gnewton.arguments import check_whole
 
 
 class MedianBound:
@@ -21,8 +21,7 @@ class MedianBound:
     """
 
     def __init__(self, window: int) -> None:
-        if not (isinstance(window, int) and window >= 1):
-            raise InputError(f"rate_median={window}: must be an integer >= 1")
+        check_whole("rate_median", window, 1)
         self._window = window
         self._history: list[Tensor] = []
 

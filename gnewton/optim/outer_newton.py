@@ -10,25 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnewton.arguments import check_function, check_number, check_whole, explained
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging
-from gnewton.optim.curvature import Batch, CurvatureBatches
+from gnewton.optim.bound import BoundOptimizer, evaluated
+from gnewton.optim.curvature import CurvatureBatches
 from gnewton.optim.decay import coupled_decay
 from gnewton.optim.direction import DirectionFactory, inner_groups, restore
 from gnewton.optim.displacement import Mark
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer
+from gnewton.optim.named_directions import check_factory
 from gnewton.optim.rates import Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
 from gnewton.optim.state import own_part
 from gnewton.optim.step import take
-from gnewton.partition import Partition
+from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.api import Engine
-from gnewton.summary.problem import LossFunction
+from gnewton.summary.problem import Forward, LossFunction, check_loss
+from gnewton.wrappers import unwrapped
 
 
-class OuterNewton(torch.optim.Optimizer):
+class OuterNewton(BoundOptimizer):
     """An inner optimizer runs ``period`` steps; then θ ← θ − λ_1 Σ_s η_s P_s w, with w the way back to where
     the parameters were before them and η from the exact summary of the loss along w.
 
@@ -47,6 +51,7 @@ class OuterNewton(torch.optim.Optimizer):
         solver, internal_damping, proximal, averaging, normalise: see
             :class:`~gnewton.optim.rates.RateRule`; nothing is averaged by default.
         curvature: batches for the summary; None: the batch passed to :meth:`step`.
+        forward: for other batches, as for GroupedNewton.
         engine, max_memory: see :func:`gnewton.summarize`.
         on_update: called with a :class:`~gnewton.optim.records.RateUpdate` after each outer step.
 
@@ -54,11 +59,16 @@ class OuterNewton(torch.optim.Optimizer):
         InputError: for a value out of range, or a partition that does not fit the model.
     """
 
+    @explained(
+        lr="it belongs to the inner optimizer, inner=functools.partial(torch.optim.SGD, lr=0.1)",
+        inner="pass what builds the inner optimizer, such as functools.partial(torch.optim.SGD, lr=0.1)",
+        loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
+    )
     def __init__(
         self,
         model: nn.Module,
         loss_fn: LossFunction,
-        partition: Partition | None = None,
+        partition: PartitionChoice = None,
         *,
         inner: DirectionFactory,
         period: int = 20,
@@ -70,16 +80,21 @@ class OuterNewton(torch.optim.Optimizer):
         proximal: float = 0.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
-        curvature: Iterable[Batch] | None = None,
+        curvature: Iterable[Any] | None = None,
+        forward: Forward | None = None,
         engine: Engine = "auto",
         max_memory: int | None = None,
         on_update: Callable[[RateUpdate], None] | None = None,
     ) -> None:
-        if not (isinstance(period, int) and period >= 1):
-            raise InputError(f"period={period}: must be an integer >= 1")
-        if not 0 < damping < math.inf:
-            raise InputError(f"damping={damping}: must be a finite number > 0")
-        self.partition = partition if partition is not None else Partition.per_tensor(model)
+        model = unwrapped(model)
+        check_loss(loss_fn)
+        check_factory("inner", inner)
+        check_whole("period", period, 1)
+        check_number("damping", damping, above=0)
+        check_number("lowest", lowest)
+        check_number("highest", highest)
+        check_function("on_update", on_update, "of a RateUpdate")
+        self.partition = chosen_partition(model, partition)
         self._grouping = Grouping(model, self.partition)
         super().__init__(self._grouping.parameters, {})
         self.inner = inner(list(zip(self._grouping.names, self._grouping.parameters, strict=True)))
@@ -94,11 +109,12 @@ class OuterNewton(torch.optim.Optimizer):
             normalise=normalise,
             bounds=(lowest, highest),
         )
-        self._batches = CurvatureBatches(curvature, self._rule.averaging.batches)
+        self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
         self._measurer = Measurer(
             model,
             loss_fn,
             self._grouping,
+            forward=forward,
             maximize=any(group.get("maximize", False) for _, group in inner_groups(self.inner)),
             third=self._rule.needs_third,
             diagonal=self._rule.solver.diagonal,
@@ -126,7 +142,7 @@ class OuterNewton(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None, *, batch: Batch | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
         """One step of the inner optimizer, and an outer one where it is due.
 
         Args:
@@ -141,10 +157,7 @@ class OuterNewton(torch.optim.Optimizer):
                 parameters than those of the partition.
         """
         self._grouping.check()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         if self._mark.before is None:
             self._mark.set()
         self.inner.step()
@@ -182,7 +195,7 @@ class OuterNewton(torch.optim.Optimizer):
         self._steps, self.rates = ours["steps"], list(ours["rates"])
         self._batches.seek(ours["curvature_position"])
 
-    def _outer_step(self, batch: Batch | None) -> None:
+    def _outer_step(self, batch: Any) -> None:
         started = time.perf_counter()
         w = self._mark.way_back()
         assert w is not None
@@ -204,7 +217,7 @@ class OuterNewton(torch.optim.Optimizer):
                 )
             )
 
-    def _propose(self, w: list[Tensor], batch: Batch | None) -> tuple[float, Proposal, float]:
+    def _propose(self, w: list[Tensor], batch: Any) -> tuple[float, Proposal, float]:
         """Mean loss, rates along w, and when the summary was ready; a summary that is not finite: rates 0."""
         decays = coupled_decay(inner_groups(self.inner))
         decay = [decays.get(p, 0.0) for p in self._grouping.parameters]

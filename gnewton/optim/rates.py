@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.arguments import check_flag, check_kind, check_number
 from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
@@ -100,9 +101,11 @@ class RateRule:
         normalise: bool = True,
         bounds: tuple[float, float] | None = None,
     ) -> None:
-        _require(internal_damping >= 0, "internal_damping", internal_damping, ">= 0")
-        _require(0 <= rate_momentum < 1, "rate_momentum", rate_momentum, ">= 0 and < 1")
-        _require(proximal >= 0, "proximal", proximal, ">= 0")
+        check_number("internal_damping", internal_damping, at_least=0)
+        check_number("rate_momentum", rate_momentum, at_least=0, below=1)
+        check_number("proximal", proximal, at_least=0)
+        check_kind("averaging", averaging, Averaging, "ExponentialAveraging(0.95)")
+        check_flag("normalise", normalise)
         if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
             raise InputError(f"lowest={bounds[0]}, highest={bounds[1]}: must be finite, lowest < highest")
         self.solver = parse_solver(solver)
@@ -297,8 +300,3 @@ class RateRule:
 
     def _scale(self, norms: Tensor) -> Tensor:
         return norms if self.normalise else torch.ones_like(norms)
-
-
-def _require(condition: bool, name: str, value: float, allowed: str) -> None:
-    if not condition:
-        raise InputError(f"{name}={value}: must be {allowed}")

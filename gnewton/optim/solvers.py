@@ -10,9 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gnewton.arguments import check_name
 from gnewton.cubic import CubicStatus, fallback, solve_cubic
-from gnewton.errors import InputError
-from gnewton.options import did_you_mean
 
 STATIONARY = "stationary"
 """Status of bare Newton: a stationary point of the quadratic model, be it a minimum or not."""
@@ -162,9 +161,7 @@ def parse_solver(solver: str | Solver) -> Solver:
     """
     if isinstance(solver, Solver):
         return solver
-    if solver not in SOLVERS:
-        hint = did_you_mean(solver, SOLVERS)
-        raise InputError(f"solver={solver}: must be one of {', '.join(SOLVERS)}{hint}")
+    check_name("solver", solver, SOLVERS)
     return SOLVERS[solver]()
 
 

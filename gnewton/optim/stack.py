@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,9 +10,11 @@ from torch.func import functional_call
 
 from gnewton.partition import Partition
 from gnewton.partition.groups import Group
+from gnewton.summary.carrier import Carrier
+from gnewton.wrappers import plain_name
 
 
-class Stack(nn.Module):
+class Stack(Carrier):
     """θ = θ_1 + θ_2 + … + θ_k, with θ_1 the parameters of ``base`` and the other copies zero.
 
     Along the direction that moves copy j by ε_j u_j the model moves by Σ_j ε_j u_j. A partition whose groups
@@ -23,28 +26,28 @@ class Stack(nn.Module):
     """
 
     def __init__(self, base: nn.Module, copies: int) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self._names = [name for name, p in base.named_parameters() if p.requires_grad]
+        self._order = {plain_name(base, name): i for i, name in enumerate(self._names)}
         zeros = [p.new_zeros(()).expand(p.shape) for p in base.parameters() if p.requires_grad]
         self.others = nn.ModuleList(
             [nn.ParameterList([nn.Parameter(zero) for zero in zeros]) for _ in range(copies - 1)]
         )
 
-    def forward(self, inputs: Any) -> Any:
-        """The output of the base at the sum of the copies."""
+    def forward(self, function: Callable[[nn.Module], Any]) -> Any:
+        """What ``function`` makes of the base at the sum of the copies."""
         values: dict[str, Tensor] = dict(self.base.named_parameters())
         moved = {}
         for i, name in enumerate(self._names):
             total = values[name]
             for other in self.others:
                 total = total + other[i]  # type: ignore[index]
-            moved[name] = total
-        return functional_call(self.base, moved, (inputs,))
+            moved[f"base.{name}"] = total
+        return functional_call(Carrier(self.base), moved, (function,))
 
     def name(self, parameter: str, copy: int) -> str:
         """What a copy of a parameter of the base is called here."""
-        return f"base.{parameter}" if copy == 0 else f"others.{copy - 1}.{self._names.index(parameter)}"
+        return f"base.{parameter}" if copy == 0 else f"others.{copy - 1}.{self._order[parameter]}"
 
     def partition(self, partition: Partition, labels: tuple[str, ...]) -> Partition:
         """The pairs of a group and a copy, copies of one group next to each other, called ``group:label``."""

@@ -1,6 +1,7 @@
 """Partitions: the parameters of a model split into a few disjoint, covering groups."""
 
+from gnewton.partition.choice import PartitionChoice, chosen_partition
 from gnewton.partition.groups import Partition
 from gnewton.partition.recipe import PARTITIONS, PartitionRecipe
 
-__all__ = ["PARTITIONS", "Partition", "PartitionRecipe"]
+__all__ = ["PARTITIONS", "Partition", "PartitionChoice", "PartitionRecipe", "chosen_partition"]

@@ -11,6 +11,7 @@ from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
 from gnewton.partition import schemes
 from gnewton.partition.parameters import frozen_names, tied_hint, trainable_sizes
+from gnewton.wrappers import plain_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +29,10 @@ class Group:
 class Partition:
     """S disjoint groups that together hold every trainable parameter of a model (method, section 1).
 
-    Parameters are named as in ``model.named_parameters()``; a tied parameter appears once, under its first
-    name; frozen parameters (``requires_grad=False``) belong to no group. Build one with
+    Parameters are named as in ``model.named_parameters()``; of a model in ``torch.compile`` or
+    DistributedDataParallel, as in the network itself, without ``module.`` and ``_orig_mod.`` (names with them
+    are understood). A tied parameter appears once, under its first name; frozen parameters
+    (``requires_grad=False``) belong to no group. Build one with
     :meth:`from_names` or with one of the named schemes: :meth:`per_tensor`, :meth:`single`,
     :meth:`weights_biases`, :meth:`by_layer`, :meth:`blocks`, :meth:`alternate`, :meth:`patterns`.
 
@@ -188,6 +191,7 @@ class _Claims:
 
     def group(self, label: str | None, names: Sequence[str], position: int) -> Group:
         """The group of the parameters ``names``, called after the first where there is no label."""
+        names = [self._known(name) for name in names]
         title = label if label is not None else (names[0] if names else f"#{position}")
         if not names:
             raise InputError(f"partition: group '{title}' is empty; every group needs a parameter")
@@ -195,6 +199,10 @@ class _Claims:
             self._claim(title, name)
         in_order = tuple(sorted(names, key=self._order.__getitem__))
         return Group(title, in_order, sum(self._sizes[name] for name in in_order))
+
+    def _known(self, name: str) -> str:
+        """Without what a wrapper of the model adds to it."""
+        return name if name in self._order or name in self._frozen else plain_name(self._model, name)
 
     def _claim(self, title: str, name: str) -> None:
         if name in self._frozen:

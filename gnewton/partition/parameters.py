@@ -1,10 +1,14 @@
-"""The parameters that a partition splits: trainable ones, tied ones once, in model order."""
+"""The parameters that a partition splits: trainable ones, tied ones once, in model order.
+
+They are named as in the network itself, without what ``torch.compile`` and DistributedDataParallel add.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from gnewton.errors import InputError
+from gnewton.wrappers import named_parameters, unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,9 +18,9 @@ def trainable_sizes(model: nn.Module) -> dict[str, int]:
     """Number of scalars of each trainable parameter, by name, tied ones once, in model order.
 
     Raises:
-        InputError: if the model has no trainable parameter.
+        InputError: if it is no model, or has no trainable parameter.
     """
-    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    sizes = {name: p.numel() for name, p in _named(model).items() if p.requires_grad}
     if not sizes:
         raise InputError("partition: the model has no trainable parameter")
     return sizes
@@ -24,13 +28,17 @@ def trainable_sizes(model: nn.Module) -> dict[str, int]:
 
 def frozen_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that are not trained (``requires_grad=False``)."""
-    return frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
+    return frozenset(name for name, p in _named(model).items() if not p.requires_grad)
 
 
 def tied_hint(model: nn.Module, name: str) -> str:
     """Where ``name`` is a second name of a shared parameter, say under which name it is known."""
-    every = dict(model.named_parameters(remove_duplicate=False))
+    every = named_parameters(unwrapped(model), duplicates=True)
     if name not in every:
         return ""
-    first = next(known for known, p in model.named_parameters() if p is every[name])
+    first = next(known for known, p in _named(model).items() if p is every[name])
     return f"; it is tied to '{first}', under which it is grouped"
+
+
+def _named(model: nn.Module) -> dict[str, nn.Parameter]:
+    return named_parameters(unwrapped(model))

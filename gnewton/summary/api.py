@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from gnewton.errors import InputError
-from gnewton.options import did_you_mean
-from gnewton.partition import Partition
+from gnewton.arguments import check_flag, check_name, check_number, explained
+from gnewton.partition import PartitionChoice, chosen_partition
+from gnewton.processes import world_size
+from gnewton.summary.batch import hidden, opened
 from gnewton.summary.distributed import all_reduced
 from gnewton.summary.graph import TraceError
-from gnewton.summary.problem import LossFunction, Problem, batch_size
+from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, batch_size
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import Summary
 from gnewton.summary.tangent_engine import TangentEngine
@@ -23,15 +24,22 @@ log = logging.getLogger(__name__)
 Engine = Literal["auto", "tangent", "compiled", "reference"]
 ENGINES = ("auto", "tangent", "compiled", "reference")
 REDUCTIONS = ("mean", "sum")
+_LOSS = "pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy"
 
 
 class Summarizer:
     """Summaries of one model, loss and partition, batch after batch.
 
     Args:
-        model: the network. It is called as ``model(inputs)``; with an empty tensor where there is no data.
+        model: the network, also inside ``torch.compile`` or DistributedDataParallel. It is called as
+            ``model(*inputs)`` for a tuple or list of inputs, as ``model(**inputs)`` for a mapping, else as
+            ``model(inputs)``; with an empty tensor where there is no data.
         loss_fn: maps (outputs, targets) to the scalar loss of the batch.
-        partition: S groups of the trainable parameters.
+        partition: S groups of the trainable parameters, or what
+            :func:`~gnewton.partition.choice.chosen_partition` takes.
+        forward: where the model is to be called otherwise, ``forward(model, batch)`` gives the outputs and
+            ``loss_fn(outputs, batch)`` the loss. The batch is (inputs, targets), or ``inputs`` alone where
+            ``targets`` is None.
         third: whether to form the third derivatives.
         engine: "tangent" is exact at the cost of a few gradients and raises where it cannot trace the
             model; "compiled" does the same work in compiled code, up to twice as fast, after seconds to
@@ -50,12 +58,14 @@ class Summarizer:
             torch.compile, which "compiled" needs, does not work on this machine.
     """
 
+    @explained(loss_fn=_LOSS)
     def __init__(
         self,
         model: nn.Module,
         loss_fn: LossFunction,
-        partition: Partition,
+        partition: PartitionChoice,
         *,
+        forward: Forward | None = None,
         third: bool = True,
         engine: Engine = "auto",
         diagonal: bool = False,
@@ -64,18 +74,14 @@ class Summarizer:
         tf32: bool = False,
         distributed: bool = True,
     ) -> None:
-        if engine not in ENGINES:
-            hint = did_you_mean(engine, ENGINES)
-            raise InputError(f"summary: engine={engine}: must be one of {', '.join(ENGINES)}{hint}")
-        if reduction not in REDUCTIONS:
-            raise InputError(f"summary: reduction={reduction}: must be one of {', '.join(REDUCTIONS)}")
-        if max_memory is not None and max_memory <= 0:
-            raise InputError(f"summary: max_memory={max_memory}: must be a number of bytes > 0")
-        if "_orig_mod" in model._modules:  # what torch.compile returns
-            raise InputError(
-                "summary: the model is compiled, which has no second derivatives; pass the model itself"
-            )
-        self.problem = Problem(model, loss_fn, partition)
+        check_name("summary: engine", engine, ENGINES)
+        check_name("summary: reduction", reduction, REDUCTIONS)
+        if max_memory is not None:
+            check_number("summary: max_memory", max_memory, above=0)
+        flags = {"third": third, "diagonal": diagonal, "tf32": tf32, "distributed": distributed}
+        for name, flag in flags.items():
+            check_flag(f"summary: {name}", flag)
+        self.problem = Problem(model, loss_fn, chosen_partition(model, partition), forward)
         self.third = third
         self.engine = engine
         self.diagonal = diagonal
@@ -92,30 +98,34 @@ class Summarizer:
         )
         self._reasons: set[str] = set()
 
-    def summarize(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
+    def summarize(self, inputs: Any, targets: Any, direction: Direction) -> Summary:
         """The summary of the batch loss along ``direction``, at the present parameters.
 
         Nothing is touched: parameters, ``.grad``, buffers, random streams and the training mode stay as they
         are, also after an exception. Random draws such as dropout masks are drawn once.
 
         Args:
-            inputs: the batch, as the model takes it.
+            inputs: the batch, as the model takes it: a nest of tuples, lists, mappings and dataclasses.
             targets: its targets, as the loss takes them.
-            direction: u by parameter name, in the shapes of the parameters.
+            direction: u in the shapes of the parameters, by parameter name or in the order of the model's
+                trainable parameters.
 
         Raises:
             InputError: if the direction lacks a parameter or has a wrong shape, or the loss is no scalar.
             SummaryError: with engine="tangent" or "compiled", if the model cannot be traced (or compiled).
         """
         u = self.problem.check_direction(direction)
+        inputs, targets = opened((inputs, targets))
         summary = self._local(inputs, targets, u)
-        if self.distributed:
+        if self.distributed and world_size() > 1:
             summary = all_reduced(summary, batch_size(inputs, targets), self.reduction)
         return summary
 
     def _local(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
         if self.engine != "reference":
             try:
+                if stranger := hidden((inputs, targets)):
+                    raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
                 return self.tangents.summarize(inputs, targets, u)
             except TraceError as error:
                 if self.engine != "auto":
@@ -126,14 +136,16 @@ class Summarizer:
         return reference_summary(self.problem, inputs, targets, u, third=self.third, diagonal=self.diagonal)
 
 
+@explained(loss_fn=_LOSS, direction="u by parameter name, such as the gradients")
 def summarize(
     model: nn.Module,
     loss_fn: LossFunction,
     inputs: Any,
     targets: Any,
-    partition: Partition,
-    direction: Mapping[str, Tensor],
+    partition: PartitionChoice,
+    direction: Direction,
     *,
+    forward: Forward | None = None,
     third: bool = True,
     engine: Engine = "auto",
     diagonal: bool = False,
@@ -148,6 +160,7 @@ def summarize(
         model,
         loss_fn,
         partition,
+        forward=forward,
         third=third,
         engine=engine,
         diagonal=diagonal,
@@ -162,14 +175,16 @@ def summary_tensor(
     loss_fn: LossFunction,
     inputs: Any,
     targets: Any,
-    partition: Partition,
-    direction: Mapping[str, Tensor],
+    partition: PartitionChoice,
+    direction: Direction,
     *,
     order: int,
+    forward: Forward | None = None,
 ) -> Tensor:
     """The symmetric tensor ∇^d L[P_s1 u, …, P_sd u] for d = ``order``, shape (S,)*d, float64.
 
     By the reference engine, for studies: the cost grows as S^(d-1)/(d-1)! backward passes.
     """
-    problem = Problem(model, loss_fn, partition)
+    problem = Problem(model, loss_fn, chosen_partition(model, partition), forward)
+    inputs, targets = opened((inputs, targets))
     return reference_tensor(problem, inputs, targets, problem.check_direction(direction), order)

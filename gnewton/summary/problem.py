@@ -3,91 +3,160 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
 from gnewton.options import listing
 from gnewton.partition import Partition
+from gnewton.summary.batch import batch_size, call, closed
+from gnewton.summary.carrier import Carrier
+from gnewton.wrappers import named_parameters, plain_name, uncompiled, unwrapped
 
 LossFunction = Callable[[Any, Any], Tensor]
+"""(outputs, targets) -> the loss of the batch, a scalar; with a :data:`Forward`, (outputs, batch)."""
+
+Forward = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> outputs, for batches and models that the usual call does not fit."""
+
+Direction = Mapping[str, Tensor] | Sequence[Tensor]
+"""u by parameter name, or in the order of the model's trainable parameters."""
+
+__all__ = ["Direction", "Forward", "LossFunction", "Problem", "batch_size", "untouched"]
 
 
 @dataclass(frozen=True)
 class Problem:
     """The loss as a pure function of parameters, buffers, inputs and targets.
 
+    It is loss_fn(outputs, targets), where the outputs are ``model(*inputs)`` for a tuple or list of inputs,
+    ``model(**inputs)`` for a mapping and ``model(inputs)`` for anything else. With ``forward`` it is
+    loss_fn(forward(model, batch), batch), where the batch is (inputs, targets), or ``inputs`` alone where
+    ``targets`` is None.
+
     Attributes:
-        model: the network; its trainable parameters are those of the partition.
-        loss_fn: maps (outputs, targets) to a scalar.
+        model: the network, out of what ``torch.compile`` or DistributedDataParallel wrapped around it; its
+            trainable parameters are those of the partition.
+        loss_fn: maps (outputs, targets) to a scalar. It may read parameters of the model.
         partition: S groups of trainable parameters.
+        forward: how the model is called, if otherwise.
+
+    Raises:
+        InputError: if one of these is something else, or model and partition disagree.
     """
 
     model: nn.Module
     loss_fn: LossFunction
     partition: Partition
+    forward: Forward | None = None
+    _given: nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        object.__setattr__(self, "_given", self.model)  # directions may come by its names
+        object.__setattr__(self, "model", unwrapped(self.model))
+        check_loss(self.loss_fn)
+        if self.forward is not None and not callable(self.forward):
+            raise InputError("forward: must be a function (model, batch) -> outputs")
+        known = set(self.parameters())
         if known != set(self.partition.index):
             wrong = sorted(known ^ set(self.partition.index))
             raise InputError(f"summary: model and partition disagree about {listing(wrong)}")
 
+    @cached_property
+    def _carrier(self) -> Carrier:
+        return self.model if isinstance(self.model, Carrier) else Carrier(self.model)
+
+    def _full_names(self) -> dict[str, str]:
+        """The names of the parameters in :attr:`_carrier`, compiled parts and all, by their plain ones."""
+        prefix = "" if self._carrier is self.model else "base."
+        return {plain_name(self.model, name): prefix + name for name, _ in self.model.named_parameters()}
+
     def parameters(self) -> dict[str, Tensor]:
         """Trainable parameters by name, tied ones once: detached, sharing memory with the model."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: p.detach() for name, p in named_parameters(self.model).items() if p.requires_grad}
 
     def constants(self) -> dict[str, Tensor]:
         """Frozen parameters and buffers by name: detached, sharing memory with the model."""
-        fixed = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        named = named_parameters(self.model).items()
+        fixed = {name: p.detach() for name, p in named if not p.requires_grad}
         return fixed | {name: b.detach() for name, b in self.model.named_buffers()}
 
     def loss(
         self, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor], inputs: Any, targets: Any
     ) -> Tensor:
         """The scalar loss. Buffers that the model updates are updated inside ``constants``: pass copies."""
-        outputs = functional_call(self.model, {**parameters, **constants}, (inputs,))
-        loss = self.loss_fn(outputs, targets)
+        prefix = "" if self._carrier is self.model else "base."
+        full = self._full_names()
+        values = {full.get(name, prefix + name): value for name, value in {**parameters, **constants}.items()}
+        with uncompiled():
+            loss = functional_call(self._carrier, values, (partial(self._objective, inputs, targets),))
+        if not isinstance(loss, Tensor):
+            raise InputError(f"summary: the loss must be a scalar tensor, got <{type(loss).__name__}>")
         if loss.numel() != 1:
             raise InputError(f"summary: the loss must be a scalar, got shape {tuple(loss.shape)}")
         return loss.reshape(())
 
-    def check_direction(self, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _objective(self, inputs: Any, targets: Any, model: nn.Module) -> Any:
+        inputs, targets = closed((inputs, targets))
+        if self.forward is None:
+            return self.loss_fn(call(model, inputs), targets)
+        batch = inputs if targets is None else (inputs, targets)
+        return self.loss_fn(self.forward(model, batch), batch)
+
+    def check_direction(self, direction: Direction) -> dict[str, Tensor]:
         """The direction as detached tensors, one per trainable parameter.
 
         Raises:
             InputError: if a parameter has no direction, or one of another shape.
         """
         parameters = self.parameters()
-        missing = [name for name in parameters if name not in direction]
+        named = self._named(direction, parameters)
+        missing = [name for name in parameters if name not in named]
         if missing:
             raise InputError(f"summary: the direction lacks {listing(missing)}")
         for name, p in parameters.items():
-            if direction[name].shape != p.shape:
+            if named[name].shape != p.shape:
                 raise InputError(
-                    f"summary: the direction of '{name}' has shape {tuple(direction[name].shape)}, "
+                    f"summary: the direction of '{name}' has shape {tuple(named[name].shape)}, "
                     f"the parameter {tuple(p.shape)}"
                 )
-        return {name: direction[name].detach().to(p.dtype) for name, p in parameters.items()}
+        return {name: named[name].detach().to(p.dtype) for name, p in parameters.items()}
+
+    def _named(self, direction: Direction, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The direction by plain parameter name."""
+        if isinstance(direction, Mapping):
+            named = {
+                name if name in parameters else plain_name(self._given, name): u
+                for name, u in direction.items()
+            }
+        elif isinstance(direction, (list, tuple)):
+            if len(direction) != len(parameters):
+                raise InputError(
+                    f"summary: the direction has {len(direction)} tensors, the model {len(parameters)} "
+                    "trainable parameters"
+                )
+            named = dict(zip(parameters, direction, strict=True))
+        else:
+            raise InputError(
+                f"direction=<{type(direction).__name__}>: must map parameter names to tensors, or list "
+                "tensors in the order of the trainable parameters"
+            )
+        for name in parameters:
+            if name in named and not isinstance(named[name], Tensor):
+                kind = type(named[name]).__name__
+                raise InputError(f"summary: the direction of '{name}' must be a tensor, not <{kind}>")
+        return named
 
     def device(self) -> torch.device:
         """Where the parameters live."""
         return next(self.model.parameters()).device
-
-
-def batch_size(inputs: Any, targets: Any) -> int:
-    """Number of samples: the length of the first tensor that has one; 1 for a model without data."""
-    for leaf in pytree.tree_leaves((inputs, targets)):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] > 0:
-            return leaf.shape[0]
-    return 1
 
 
 @contextlib.contextmanager
@@ -100,3 +169,20 @@ def untouched(device: torch.device) -> Iterator[None]:
         torch.enable_grad(),
     ):
         yield
+
+
+def check_loss(loss_fn: Any) -> None:
+    """A function of (outputs, targets).
+
+    Raises:
+        InputError: for anything else, such as the class of a loss module.
+    """
+    if isinstance(loss_fn, type):
+        name = loss_fn.__name__
+        raise InputError(f"loss_fn: must be a function of (outputs, targets), not a class; pass {name}()")
+    if not callable(loss_fn):
+        shown = repr(loss_fn) if isinstance(loss_fn, (str, int, float)) else f"<{type(loss_fn).__name__}>"
+        raise InputError(
+            f"loss_fn={shown}: must be a function of (outputs, targets), such as "
+            "torch.nn.functional.cross_entropy"
+        )

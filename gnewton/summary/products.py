@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gnewton.summary.batch import opened
 from gnewton.summary.problem import Problem, untouched
 
 
@@ -31,7 +32,8 @@ def hessian_vector_product(
     with untouched(problem.device()):
         leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
         # the model may write into what it is given
-        copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+        batch = opened((inputs, targets))
+        copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *batch))
         loss = problem.loss(leaves, *copies)
         wanted = list(leaves.values())
         gradient = torch.autograd.grad(

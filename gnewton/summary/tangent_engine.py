@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 from gnewton.compilation import require_compiler
 from gnewton.errors import OutOfMemory
 from gnewton.summary import checks, memory
+from gnewton.summary.batch import batch_size, divisible
 from gnewton.summary.engine import Passes, forward, run
+from gnewton.summary.graph import TraceError
 from gnewton.summary.precision import exact_products
-from gnewton.summary.problem import Problem, batch_size, untouched
+from gnewton.summary.problem import Problem, untouched
 from gnewton.summary.result import Summary
 from gnewton.summary.stacks import Stacks
 from gnewton.summary.traces import Trace, Traces
@@ -75,7 +77,7 @@ class TangentEngine:
         self._settle()
         with untouched(device), exact_products(device, self.tf32), torch.autocast(device.type, enabled=False):
             whole = self.traces.get(inputs, targets)
-            samples = batch_size(inputs, targets)
+            samples = divisible(inputs, targets)
             parts = min(max(self._parts(whole, device), whole.parts), samples)
             while (made := self._attempt(whole, inputs, targets, direction, parts)) is None:
                 whole.parts = parts = self._more_parts(whole, samples, parts, device)
@@ -123,7 +125,7 @@ class TangentEngine:
         self, whole: Trace, inputs: Any, targets: Any, direction: Mapping[str, Tensor], parts: int
     ) -> Summary:
         if parts > 1 and whole.separable is not False:
-            made = self._split(whole, inputs, targets, direction, batch_size(inputs, targets), parts)
+            made = self._split(whole, inputs, targets, direction, divisible(inputs, targets), parts)
             if made is not None:
                 return made
         passes = self._run(whole, inputs, targets, direction)
@@ -175,7 +177,11 @@ class TangentEngine:
         weights: Tensor | float = 0.0
         for lo, hi in memory.chunks(samples, parts):
             x, y = memory.cut((inputs, targets), samples, lo, hi)
-            part = self.traces.get(x, y)
+            try:
+                part = self.traces.get(x, y)
+            except TraceError:
+                self._keep_whole(whole, "the model does not take parts of it")
+                return None
             drawn = memory.cut_draws(whole.program, part.program, draws, samples, lo, hi)
             if drawn is None:
                 self._keep_whole(whole, "its random draws do not split")

@@ -283,7 +283,7 @@ def test_the_stack_leaves_its_base_alone() -> None:
     stack = Stack(model, 3)
     batch = classification(5)
     model.eval()
-    assert torch.equal(stack(batch[0]), model(batch[0]))
+    assert torch.equal(stack(lambda base: base(batch[0])), model(batch[0]))
     assert [name for name, _ in model.named_parameters()] == names
     summarizer = Summarizer(stack, F.cross_entropy, stack.partition(Partition.single(model), ("a", "b", "c")))
     assert len(summarizer.problem.partition) == 3

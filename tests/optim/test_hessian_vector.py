@@ -105,9 +105,9 @@ def test_continues_bit_for_bit_from_its_state() -> None:
 
 def test_refuses_what_it_cannot_use() -> None:
     model = tanh_net()
-    with pytest.raises(InputError, match=r"lr_direction=0: must be > 0"):
+    with pytest.raises(InputError, match=r"lr_direction=0: must be a finite number > 0"):
         HessianVector(model, cross_entropy, lr_direction=0)
-    with pytest.raises(InputError, match=r"ridge=-1: must be >= 0"):
+    with pytest.raises(InputError, match=r"ridge=-1: must be a finite number >= 0"):
         HessianVector(model, cross_entropy, ridge=-1)
     optimizer = HessianVector(model, cross_entropy)
     with pytest.raises(InputError, match="curvature is due"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from gnewton.errors import InputError
+from gnewton.wrappers import named_parameters
 
 Module = nn.Linear | nn.Conv1d | nn.Conv2d
 _KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -62,7 +63,7 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
     Raises:
         InputError: if a lazy module has no shape yet.
     """
-    named = {id(p): name for name, p in model.named_parameters()}
+    named = {id(p): name for name, p in named_parameters(model).items()}
     wanted = {key for key, name in named.items() if name in set(names)}
     owners: dict[int, set[nn.Module]] = {}
     for module in model.modules():

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnewton.arguments import check_name, check_number, check_whole, explained
 from gnewton.errors import InputError
+from gnewton.optim.bound import BoundOptimizer, evaluated
 from gnewton.optim.kfac.capture import Capture
-from gnewton.optim.kfac.checks import check_name, check_number, check_period
 from gnewton.optim.kfac.draws import Draws
 from gnewton.optim.kfac.gradient import DenseGradient, LayerGradient
 from gnewton.optim.kfac.layers import Layer, find_layers
@@ -18,11 +19,13 @@ from gnewton.optim.kfac.likelihoods import Sampler, sampler
 from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner, refresh_inverses
 from gnewton.optim.kfac.statistics import Factors, moments
 from gnewton.optim.kfac.step import clip, move
+from gnewton.optim.trained import Trained
+from gnewton.wrappers import is_compiled, named_parameters, unwrapped
 
 _KINDS: dict[str, type[Inverses] | type[Eigen]] = {"inverse": Inverses, "eigen": Eigen, "ekfac": Corrected}
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(BoundOptimizer):
     """θ ← (1 − lr·wd) θ − lr m, m ← μ m + ν V, where V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹ in each layer.
 
     A and G are running averages of the second moments of the inputs of a Linear or Conv layer and of the
@@ -44,7 +47,8 @@ class KFAC(torch.optim.Optimizer):
             optimizer.step()
 
     Args:
-        model: the network; it returns one tensor with the samples along the first axis.
+        model: the network, also inside DistributedDataParallel; it returns one tensor with the samples along
+            the first axis, whatever it is called with.
         lr: learning rate, > 0.
         momentum: μ in [0, 1).
         weight_decay: wd >= 0, decoupled from the gradient.
@@ -69,6 +73,7 @@ class KFAC(torch.optim.Optimizer):
         InputError: for a value out of range, an unknown name, or a model without a layer to treat.
     """
 
+    @explained(loss_fn="the loss is what backward() is called on; likelihood= names its kind")
     def __init__(
         self,
         model: nn.Module,
@@ -89,6 +94,13 @@ class KFAC(torch.optim.Optimizer):
         seed: int | None = None,
         params: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
+        network = unwrapped(model)
+        if is_compiled(model):
+            raise InputError(
+                "model: it is compiled, at least in part, and KFAC watches single layers, which compiled "
+                "code does not have; pass and train the model itself"
+            )
+        model = network
         check_number("lr", lr, above=0)
         check_number("momentum", momentum, at_least=0, below=1)
         check_number("weight_decay", weight_decay, at_least=0)
@@ -96,14 +108,12 @@ class KFAC(torch.optim.Optimizer):
         if kl_clip is not None:
             check_number("kl_clip", kl_clip, above=0)
         check_number("decay", decay, at_least=0, below=1)
-        check_period("statistics_period", statistics_period)
-        check_period("inverse_period", inverse_period)
+        check_whole("statistics_period", statistics_period, 1)
+        check_whole("inverse_period", inverse_period, 1)
         check_name("fisher", fisher, ("true", "empirical"))
         check_name("preconditioner", preconditioner, tuple(_KINDS))
         check_name("start", start, ("first", "identity"))
         check_name("scaling", scaling, ("standard", "reference"))
-        if "_orig_mod" in model._modules:  # what torch.compile returns
-            raise InputError("model: it is compiled, and KFAC watches single layers; pass the model itself")
         draw = sampler(likelihood)
         named = _targets(model, params)
         super().__init__(
@@ -116,6 +126,13 @@ class KFAC(torch.optim.Optimizer):
                 "damping": damping,
                 "kl_clip": kl_clip,
             },
+        )
+        own = named_parameters(model)
+        self._trained = Trained(
+            model,
+            {name: own[name] for name in named if own[name].requires_grad},
+            holder="KFAC",
+            missing=None if params is not None else "it does not hold {}; freeze it or build a new KFAC",
         )
         self._layers = find_layers(model, list(named))
         if not self._layers:
@@ -179,12 +196,11 @@ class KFAC(torch.optim.Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
-            InputError: for sparse gradients, or if the model never ran forward in training mode.
+            InputError: for sparse gradients, if the model never ran forward in training mode, or if it
+                trains other parameters than when the optimizer was built.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        self._trained.check()
+        loss = evaluated(closure)
         for p in self.param_groups[0]["params"]:
             if p.grad is not None and p.grad.is_sparse:
                 raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
@@ -240,12 +256,6 @@ class KFAC(torch.optim.Optimizer):
         self._capture.clear()
         self._capture.due = self._steps >= self._next_statistics
         self._capture.bases = {layer: found.basis for layer, found in self._preconditioners.items()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        raise InputError(
-            "KFAC: hooks bind it to its model, so it cannot be copied or pickled; build a new one and load "
-            "state_dict()"
-        )
 
     def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies on the device of the model."""
@@ -332,7 +342,7 @@ class KFAC(torch.optim.Optimizer):
 
 def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
     """The tensors to step, by the name of the parameter of the model that each is or stands for."""
-    own = dict(model.named_parameters())
+    own = named_parameters(model)
     if params is None:
         named: dict[str, Tensor] = {name: p for name, p in own.items() if p.requires_grad}
     else:

@@ -474,7 +474,7 @@ def test_copies_of_the_optimizer_are_refused_and_copies_of_the_model_are_free() 
     model, optimizer = training()
     advance(model, optimizer, 0, 2)
     for attempt in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(InputError, match="KFAC: hooks bind it to its model"):
+        with pytest.raises(InputError, match="KFAC: it is bound to its model and cannot be copied"):
             attempt(optimizer)  # type: ignore[operator]
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         twin(torch.randint(0, 5, (8, 2))).sum().backward()

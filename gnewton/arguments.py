@@ -1,0 +1,147 @@
+"""Checks of the library's arguments: an error is one line with argument, value and what is allowed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeVar
+
+from gnewton.errors import InputError
+from gnewton.options import did_you_mean
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """A finite number within bounds.
+
+    Raises:
+        InputError: for any other value.
+    """
+    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (known and value > above and value >= at_least and value < below):  # type: ignore[operator]
+        bounds = [
+            f"{sign} {bound:g}"
+            for sign, bound in ((">", above), (">=", at_least), ("<", below))
+            if math.isfinite(bound)
+        ]
+        raise InputError(f"{name}={shown(value)}: must be a finite number {' and '.join(bounds)}".rstrip())
+
+
+def check_whole(name: str, value: object, at_least: int) -> None:
+    """A whole number, of steps for instance.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+        raise InputError(f"{name}={shown(value)}: must be an integer >= {at_least}")
+
+
+def check_name(name: str, value: object, allowed: Collection[str]) -> None:
+    """One of a few names.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        hint = did_you_mean(value, allowed) if isinstance(value, str) else ""
+        what = value if isinstance(value, str) else shown(value)
+        raise InputError(f"{name}={what}: must be one of {', '.join(allowed)}{hint}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """True or False.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={shown(value)}: must be True or False")
+
+
+def check_kind(name: str, value: object, kind: type, example: str) -> None:
+    """An object of a class, or None.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise InputError(f"{name}={shown(value)}: must be a {kind.__name__}, such as {example}")
+
+
+def check_function(name: str, value: object, what: str) -> None:
+    """A function, or None.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if value is not None and (isinstance(value, type) or not callable(value)):
+        raise InputError(f"{name}={shown(value)}: must be a function {what}")
+
+
+def shown(value: object) -> str:
+    """A value in a message: numbers and names as they are, anything else by its type."""
+    if isinstance(value, str):
+        return repr(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return str(value)
+    return f"<class {value.__name__}>" if isinstance(value, type) else f"<{type(value).__name__}>"
+
+
+def explained(**hints: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a public function say in one line which argument is unknown or missing, instead of a TypeError.
+
+    Args:
+        hints: what to say of an argument, by its name: one that users expect, or one that they forget.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except TypeError:
+                misfit = _misfit(inspect.signature(function), args, kwargs, hints)
+                if misfit is None:
+                    raise
+            raise InputError(f"{function.__qualname__.removesuffix('.__init__')}: {misfit}")
+
+        return wrapper
+
+    return decorate
+
+
+def _misfit(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], hints: Mapping[str, str]
+) -> str | None:
+    """Why arguments do not fit a signature; None where they do."""
+    every = signature.parameters.values()
+    names = [p.name for p in every if p.name != "self"]
+    for name in kwargs:
+        if name not in names:
+            hint = f"; {hints[name]}" if name in hints else did_you_mean(name, names)
+            return f"{name}={shown(kwargs[name])}: no such argument{hint}"
+    positional = [p.name for p in every if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    by_place = positional[: len(args)]
+    if len(args) > len(positional):
+        places = [name for name in positional if name != "self"]
+        return f"only {', '.join(places)} may be given by position; name the others, as in {names[-1]}=…"
+    for name in by_place:
+        if name in kwargs:
+            return f"{name} is given twice, by position and by name"
+    for p in every:
+        if p.default is inspect.Parameter.empty and p.name not in (*by_place, *kwargs):
+            return f"{p.name} is missing" + (f"; {hints[p.name]}" if p.name in hints else "")
+    return None
