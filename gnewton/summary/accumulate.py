@@ -66,8 +66,8 @@ def joined_blocks(values: list[Tensor], like: Tensor) -> Tensor:
 class Accumulator:
     """Gradient, Hessian and third derivative, being summed over the steps of a program.
 
-    Beside each of them a sum of the same shape, ``…_noise``, of the rounding errors its contributions may have
-    (``rounding``). It is formed of magnitudes, so that contributions that cancel leave it as it is.
+    Beside each of them a sum of the same shape, ``…_noise``, of the rounding errors that its contributions
+    may have (``rounding``). It is formed of magnitudes, so that contributions that cancel leave it as it is.
 
     Args:
         size: number of groups S.

@@ -62,7 +62,7 @@ def _entrywise_loss(site: Site) -> Passed:
 
 
 def _terms(site: Site, bend: Tensor | None) -> Tensor:
-    """The size of what cancels in ℓ'(x): ℓ'' · x, since x has an error of its own, and up to 1 in σ(x) − y."""
+    """The size of what cancels in ℓ'(x): ℓ'' · x, as x has an error of its own, and up to 1 in σ(x) − y."""
     x = site.args[0].reshape(-1)
     size = torch.zeros_like(x) if bend is None else bend * x
     return size + 1 if site.step.op.name() == "aten::binary_cross_entropy_with_logits" else size

@@ -157,7 +157,9 @@ def _from_first(stack: Tensor) -> Tensor:
     are those of a bias, where the mean of large equal numbers would leave rounding errors.
     """
     out = torch.empty(stack.shape, dtype=stack.dtype, device=stack.device)
-    first = stack[(slice(None), slice(None), *[slice(0, 1)] * (stack.dim() - 2))]
+    first = stack
+    for axis in range(2, stack.dim()):
+        first = first.narrow(axis, 0, 1)
     return torch.sub(stack, first, out=out).view(*stack.shape[:2], -1)
 
 
