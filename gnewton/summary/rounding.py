@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 PRODUCT = 8.0  # of an inner product of adjoint and tangent, in units of the product of their norms
-LOSS = 1.0  # of an adjoint that is the difference of two terms, in units of these
+LOSS = 0.5  # of an adjoint that is the difference of two terms, in units of these
 SLOPE = 2.0  # of the gradient, in units of the difference between its two estimates
 CURVED = 64.0  # of a contribution to the Hessian or the third derivative, which may cancel within itself
 CURVED_COARSE = 4.0  # the same in a coarse precision
