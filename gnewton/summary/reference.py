@@ -23,7 +23,7 @@ from gnewton.summary.rounding import COARSE, PRODUCT, Rounding
 from gnewton.summary.smooth import SmoothNorms
 
 PERTURBATIONS = 3
-DIGITS = 16.0  # size of a perturbation, in units of a rounding error; one of these in half precision
+DIGITS = 64.0  # size of a perturbation, in units of a rounding error; one of these in half precision
 SPREAD = 8.0  # noise of a gradient entry, in units of the range of what the perturbations gave
 SPREAD_COARSE = 2.0  # the same in half precision
 
