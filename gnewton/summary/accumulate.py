@@ -1,13 +1,25 @@
-"""Running sums of the contributions to a summary, in float64 on the device."""
+"""Running sums of the contributions to a summary and of their rounding errors, in float64 on the device."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.linalg import vector_norm
 
+from gnewton.summary.rounding import LOSS, PRODUCT, Rounding
 from gnewton.summary.tangents import Rows
+
+TOTALS = (
+    "gradient",
+    "hessian",
+    "third",
+    "gradient_noise",
+    "hessian_noise",
+    "third_noise",
+)  # of an Accumulator
 
 BLOCK = 1 << 18  # bytes of a stack per block and CPU thread: half a dozen of them fit into a cache of 2 MiB
 
@@ -54,20 +66,29 @@ def joined_blocks(values: list[Tensor], like: Tensor) -> Tensor:
 class Accumulator:
     """Gradient, Hessian and third derivative, being summed over the steps of a program.
 
+    Beside each of them a sum of the same shape, ``…_noise``, of the rounding errors that its contributions
+    may have (``rounding``). It is formed of magnitudes, so that contributions that cancel leave it as it is.
+
     Args:
         size: number of groups S.
         diagonal: whether to keep only the diagonal of the Hessian, shape (S,).
         third: whether third derivatives are formed at all.
+        rounding: the rounding errors of the passes.
     """
 
-    def __init__(self, size: int, device: torch.device, *, diagonal: bool, third: bool) -> None:
+    def __init__(
+        self, size: int, device: torch.device, *, diagonal: bool, third: bool, rounding: Rounding
+    ) -> None:
         self.device = device
+        self.rounding = rounding
         self.diagonal = diagonal
         self.with_third = third
         self.gradient = torch.zeros(size, dtype=torch.float64, device=device)
         self.hessian = torch.zeros((size,) if diagonal else (size, size), dtype=torch.float64, device=device)
         self.third = torch.zeros(size, dtype=torch.float64, device=device)
-        self.scale = torch.zeros(size, dtype=torch.float64, device=device)
+        self.gradient_noise = torch.zeros_like(self.gradient)
+        self.hessian_noise = torch.zeros_like(self.hessian)
+        self.third_noise = torch.zeros_like(self.third)
         self._places: dict[tuple[int, ...], slice | Tensor] = {}
 
     def place(self, groups: tuple[int, ...]) -> slice | Tensor:
@@ -81,19 +102,48 @@ class Accumulator:
             self._places[groups] = found
         return found
 
-    def add_gradient(self, groups: tuple[int, ...], rows: Tensor, adjoint: Tensor) -> None:
+    def add_gradient(
+        self, groups: tuple[int, ...], rows: Tensor, adjoint: Tensor, whole: Tensor | None = None
+    ) -> None:
         """Add the inner products of k rows (k, *shape) with an adjoint (*shape) to the gradient entries.
 
-        The product of their norms joins ``scale``: what rounding errors of these entries are measured by.
+        Their rounding error is measured by the product of the norms. Where the adjoint is itself a sum, of
+        ``whole`` over the entries to which those of the rows are broadcast, what cancels in it leaves its
+        error behind: the norms are then those before the sum.
         """
         at = self.place(groups)
         rows, line = flat(rows), adjoint.reshape(1, -1)
+        whole = adjoint if whole is None else whole
+        repeats = whole.numel() / max(adjoint.numel(), 1)
         _add(self.gradient, at, row_dots(rows, line))
-        _add(self.scale, at, vector_norm(rows, dim=1) * vector_norm(line))
+        size = vector_norm(rows, dim=1) * vector_norm(whole)
+        factor = PRODUCT * self.rounding.inner(whole.numel()) * math.sqrt(repeats)
+        _add(self.gradient_noise, at, size, factor)
 
     def add_third(self, groups: tuple[int, ...], values: Tensor, factor: float = 1.0) -> None:
         """Add ``factor`` · ``values`` (k,) to the third derivatives of k groups."""
-        _add(self.third, self.place(groups), values, factor)
+        at = self.place(groups)
+        _add(self.third, at, values, factor)
+        _add(self.third_noise, at, values.abs(), abs(factor) * self.rounding.curved)
+
+    def add_loss_noise(self, groups: tuple[int, ...], squares: Tensor, weight: Tensor, terms: int) -> None:
+        """Add the rounding errors of an operation whose adjoint is a difference of nearly equal terms.
+
+        Args:
+            groups: k of them.
+            squares: Σ_i w_i (ż_i^s)², shape (k,), with w the sum of the magnitudes of the terms of the
+                adjoint of z, which is also a bound on the second derivatives.
+            weight: Σ_i w_i, a scalar.
+            terms: number of entries i.
+        """
+        at = self.place(groups)
+        squares, weight = squares.double(), weight.double()
+        _add(self.gradient_noise, at, (squares * weight).sqrt(), LOSS * self.rounding.inner(terms))
+        if self.diagonal:
+            _add(self.hessian_noise, at, squares, self.rounding.curved)
+        else:
+            roots = squares.sqrt()
+            self._add_block(self.hessian_noise, at, torch.outer(roots, roots), self.rounding.curved)
 
     def gram(self, weighted: Tensor, rows: Tensor) -> Tensor:
         """``weighted`` · ``rows``ᵀ, symmetric by construction, or its diagonal; both arguments (k, N)."""
@@ -102,7 +152,7 @@ class Accumulator:
     def add_gram(self, groups: tuple[int, ...], gram: Tensor) -> None:
         """Add what :meth:`gram` gave, or a sum of such, to the Hessian entries of k groups."""
         if self.diagonal:
-            _add(self.hessian, self.place(groups), gram)
+            self._add_curvature(self.place(groups), gram)
         else:
             self.add_block(groups, gram)
 
@@ -114,11 +164,21 @@ class Accumulator:
         """Add a symmetric (k, k) block to the Hessian entries of k groups."""
         at = self.place(groups)
         if self.diagonal:
-            _add(self.hessian, at, block.diagonal())
-        elif isinstance(at, slice):
-            self.hessian[at, at].add_(block)
+            self._add_curvature(at, block.diagonal())
         else:
-            self.hessian[at[:, None], at] += block.double()
+            self._add_block(self.hessian, at, block)
+            self._add_block(self.hessian_noise, at, block.abs(), self.rounding.curved)
+
+    def _add_curvature(self, at: slice | Tensor, values: Tensor, factor: float = 1.0) -> None:
+        """Add ``factor`` · ``values`` (k,) to the diagonal of the Hessian, which is all that is kept."""
+        _add(self.hessian, at, values, factor)
+        _add(self.hessian_noise, at, values.abs(), factor * self.rounding.curved)
+
+    def _add_block(self, matrix: Tensor, at: slice | Tensor, block: Tensor, factor: float = 1.0) -> None:
+        if isinstance(at, slice):
+            matrix[at, at].add_(block, alpha=factor)
+        else:
+            matrix[at[:, None], at] += block.double() * factor
 
     def add_cross(self, a: Rows, b: Rows) -> None:
         """Add Σ_n a^s_n b^t_n to the Hessian entries (s, t) and (t, s), for every row s of a and t of b."""
@@ -126,7 +186,7 @@ class Accumulator:
             shared = tuple(g for g in a.groups if g in b.groups)
             if shared:
                 dots = row_dots(flat(a.pick(shared)), flat(b.pick(shared)))
-                _add(self.hessian, self.place(shared), dots, 2.0)
+                self._add_curvature(self.place(shared), dots, 2.0)
             return
         at_b = self.place(b.groups)
         columns = flat(b.data).T
@@ -136,14 +196,18 @@ class Accumulator:
             offset += part.shape[0]
             block = flat(part) @ columns
             at_a = self.place(own)
-            if isinstance(at_a, slice) and isinstance(at_b, slice):
-                self.hessian[at_a, at_b].add_(block)
-                self.hessian[at_b, at_a].add_(block.T)
-            else:
-                rows = torch.tensor(own, device=self.device)
-                cols = torch.tensor(b.groups, device=self.device)
-                self.hessian[rows[:, None], cols] += block.double()
-                self.hessian[cols[:, None], rows] += block.T.double()
+            for matrix, values, factor in (
+                (self.hessian, block, 1.0),
+                (self.hessian_noise, block.abs(), self.rounding.curved),
+            ):
+                if isinstance(at_a, slice) and isinstance(at_b, slice):
+                    matrix[at_a, at_b].add_(values, alpha=factor)
+                    matrix[at_b, at_a].add_(values.T, alpha=factor)
+                else:
+                    rows = torch.tensor(own, device=self.device)
+                    cols = torch.tensor(b.groups, device=self.device)
+                    matrix[rows[:, None], cols] += values.double() * factor
+                    matrix[cols[:, None], rows] += values.T.double() * factor
 
 
 def _add(vector: Tensor, at: slice | Tensor, values: Tensor, factor: float = 1.0) -> None:

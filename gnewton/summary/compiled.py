@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gnewton.compilation import first_line
-from gnewton.summary.accumulate import Accumulator
+from gnewton.summary.accumulate import TOTALS, Accumulator
 from gnewton.summary.engine import Passes, Plan, run
 from gnewton.summary.graph import Program, TraceError
 from gnewton.summary.memory import is_exhausted
+from gnewton.summary.rounding import Rounding
 from gnewton.summary.stacks import Stacks
 
 # convolutions as the program has them: with channels last, small ones and their pooling take twice as long
@@ -70,9 +71,16 @@ class CompiledPasses:
         else:
             with torch.no_grad():
                 numbers = self._function(*itertools.chain(*tensors))
-        gradient, hessian, third, scale, loss, slope = numbers
-        sums = Accumulator(len(self._plan.order), loss.device, diagonal=self._diagonal, third=self._third)
-        sums.gradient, sums.hessian, sums.third, sums.scale = gradient, hessian, third, scale
+        *totals, loss, slope = numbers
+        sums = Accumulator(
+            len(self._plan.order),
+            loss.device,
+            diagonal=self._diagonal,
+            third=self._third,
+            rounding=Rounding.of(self._plan.dtypes, loss.device),
+        )
+        for name, total in zip(TOTALS, totals, strict=True):
+            setattr(sums, name, total)
         return Passes(sums, loss, slope)
 
     def _compile(
@@ -105,8 +113,7 @@ class CompiledPasses:
                 diagonal=self._diagonal,
                 stacks=Stacks(),  # holds nothing: compiled code finds its own memory
             )
-            sums = made.sums
-            return [sums.gradient, sums.hessian, sums.third, sums.scale, made.loss, made.slope]
+            return [*(getattr(made.sums, name) for name in TOTALS), made.loss, made.slope]
 
         flat = list(itertools.chain(*tensors))
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gnewton.partition import Partition
 from gnewton.summary.accumulate import Accumulator
 from gnewton.summary.graph import CONSTANT, FLAT, Program, Ref, Step, TraceError
+from gnewton.summary.rounding import Rounding
 from gnewton.summary.rules import RULES, Rule, general_rule
 from gnewton.summary.site import Site
 from gnewton.summary.stacks import Stacks
@@ -39,6 +40,7 @@ class Plan:
         adjoints: steps whose adjoint is read.
         taken: parameters whose share in the gradient the rules take, so that it needs no backward pass.
         last_tangent: the last active reader of each step's tangent.
+        dtypes: of the values that move.
         outputs: for steps with several values: the active steps that pick one of them.
     """
 
@@ -48,6 +50,7 @@ class Plan:
     adjoints: tuple[int, ...]
     taken: frozenset[str]
     last_tangent: tuple[int, ...]
+    dtypes: frozenset[torch.dtype]
     outputs: dict[int, tuple[int, ...]]
 
 
@@ -70,15 +73,18 @@ def make_plan(program: Program, partition: Partition) -> Plan:
         starts[group] = min(starts.get(group, first), first)
     order = tuple(sorted(range(len(partition)), key=lambda s: (starts[s], s)))
     rank = {s: position for position, s in enumerate(order)}
+    taken = frozenset(
+        name for name, i in program.parameters.items() if _taken(i, program, rules, active_readers)
+    )
+    shares = _shares(program, rules, taken)
     return Plan(
         order=order,
         groups={name: rank[partition.index[name]] for name in program.parameters},
         rules=rules,
-        adjoints=tuple(i for i, rule in rules.items() if rule.adjoint),
-        taken=frozenset(
-            name for name, i in program.parameters.items() if _taken(i, program, rules, active_readers)
-        ),
+        adjoints=tuple(i for i, rule in rules.items() if rule.adjoint or i in shares),
+        taken=taken,
         last_tangent=tuple(max(readers, default=-1) for readers in active_readers),
+        dtypes=frozenset(step.dtype for step in steps if step.active and step.dtype is not None),
         outputs=outputs,
     )
 
@@ -100,12 +106,27 @@ def _taken(i: int, program: Program, rules: Mapping[int, Rule], readers: Sequenc
     return True
 
 
+def _shares(program: Program, rules: Mapping[int, Rule], taken: frozenset[str]) -> set[int]:
+    """The steps that take the share of a parameter in the gradient."""
+    leaves = {program.parameters[name] for name in taken}
+    shares: set[int] = set()
+    for i, rule in rules.items():
+        args = program.steps[i].args
+        if rule.view and type(args[0]) is Ref and args[0].step in leaves:
+            leaves.add(i)
+        if any(
+            p < len(args) and type(args[p]) is Ref and args[p].step in leaves for p in rule.takes_gradient
+        ):
+            shares.add(i)
+    return shares
+
+
 @dataclass(frozen=True)
 class Passes:
     """What the three passes leave behind, groups still in the program's order.
 
     Attributes:
-        sums: gradient, Hessian, third derivative.
+        sums: gradient, Hessian, third derivative, and the rounding errors of each.
         loss: the loss of the batch.
         slope: the gradient once more, by the tangent of the loss: an independent check.
     """
@@ -143,7 +164,8 @@ def run(
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     values = forward(program, leaves, inputs, draws)
     loss: Tensor = values[program.loss]
-    sums = Accumulator(len(plan.order), loss.device, diagonal=diagonal, third=third)
+    rounding = Rounding.of(plan.dtypes, loss.device)
+    sums = Accumulator(len(plan.order), loss.device, diagonal=diagonal, third=third, rounding=rounding)
     if not program.steps[program.loss].active or not loss.requires_grad:
         return Passes(sums, loss.detach().double(), torch.zeros_like(sums.gradient))
     adjoints = _backward(plan, values, loss, leaves, sums, direction)

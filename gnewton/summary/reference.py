@@ -2,7 +2,8 @@
 
 Exact for every model that autograd can differentiate often enough, and slow: one backward pass through the
 graph of the gradient per group for the Hessian, and one more through that graph for each third derivative.
-It is the yardstick of the fast engine and its stand-in where a model cannot be traced.
+It is the yardstick of the fast engine and its stand-in where a model cannot be traced. Three further
+gradients, at parameters that differ in their last digits, show how far rounding moves the first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from torch.utils import _pytree as pytree
 from gnewton.errors import InputError
 from gnewton.summary.problem import Problem, untouched
 from gnewton.summary.result import Summary
+from gnewton.summary.rounding import COARSE, PRODUCT, Rounding
 from gnewton.summary.smooth import SmoothNorms
+
+PERTURBATIONS = 3
+DIGITS = 64.0  # size of a perturbation, in units of a rounding error; one of these in half precision
+SPREAD = 8.0  # noise of a gradient entry, in units of the range of what the perturbations gave
+SPREAD_COARSE = 2.0  # the same in half precision
 
 
 class _Derivatives:
@@ -50,6 +57,19 @@ class _Derivatives:
             result[s] = term if known is None else known + term
         return result
 
+    def sized(self, scalar: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+        """⟨∂scalar/∂θ, P_s u⟩ of every group s, and the rounding error of that sum, both (S,)."""
+        entries = torch.zeros(self.size, dtype=torch.float64, device=scalar.device)
+        sizes = torch.zeros_like(entries)
+        if scalar.requires_grad:
+            grads = torch.autograd.grad(scalar, self.leaves, allow_unused=True)
+            for grad, u, s in zip(grads, self.direction, self.group, strict=True):
+                if grad is not None:
+                    terms = (grad * u).double()
+                    entries[s] += terms.sum()
+                    sizes[s] += terms.abs().sum() * rounding.inner(terms.numel())
+        return entries, sizes
+
 
 def _stack(entries: list[Tensor | None], device: torch.device) -> Tensor:
     zero = torch.zeros((), dtype=torch.float64, device=device)
@@ -57,14 +77,52 @@ def _stack(entries: list[Tensor | None], device: torch.device) -> Tensor:
 
 
 def _prepare(
-    problem: Problem, inputs: Any, targets: Any, direction: Mapping[str, Tensor]
+    problem: Problem,
+    inputs: Any,
+    targets: Any,
+    direction: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, _Derivatives]:
-    leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+    """The loss at ``parameters``, or at those of the model, and what differentiates it."""
+    parameters = problem.parameters() if parameters is None else parameters
+    leaves = {name: p.requires_grad_() for name, p in parameters.items()}
     # the model may write into what it is given
     copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
     with SmoothNorms():
         loss = problem.loss(leaves, *copies)
     return loss, _Derivatives(problem, leaves, direction)
+
+
+def _perturbation(dtype: torch.dtype) -> float:
+    eps = torch.finfo(dtype).eps
+    return DIGITS * eps if eps < COARSE else eps
+
+
+def _gradient_noise(
+    problem: Problem, inputs: Any, targets: Any, direction: Mapping[str, Tensor], gradient: Tensor
+) -> tuple[Tensor, Rounding]:
+    """The noise (S,) of the gradient (S,), and the rounding errors of the precision it was formed in.
+
+    Parameters are multiplied by 1 ± a few times the relative rounding error of their type, so that also means
+    of many numbers are rounded otherwise: how far that moves an entry is how far the roundings of a pass may.
+    To it comes the error of the sum over a group.
+    """
+    device = problem.device()
+    generator = torch.Generator(device).manual_seed(0)  # the random streams stay where they are
+    gradients, sizes, rounding = [gradient], torch.zeros_like(gradient), Rounding(0.0)
+    for _ in range(PERTURBATIONS):
+        perturbed = {}
+        for name, p in problem.parameters().items():
+            sign = torch.randint(0, 2, p.shape, generator=generator, device=device) * 2 - 1
+            perturbed[name] = p * (1 + _perturbation(p.dtype) * sign.to(p.dtype))
+        with untouched(device):  # the same random draws every time
+            loss, derive = _prepare(problem, inputs, targets, direction, perturbed)
+            rounding = Rounding.of([loss.dtype, *(p.dtype for p in perturbed.values())], device)
+            entries, sizes = derive.sized(loss, rounding)
+        gradients.append(entries)
+    every = torch.stack(gradients)
+    spread = SPREAD if rounding.unit < COARSE else SPREAD_COARSE
+    return spread * (every.amax(0) - every.amin(0)) + PRODUCT * sizes, rounding
 
 
 def reference_summary(
@@ -87,7 +145,9 @@ def reference_summary(
         diagonal: whether to keep only the diagonal of the Hessian.
 
     Returns:
-        Gradient (S,), Hessian (S, S) or its diagonal (S,), third derivative (S,) or None, and the loss.
+        Gradient (S,), Hessian (S, S) or its diagonal (S,), third derivative (S,) or None, the loss, and the
+        noise of each. That of the gradient costs three more gradients, beside the 2S backward passes; that of
+        the Hessian is its asymmetry and a share of the entries, that of the third derivative such a share.
     """
     device = problem.device()
     with untouched(device):
@@ -107,13 +167,20 @@ def reference_summary(
                 curvature = row[s]
                 cubic = None if curvature is None else derive.along(curvature, graph=False, groups=own)[s]
                 thirds.append(cubic)
-        hessian = torch.stack(rows)
-        return Summary(
-            gradient=_stack(first, device),
-            hessian=hessian.diagonal().clone() if diagonal else (hessian + hessian.T) / 2,
-            third=_stack(thirds, device) if third else None,
-            loss=loss.detach().double(),
-        )
+        gradient, hessian = _stack(first, device), torch.stack(rows)
+        cubes = _stack(thirds, device) if third else None
+    asymmetry = torch.zeros_like(gradient) if diagonal else (hessian - hessian.T).abs()
+    hessian = hessian.diagonal().clone() if diagonal else (hessian + hessian.T) / 2
+    gradient_noise, rounding = _gradient_noise(problem, inputs, targets, direction, gradient)
+    return Summary(
+        gradient=gradient,
+        hessian=hessian,
+        third=cubes,
+        loss=loss.detach().double(),
+        gradient_noise=gradient_noise,
+        hessian_noise=asymmetry + rounding.curved * hessian.abs(),
+        third_noise=None if cubes is None else rounding.curved * cubes.abs(),
+    )
 
 
 def reference_tensor(

@@ -14,12 +14,14 @@ from torch.utils import _pytree as pytree
 from gnewton.compilation import require_compiler
 from gnewton.errors import OutOfMemory
 from gnewton.summary import checks, memory
+from gnewton.summary.accumulate import TOTALS
 from gnewton.summary.batch import batch_size, divisible
 from gnewton.summary.engine import Passes, forward, run
 from gnewton.summary.graph import TraceError
 from gnewton.summary.precision import exact_products
 from gnewton.summary.problem import Problem, untouched
 from gnewton.summary.result import Summary
+from gnewton.summary.rounding import SLOPE
 from gnewton.summary.stacks import Stacks
 from gnewton.summary.traces import Trace, Traces
 
@@ -173,7 +175,7 @@ class TangentEngine:
             self._keep_whole(whole, "a weighted mean is only a part of the loss")
             return None
         draws = self._draw(whole, inputs, targets)
-        total: list[Tensor] | None = None
+        total: dict[str, Tensor] = {}
         weights: Tensor | float = 0.0
         for lo, hi in memory.chunks(samples, parts):
             x, y = memory.cut((inputs, targets), samples, lo, hi)
@@ -190,15 +192,12 @@ class TangentEngine:
             weight: Tensor | float = 1.0
             if self.reduction == "mean":
                 weight = float(hi - lo) if weighing is None else self._weight(part, x, y)
-            made = self._summary(part, passes)
-            numbers = [made.gradient, made.hessian, made.loss, *([] if made.third is None else [made.third])]
-            numbers = [number * weight for number in numbers]
-            total = numbers if total is None else [a + b for a, b in zip(total, numbers, strict=True)]
+            for name, number in self._summary(part, passes).parts().items():
+                total[name] = total[name] + number * weight if name in total else number * weight
             weights = weights + weight
-        assert total is not None
         if self.reduction == "mean":
-            total = [number / weights for number in total]
-        summary = Summary(total[0], total[1], total[3] if self.third else None, total[2])
+            total = {name: number / weights for name, number in total.items()}
+        summary = Summary.of(total)
         if whole.separable is None:
             whole.separable = self._separates(whole, summary, inputs, targets, direction, draws)
             if not whole.separable:
@@ -277,18 +276,23 @@ class TangentEngine:
         return [rank[s] for s in range(len(rank))]
 
     def _summary(self, made: Trace, passes: Passes) -> Summary:
-        """The sums in the partition's order of groups."""
+        """The sums in the partition's order of groups.
+
+        To the rounding errors of the products that made up the gradient comes the difference between its two
+        estimates: it also shows what these errors become where the adjoint cancels on its way.
+        """
         sums, at = passes.sums, self._inverse(made)
-        if at == list(range(len(at))):
-            hessian, gradient, third = sums.hessian, sums.gradient, sums.third
-        else:
+        totals = {name: getattr(sums, name) for name in TOTALS if self.third or not name.startswith("third")}
+        totals["gradient_noise"] = sums.gradient_noise + SLOPE * (sums.gradient - passes.slope).abs()
+        if at != list(range(len(at))):
             index = torch.tensor(at, device=sums.device)
-            hessian, gradient, third = sums.hessian[index], sums.gradient[index], sums.third[index]
+            totals = {name: total[index] for name, total in totals.items()}
             if not self.diagonal:
-                hessian = hessian[:, index]
+                for name in ("hessian", "hessian_noise"):
+                    totals[name] = totals[name][:, index]
         if not self.diagonal:
-            hessian = (hessian + hessian.T) / 2
-        return Summary(gradient, hessian, third if self.third else None, passes.loss)
+            totals["hessian"] = (totals["hessian"] + totals["hessian"].T) / 2
+        return Summary.of({**totals, "loss": passes.loss})
 
     def _settle(self) -> None:
         """Read the check of the last summary: at once on a CPU, one call later where reading would wait."""

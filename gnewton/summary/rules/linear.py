@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from gnewton.summary.graph import Ref
 from gnewton.summary.rules.general import general_rule
-from gnewton.summary.rules.product import joined, spread_rows
+from gnewton.summary.rules.product import joined, spread_rows, take_gradient
 from gnewton.summary.rules.table import RULES, Passed, Rule, overloads, rule
 from gnewton.summary.site import Site
 from gnewton.summary.tangents import Rows, Tangent, union
@@ -85,16 +85,21 @@ def _scaled(tangent: Tangent, factor: Any) -> Tangent:
     return tangent if factor == 1 else tangent.map(lambda rows: rows * factor, fresh=True)
 
 
-@rule(*overloads("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar", "rsub.Scalar", "rsub.Tensor"))
+@rule(
+    *overloads("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar", "rsub.Scalar", "rsub.Tensor"),
+    takes_gradient=(0, 1),
+)
 def _add(site: Site) -> Tangent | None:
     name = site.step.op.name()
     alpha = site.kwargs.get("alpha", site.args[2] if len(site.args) > 2 else 1)
     signs = (-alpha, 1) if "rsub" in name else (1, -alpha if "sub" in name else alpha)
-    shape = site.value.shape
+    shape, adjoint = site.value.shape, site.adjoint()
     terms: list[Tangent | None] = []
     for i, sign in enumerate(signs):
         tangent = site.tangent(i)
         if tangent is not None:
+            if tangent.leaf and adjoint is not None:
+                take_gradient(site.sums, tangent.first, adjoint, sign)
             tangent = _scaled(Tangent(tangent.first, tangent.second), sign)
             if tangent.first.shape != shape:
                 tangent = tangent.map(lambda rows: spread_rows(rows, shape), fresh=False)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.summary.accumulate import blocks, flat, joined_blocks
 from gnewton.summary.rules.elementwise import by_differentiation
 from gnewton.summary.rules.general import general_rule
 from gnewton.summary.rules.pointwise import Derivatives, push
@@ -42,6 +43,11 @@ def _entrywise_loss(site: Site) -> Passed:
     spread = None if adjoint is None else (adjoint * share).expand(site.args[0].shape)
     slope, bend, twist = (None if d is None else d.reshape(-1) for d in _derivatives(site, args, kwargs))
     assert slope is not None
+    if spread is not None:
+        terms = (spread.reshape(-1) * _terms(site, bend)).abs()
+        rows = flat(x.first.data)
+        squares = joined_blocks([rows[:, at].square() @ terms[at] for at in blocks(rows)], rows)
+        site.sums.add_loss_noise(x.first.groups, squares, terms.sum(), terms.numel())
     pushed = push(
         site,
         x,
@@ -53,6 +59,13 @@ def _entrywise_loss(site: Site) -> Passed:
     return pushed.map(
         lambda rows: rows.flatten(1).sum(1) * share if rows.dim() > 1 else rows * share, fresh=True
     )
+
+
+def _terms(site: Site, bend: Tensor | None) -> Tensor:
+    """The size of what cancels in ℓ'(x): ℓ'' · x, as x has an error of its own, and up to 1 in σ(x) − y."""
+    x = site.args[0].reshape(-1)
+    size = torch.zeros_like(x) if bend is None else bend * x
+    return size + 1 if site.step.op.name() == "aten::binary_cross_entropy_with_logits" else size
 
 
 def _derivatives(site: Site, args: list[Any], kwargs: dict[str, Any]) -> Derivatives:

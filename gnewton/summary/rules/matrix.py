@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from gnewton.summary.rules.product import Product, biased, joined, push_product, take_gradient
+from gnewton.summary.rules.product import Product, biased, joined, push_product, take_gradient_of_left
 from gnewton.summary.rules.table import overloads, rule
 from gnewton.summary.site import Site
 from gnewton.summary.stacks import Stacks
@@ -100,7 +100,8 @@ def _mm(site: Site) -> Tangent | None:
     a, b = site.args
     product = _Matrix(a, b, site.stacks, _joining(site.tangent(0), site.tangent(1)))
     terms = push_product(site.sums, product, site.tangent(0), site.tangent(1), site.adjoint())
-    return _with_gradient_of_left(site, terms)
+    take_gradient_of_left(site.sums, site.tangent(0), terms, site.adjoint())
+    return joined(terms)
 
 
 def _joining(moving: Tangent | None, *others: Tangent | None) -> int:
@@ -109,13 +110,6 @@ def _joining(moving: Tangent | None, *others: Tangent | None) -> int:
         return 0
     last = moving.first.groups[-1]
     return len({g for other in others if other is not None for g in other.first.groups if g > last})
-
-
-def _with_gradient_of_left(site: Site, terms: list[Tangent]) -> Tangent | None:
-    a, adjoint = site.tangent(0), site.adjoint()
-    if a is not None and a.leaf and adjoint is not None:
-        take_gradient(site.sums, terms[0].first, adjoint)
-    return joined(terms)
 
 
 @rule(*overloads("bmm"), adjoint=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.accumulate import Accumulator, flat, slabs
-from gnewton.summary.rules.product import gate, joined, push_product, spread_rows
+from gnewton.summary.rules.product import gate, joined, push_product, spread_rows, take_gradient
 from gnewton.summary.rules.table import Passed, overloads, rule
 from gnewton.summary.site import Site
 from gnewton.summary.stacks import Stacks
@@ -105,7 +105,7 @@ def _normalise_some(
     c, x̂̄ and 1 gives every sum over its entries, one with itself those over products of its rows.
     """
     m = len(dx)
-    c, dc = x.reshape(m, 1, -1), _compact(dx)
+    c, dc = x.reshape(m, 1, -1), _from_first(dx)
     n = c.shape[2]
     c = c - c.mean(2, keepdim=True)
     r = ((c * c).mean(2, keepdim=True) + eps).rsqrt()
@@ -150,6 +150,19 @@ def _normalise_some(
     first.copy_(dc.mul_(r).baddbmm_(dr, c).view(first.shape))
 
 
+def _from_first(stack: Tensor) -> Tensor:
+    """A stack (m, k, …) as a new one (m, k, n), every row less its first entry.
+
+    The mean is taken away afterwards in any case. So it leaves exactly nothing of a row that is constant, as
+    are those of a bias, where the mean of large equal numbers would leave rounding errors.
+    """
+    out = torch.empty(stack.shape, dtype=stack.dtype, device=stack.device)
+    first = stack
+    for axis in range(2, stack.dim()):
+        first = first.narrow(axis, 0, 1)
+    return torch.sub(stack, first, out=out).view(*stack.shape[:2], -1)
+
+
 def _compact(stack: Tensor) -> Tensor:
     """A copy of a stack (m, k, …) as (m, k, n)."""
     return stack.clone(memory_format=torch.contiguous_format).view(*stack.shape[:2], -1)
@@ -167,17 +180,24 @@ def _affine(
         product = gate(hat, gamma.reshape(shape))
         d_gamma = site.tangent(gain)
         if d_gamma is not None:
-            d_gamma = d_gamma.map(lambda rows: rows.reshape(rows.shape[0], *shape), fresh=False)
+            d_gamma = _viewed(d_gamma, shape)
         terms.extend(push_product(site.sums, product, moved, d_gamma, site.adjoint(0)))
     d_beta = site.tangent(shift)
     if d_beta is not None:
-        d_beta = d_beta.map(
-            lambda rows: spread_rows(rows.reshape(rows.shape[0], *shape), hat.shape), fresh=False
-        )
+        d_beta, adjoint = _viewed(d_beta, shape), site.adjoint(0)
+        if d_beta.leaf and adjoint is not None:
+            take_gradient(site.sums, d_beta.first, adjoint)
+        d_beta = d_beta.map(lambda rows: spread_rows(rows, hat.shape), fresh=False)
         for rows in d_beta.rows():
             rows.owned = False
         terms.append(d_beta)
     return joined(terms)
+
+
+def _viewed(parameter: Tangent, shape: list[int]) -> Tangent:
+    out = parameter.map(lambda rows: rows.reshape(rows.shape[0], *shape), fresh=False)
+    out.leaf = parameter.leaf
+    return out
 
 
 def _hat_adjoint(site: Site, gain: int, shape: list[int]) -> Tensor | None:
@@ -195,7 +215,11 @@ def _normalised(site: Site, sets: _Sets, eps: float, gain: int, shift: int, shap
     return [_affine(site, hat, moved, gain, shift, shape)]
 
 
-@rule(*overloads("native_batch_norm", "_native_batch_norm_legit_functional"), adjoint=True)
+@rule(
+    *overloads("native_batch_norm", "_native_batch_norm_legit_functional"),
+    adjoint=True,
+    takes_gradient=(1, 2),
+)
 def _batch_norm(site: Site) -> Passed:
     """Over samples and positions in training mode, else by running statistics, which are constants."""
     x, _, _, mean, variance, training, _, eps = site.args[:8]
@@ -211,7 +235,7 @@ def _batch_norm(site: Site) -> Passed:
     return [_affine(site, hat, out, 1, 2, shape)]
 
 
-@rule(*overloads("native_layer_norm"), adjoint=True)
+@rule(*overloads("native_layer_norm"), adjoint=True, takes_gradient=(2, 3))
 def _layer_norm(site: Site) -> Passed:
     x, normalised, _, _, eps = site.args
     size = math.prod(normalised)
@@ -219,7 +243,7 @@ def _layer_norm(site: Site) -> Passed:
     return _normalised(site, sets, eps, 2, 3, list(normalised))
 
 
-@rule(*overloads("native_group_norm"), adjoint=True)
+@rule(*overloads("native_group_norm"), adjoint=True, takes_gradient=(1, 2))
 def _group_norm(site: Site) -> Passed:
     x, _, _, samples, channels, _, groups, eps = site.args
     sets = _Sets((samples * groups, x.numel() // max(samples * groups, 1)), (1,), cut=0)

@@ -113,13 +113,29 @@ def _dots(sums: Accumulator, rows: Rows | None, pulled: Rows) -> None:
         sums.add_third(shared, row_dots(flat(rows.pick(shared)), flat(pulled.pick(shared))), 3.0)
 
 
-def take_gradient(sums: Accumulator, moved: Rows, adjoint: Tensor) -> None:
-    """Add ⟨z̄, ż^w⟩, the share of a parameter of group w in the gradient."""
+def take_gradient(sums: Accumulator, moved: Rows, adjoint: Tensor, factor: float = 1) -> None:
+    """Add ⟨z̄, ż^w⟩, the share of a parameter of group w in the gradient.
+
+    Args:
+        sums: where to.
+        moved: ż^w; where it is broadcast to z, before that.
+        adjoint: z̄.
+        factor: of ż^w.
+    """
+    summed = adjoint if adjoint.shape == moved.shape else adjoint.sum_to_size(moved.shape)
     offset = 0
     for part in moved.parts:
         own = moved.groups[offset : offset + part.shape[0]]
         offset += part.shape[0]
-        sums.add_gradient(own, part, adjoint)
+        sums.add_gradient(own, part if factor == 1 else part * factor, summed, adjoint)
+
+
+def take_gradient_of_left(
+    sums: Accumulator, a: Tangent | None, terms: Sequence[Tangent], adjoint: Tensor | None
+) -> None:
+    """The share of a parameter that is the left factor of a product, given what :func:`push_product` gave."""
+    if a is not None and a.leaf and adjoint is not None:
+        take_gradient(sums, terms[0].first, adjoint)
 
 
 def joined(terms: Sequence[Tangent | None]) -> Tangent | None:
@@ -147,12 +163,7 @@ def biased(site: Site, position: int, shape: torch.Size, factor: float = 1) -> T
         spread = spread.map(lambda rows: rows * factor, fresh=True)
     adjoint = site.adjoint()
     if bias.leaf and adjoint is not None:
-        summed = (
-            adjoint.sum_to_size(site.args[position].shape) if adjoint.shape != bias.first.shape else adjoint
-        )
-        take_gradient(
-            site.sums, bias.first if factor == 1 else bias.first.map(lambda r: r * factor, fresh=True), summed
-        )
+        take_gradient(site.sums, bias.first, adjoint, factor)
     return spread
 
 
@@ -210,15 +221,18 @@ def _fold(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.sum_to_size((k, *[1] * missing, *shape)).reshape(k, *shape)
 
 
-@rule(*overloads("mul.Tensor"), adjoint=True)
+@rule(*overloads("mul.Tensor"), adjoint=True, takes_gradient=(0, 1))
 def _mul(site: Site) -> Tangent | None:
     a, b = site.args
-    x, y = site.tangent(0), site.tangent(1)
-    if not isinstance(b, Tensor):
-        return site.moving(0).map(lambda rows: rows * b, fresh=True)
-    if not isinstance(a, Tensor):
-        return site.moving(1).map(lambda rows: rows * a, fresh=True)
-    return joined(push_product(site.sums, gate(a, b), x, y, site.adjoint()))
+    x, y, adjoint = site.tangent(0), site.tangent(1), site.adjoint()
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        terms = push_product(site.sums, gate(a, b), x, y, adjoint)
+        take_gradient_of_left(site.sums, x, terms, adjoint)
+        return joined(terms)
+    factor, tangent = (a, site.moving(1)) if isinstance(b, Tensor) else (b, site.moving(0))
+    out = tangent.map(lambda rows: rows * factor, fresh=True)
+    take_gradient_of_left(site.sums, tangent, [out], adjoint)
+    return out
 
 
 @rule(*overloads("div.Tensor"), adjoint=True)
@@ -261,5 +275,6 @@ def biased_channels(site: Site, position: int) -> Tangent | None:
         rows.owned = False
     adjoint = site.adjoint()
     if bias.leaf and adjoint is not None:
-        take_gradient(site.sums, bias.first, adjoint.transpose(0, 1).flatten(1).sum(1))
+        by_channel = bias.first.map(lambda rows: rows.reshape(*rows.shape, *inner), fresh=False)
+        take_gradient(site.sums, by_channel, adjoint)
     return spread

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gnewton.summary.accumulate import Accumulator, flat, slabs
+from gnewton.summary.accumulate import Accumulator, flat, joined_blocks, slabs
 from gnewton.summary.rules.table import overloads, rule
 from gnewton.summary.site import Site
 from gnewton.summary.tangents import Rows, Tangent
@@ -15,30 +15,37 @@ from gnewton.summary.tangents import Rows, Tangent
 def _log_softmax(site: Site) -> Tangent | None:
     """q = z − lse(z): only lse is curved; D² = Σ p c c, and D³ + 3 D²[ż, z̈] = Σ p c³ + 3 Σ p c z̈."""
     p, adjoint = site.value.exp(), site.adjoint()
-    weight = None if adjoint is None else -p * adjoint.sum(_dim(site), keepdim=True)
-    return _push(site, p, weight, exponential=False)
+    weight = terms = None
+    if adjoint is not None:
+        weight = -p * adjoint.sum(_dim(site), keepdim=True)
+        terms = adjoint.abs() + weight.abs()
+    return _push(site, p, weight, terms, exponential=False)
 
 
 @rule(*overloads("_softmax", "softmax.int", "_safe_softmax"), adjoint=True)
 def _softmax(site: Site) -> Tangent | None:
     """p = exp(q): with v = p̄ p the adjoint of q, the above plus Σ v c c and Σ v (c³ + 3 c q̈)."""
     p, adjoint = site.value, site.adjoint()
-    weight = None
+    weight = terms = None
     if adjoint is not None:
         outer = adjoint * p
-        weight = outer - p * outer.sum(_dim(site), keepdim=True)
-    return _push(site, p, weight, exponential=True)
+        mean = p * outer.sum(_dim(site), keepdim=True)
+        weight, terms = outer - mean, outer.abs() + mean.abs()
+    return _push(site, p, weight, terms, exponential=True)
 
 
 def _dim(site: Site) -> int:
     return int(site.args[1])
 
 
-def _push(site: Site, p: Tensor, weight: Tensor | None, *, exponential: bool) -> Tangent:
+def _push(
+    site: Site, p: Tensor, weight: Tensor | None, terms: Tensor | None, *, exponential: bool
+) -> Tangent:
     """Both cases: q̇ = c, q̈ = z̈ − ⟨p, z̈⟩ − ⟨p, c²⟩, H̄ += Σ w c c, D3 += Σ w (c³ + 3 c q̈).
 
     In Σ p c q̈ what is constant along the axis drops out, since Σ p c = 0. Distributions are worked through a
-    few at a time.
+    few at a time. The adjoint of z is a difference of two ``terms``, here the sum of their magnitudes: where
+    they cancel, as at the end of a training, what is left is no smaller than their rounding errors.
     """
     z, dim, dims = site.moving(0), _dim(site), p.dim()
     groups, shape = z.first.groups, p.shape
@@ -54,7 +61,11 @@ def _push(site: Site, p: Tensor, weight: Tensor | None, *, exponential: bool) ->
     first = site.stacks.empty(dz.shape, dz)
     second = site.stacks.empty(dz.shape, dz) if site.third else None
     q, w = stack(p.unsqueeze(0)), None if weight is None else stack(weight.unsqueeze(0))
+    v = None if terms is None else stack(terms.unsqueeze(0))
+    squares: list[Tensor] = []
     for at in slabs(dz.shape[1], flat(dz)):
+        if v is not None:
+            squares.append(flat(dz[:, at].square()) @ v[:, at].reshape(-1))
         _push_some(
             site.sums,
             groups,
@@ -67,6 +78,8 @@ def _push(site: Site, p: Tensor, weight: Tensor | None, *, exponential: bool) ->
             first[:, at],
             None if second is None else second[:, at],
         )
+    if terms is not None:
+        site.sums.add_loss_noise(groups, joined_blocks(squares, dz), terms.sum(), terms.numel())
     out = Rows(groups, [first.view(-1, *shape)], owned=True)
     return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
 

@@ -20,7 +20,7 @@ class Rule:
     Attributes:
         function: pushes the tangents of the arguments through, adds the contributions of the operation to
             ``site.sums``, and returns the tangent of the value (a list of them for several values).
-        adjoint: whether it reads ``site.adjoint()``; linear operations do not.
+        adjoint: whether it reads ``site.adjoint()``; linear operations do so only to take a gradient.
         takes_gradient: positions of arguments for which it adds ⟨∂L/∂θ, u⟩ itself when they are parameters
             (or views of parameters), so that the backward pass need not form ∂L/∂θ.
         view: whether a parameter seen through it may still be taken for a parameter.
