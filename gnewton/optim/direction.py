@@ -12,6 +12,7 @@ from torch import Tensor
 from gnewton.errors import InputError
 from gnewton.optim.decay import DecayKind, add_coupled, add_decoupled, coupled_decay, decay_kind
 from gnewton.optim.finite import all_finite
+from gnewton.optim.fresh import add_decay, fresh_parts, weight
 from gnewton.optim.momentum import advance, buffers, readable
 
 NamedTensors = list[tuple[str, Tensor]]
@@ -61,6 +62,7 @@ class ShadowDirection:
             kind = type(self.inner).__name__
             raise InputError(f"direction: must build a torch optimizer, but what it built is a <{kind}>")
         self._start = copy.deepcopy(self.inner.state_dict())
+        self._steps = 0  # since the inner optimizer had its first state
         reason = _REFUSED.get(type(self.inner).__name__)
         if reason is not None:
             raise InputError(f"direction={type(self.inner).__name__}: {reason}")
@@ -70,12 +72,20 @@ class ShadowDirection:
             if group.get("weight_decay"):
                 decay_kind(optimizer, group)
 
-    @torch.no_grad()
     def update(self) -> list[Tensor]:
         """Advance the inner optimizer by one step and return u, one tensor per parameter, pointing uphill.
 
         The tensors are valid until the next call and must not be written to. A parameter without gradient
         gets a zero direction.
+        """
+        return self.advance(fresh=False)[0]
+
+    @torch.no_grad()
+    def advance(self, *, fresh: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """As :meth:`update`, with v, the part of u that is new (:mod:`gnewton.optim.fresh`), if asked for.
+
+        Returns:
+            u, and v; u twice where v is not asked for. Where v is not known it is u.
         """
         for shadow, parameter in self._of_shadow.items():
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -83,10 +93,23 @@ class ShadowDirection:
             shadow.grad = parameter.grad
         for optimizer, group in self._inner_groups():
             self._feed(optimizer, group)
+        for part in parts(self.inner):
+            if hasattr(part, "keeps_fresh"):
+                part.keeps_fresh = fresh
         step = self._read_off() if readable(self.inner) else self._step()
+        self._steps += 1
+        newest = self._fresh(step) if fresh else step
         for shadow in self._shadows:
             shadow.grad = None
-        return step
+        return step, newest
+
+    @property
+    def weights(self) -> list[float]:
+        """w = Σ_k w_k of each parameter: how many steps along v a step along u is worth."""
+        weights = dict.fromkeys(self._shadows, 1.0)
+        for optimizer, group in self._inner_groups():
+            weights.update(dict.fromkeys(group["params"], weight(optimizer, group, self._steps)))
+        return [weights[shadow] for shadow in self._shadows]
 
     def quadratic_decay(self) -> list[float]:
         """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, one per parameter; 0: none.
@@ -105,6 +128,7 @@ class ShadowDirection:
     def restart(self) -> None:
         """Give the inner optimizer its first state again; u itself stays as it is."""
         self.inner.load_state_dict(copy.deepcopy(self._start))
+        self._steps = 0
 
     def extended(self, parameters: Iterable[tuple[str, Tensor]]) -> ShadowDirection:
         """The same method on more parameters, as the factory builds it for all of them.
@@ -114,6 +138,7 @@ class ShadowDirection:
         """
         named = [*zip(self._names, self._parameters, strict=True), *parameters]
         grown = ShadowDirection(named, self._factory, maximize=self._maximize)
+        grown._steps = self._steps
         states = {shadow: state for part in parts(self.inner) for shadow, state in part.state.items()}
         before = dict(zip(grown._shadows, self._shadows, strict=False))
         for optimizer, group in grown._inner_groups():
@@ -132,9 +157,15 @@ class ShadowDirection:
         """State of the inner optimizer (momentum buffers and the like)."""
         return self.inner.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, bit for bit."""
+    @property
+    def steps(self) -> int:
+        """Steps since the inner optimizer had its first state."""
+        return self._steps
+
+    def load_state_dict(self, state: dict[str, Any], steps: int = 0) -> None:
+        """Restore what :meth:`state_dict` returned, bit for bit, and :attr:`steps`."""
         restore(self.inner, state)
+        self._steps = steps
 
     def _step(self) -> list[Tensor]:
         """u by a step of the shadows, which start from zero."""
@@ -144,6 +175,16 @@ class ShadowDirection:
         for optimizer, group in self._inner_groups():
             self._decay(optimizer, group)
         return [shadow.detach() for shadow in self._shadows]
+
+    def _fresh(self, step: list[Tensor]) -> list[Tensor]:
+        """v of each parameter, right after the step; what was subtracted where v is not known."""
+        known: dict[Tensor, Tensor] = {}
+        gradients = {shadow: shadow.grad for shadow in self._shadows if shadow.grad is not None}
+        for optimizer, group in self._inner_groups():
+            new = fresh_parts(optimizer, group, gradients)
+            if new is not None:
+                known |= add_decay(optimizer, group, new, self._of_shadow)
+        return [known.get(shadow, u) for shadow, u in zip(self._shadows, step, strict=True)]
 
     def _read_off(self) -> list[Tensor]:
         """The same u without moving the shadows, which takes half of the memory traffic of a plain step."""

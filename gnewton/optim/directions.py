@@ -42,9 +42,17 @@ class Directions:
         self.members = [ShadowDirection(named, factory, maximize=maximize) for factory in factories.values()]
         self.quadratic_decay()
 
-    def update(self) -> list[list[Tensor]]:
-        """Advance every method by one step and return u_1 … u_k, valid until the next call."""
-        return [member.update() for member in self.members]
+    def update(self, *, fresh: bool = False) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Advance every method by one step and return u_1 … u_k and v_1 … v_k, valid until the next call.
+
+        Without ``fresh`` the second list is the first (:meth:`ShadowDirection.advance`).
+        """
+        both = [member.advance(fresh=fresh) for member in self.members]
+        return [step for step, _ in both], [newest for _, newest in both]
+
+    def weights(self) -> list[list[float]]:
+        """:attr:`ShadowDirection.weights` of every method."""
+        return [member.weights for member in self.members]
 
     def quadratic_decay(self) -> list[float]:
         """wd of the term (wd/2)‖θ‖² of the objective, one per parameter.
@@ -78,9 +86,12 @@ class Directions:
 
     def state_dict(self) -> dict[str, Any]:
         """States of the inner optimizers, in order."""
-        return {"members": [member.state_dict() for member in self.members]}
+        return {
+            "members": [member.state_dict() for member in self.members],
+            "steps": [member.steps for member in self.members],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit."""
-        for member, saved in zip(self.members, state["members"], strict=True):
-            member.load_state_dict(saved)
+        for member, saved, steps in zip(self.members, state["members"], state["steps"], strict=True):
+            member.load_state_dict(saved, steps)

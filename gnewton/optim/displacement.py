@@ -42,6 +42,13 @@ class Mark:
             return None
         return list(torch._foreach_sub(self.before, self._parameters))  # type: ignore[arg-type]
 
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Set the parameters to what they were at the mark; the mark stays."""
+        if self.before is not None:
+            for p, before in zip(self._parameters, self.before, strict=True):
+                p.copy_(before)
+
     def restore(self, before: list[Tensor] | None) -> None:
         """Set it to a saved ``before``, on the device of the parameters."""
         device = self._parameters[0].device

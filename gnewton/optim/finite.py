@@ -22,17 +22,18 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def subtract_finite(parameters: list[Tensor], steps: list[Tensor]) -> Tensor:
+def subtract_finite(parameters: list[Tensor], steps: list[Tensor], finite: Tensor | None = None) -> Tensor:
     """θ ← θ − step for all parameters, or for none of them if an entry of any step is not finite.
 
     Args:
         parameters: changed in place.
         steps: one of the same shape for each parameter.
+        finite: whether they are, where that is known: a scalar bool on their device.
 
     Returns:
         Whether the steps were finite, so that they have been made: a scalar bool, still on the device.
     """
-    finite = all_finite(steps)
+    finite = all_finite(steps) if finite is None else finite
     if all(map(_dense, parameters, steps)):
         # fused kernels look at found_inf themselves: no NaN meets a parameter, and nobody waits for the flag
         sgd(

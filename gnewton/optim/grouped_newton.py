@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnewton.arguments import check_flag, check_function, check_kind, check_number, check_whole, explained
-from gnewton.errors import InputError
+from gnewton.arguments import (
+    check_flag,
+    check_function,
+    check_kind,
+    check_name,
+    check_number,
+    check_whole,
+    explained,
+)
+from gnewton.compilation import first_line
+from gnewton.errors import GnewtonError, InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.bound import BoundOptimizer, evaluated
-from gnewton.optim.cap import StepCap
 from gnewton.optim.curvature import Batch, CurvatureBatches
 from gnewton.optim.damping import INTERNAL_DAMPING, Constant, Controller
 from gnewton.optim.directions import Directions
@@ -21,18 +32,27 @@ from gnewton.optim.displacement import Displacement
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.growth import growth
 from gnewton.optim.measure import Measured, Measurer
-from gnewton.optim.named_directions import AVERAGE, DirectionChoice
-from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid
-from gnewton.optim.records import RateUpdate
+from gnewton.optim.named_directions import ADAM, DirectionChoice
+from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid, unmeasured
+from gnewton.optim.records import RateUpdate, Solved
+from gnewton.optim.safeguard import Safeguard
 from gnewton.optim.solvers import Solver
 from gnewton.optim.stack import entries
 from gnewton.optim.state import own_part
-from gnewton.optim.step import take
+from gnewton.optim.step import Plan, take
+from gnewton.optim.trust import TrustRadius, per_entry
 from gnewton.optim.update import Update
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.api import Engine
 from gnewton.summary.problem import Forward, LossFunction, check_loss
 from gnewton.wrappers import unwrapped
+
+log = logging.getLogger(__name__)
+
+_FAILURES = (GnewtonError, RuntimeError, NotImplementedError, MemoryError)
+"""What a summary may end in; wrong arguments (InputError) are told apart."""
+
+ALONG = ("fresh", "step")
 
 
 class GroupedNewton(BoundOptimizer):
@@ -43,9 +63,12 @@ class GroupedNewton(BoundOptimizer):
     are computed on a curvature batch and the rates are solved for; they stay in force until the next update
     while u changes at every step. There is no learning rate to tune.
 
-    What is not finite never reaches a parameter: a step with such an entry is withheld and counted, a summary
-    is neither averaged nor solved with, and a direction that a NaN has got into starts anew at the next
-    update of the rates.
+    A training is kept safe in four ways (docs/reliability.md). A group on which the loss does not depend,
+    within rounding, gets the rate 0. No step of a group is longer than the one that the update measured, nor
+    than ``cap`` allows. An update whose loss has left the band of those before it is undone. What is not
+    finite never reaches a parameter: a step with such an entry is withheld and counted, a summary is neither
+    averaged nor solved with, and a direction that a NaN has got into starts anew at the next update. Where a
+    summary fails, the rates in force stay.
 
     Each group of the partition is one entry of ``param_groups``, with its ``name``, its damping λ_1 as
     ``lr`` (so torch's schedulers act on it) and its rate η_s as ``rate``, a list with several directions.
@@ -69,10 +92,12 @@ class GroupedNewton(BoundOptimizer):
             instance, or lists of names (:func:`~gnewton.partition.choice.chosen_partition`).
         direction: builds the first-order optimizer that proposes u from (name, tensor) pairs, which every
             torch optimizer takes, or names one (:data:`~gnewton.optim.named_directions.NAMED`); by default
-            SGD with momentum 0.9 and dampening 0.9. Its weight decay is part of u
+            Adam. Its weight decay is part of u
             (:class:`~gnewton.optim.direction.ShadowDirection`), and a coupled one of the loss too.
             Several of them by name, ``{"gradient": …, "momentum": …}``, give every group a rate for each:
             the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem.
+        along: what the summary is taken along. "fresh": v, the part of u that the present gradient adds
+            (:mod:`gnewton.optim.fresh`), best measured on the batch that it came from; "step": u itself.
         period: training steps between two updates of the rates, at least 1.
         damping: λ_1 > 0, the factor on all rates.
         solver: what is solved for the rates: "cubic", "cubic_diagonal", "ridge" or "newton"
@@ -82,11 +107,13 @@ class GroupedNewton(BoundOptimizer):
         rate_momentum: averages the unclipped rates over updates, in [0, 1).
         rate_median: bounds each rate by its median over so many updates, see
             :class:`~gnewton.optim.median.MedianBound`; None: no bound.
-        cap: bounds the step of each group to this fraction of the length of its parameters, see
-            :class:`~gnewton.optim.cap.StepCap`; None: no bound.
+        cap: bounds the step of each group to this fraction of the length of its parameters, a tenth of it at
+            the first update, see :class:`~gnewton.optim.trust.TrustRadius`; None: no bound.
+        safeguard: whether an update whose loss has left its band is undone
+            (:class:`~gnewton.optim.safeguard.Safeguard`), which takes a copy of the parameters.
         controller: moves λ_1 and λ_int from update to update (:mod:`gnewton.optim.damping`); None: constant.
         proximal: weight of the proximal term that keeps rates near the previous ones, >= 0.
-        averaging: the average of the summary over updates; by default exponential with coefficient 0.95.
+        averaging: the average of the summary over updates; by default exponential with coefficient 0.8.
         normalise: average summaries in units of ‖P_s u‖.
         warmup: leading steps that only feed the average: the summary is taken at each of them and the
             parameters stay.
@@ -117,20 +144,22 @@ class GroupedNewton(BoundOptimizer):
         loss_fn: LossFunction,
         partition: PartitionChoice = None,
         *,
-        direction: DirectionChoice = AVERAGE,
+        direction: DirectionChoice = ADAM,
+        along: str = "fresh",
         period: int = 10,
-        damping: float = 0.3,
+        damping: float = 1.0,
         solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
         negative_rates: str | NegativeRates = NegativeRates.CLIP,
         rate_momentum: float = 0.0,
         rate_median: int | None = None,
-        cap: float | None = None,
+        cap: float | None = 0.1,
+        safeguard: bool = True,
         controller: Controller | None = None,
         proximal: float = 1.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
-        warmup: int = 2,
+        warmup: int = 0,
         curvature: Iterable[Any] | None = None,
         forward: Forward | None = None,
         engine: Engine = "auto",
@@ -144,6 +173,8 @@ class GroupedNewton(BoundOptimizer):
         check_whole("warmup", warmup, 0)
         check_number("damping", damping, above=0)
         check_flag("maximize", maximize)
+        check_flag("safeguard", safeguard)
+        check_name("along", along, ALONG)
         check_kind("controller", controller, Controller, "Plateau(…) of gnewton.optim.damping")
         check_function("on_update", on_update, "of a RateUpdate")
         self.partition = chosen_partition(model, partition)
@@ -165,7 +196,7 @@ class GroupedNewton(BoundOptimizer):
             rate_momentum=rate_momentum,
             rate_median=rate_median,
             proximal=proximal,
-            averaging=averaging if averaging is not None else ExponentialAveraging(0.95),
+            averaging=averaging if averaging is not None else ExponentialAveraging(0.8),
             normalise=normalise,
         )
         self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
@@ -178,7 +209,9 @@ class GroupedNewton(BoundOptimizer):
             "max_memory": max_memory,
         }
         self._model, self._loss_fn, self._how = model, loss_fn, how
+        self._fresh = along == "fresh"
         self._fraction = cap
+        self._safe = safeguard
         self._outgrown = False  # whether groups have been added since what measures them was built
         self._fit()
         self._period = period
@@ -188,19 +221,27 @@ class GroupedNewton(BoundOptimizer):
         self._fallbacks = 0
         self._withheld = torch.zeros((), dtype=torch.int64, device=self._grouping.parameters[0].device)
         self._withheld_before = 0  # as it was at the last update
+        self._updated: int | None = None  # steps made before the last update
+        self._limits: Tensor | None = None
+        self._reference: list[list[float]] | None = None  # weights that a unit of each rate belongs to
+        self._said: set[str] = set()
         self._on_update = on_update
         self._put_in_force([0.0] * len(self._names))
 
     @property
     def rates(self) -> list[float]:
         """λ_1 η_s, the learning rate in force for each group, or for each group and direction."""
-        factor = self._controller.damping
-        return [lr * factor * rate for lr, rate in zip(self._lr(), self._in_force(), strict=True)]
+        return [lr * rate for lr, rate in zip(self._damped(), self._in_force(), strict=True)]
 
     @property
     def fallbacks(self) -> int:
         """Updates so far in which the model had no minimiser."""
         return self._fallbacks
+
+    @property
+    def rejected(self) -> int:
+        """Updates so far that the safeguard has undone."""
+        return self._safeguard.rejected if self._safeguard is not None else 0
 
     @property
     def withheld(self) -> Tensor:
@@ -257,13 +298,13 @@ class GroupedNewton(BoundOptimizer):
         self._catch_up()
         self._grouping.check()
         loss = evaluated(closure)
-        directions = self._directions.update()
         age = self._steps - self._since
         warming_up = age < self._warmup
-        if warming_up or (age - self._warmup) % self._period == 0:
-            self._update_rates(directions, batch, warming_up)
-        if not warming_up or self._since > 0:  # groups that have rates already do not wait for new ones
-            self._withheld += ~take(directions, self.rates, self._grouping, self._cap)
+        due = warming_up or (age - self._warmup) % self._period == 0
+        directions, newest = self._directions.update(fresh=due and self._fresh)
+        kept = not due or self._update_rates(newest, batch, warming_up)
+        if kept and (not warming_up or self._since > 0):  # groups that have rates do not wait for new ones
+            self._withheld += ~take(directions, self._plan(), self._grouping)
         self._steps += 1
         return loss
 
@@ -278,6 +319,11 @@ class GroupedNewton(BoundOptimizer):
             "displacement": None if self._displacement is None else self._displacement.state_dict(),
             "steps": self._steps,
             "since": self._since,
+            "updated": self._updated,
+            "limits": None if self._limits is None else self._limits.cpu(),
+            "reference": self._reference,
+            "trust": None if self._trust is None else self._trust.state_dict(),
+            "safeguard": None if self._safeguard is None else self._safeguard.state_dict(),
             "fallbacks": self._fallbacks,
             "withheld": (int(self._withheld), self._withheld_before),
             "curvature_position": self._batches.position,
@@ -299,7 +345,14 @@ class GroupedNewton(BoundOptimizer):
         if self._displacement is not None and ours["displacement"] is not None:
             self._displacement.load_state_dict(ours["displacement"])
         self._steps, self._fallbacks = ours["steps"], ours["fallbacks"]
-        self._since = ours.get("since", 0)
+        self._since, self._updated = ours["since"], ours["updated"]
+        limits = ours["limits"]
+        self._limits = None if limits is None else limits.to(self._withheld.device)
+        self._reference = ours["reference"]
+        if self._trust is not None and ours["trust"] is not None:
+            self._trust.load_state_dict(ours["trust"])
+        if self._safeguard is not None and ours["safeguard"] is not None:
+            self._safeguard.load_state_dict(ours["safeguard"])
         withheld, self._withheld_before = ours["withheld"]
         self._withheld.fill_(withheld)
         self._batches.seek(ours["curvature_position"])
@@ -329,19 +382,37 @@ class GroupedNewton(BoundOptimizer):
         )
         watches = self._controller.watches_displacement
         self._displacement = Displacement(self._model, self._loss_fn, **self._how) if watches else None
-        self._cap = StepCap(self._fraction, self._grouping) if self._fraction is not None else None
+        self._trust = TrustRadius(self._fraction, self._grouping) if self._fraction is not None else None
+        self._safeguard = Safeguard(self._grouping.parameters) if self._safe else None
 
-    def _update_rates(self, directions: list[list[Tensor]], batch: Any, warming_up: bool) -> None:
+    def _update_rates(self, directions: list[list[Tensor]], batch: Any, warming_up: bool) -> bool:
+        """Measure along the directions and put new rates in force; False: the safeguard has gone back."""
         started = time.perf_counter()
         decay = self._directions.quadratic_decay()
         batches = self._batches.for_update(batch)
-        measured = [self._measurer.measure(*each, directions, decay) for each in batches]
+        try:
+            measured = [self._measurer.measure(*each, directions, decay) for each in batches]
+        except InputError:
+            raise
+        except _FAILURES as error:
+            self._check_failure(error)
+            measured = []
         summarised = time.perf_counter()
-        solved = self._rule.commit(self._propose(measured, batches[-1], directions, decay, warming_up))
-        self._fallbacks += solved.fell_back
-        self._renew_directions(solved.status == INVALID)
-        if not warming_up:
-            self._put_in_force(solved.rates.tolist())
+        withheld, since = self._withheld_since()
+        if withheld:
+            self._warn("steps that are not finite are withheld: a gradient holds NaN or inf, or overflows")
+        kept = self._judge(measured, batches, standing=0 < since <= withheld)
+        if kept:
+            proposal = self._propose(measured, batches[-1], directions, decay, warming_up)
+            solved = self._rule.commit(proposal)
+            self._fallbacks += solved.fell_back
+            if withheld or solved.status == INVALID:  # what is not finite might never leave a direction
+                self._directions.renew(always=withheld > 0)
+            if not warming_up:
+                solved = self._enforce(solved, measured)
+        else:
+            solved = unmeasured(self._rates_tensor()).solved
+        self._updated = self._steps
         if self._displacement is not None:
             self._displacement.mark()
         if self._on_update is not None:
@@ -350,14 +421,88 @@ class GroupedNewton(BoundOptimizer):
                     step=self._steps,
                     solved=solved,
                     names=self._measurer.names,
-                    damping=[lr * self._controller.damping for lr in self._lr()],
-                    loss=sum(each.loss for each in measured) / len(measured),
+                    damping=self._damped(),
+                    loss=_mean([each.loss for each in measured]),
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,
                     warming_up=warming_up,
+                    rejected=self.rejected,
                     readings=self._controller.readings(),
                 )
             )
+        return kept
+
+    def _check_failure(self, error: Exception) -> None:
+        """An update without a summary leaves the rates as they are, if there are any, with one warning.
+
+        Raises:
+            Exception: the error itself, for an engine asked for by name, or where no rates are in force yet.
+        """
+        if self._how["engine"] in ("tangent", "compiled") or self._updated is None:
+            raise error
+        self._warn(f"no summary, so the rates in force stay: {first_line(error)}")
+
+    def _warn(self, text: str) -> None:
+        """Each text once."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("GroupedNewton: %s", text)
+
+    def _judge(self, measured: list[Measured], batches: Sequence[Any], standing: bool) -> bool:
+        """Whether the training may go on from here; otherwise it is back at the last good update.
+
+        Args:
+            measured: the summaries of this update; none if it failed.
+            batches: on which they were to be taken.
+            standing: whether no step since the last update was made.
+        """
+        guard = self._safeguard
+        if guard is None or not measured:
+            return True
+        loss = _mean([self._measurer.sign * each.loss for each in measured])
+        if guard.kept is not None and (standing or guard.outside(loss)):
+            there = _mean([self._measurer.objective(batch[0], batch[1], guard.kept) for batch in batches])
+            if standing or not guard.outside(there):
+                guard.reject()
+                self._directions.renew(always=True)
+                if self._trust is not None:
+                    self._trust.shrink()
+                reason = "steps that were not finite" if standing else f"a loss of {loss:.3g}"
+                self._warn(f"after {reason} at step {self._steps} back to the last good parameters")
+                return False
+            if math.isfinite(there):
+                guard.restart()
+        if math.isfinite(loss):
+            guard.keep(loss)
+        return True
+
+    def _enforce(self, solved: Solved, measured: list[Measured]) -> Solved:
+        """Put rates in force, with the longest step that each allows."""
+        if not measured or solved.status == INVALID:
+            return solved
+        last = measured[-1]
+        self._put_in_force(solved.rates.tolist())
+        lengths = solved.rates.abs() * torch.tensor(self._damped(), dtype=torch.float64) * last.norms
+        capped = 0
+        if self._trust is not None:
+            trusted = self._trust.lengths(last.sizes, bounded=not solved.fell_back)
+            trusted = per_entry(trusted, self._directions.labels)
+            capped = int((lengths > trusted).sum())
+            lengths = torch.minimum(lengths, trusted)
+            self._trust.grow()
+        self._limits = lengths.to(self._withheld.device)
+        self._reference = None if self._fresh else self._directions.weights()
+        return replace(solved, capped=capped)
+
+    def _plan(self) -> Plan:
+        """The step to take: rates, limits, and what a unit of a rate is worth by now."""
+        weights = self._directions.weights()
+        if self._reference is not None:
+            weights = [
+                [w / w0 for w, w0 in zip(now, then, strict=True)]
+                for now, then in zip(weights, self._reference, strict=True)
+            ]
+        return Plan(self.rates, self._limits, weights)
 
     def _propose(
         self,
@@ -367,45 +512,58 @@ class GroupedNewton(BoundOptimizer):
         decay: list[float],
         warming_up: bool,
     ) -> Proposal:
-        """New rates; with a summary that is not finite none is averaged and the rates before it stay."""
+        """New rates; without a summary, or with one that is not finite, the rates before it stay."""
+        if not measured:
+            return unmeasured(self._rates_tensor())
         last = measured[-1]
         if not all(each.finite for each in measured):
             wrong = next(each for each in measured if not each.finite)
-            in_force = torch.tensor(self._in_force(), dtype=torch.float64)
-            return invalid(in_force, wrong.gradient, wrong.hessian, wrong.third)
+            return invalid(self._rates_tensor(), wrong.gradient, wrong.hessian, wrong.third)
         for each in measured:
             average = self._rule.observe(each.gradient, each.hessian, each.third, each.norms)
         update = Update(
             rule=self._rule,
             measurer=self._measurer,
             grouping=self._grouping,
-            cap=self._cap,
+            silent=torch.stack([each.silent for each in measured]).all(0),
             watched=self._displacement,
             average=average,
             measured=last,
             batch=batch,
             directions=directions,
             decay=decay,
-            lr=torch.tensor(self._lr(), dtype=torch.float64),
+            lr=torch.tensor(self._lr(), dtype=torch.float64) * self._scale(),
         )
         if warming_up:
             return update.propose(self._controller.damping, self._controller.internal_damping)
         return self._controller.settle(update)
 
-    def _renew_directions(self, invalid: bool) -> None:
-        """Start directions anew if a number that is not finite has got into them: it might never leave.
+    def _withheld_since(self) -> tuple[int, int]:
+        """Steps withheld since the last update, and steps made or withheld since then.
 
         Called at updates, where the host has waited for the device already.
         """
-        withheld, before = int(self._withheld), self._withheld_before
-        self._withheld_before = withheld
-        if invalid or withheld > before:
-            self._directions.renew(always=withheld > before)
+        withheld = int(self._withheld) - self._withheld_before
+        self._withheld_before += withheld
+        return withheld, self._steps - (self._updated or 0)
 
     def _lr(self) -> list[float]:
         """λ_1 of each entry, before the controller."""
         count = len(self._directions.labels)
         return [float(group["lr"]) for group in self.param_groups for _ in range(count)]
+
+    def _scale(self) -> float:
+        """The factor of the safeguard on λ_1."""
+        return self._safeguard.scale if self._safeguard is not None else 1.0
+
+    def _damped(self) -> list[float]:
+        """λ_1 of each entry."""
+        factor = self._controller.damping * self._scale()
+        return [lr * factor for lr in self._lr()]
+
+    def _rates_tensor(self) -> Tensor:
+        """η of each entry, float64."""
+        return torch.tensor(self._in_force(), dtype=torch.float64)
 
     def _in_force(self) -> list[float]:
         """η of each entry."""
@@ -416,6 +574,11 @@ class GroupedNewton(BoundOptimizer):
         count = len(self._directions.labels)
         for s, group in enumerate(self.param_groups):
             group["rate"] = rates[s] if count == 1 else rates[s * count : (s + 1) * count]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN for none."""
+    return math.fsum(values) / len(values) if values and all(map(math.isfinite, values)) else math.nan
 
 
 def _check_controller(controller: Controller, rule: RateRule) -> None:

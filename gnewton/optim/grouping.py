@@ -62,9 +62,9 @@ class Grouping:
         """‖P_s t‖ of tensors in the shapes of the parameters, float64, (S,)."""
         return self.sums(squares(tensors)).sqrt()
 
-    def spread(self, values: Tensor) -> list[Tensor]:
-        """The value of its group for each parameter, as scalar tensors."""
-        return list(values[self._owner].unbind())
+    def spread(self, values: Tensor) -> Tensor:
+        """The value of its group for each parameter, (P,)."""
+        return values[self._owner]
 
 
 def squares(tensors: Sequence[Tensor]) -> Tensor:

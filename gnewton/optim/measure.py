@@ -16,7 +16,7 @@ from gnewton.optim.stack import Stack
 from gnewton.processes import sum_over_processes
 from gnewton.summary import Summarizer
 from gnewton.summary.api import Engine
-from gnewton.summary.batch import divisible, opened
+from gnewton.summary.batch import batch_size, divisible, opened
 from gnewton.summary.problem import Forward, LossFunction, Problem, untouched
 
 
@@ -30,6 +30,9 @@ class Measured:
     Attributes:
         gradient, hessian, third: ḡ (R,), H̄ (R, R) or its diagonal (R,), D3 (R,): zeros where not asked for.
         norms: ‖P_s u_j‖, (R,).
+        silent: entries that cannot be told from rounding noise, (R,), bool: the gradient, or a curvature to
+            which there were contributions, is no larger than its level
+            (:class:`~gnewton.summary.result.Summary`).
         sizes: ‖θ_s‖, (S,).
         loss: the loss of the batch, as the loss function gives it.
     """
@@ -38,6 +41,7 @@ class Measured:
     hessian: Tensor
     third: Tensor
     norms: Tensor
+    silent: Tensor
     sizes: Tensor
     loss: float
 
@@ -115,24 +119,42 @@ class Measurer:
             for name, u in zip(names, direction, strict=True)
         }
         summary = self._summarizer.summarize(inputs, targets, named)
+        noise, shaking = summary.gradient_noise, summary.hessian_noise
+        shaking = shaking if shaking.dim() == 1 else shaking.diagonal()
         gradient, hessian = self.sign * summary.gradient, self.sign * summary.hessian
         third = torch.zeros_like(gradient) if summary.third is None else self.sign * summary.third
         if any(decay):
             slope, curvature = self._decay(directions, gradient.new_tensor(list(decay)))
             gradient = gradient + slope
             hessian = hessian + (curvature.diagonal() if hessian.dim() == 1 else curvature)
+        curved = hessian if hessian.dim() == 1 else hessian.diagonal()
+        silent = (gradient.abs() <= noise) | ((shaking > 0) & (curved.abs() <= shaking))
         norms = torch.stack([self._grouping.norms(u) for u in directions], 1).flatten()
         sizes = self._grouping.norms(self._grouping.parameters)
-        pieces = [gradient, hessian.flatten(), third, norms, sizes, summary.loss.reshape(1)]
+        pieces = [gradient, hessian.flatten(), third, norms, silent.double(), sizes, summary.loss.reshape(1)]
         parts = torch.cat(pieces).cpu().split([piece.numel() for piece in pieces])
         return Measured(
             gradient=parts[0],
             hessian=parts[1].view(hessian.shape),
             third=parts[2],
             norms=parts[3],
-            sizes=parts[4],
-            loss=float(parts[5]),
+            silent=parts[4].bool(),
+            sizes=parts[5],
+            loss=float(parts[6]),
         )
+
+    def objective(self, inputs: Any, targets: Any, parameters: Sequence[Tensor]) -> float:
+        """±L of a batch at other parameters, over all processes; nothing is touched.
+
+        Args:
+            inputs, targets: the batch.
+            parameters: in the order of the partition.
+        """
+        inputs, targets = opened((inputs, targets))
+        count = batch_size(inputs, targets)
+        loss = self._loss(dict(zip(self._grouping.names, parameters, strict=True)), (inputs, targets))
+        total, weight = sum_over_processes(torch.stack([loss * count, torch.full_like(loss, count)]))
+        return self.sign * float(total / weight)
 
     def decreases(
         self, inputs: Any, targets: Any, step: Sequence[Tensor], decay: Sequence[float], slices: int

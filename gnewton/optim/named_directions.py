@@ -15,13 +15,16 @@ from gnewton.optim.direction import DirectionFactory
 from gnewton.options import did_you_mean
 
 AVERAGE: DirectionFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9)
-"""The default direction: the exponential average of the gradient, which keeps the length of a gradient."""
+"""The exponential average of the gradient, which keeps the length of a gradient."""
+
+ADAM: DirectionFactory = partial(torch.optim.Adam, lr=1.0)
+"""The default direction of GroupedNewton: the average gradient over the root of its mean square."""
 
 NAMED: dict[str, DirectionFactory] = {
     "average": AVERAGE,
     "gradient": partial(torch.optim.SGD, lr=1.0),
     "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9),
-    "adam": partial(torch.optim.Adam, lr=1.0),
+    "adam": ADAM,
     "adamw": partial(torch.optim.AdamW, lr=1.0),
     "nadam": partial(torch.optim.NAdam, lr=1.0),
     "rmsprop": partial(torch.optim.RMSprop, lr=1.0),

@@ -25,7 +25,7 @@ from gnewton.optim.rates import Proposal, RateRule, invalid
 from gnewton.optim.records import RateUpdate
 from gnewton.optim.solvers import Solver
 from gnewton.optim.state import own_part
-from gnewton.optim.step import take
+from gnewton.optim.step import Plan, take
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.api import Engine
 from gnewton.summary.problem import Forward, LossFunction, check_loss
@@ -202,7 +202,7 @@ class OuterNewton(BoundOptimizer):
         loss, proposal, summarised = self._propose(w, batch)
         solved = self._rule.commit(proposal)
         self.rates = [self._damping * eta for eta in solved.rates.tolist()]
-        take([w], self.rates, self._grouping, None)
+        take([w], Plan(self.rates), self._grouping)
         if self._on_update is not None:
             self._on_update(
                 RateUpdate(
@@ -231,4 +231,5 @@ class OuterNewton(BoundOptimizer):
             return loss, invalid(zeros, wrong.gradient, wrong.hessian, wrong.third), summarised
         for each in measured:
             average = self._rule.observe(each.gradient, each.hessian, each.third, each.norms)
-        return loss, self._rule.propose(average, measured[-1].norms), summarised
+        silent = torch.stack([each.silent for each in measured]).all(0)
+        return loss, self._rule.propose(average, measured[-1].norms, silent=silent), summarised

@@ -26,7 +26,7 @@ INVALID = CubicStatus.INVALID_INPUT.value
 """Status logged for an update whose summary was not finite: the rates before it stay in force."""
 
 AT_REST = "at_rest"
-"""Status logged for an update at which the direction is zero in every group: there is nothing to solve."""
+"""Status logged for an update at which the direction has no effect in any group: nothing is to be solved."""
 
 
 class NegativeRates(str, Enum):
@@ -67,6 +67,12 @@ def invalid(rates: Tensor, gradient: Tensor, hessian: Tensor, third: Tensor) -> 
     nan = math.nan
     curvature = hessian if hessian.dim() == 1 else hessian.diagonal()
     return Proposal(Solved(rates, gradient, curvature, third, INVALID, nan, nan, nan, fell_back=False))
+
+
+def unmeasured(rates: Tensor) -> Proposal:
+    """The rates in force once more, for an update that has no summary."""
+    unknown = torch.full_like(rates, math.nan)
+    return invalid(rates, unknown, unknown, unknown)
 
 
 class RateRule:
@@ -152,22 +158,24 @@ class RateRule:
         return self.averaging.update(packed)
 
     def propose(
-        self, average: Tensor, norms: Tensor, *, factor: float = 1.0, limit: Tensor | None = None
+        self, average: Tensor, norms: Tensor, *, factor: float = 1.0, silent: Tensor | None = None
     ) -> Proposal:
         """Solve for the rates of a direction with group norms ``norms``; nothing is kept yet.
 
-        Groups in which the direction vanishes take no part and get the rate 0.
+        Groups in which the direction vanishes, or has no effect that could be told from rounding noise, take
+        no part and get the rate 0.
 
         Args:
             average: what :meth:`observe` returned.
             norms: ‖P_s u‖ now, (S,).
             factor: of λ_int for this solve.
-            limit: bounds |η_s|, (S,), in units of the present u; None: no bound.
+            silent: the groups without an effect, (S,), bool; None: there are none.
         """
         gradient, hessian, third = self._unpack(average)
-        active = norms > 0
+        silent = torch.zeros_like(norms, dtype=torch.bool) if silent is None else silent & (norms > 0)
+        active = (norms > 0) & ~silent
         if not active.any():
-            return Proposal(self._at_rest(gradient, hessian, third, factor))
+            return Proposal(self._at_rest(gradient, hessian, third, norms, silent, factor))
         scale = self._scale(norms)
         answer = self._solve(gradient, hessian, third, active, factor)
         rates = torch.zeros(self._groups, dtype=torch.float64)
@@ -175,9 +183,7 @@ class RateRule:
         certified = None if answer.fell_back else rates
         if self.rate_momentum and self._unclipped is not None:
             rates = self.rate_momentum * self._unclipped + (1 - self.rate_momentum) * rates
-        if limit is not None:
-            limit = torch.where(active, limit * scale, math.inf)
-        clipped, capped = self._bound(rates, limit)
+        clipped = self._bound(rates)
         if self.bounds is not None:
             clipped = clipped.clamp(min=self.bounds[0] * scale, max=self.bounds[1] * scale)
         solved = Solved(
@@ -190,7 +196,7 @@ class RateRule:
             residual=answer.residual,
             curvature_margin=answer.curvature_margin,
             fell_back=answer.fell_back,
-            capped=capped,
+            silent=silent,
             internal_damping=self.internal_damping * factor,
         )
         return Proposal(solved, rates, clipped, certified)
@@ -266,25 +272,24 @@ class RateRule:
             )
         )
 
-    def _bound(self, rates: Tensor, limit: Tensor | None) -> tuple[Tensor, int]:
-        """Rates within their median and the step cap, negative ones clipped, and how many the cap lowered."""
+    def _bound(self, rates: Tensor) -> Tensor:
+        """Rates within their median, negative ones clipped."""
         if self._median is not None:
             rates = self._median.bound(rates)
         if self.negative_rates is not NegativeRates.KEEP:
             rates = rates.clamp(min=0)
-        if limit is None:
-            return rates, 0
-        capped = int((rates.abs() > limit).sum())
-        return rates.clamp(min=-limit, max=limit), capped
+        return rates
 
     def _logged_third(self, third: Tensor, scale: Tensor) -> Tensor:
         """D3 in units of the present u; NaN where it has no part in the rates and is not computed."""
         return third * scale**3 if self.needs_third else torch.full_like(third, math.nan)
 
-    def _at_rest(self, gradient: Tensor, hessian: Tensor, third: Tensor, factor: float) -> Solved:
-        """The direction is zero everywhere: whatever the rates, no parameter moves."""
+    def _at_rest(
+        self, gradient: Tensor, hessian: Tensor, third: Tensor, norms: Tensor, silent: Tensor, factor: float
+    ) -> Solved:
+        """The direction has no effect in any group: whatever the rates, the loss stays."""
         zeros = torch.zeros(self._groups, dtype=torch.float64)
-        scale = self._scale(zeros)
+        scale = self._scale(norms)
         return Solved(
             rates=zeros,
             gradient=gradient * scale,
@@ -295,6 +300,7 @@ class RateRule:
             residual=0.0,
             curvature_margin=0.0,
             fell_back=False,
+            silent=silent,
             internal_damping=self.internal_damping * factor,
         )
 

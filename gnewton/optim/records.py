@@ -24,7 +24,8 @@ class Solved:
         residual: relative residual of the first-order condition.
         curvature_margin: smallest eigenvalue of D⁻¹M(r)D⁻¹ (see :class:`~gnewton.cubic.CubicSolution`).
         fell_back: whether the model was unbounded below and the fallback supplied the rates.
-        capped: entries whose rate the step cap lowered.
+        capped: entries whose rate the trust radius lowered.
+        silent: entries that take no part, as they cannot be told from rounding noise, (S,), bool; None: none.
         internal_damping: λ_int the rates were solved with.
     """
 
@@ -38,6 +39,7 @@ class Solved:
     curvature_margin: float
     fell_back: bool
     capped: int = 0
+    silent: Tensor | None = None
     internal_damping: float = math.nan
 
 
@@ -54,6 +56,7 @@ class RateUpdate:
         loss: of the curvature batch, at the parameters before the step.
         summary_seconds, solve_seconds: wall time of the two parts; trials of the controller count as solving.
         warming_up: whether the update only fed the average, and its rates are not put in force.
+        rejected: updates rejected so far (:class:`~gnewton.optim.safeguard.Safeguard`).
         readings: what the controller of the dampings measured, by column of rates.csv.
     """
 
@@ -65,4 +68,5 @@ class RateUpdate:
     summary_seconds: float
     solve_seconds: float
     warming_up: bool
+    rejected: int = 0
     readings: Mapping[str, float] = field(default_factory=dict)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gnewton.optim.cap import StepCap
 from gnewton.optim.curvature import Batch
 from gnewton.optim.damping import Site
 from gnewton.optim.displacement import Displacement
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measured, Measurer
 from gnewton.optim.rates import Proposal, RateRule
-from gnewton.optim.step import combined
+from gnewton.optim.step import Plan, combined
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class Update(Site):
     """What has been measured at an update, and with what more can be.
 
     Attributes:
-        rule, measurer, grouping, cap: of the optimizer.
+        rule, measurer, grouping: of the optimizer.
+        silent: the entries that take no part, (R,), bool.
         watched: where the parameters were at the last update, if that is kept.
         average: what the rule returned for the summaries of this update.
         measured: the last of these summaries.
@@ -34,7 +34,7 @@ class Update(Site):
     rule: RateRule
     measurer: Measurer
     grouping: Grouping
-    cap: StepCap | None
+    silent: Tensor
     watched: Displacement | None
     average: Tensor
     measured: Measured
@@ -49,12 +49,10 @@ class Update(Site):
         return self.measurer.sign * self.measured.loss
 
     def propose(self, damping: float, internal_damping: float) -> Proposal:
-        """Rates within the cap; nothing is put in force."""
-        limit = None
-        if self.cap is not None:
-            lengths = self.cap.lengths(self.measured.sizes).repeat_interleave(len(self.directions))
-            limit = lengths / (self.lr * damping * self.measured.norms)
-        return self.rule.propose(self.average, self.measured.norms, factor=internal_damping, limit=limit)
+        """Rates; nothing is put in force."""
+        return self.rule.propose(
+            self.average, self.measured.norms, factor=internal_damping, silent=self.silent
+        )
 
     def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
         """The decrease of the averaged model."""
@@ -64,7 +62,7 @@ class Update(Site):
     def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
         """The decrease on slices of the curvature batch; the directions stay as they are."""
         rates = (self.lr * damping * proposal.solved.rates).tolist()
-        step = combined(self.directions, rates, self.grouping, self.cap)
+        step = combined(self.directions, Plan(rates), self.grouping)
         return self.measurer.decreases(*self.batch, step, self.decay, slices)
 
     def displacement(self) -> tuple[float, float] | None:

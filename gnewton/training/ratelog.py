@@ -52,6 +52,7 @@ class RateLog:
             solved.gradient.tolist(),
             solved.curvature.tolist(),
             solved.third.tolist(),
+            [False] * len(update.names) if solved.silent is None else solved.silent.tolist(),
             strict=True,
         )
         shared = {
@@ -62,6 +63,7 @@ class RateLog:
             "warmup": update.warming_up,
             "internal_damping": _number(solved.internal_damping),
             "capped": solved.capped,
+            "rejected": update.rejected,
             "loss": _number(update.loss),
             "radius": _number(solved.radius),
             "residual": _number(solved.residual),
@@ -79,8 +81,9 @@ class RateLog:
                 "gradient": _number(gradient),
                 "curvature": _number(curvature),
                 "third": _number(third),
+                "silent": silent,
             }
-            for group, rate, damping, gradient, curvature, third in columns
+            for group, rate, damping, gradient, curvature, third, silent in columns
         ]
 
 

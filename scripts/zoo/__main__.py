@@ -1,6 +1,6 @@
 """Train the zoo: first, highest and last loss of each network (docs/reliability.md).
 
-    python -m scripts.zoo [--only deep_relu,lstm] [--options damping=3 period=3 direction=adam] [--seeds 0,1] [--adam]
+python -m scripts.zoo [--only deep_relu,lstm] [--options damping=3 direction=kfac] [--seeds 0,1]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import yaml
 
 from gnewton import GroupedNewton
 from gnewton.optim.kfac import KFAC
@@ -28,7 +29,7 @@ DIRECTIONS: dict[str, Callable[[Task], Any]] = {
     "gradient": lambda task: partial(torch.optim.SGD, lr=1.0),
     "adam": lambda task: partial(torch.optim.Adam, lr=1.0),
     "adamw": lambda task: partial(torch.optim.AdamW, lr=1.0),
-    "kfac": lambda task: lambda named: KFAC(task.model, parameters=named, lr=1.0),
+    "kfac": lambda task: lambda named: KFAC(task.model, params=named, lr=1.0),
 }
 
 
@@ -66,16 +67,6 @@ def run(name: str, seed: int, options: dict[str, Any], adam: float | None, steps
     }  # fmt: skip
 
 
-def parse(text: str) -> Any:
-    """A number where it is one."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
 def main() -> None:
     """Train, and print a table and its summary."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    options = {key: parse(value) for key, value in (o.split("=", 1) for o in arguments.options)}
+    options = {key: yaml.safe_load(value) for key, value in (o.split("=", 1) for o in arguments.options)}
     seeds = [int(s) for s in arguments.seeds.split(",")]
     jobs = [(name, seed) for name in arguments.only.split(",") for seed in seeds]
     rates: list[float | None] = [1e-3, 1e-2] if arguments.adam else [None]

@@ -1,7 +1,8 @@
-"""The networks of the zoo: each a model, a loss, data and a batch size, as users of other libraries write them."""
+"""The networks of the zoo: each a model, a loss, data and a batch size, as users have them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _dense(widths: list[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-2], widths[1:-1], strict=True):
+    for a, b in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
@@ -202,7 +203,13 @@ def digits_dropout() -> Task:
     """Noise in the network too."""
     x, y = _digits(flat=True)
     model = nn.Sequential(
-        nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 10)
+        nn.Linear(64, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(64, 10),
     )
     return Task(model, F.cross_entropy, x, y, 64)
 
@@ -287,7 +294,12 @@ def residual_group_norm() -> Task:
     """A small residual network."""
     x, y = _digits(flat=False)
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), Residual(8), Residual(8), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)
+        nn.Conv2d(1, 8, 3, padding=1),
+        Residual(8),
+        Residual(8),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
     )
     return Task(model, F.cross_entropy, x, y, 64)
 
@@ -353,5 +365,7 @@ def weight_normalised() -> Task:
     """Weights by direction and length."""
     x, y = _digits(flat=True)
     norm = nn.utils.parametrizations.weight_norm
-    model = nn.Sequential(norm(nn.Linear(64, 64)), nn.ReLU(), norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10))
+    model = nn.Sequential(
+        norm(nn.Linear(64, 64)), nn.ReLU(), norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10)
+    )
     return Task(model, F.cross_entropy, x, y, 64)

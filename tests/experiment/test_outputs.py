@@ -108,7 +108,7 @@ def test_two_directions_have_two_rates_in_every_group(run):
 
 @pytest.mark.parametrize(
     ("controller", "columns"),
-    [("overshoot", {"overshoot"}), ("adaptive", {"accepted", "rejected", "decrease", "predicted"})],
+    [("overshoot", {"overshoot"}), ("adaptive", {"trials_accepted", "trials_rejected", "decrease", "predicted"})],
 )
 def test_controllers_fill_their_columns(run, controller, columns):
     assert columns < OF_A_CONTROLLER
@@ -122,7 +122,7 @@ def test_controllers_fill_their_columns(run, controller, columns):
     assert table["damping"].nunique() == (4 if controller == "overshoot" else 1)  # three displacements
     if controller == "adaptive":
         last = table.iloc[-1]
-        assert last["accepted"] + last["rejected"] >= 4  # updates that step
+        assert last["trials_accepted"] + last["trials_rejected"] >= 4  # updates that step
 
 
 def test_metrics_make_sense(folder):

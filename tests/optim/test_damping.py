@@ -195,7 +195,7 @@ def test_adaptive_solves_again_while_the_decrease_falls_short_and_then_stops() -
     controller.settle(update)
     assert update.solved == [(1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 8.0)]
     readings = controller.readings()
-    assert (readings["accepted"], readings["rejected"], readings["decrease"]) == (0, 4, -1.0)
+    assert (readings["trials_accepted"], readings["trials_rejected"], readings["decrease"]) == (0, 4, -1.0)
     assert controller.internal_damping == 1.0, "one update decides nothing"
 
 
@@ -207,7 +207,7 @@ def test_adaptive_stops_at_the_first_trial_that_passes() -> None:
     controller = Adaptive(trials=3)
     controller.settle(update)
     assert update.solved == [(1.0, 1.0), (1.0, 2.0)]
-    assert (controller.readings()["accepted"], controller.readings()["rejected"]) == (1, 1)
+    assert (controller.readings()["trials_accepted"], controller.readings()["trials_rejected"]) == (1, 1)
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
@@ -219,7 +219,7 @@ def test_adaptive_allows_for_the_standard_error(mean: float, spread: float) -> N
     controller.settle(Update(decreases=lambda trial: values))
     rejected = mean < 0.1 - 1.5 * error
     successful = mean - 1.5 * error >= 0.75
-    assert controller.readings()["rejected"] == int(rejected)
+    assert controller.readings()["trials_rejected"] == int(rejected)
     assert controller.internal_damping == (2.0 if rejected else 0.5 if successful else 1.0)
 
 
@@ -260,7 +260,7 @@ def test_adaptive_passes_no_verdict_where_nothing_moves() -> None:
     controller.settle(update)
     assert update.trials == 0
     assert update.solved == [(1.0, 1.0)]
-    assert controller.readings()["accepted"] == controller.readings()["rejected"] == 0
+    assert controller.readings()["trials_accepted"] == controller.readings()["trials_rejected"] == 0
 
 
 def test_adaptive_rejects_a_step_to_where_the_loss_is_not_finite() -> None:
@@ -320,7 +320,7 @@ def test_adaptive_compares_model_and_objective(solver: str, decay: float, maximi
     else:
         expected -= 0.5 / 2 * (hessian.diagonal().abs() * rates.square()).sum()
     assert update.readings["predicted"] == pytest.approx(float(expected), rel=1e-9)
-    assert update.readings["accepted"] + update.readings["rejected"] == 1
+    assert update.readings["trials_accepted"] + update.readings["trials_rejected"] == 1
     assert update.loss == pytest.approx(sign * float(summary.loss), rel=1e-12)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gnewton import Partition
-from gnewton.optim.cap import StepCap
 from gnewton.optim.finite import subtract_finite
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.step import combined, take
+from gnewton.optim.step import Plan, combined, take
+from gnewton.optim.trust import TrustRadius, per_entry
 from tests.optim.problems import tanh_net
 
 
@@ -29,15 +29,24 @@ def _setting(count: int) -> tuple[nn.Module, Grouping, list[list[Tensor]], list[
     return model, grouping, directions, rates
 
 
+def _plan(fraction: float | None, grouping: Grouping, rates: list[float], count: int) -> Plan:
+    """With weights of their own for the parameters, and with limits where there is a fraction."""
+    weights = [[1.0 + 0.5 * i + j for i in range(len(grouping.parameters))] for j in range(count)]
+    if fraction is None:
+        return Plan(rates, weights=weights)
+    lengths = TrustRadius(fraction, grouping).lengths(grouping.norms(grouping.parameters), bounded=True)
+    return Plan(rates, per_entry(lengths, range(count)), weights)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("fraction", [None, 0.1, 1e9])
 def test_it_is_the_combined_step(count: int, fraction: float | None) -> None:
     _, grouping, directions, rates = _setting(count)
-    cap = StepCap(fraction, grouping) if fraction is not None else None
+    plan = _plan(fraction, grouping, rates, count)
     twin = copy.deepcopy(list(grouping.parameters))
     before = copy.deepcopy(directions)
-    assert bool(subtract_finite(twin, combined(directions, rates, grouping, cap)))
-    assert bool(take(directions, rates, grouping, cap))
+    assert bool(subtract_finite(twin, combined(directions, plan, grouping)))
+    assert bool(take(directions, plan, grouping))
     torch.testing.assert_close(grouping.parameters, twin, rtol=1e-13, atol=1e-14)
     for old, new in zip(before, directions, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True)), "directions are only read"
@@ -56,8 +65,8 @@ def test_what_is_not_finite_touches_nothing(bad: float, fraction: float | None, 
         direction[-1].view(-1)[1] = bad
         if where == "a group at rate 0":
             rates[-2] = 0.0
-    cap = StepCap(fraction, grouping) if fraction is not None else None
-    assert not bool(take(directions, rates, grouping, cap))
+    plan = _plan(fraction, grouping, rates, 2)
+    assert not bool(take(directions, plan, grouping))
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
@@ -66,5 +75,5 @@ def test_a_product_that_overflows_touches_nothing() -> None:
     before = copy.deepcopy(list(model.parameters()))
     directions[0][0].fill_(1e150)
     rates[0] = 1e300
-    assert not bool(take(directions, rates, grouping, None))
+    assert not bool(take(directions, Plan(rates), grouping))
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))

@@ -130,8 +130,8 @@ class Adaptive(Controller):
     def readings(self) -> dict[str, float]:
         """Trials accepted and rejected so far, and the decreases of the last one."""
         return {
-            "accepted": self._counts[Verdict.ACCEPTED],
-            "rejected": self._counts[Verdict.REJECTED],
+            "trials_accepted": self._counts[Verdict.ACCEPTED],
+            "trials_rejected": self._counts[Verdict.REJECTED],
             "decrease": self._decrease,
             "predicted": self._predicted,
         }
@@ -144,5 +144,8 @@ class Adaptive(Controller):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._recent, readings = list(state["recent"]), state["readings"]
-        self._counts = {Verdict.ACCEPTED: readings["accepted"], Verdict.REJECTED: readings["rejected"]}
+        self._counts = {
+            Verdict.ACCEPTED: readings["trials_accepted"],
+            Verdict.REJECTED: readings["trials_rejected"],
+        }
         self._decrease, self._predicted = readings["decrease"], readings["predicted"]

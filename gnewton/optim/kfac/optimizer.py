@@ -145,6 +145,7 @@ class KFAC(BoundOptimizer):
         self._others = [p for p in named.values() if id(p) not in taken]
         self._decay, self._identity = decay, start == "identity"
         self._statistics_period, self._inverse_period = statistics_period, inverse_period
+        self.keeps_fresh, self.fresh = False, dict[Tensor, Tensor]()
         self._empirical, self._reference_scaling = fisher == "empirical", scaling == "reference"
         self._kind = preconditioner
         self._draws = Draws(seed)
@@ -206,7 +207,11 @@ class KFAC(BoundOptimizer):
                 raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
         self._take_statistics()
         self._refresh()
-        move(*self._directions(), self.param_groups[0], self.state)
+        moved, vectors = self._directions()
+        if self.keeps_fresh:
+            lr = float(self.param_groups[0]["lr"])
+            self.fresh = {p: lr * v for p, v in zip(moved, vectors, strict=True)}
+        move(moved, vectors, self.param_groups[0], self.state)
         self._capture.clear()
         self._steps += 1
         self._capture.due = self._steps >= self._next_statistics

@@ -31,6 +31,7 @@ class GroupedNewtonRecipe(MeasuringRecipe):
     averaging: AveragingRecipe
     controller: ControllerRecipe
     curvature: Curvature
+    along: str = option(choices=("fresh", "step"))
     period: int = option(at_least=1)
     warmup: int = option(at_least=0)
     damping: float = option(above=0)
@@ -40,6 +41,7 @@ class GroupedNewtonRecipe(MeasuringRecipe):
     rate_momentum: float = option(at_least=0, below=1)
     rate_median: int | None = option(at_least=2)
     cap: float | None = option(above=0)
+    safeguard: bool = option()
     proximal: float = option(at_least=0)
     normalise: bool = option()
 
@@ -62,6 +64,7 @@ class GroupedNewtonRecipe(MeasuringRecipe):
             problem.loss_fn,
             problem.partition,
             direction=self.direction.build(problem),
+            along=self.along,
             period=self.period,
             damping=self.damping,
             solver=self.solver,
@@ -70,6 +73,7 @@ class GroupedNewtonRecipe(MeasuringRecipe):
             rate_momentum=self.rate_momentum,
             rate_median=self.rate_median,
             cap=self.cap,
+            safeguard=self.safeguard,
             controller=self.controller.build(),
             proximal=self.proximal,
             averaging=self.averaging.build(),

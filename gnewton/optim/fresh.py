@@ -1,0 +1,115 @@
+"""What the present gradient alone adds to a direction, and how many such parts a direction holds.
+
+An optimizer with a memory proposes a weighted sum of parts, u_t = Σ_k w_k v_{t−k}, with v_t made of the
+gradient of step t alone: the gradient itself for SGD, the gradient over the root of its mean square for Adam,
+the preconditioned gradient for K-FAC. Rates found for v on the batch it came from suit the step u/w with
+w = Σ_k w_k, whose length does not grow while the memory fills (docs/method.md, "The fresh direction").
+
+An optimizer of one's own takes part by an attribute ``keeps_fresh``: while it is True, ``step()`` leaves v by
+parameter, as it would be subtracted at momentum 0, in an attribute ``fresh``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.optim.decay import DecayKind, add_decoupled, decay_kind
+
+Group = Mapping[str, Any]
+Gradients = Mapping[Tensor, Tensor]
+Parts = dict[Tensor, Tensor]
+
+
+def fresh_parts(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts | None:
+    """v of each parameter of a group right after a step, new tensors or the gradients themselves.
+
+    Args:
+        optimizer: which has made a step from ``gradients``.
+        group: one of its ``param_groups``.
+        gradients: what the step was fed with, coupled weight decay included.
+
+    Returns:
+        None for an optimizer whose parts are not known: its direction is taken as a whole.
+    """
+    if getattr(optimizer, "keeps_fresh", False):
+        kept: Parts = optimizer.fresh  # type: ignore[attr-defined]
+        return {p: kept[p] for p in group["params"] if p in kept}
+    rule = next((rule for kind, rule in _RULES if isinstance(optimizer, kind)), None)
+    if rule is None:
+        return None
+    with torch.no_grad():
+        return rule(optimizer, group, {p: gradients[p] for p in group["params"] if p in gradients})
+
+
+def add_decay(
+    optimizer: torch.optim.Optimizer, group: Group, parts: Parts, positions: Mapping[Tensor, Tensor]
+) -> Parts:
+    """v with the decoupled weight decay that belongs to every step; ``positions`` are the parameters."""
+    decay = group.get("weight_decay")
+    if not decay or decay_kind(optimizer, dict(group)) is not DecayKind.DECOUPLED:
+        return parts
+    moved = {p: v.clone() for p, v in parts.items()}
+    if moved:
+        factor = float(group["lr"]) * float(decay)
+        add_decoupled(list(moved.values()), [positions[p] for p in moved], factor)
+    return moved
+
+
+def weight(optimizer: torch.optim.Optimizer, group: Group, steps: int) -> float:
+    """w = Σ_k w_k after so many steps; 1 for averages that correct their bias, and for the unknown."""
+    momentum = float(group.get("momentum") or 0.0)
+    if steps < 1 or momentum == 0:
+        return 1.0
+    if isinstance(optimizer, torch.optim.SGD):
+        old = momentum ** (steps - 1)  # the first gradient counts in full
+        total = old + (1 - float(group["dampening"])) * (1 - old) / (1 - momentum)
+        return 1 + momentum * total if group["nesterov"] else total
+    if isinstance(optimizer, torch.optim.RMSprop) or hasattr(optimizer, "keeps_fresh"):
+        return (1 - momentum**steps) / (1 - momentum)
+    return 1.0
+
+
+def _gradient(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
+    return _scaled(group, {p: -g if group["maximize"] else g for p, g in gradients.items()})
+
+
+def _adam(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
+    """lr g / (√v̂ + ε), v̂ the bias-corrected mean square."""
+    parts = {}
+    for p, gradient in gradients.items():
+        state = optimizer.state[p]
+        square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+        correction = 1 - group["betas"][1] ** float(state["step"])
+        root = (square / correction).sqrt_().add_(group["eps"])
+        parts[p] = gradient / root if not group.get("maximize") else -gradient / root
+    return _scaled(group, parts)
+
+
+def _rmsprop(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
+    """lr g / (√v + ε)."""
+    parts = {}
+    for p, gradient in gradients.items():
+        state = optimizer.state[p]
+        square = state["square_avg"]
+        if group["centered"]:
+            square = square - state["grad_avg"] ** 2
+        parts[p] = (-gradient if group["maximize"] else gradient) / square.sqrt().add_(group["eps"])
+    return _scaled(group, parts)
+
+
+def _scaled(group: Group, parts: Parts) -> Parts:
+    lr = float(group["lr"])
+    return parts if lr == 1 else {p: lr * v for p, v in parts.items()}
+
+
+_RULES: tuple[tuple[type[torch.optim.Optimizer], Callable[..., Parts]], ...] = (
+    (torch.optim.SGD, _gradient),
+    (torch.optim.Adam, _adam),
+    (torch.optim.AdamW, _adam),
+    (torch.optim.NAdam, _adam),
+    (torch.optim.RMSprop, _rmsprop),
+)
