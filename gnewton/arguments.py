@@ -78,7 +78,8 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
         InputError: for any other value.
     """
     if value is not None and not isinstance(value, kind):
-        raise InputError(f"{name}={shown(value)}: must be a {kind.__name__}, such as {example}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(f"{name}={shown(value)}: must be {article} {kind.__name__}, such as {example}")
 
 
 def check_function(name: str, value: object, what: str) -> None:

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnewton import KFAC, GroupedNewton
 from gnewton.compilation import missing
-from gnewton.errors import InputError
 from gnewton.experiment.run import run as run_experiment
 from gnewton.tasks import Classification
 from gnewton.training.gradient import add_gradient
@@ -216,9 +214,3 @@ def test_refusals(cli: Callable[..., Answer], command: str, tmp_path: Path) -> N
     assert REFUSED[command] in answer.err
     assert "Traceback" not in answer.err
     assert not list(tmp_path.glob("outputs/*/*"))
-
-
-@pytest.mark.parametrize("build", [KFAC, partial(GroupedNewton, loss_fn=F.cross_entropy)])
-def test_the_library_refuses_a_compiled_model(build: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match="compiled.*pass the model itself"):
-        build(torch.compile(network(), backend="eager"))
