@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.on_nonfinite",
+    "trainer.divergence",
     "trainer.max_recoveries",
     "trainer.rollback_factor",
     "trainer.progress",
@@ -34,7 +35,7 @@ MAY_CHANGE = (
     "trainer.target.metric",
     "trainer.target.value",
 )
-"""Options that decide how far a run goes, what is written when and what follows a number that is not finite,
+"""Options that decide how far a run goes, what is written when and what ends it early,
 and not the steps that a sound run makes."""
 
 _NOT_OF_THE_RUN = ("resume", "output_root", "name", "logger")

@@ -34,7 +34,7 @@ from gnewton.training.world import World, join_world
 
 log = logging.getLogger("gnewton")
 
-CHECKPOINT_FORMAT = "4"
+CHECKPOINT_FORMAT = "5"
 """Changes with what a checkpoint holds: one of another format cannot be continued."""
 
 _STATUS = {Diverged: "diverged", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
