@@ -81,8 +81,12 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
     runs = list(runs)
     mixed = differences(runs)
     setups: dict[str, Setup] = {}
+    files: dict[str, Any] = {}
     for run in runs:
         options = {key: value for key, value in flatten(run.config).items() if _counts(key)}
+        digest = run.environment.get("data_digest")
+        if digest is not None and "data.path" in options:  # the same data, wherever they were
+            options["data.path"] = files.setdefault(str(digest), options["data.path"])
         if mixed:
             found = conditions(run)
             options["hardware"] = ", ".join(found[key] for key in mixed if key in found)

@@ -58,6 +58,10 @@ class LossCeiling:
         scale = max(abs(self.start), self.start - self._lowest)
         return self.start + (self.factor - 1) * scale if scale > 0 else math.inf
 
+    def is_exceeded_by_the_latest(self) -> bool:
+        """Whether the last few losses are far above the start, which may be a spike."""
+        return bool(self._recent) and median(self._last(3)) > self.ceiling()
+
     def is_exceeded(self) -> bool:
         """Whether the loss is far above its start now: over the last tenth of an epoch."""
         return bool(self._recent) and median(self._last(self._tail)) > self.ceiling()

@@ -192,9 +192,7 @@ class Trainer:
                 self._checkpoint(LAST)
         self._report(progress)
         self.clocks.pause_training()
-        self._require_below_ceiling(
-            ended=status == "limit" or (self.epoch + 1 == self.settings.epochs)
-        )
+        self._require_below_ceiling(ended=status == "limit" or self.epoch + 1 == self.settings.epochs)
         return status
 
     def _require_below_ceiling(self, *, ended: bool) -> None:
@@ -204,8 +202,12 @@ class Trainer:
             Diverged: in every process, if any of them finds it so.
         """
         above = self._ceiling.is_exceeded() if ended else self._ceiling.is_exceeded_for_long()
-        if self.world.agree(int(above), self.device):
+        if self._agreed(above):
             raise Diverged(self._ceiling.describe(self.step, ended=ended))
+
+    def _agreed(self, wanted: bool) -> bool:
+        """Whether any process wants something: all have to do the same."""
+        return bool(self.world.agree(int(wanted), self.device))
 
     def _make_step(self, whole: Batch) -> None:
         batch = self.world.share(whole)
@@ -300,7 +302,7 @@ class Trainer:
                 message = "target reached: %s %.6g after %.3f s of training"
                 log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):
-            self._checkpoint(LAST)
+            self._checkpoint(LAST, whatever=last)
 
     def _row(self, scores: dict[str, Score], lr: float) -> dict[str, Any]:
         seconds = self.clocks.seconds
@@ -320,13 +322,9 @@ class Trainer:
         self._seconds_at_row, self._samples_since_row = seconds["train"], 0
         return row
 
-    def _is_above_ceiling(self) -> bool:
-        """Whether the loss is far above that of the start, so that the last checkpoint is worth more."""
-        return bool(self.world.agree(int(self._ceiling.is_exceeded()), self.device))
-
     def _keep_best(self, score: Score) -> None:
         value = score.loss if score.accuracy is None else -score.accuracy
-        if self._is_above_ceiling():
+        if self._agreed(self._ceiling.is_exceeded()):
             return
         if value is not None and math.isfinite(value) and (self._best is None or value < self._best):
             self._best = value
@@ -336,10 +334,10 @@ class Trainer:
         """Write a checkpoint, unless the one before it is worth more.
 
         It is where something is not finite and, unless ``whatever`` is asked for, while the loss is far above
-        that of the start.
+        that of the start: so a run that ends as diverged is left at a state from before that.
         """
         self.read()
-        if not whatever and self._is_above_ceiling():
+        if not whatever and self._agreed(self._ceiling.is_exceeded_by_the_latest()):
             return
         with self.clocks.measure("checkpoint"):
             self._journal.checkpoint(name, self.state_dict())

