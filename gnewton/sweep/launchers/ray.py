@@ -28,8 +28,10 @@ class Ray(Launcher):
 
     def describe(self) -> str:
         """How many jobs run at a time, and with what, in a few words."""
-        most = "as many" if self.jobs is None else f"at most {self.jobs}"
-        return f"{most} at a time as Ray has room for, {self.threads} cores and {self.gpus:g} GPUs each"
+        most = (
+            "as many at a time as Ray has room for" if self.jobs is None else f"at most {self.jobs} at a time"
+        )
+        return f"{most}, {self.threads} cores and {self.gpus:g} GPUs each"
 
     def check(self) -> None:
         """Ray must be installed."""
