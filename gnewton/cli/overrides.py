@@ -98,6 +98,8 @@ def special_character(override: str) -> str | None:
 def _prepared(argument: str) -> str:
     key, equals, value = argument.partition("=")
     name = key_of(argument)
+    if argument.startswith("--") and value.startswith("~"):  # no shell expands it there
+        return f"{key}={_expanded(value)}"
     if argument.startswith("-") or not equals or name not in _texts():
         return argument
     if name in _paths() and "~" in value:

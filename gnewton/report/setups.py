@@ -14,8 +14,16 @@ from typing import Any
 from gnewton.report.hardware import conditions, differences
 from gnewton.report.runs import BROKEN, ENDED, Run
 
-IGNORED = ("seed", "output_root", "resume", "data.root", "trainer.progress", "trainer.checkpoint_every")
-"""Options that make no set-up of its own: the seed, and where files are and how a run reports."""
+IGNORED = (
+    "seed",
+    "output_root",
+    "resume",
+    "data.root",
+    "trainer.progress",
+    "trainer.checkpoint_every",
+    "trainer.divergence",
+)
+"""Options that make no set-up of its own: the seed, where files are, how a run reports, when it gives up."""
 
 MAPPINGS = ("optimizer.rates",)
 """Options whose value is a mapping: each is one option, not one for each of its keys."""
