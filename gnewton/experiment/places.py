@@ -61,12 +61,13 @@ def find_places(config: DictConfig, folder: Path) -> None:
         config: of the run in ``folder``; changed in place.
         folder: the run folder.
     """
+    starts = [*_starts(config, folder), Path.cwd()]
     for name in places(config):
         path = Path(str(OmegaConf.select(config, name))).expanduser()
         if name == OUTPUTS:
             path = _outputs(path, folder)
         elif not path.is_absolute():
-            candidates = [start / path for start in (*_starts(config, folder), Path.cwd())]
+            candidates = [start / path for start in starts]
             path = next((each for each in candidates if each.exists()), candidates[0])
         if name == "data.root" and not path.exists() and os.environ.get(VARIABLE):
             path = _default_root(str(config.data.name)) or path

@@ -118,11 +118,11 @@ def test_outputs_are_not_moved_by_hydra(cli, tmp_path, override):
 
 
 def test_a_special_character_where_no_text_is_taken(cli):
-    answer = cli(["train", "model.activation=größe"])
+    answer = cli(["train", "trainer.epochs=größe"])
     assert answer.code == 2
     assert answer.err == (
-        "gnewton: model.activation=größe: not of the form option=value; where 'ö' belongs to a text, "
-        "write 'model.activation=\"größe\"'\n"
+        "gnewton: trainer.epochs=größe: not of the form option=value; where 'ö' belongs to a text, "
+        "write 'trainer.epochs=\"größe\"'\n"
     )
 
 

@@ -15,6 +15,7 @@ from tests.experiment.interruptions import rows
 RUN = (
     "data=npz",
     "data.validation=50",
+    "data.layout=channels_last",
     "model.widths=[8]",
     "optimizer=sgd",
     "trainer.device=cpu",
