@@ -99,7 +99,7 @@ def changed(
         if part is None:
             raise InputError(
                 f"{override}: a run keeps its configuration; only these can be chosen: "
-                + ", ".join([*movable, *allowed])
+                + ", ".join([*allowed, *movable])
             )
         OmegaConf.update(config, part, OmegaConf.select(composed, part), merge=False)
     require_places(config, asked)

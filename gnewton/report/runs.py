@@ -121,14 +121,15 @@ def require_end(run: Run) -> None:
     Raises:
         InputError: naming the file, if it has not.
     """
-    if run.status not in ENDED:
+    step = run.result.get("step")
+    if run.status not in ENDED or not isinstance(step, int):
         return
     path = run.folder / "metrics.csv"
     if run.metrics.empty:
         what = "has no row" if path.is_file() else "is not there"
         raise InputError(f"{path} {what}, although the run is {run.status}")
-    step, last = run.result.get("step"), run.metrics["step"].iloc[-1]
-    if isinstance(step, int) and step > last:
+    last = run.metrics["step"].iloc[-1]
+    if step > last:
         raise InputError(f"{path} ends at step {last:g}, although the run is {run.status} at step {step}")
 
 

@@ -129,7 +129,7 @@ def test_a_configuration_that_lacks_a_later_option(started, cli, tmp_path):
 def test_a_folder_of_data_sets_that_is_gone(run, monkeypatch, tmp_path):
     from gnewton.experiment.resume import saved_config
 
-    folder = run([*RUN[2:], "data.subset=60", "trainer.batch_size=20", "trainer.epochs=1"]).folder
+    folder = run([*RUN[3:], "data.subset=60", "trainer.batch_size=20", "trainer.epochs=1"]).folder
     config = yaml.safe_load((folder / "config.yaml").read_text())
     environment = json.loads((folder / "environment.json").read_text())
     environment["recipes"]["data"] = "mnist"

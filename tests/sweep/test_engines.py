@@ -95,7 +95,7 @@ def test_every_launcher_knows_how_many_jobs_at_a_time(launcher):
         "test", {"launcher": LAUNCHERS}, [f"launcher={launcher}", "launcher.jobs=3"]
     )["launcher"]
     assert options.jobs == 3
-    assert " 3 at a time" in options.describe()
+    assert "3 at a time" in options.describe()
 
 
 def test_ray_is_given_so_many_jobs_at_a_time(monkeypatch, tmp_path):
