@@ -56,8 +56,7 @@ def _configuration(folder: Path, overrides: list[str]) -> DictConfig:
         config = saved_config(folder, asked)
         require_places(config, asked)
         return config
-    overrides = with_choices_of(folder, overrides)
-    return changed(folder, composed(overrides), overrides, (), asked)
+    return changed(folder, composed(with_choices_of(folder, overrides)), overrides, (), asked)
 
 
 def _train(config: DictConfig, command: list[str]) -> Path | None:

@@ -78,8 +78,8 @@ def parse_subject(
     from gnewton.experiment.resume import changed
 
     folder, checkpoint = run_of(Path(paths[0]).expanduser())
-    overrides = with_choices_of(folder, overrides)
-    config = changed(folder, composed(overrides), overrides, (*OF_A_RUN, *also), str(folder))
+    chosen = composed(with_choices_of(folder, overrides))
+    config = changed(folder, chosen, overrides, (*OF_A_RUN, *also), str(folder))
     return Subject(config, tuple(overrides), folder, checkpoint)
 
 

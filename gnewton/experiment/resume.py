@@ -78,8 +78,9 @@ def changed(
 
     Args:
         folder: the run folder.
-        composed: what Hydra composed from ``overrides``.
-        overrides: what was asked for.
+        composed: what Hydra composed from ``overrides`` and the choices of the run.
+        overrides: what was asked for. An option leaves the others of its group as the run has them, unless
+            the group is chosen anew.
         allowed: groups and options that may be, beside those that say where files are.
         asked: how the run was asked for, for messages.
 
@@ -101,9 +102,17 @@ def changed(
                 f"{override}: a run keeps its configuration; only these can be chosen: "
                 + ", ".join([*allowed, *movable])
             )
-        OmegaConf.update(config, part, OmegaConf.select(composed, part), merge=False)
+        anew = part in map(key_of, overrides) or _name_of(composed, part) != _name_of(config, part)
+        where = part if anew else key
+        OmegaConf.update(config, where, OmegaConf.select(composed, where), merge=False)
     require_places(config, asked)
     return config
+
+
+def _name_of(config: DictConfig, part: str) -> Any:
+    """The choice of a group; None for an option."""
+    node = OmegaConf.select(config, part)
+    return node.get("name") if isinstance(node, DictConfig) else None
 
 
 def key_of(override: str) -> str:
