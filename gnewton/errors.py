@@ -23,7 +23,7 @@ class OutOfMemory(GnewtonError):
 
 
 class Diverged(GnewtonError):
-    """The loss or the parameters stopped being finite; the message names the step."""
+    """The loss or the parameters stopped being finite, or the loss rose far above its start."""
 
     exit_code = 3
 

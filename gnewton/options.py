@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from gnewton.errors import InputError
@@ -20,7 +21,10 @@ _RULE = "gnewton_rule"
 
 @dataclass(frozen=True)
 class Rule:
-    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too."""
+    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too.
+
+    ``place`` says that the value is where a file or folder is, see :func:`option`.
+    """
 
     above: float | None = None
     at_least: float | None = None
@@ -28,6 +32,7 @@ class Rule:
     at_most: float | None = None
     choices: tuple[str, ...] = ()
     length: int | None = None
+    place: bool = False
 
     def admits(self, value: object) -> bool:
         """Whether ``value`` (None: the option is switched off) is allowed."""
@@ -81,10 +86,26 @@ def option(
     at_most: float | None = None,
     choices: Iterable[str] = (),
     length: int | None = None,
+    place: bool = False,
+    default: Any = MISSING,
 ) -> Any:
-    """Declare a field of a recipe together with its allowed values (see :class:`Rule`)."""
-    rule = Rule(above, at_least, below, at_most, tuple(choices), length)
-    return field(metadata={_RULE: rule})
+    """Declare a field of a recipe together with its allowed values (see :class:`Rule`).
+
+    Args:
+        above, at_least, below, at_most, choices, length: what is allowed.
+        place: whether it says where a file or folder is: that may change, and the run stays what it is.
+        default: what runs do that were configured before there was the option; others have it from the YAML.
+    """
+    rule = Rule(above, at_least, below, at_most, tuple(choices), length, place)
+    if default is MISSING:
+        return field(metadata={_RULE: rule})
+    return field(default=default, metadata={_RULE: rule})
+
+
+def is_place(entry: Field[Any]) -> bool:
+    """Whether a field of a recipe was declared as one that says where a file or folder is."""
+    rule: Rule = entry.metadata.get(_RULE, Rule())
+    return rule.place
 
 
 def violations(settings: object, path: str = "") -> Iterator[str]:
@@ -149,6 +170,16 @@ def show(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{show(entry)}" for key, entry in value.items()) + "}"
     return str(value)
+
+
+def quoted(text: str) -> str:
+    """A text as a value on the command line, in quotes where Hydra's grammar asks for them."""
+    plain = re.fullmatch(r"(?:[A-Za-z_]|\.{0,2}/)[A-Za-z0-9_./+%-]*", text)
+    if plain and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    # a backslash counts only before a quote, where it is halved
+    escaped = re.sub(r'(\\*)"', r"\1\1\"", re.sub(r"(\\+)$", r"\1\1", text))
+    return f'"{escaped}"'
 
 
 def _dig(settings: object, dotted: str) -> object:

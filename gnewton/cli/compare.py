@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser
+from gnewton.cli.parser import Parser, path
 
 if TYPE_CHECKING:
     from gnewton.report.comparison import Comparison
@@ -58,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Runs that differ in nothing but the seed are one set-up. Files are read; nothing is trained.",
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="run folders, or folders above them"
+        "folders", nargs="+", type=path, metavar="DIR", help="run folders, or folders above them"
     )
     parser.add_argument(
         "--target",
@@ -81,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where the files go (default: comparison/ in the first DIR)",
     )

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gnewton.cli.choices import OWN_GROUPS
 from gnewton.cli.explain import explained
+from gnewton.cli.overrides import prepared
 from gnewton.errors import InputError
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.folder import config_hash
@@ -68,8 +69,9 @@ class Composer:
         Raises:
             InputError: for what is no override.
         """
+        overrides = prepared(overrides)
         with explained(overrides):
-            parsed = self._parser().parse_overrides(list(overrides))
+            parsed = self._parser().parse_overrides(overrides)
         own = [each.key_or_group.partition(".")[0] in groups for each in parsed]
         for each, mine in zip(parsed, own, strict=True):
             if mine and each.is_sweep_override():

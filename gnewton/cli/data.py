@@ -6,40 +6,73 @@ import argparse
 import os
 from pathlib import Path
 
-from gnewton.cli.parser import Parser
+from gnewton.cli.parser import Parser, path
 
 
 def run(arguments: list[str]) -> int:
     """``gnewton data fetch NAME`` or ``gnewton data list``; returns 0 or raises."""
     options = _parser().parse_args(arguments)
     if options.action == "list":
-        print(_list())
+        print(_list(options.root))
         return 0
     from gnewton.data.fetch import fetch
 
     for name in options.names:
-        print(fetch(name, Path(options.root)))
+        print(fetch(name, options.root))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="gnewton data", description="Obtain data sets.")
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="list the data sets and how they are obtained")
+    lister = actions.add_parser("list", help="list the data sets: what is on the disk, its size and licence")
     fetcher = actions.add_parser("fetch", help="obtain data sets now, verified, into the data folder")
     fetcher.add_argument("names", nargs="+", metavar="NAME")
     default = os.environ.get("GNEWTON_DATA", "data")
-    fetcher.add_argument("--root", default=default, help="data folder (default: $GNEWTON_DATA, else ./data)")
+    for action in (lister, fetcher):
+        action.add_argument(
+            "--root",
+            type=path,
+            default=path(default),
+            help="data folder (default: $GNEWTON_DATA, else ./data)",
+        )
     return parser
 
 
-def _list() -> str:
+def _list(root: Path) -> str:
     from gnewton.cli.choices import config_groups
-    from gnewton.data.fetch import available
 
-    fetchable = set(available())
-    lines = []
-    for choice in config_groups()["data"]:
-        how = "fetched" if choice.name in fetchable else "-"
-        lines.append(f"{choice.name:<14} {how:<8} {choice.description}")
-    return "\n".join(lines)
+    rows = [
+        (choice.name, *_state(choice.name, root), choice.description) for choice in config_groups()["data"]
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+    return "\n".join(
+        [
+            *lines,
+            f"\nin {root.absolute()}; gnewton data fetch NAME obtains a set now, training when it needs it",
+        ]
+    )
+
+
+def _state(name: str, root: Path) -> tuple[str, str, str]:
+    """Whether a set is on the disk, its size, and its licence."""
+    from gnewton.data.fetch.cache import cached_file
+    from gnewton.data.fetch.catalogue import CATALOGUE
+
+    if name in CATALOGUE:
+        entry = CATALOGUE[name]
+        kept = cached_file(name, root)
+        if kept.is_file():
+            return "on disk", _megabytes(kept.stat().st_size), entry.licence
+        return "not on disk", _megabytes(entry.size), entry.licence
+    if name == "imagenet":
+        there = (root / name / "train").is_dir() and (root / name / "val").is_dir()
+        return "on disk" if there else "not on disk", "-", "of its images"
+    if name == "digits":
+        return "on disk", "in scikit-learn", "CC BY 4.0"
+    return {"npz": "a file of yours", "teacher": "drawn", "none": "nothing"}.get(name, "-"), "-", "-"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"

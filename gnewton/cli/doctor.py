@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser
+from gnewton.cli.parser import Parser, path
 
 if TYPE_CHECKING:
     from gnewton.doctor.finding import Check, Finding
@@ -80,14 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data-root",
-        type=Path,
+        type=path,
         default=Path(os.environ.get("GNEWTON_DATA", "data")),
         metavar="FOLDER",
         help="folder of the data sets (default: $GNEWTON_DATA, else ./data)",
     )
     parser.add_argument(
         "--output-root",
-        type=Path,
+        type=path,
         default=Path("outputs"),
         metavar="FOLDER",
         help="where runs would be written (default: outputs)",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -18,9 +20,11 @@ from omegaconf.errors import (
 )
 
 from gnewton.cli.choices import all_groups, config_groups
+from gnewton.cli.overrides import empty_value, special_character
 from gnewton.errors import InputError
 from gnewton.experiment.schema import REGISTRIES
-from gnewton.options import did_you_mean, listing
+from gnewton.options import did_you_mean, listing, nearest, quoted
+from gnewton.training.settings import TrainerSettings
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
 
@@ -47,7 +51,7 @@ def explain(error: Exception, arguments: Iterable[str]) -> InputError:
     overrides = {_key(argument): argument for argument in arguments if not argument.startswith("-")}
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(error, OverrideParseException):
-        return InputError(f"{error.override}: not of the form option=value ({_first_line(error.message)})")
+        return InputError(_unparsed(str(error.override), str(error.message)))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return InputError(_no_such_choice(error))
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.full_key:
@@ -71,12 +75,27 @@ def explain(error: Exception, arguments: Iterable[str]) -> InputError:
     if match:
         key = _key(match[1])
         return InputError(
-            f"{match[1]}: one value is allowed; for a list write {key}=[…], to sweep add --multirun"
+            f"{match[1]}: one value is allowed; for a list write {key}=[…], to sweep add --multirun, "
+            f"and a text that holds a comma goes in quotes twice: '{key}=\"…\"'"
         )
     match = re.match(r"In '([^']+)': .*\bfull_key: (\S+)", str(error), re.DOTALL)
     if match:
         return InputError(_lacking(match[1], match[2], overrides))
     return InputError(_first_line(str(error) or str(cause)))
+
+
+def _unparsed(override: str, message: str) -> str:
+    """What Hydra's grammar does not take."""
+    where = empty_value(override)
+    if where is not None:
+        return f"{override}: there is no value {where}; give one, or leave the comma out"
+    key, equals, value = override.partition("=")
+    special = special_character(override)
+    if key and equals and special not in (None, "="):
+        text = shlex.quote(f"{key}={quoted(value)}")
+        return f"{override}: not of the form option=value; where {special!r} belongs to a text, write {text}"
+    reason = re.sub(r" expecting (?:\{.*|.{40,})", "", _first_line(message))
+    return f"{override}: not of the form option=value ({reason})"
 
 
 def _lacking(file: str, full_key: str, overrides: dict[str, str]) -> str:
@@ -136,6 +155,7 @@ def _no_such_option(cause: OmegaConfBaseException, overrides: dict[str, str]) ->
     hint = did_you_mean(key, candidates)
     if parent and hint:
         hint = hint.replace("mean '", f"mean '{parent}.")
+    hint = hint or _elsewhere(parent, key)
     where = (
         f" (options of {parent}: {listing(known, 20)})"
         if parent
@@ -145,6 +165,39 @@ def _no_such_option(cause: OmegaConfBaseException, overrides: dict[str, str]) ->
         (text for name, text in overrides.items() if f"{name}.".startswith(f"{full_key}.")), full_key
     )
     return f"{given}: no such option{hint}{_unchosen(parent, key)}{_owners(parent, key)}{where}"
+
+
+_OTHER_WORDS = {"learning_rate": "lr", "batchsize": "batch_size", "steps": "max_steps", "epoch": "epochs"}
+"""What options are called elsewhere."""
+
+
+def _elsewhere(parent: str, key: str) -> str:
+    """Where another part of a run has an option of that name, say which; those nearest to the top first."""
+    names = [name for name in _full_names() if name.rpartition(".")[0] != parent]
+    last = {name.rpartition(".")[2] for name in names}
+    near = key if key in last else _OTHER_WORDS.get(key) or (nearest(key, last) if not parent else None)
+    found = sorted((name for name in names if name.rpartition(".")[2] == near), key=lambda n: n.count("."))
+    return f"; did you mean {' or '.join(repr(name) for name in found[:3])}?" if found else ""
+
+
+def _full_names() -> list[str]:
+    """The options of all parts of a run by their full name, whatever is chosen."""
+    kinds = [("trainer", TrainerSettings)] + [
+        (registry.kind.replace("/", "."), recipe)
+        for registry in REGISTRIES
+        if registry.kind != "logger"
+        for _, recipe in registry.items()
+    ]
+    found: dict[str, None] = {}
+    while kinds:
+        where, kind = kinds.pop(0)
+        hints = get_type_hints(kind)
+        for entry in fields(kind):  # type: ignore[arg-type]
+            if entry.name != "name":
+                found[f"{where}.{entry.name}"] = None
+            if is_dataclass(hints[entry.name]):
+                kinds.append((f"{where}.{entry.name}", hints[entry.name]))
+    return list(found)
 
 
 def _unchosen(group: str, key: str) -> str:

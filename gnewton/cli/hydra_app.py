@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.cli.explain import explain
+from gnewton.cli.overrides import for_resumed_run, prepared, require_effect
 from gnewton.errors import FULL_ERROR, GnewtonError, InputError, Interrupted
 from gnewton.experiment.locate import config_folder
 from gnewton.experiment.schema import register_schemas
@@ -53,7 +54,8 @@ def run_hydra(arguments: list[str], task: Task) -> None:
             defects.append(error)
             raise
 
-    arguments = _flags_last(arguments)
+    require_effect(arguments)
+    arguments = _flags_last(for_resumed_run(prepared(arguments)))
     main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)
     before, asked = sys.argv, os.environ.get(FULL_ERROR)
     # Hydra prints errors and exits on its own unless it is asked for the exception itself.

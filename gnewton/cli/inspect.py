@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnewton.cli.parser import Parser, at_least, finite
+from gnewton.cli.parser import Parser, at_least, finite, path
 from gnewton.errors import InputError
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where the files go (default: inspection_stepN/ in the run, or inspections/MODEL-DATA)",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from gnewton.errors import InputError
@@ -20,6 +21,14 @@ class Parser(argparse.ArgumentParser):
             InputError: always.
         """
         raise InputError(f"{self.prog.removeprefix('gnewton ')}: {message}; see {self.prog} --help")
+
+
+def path(text: str) -> Path:
+    """The type of an argument that is a path: ``~`` stands for the home folder, as after ``--output=``."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(text)
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser, at_least, finite
+from gnewton.cli.parser import Parser, at_least, finite, path
 from gnewton.errors import InputError
+from gnewton.options import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,15 +55,15 @@ def run(arguments: list[str]) -> int:
         files["check.csv"] = _check(point, recipe, subject, options, found)
     written = [write_file(folder / name, content) for name, content in files.items()]
     print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")
-    print(f"use them with optimizer={recipe.name} optimizer.rates={folder / 'rates.yaml'}")
+    print(f"use them with {_use(recipe, folder)}")
     return 0
 
 
 def _subject(words: list[str]) -> Subject:
     """The subject; of a configuration the optimizer is SGD unless another one is chosen."""
-    from gnewton.cli.subject import parse_subject
+    from gnewton.cli.subject import is_path, parse_subject
 
-    of_a_run = any("=" not in word for word in words)
+    of_a_run = any(is_path(word) for word in words)
     if not of_a_run and not any(word.startswith(("optimizer=", "experiment=")) for word in words):
         words = [*words, "optimizer=sgd"]
     return parse_subject(words, "rates", idle=("optimizer.lr", "optimizer.rates"), also=("optimizer",))
@@ -131,9 +132,15 @@ def _remarks(point: Point, recipe: FirstOrderRecipe, found: Suggestion, folder: 
     return [
         f"Learning rates for optimizer={recipe.name}, suggested by gnewton {shlex.join(sys.argv[1:])}",
         point.describe(),
-        f"gnewton train … optimizer={recipe.name} optimizer.rates={folder / 'rates.yaml'}",
+        f"gnewton train … {_use(recipe, folder)}",
         f"one rate for all instead: optimizer.lr={found.single!r}",
     ]
+
+
+def _use(recipe: FirstOrderRecipe, folder: Path) -> str:
+    """The overrides that take the suggested rates, as a shell takes them."""
+    file = quoted(str(folder / "rates.yaml"))
+    return shlex.join([f"optimizer={recipe.name}", f"optimizer.rates={file}"])
 
 
 def _describe(point: Point, recipe: FirstOrderRecipe, options: argparse.Namespace, found: Suggestion) -> str:
@@ -279,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where the files go (default: in the run, or suggestions/MODEL-DATA-OPTIMIZER)",
     )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser
+from gnewton.cli.parser import Parser, path
 from gnewton.errors import Diverged, GnewtonError, InputError
 
 if TYPE_CHECKING:
@@ -26,13 +26,12 @@ class NotReproduced(GnewtonError):
 
 def run(arguments: list[str]) -> int:
     """``gnewton rerun DIR``; returns 0 if the metrics are reproduced, and raises otherwise."""
-    options = _parser().parse_args(arguments)
-    from gnewton.experiment.resume import saved_config
+    options = _parser().parse_intermixed_args(arguments)
     from gnewton.report.reproduction import threads_of
     from gnewton.report.runs import read_run
 
     folder: Path = options.folder
-    config = saved_config(folder, f"rerun {folder}")
+    config = _configuration(folder, options.overrides)
     if options.output_root is not None:
         config.output_root = str(options.output_root)
     first = read_run(folder)
@@ -43,6 +42,21 @@ def run(arguments: list[str]) -> int:
         os.environ.setdefault(THREADS, str(threads))  # before torch is loaded
     again = _train(config, ["gnewton", "rerun", *arguments])
     return 0 if again is None else _report(folder, again, options.tolerance)
+
+
+def _configuration(folder: Path, overrides: list[str]) -> DictConfig:
+    """That of the run, with its data where they are now."""
+    from gnewton.cli.compose import composed
+    from gnewton.cli.overrides import with_choices_of
+    from gnewton.experiment.places import require_places
+    from gnewton.experiment.resume import changed, saved_config
+
+    asked = f"rerun {folder}"
+    if not overrides:
+        config = saved_config(folder, asked)
+        require_places(config, asked)
+        return config
+    return changed(folder, composed(with_choices_of(folder, overrides)), overrides, (), asked)
 
 
 def _train(config: DictConfig, command: list[str]) -> Path | None:
@@ -102,7 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="With as many CPU threads, which are those of the first run unless OMP_NUM_THREADS is set, "
         "the same CPU gives the same bits. Exit codes: 0 reproduced, 5 not reproduced, 2 bad input.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of a run")
+    parser.add_argument("folder", type=path, metavar="DIR", help="the folder of a run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="OPTION=VALUE",
+        help="where the data are now: data.path=, data.root=",
+    )
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
@@ -112,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output-root",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where the new run folder is made (default: as before)",
     )

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gnewton.cli.overrides import with_choices_of
 from gnewton.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-OF_A_RUN = ("partition", "data.root", "trainer.device", "trainer.dtype")
-"""What can be chosen anew for the point of a run."""
+OF_A_RUN = ("partition", "trainer.device", "trainer.dtype")
+"""What can be chosen anew for the point of a run, beside the places of its data."""
 
 WITHOUT_EFFECT = (
     "name",
@@ -55,7 +56,7 @@ def parse_subject(
     """The subject that ``words`` name: at most one path, and overrides.
 
     Args:
-        words: paths have no equals sign, overrides have one.
+        words: paths and overrides, see :func:`is_path`.
         command: for messages.
         idle: options that do nothing for this command, beside the usual ones.
         also: groups that can be chosen anew for a run, beside the usual ones.
@@ -63,8 +64,8 @@ def parse_subject(
     Raises:
         InputError: for two paths, or an override that is wrong or would do nothing.
     """
-    paths = [word for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
+    paths = [word for word in words if is_path(word)]
+    overrides = [word for word in words if not is_path(word)]
     if len(paths) > 1:
         raise InputError(f"{command}: {paths[1]}: only one run or checkpoint is looked at")
     from gnewton.cli.compose import composed
@@ -73,11 +74,18 @@ def parse_subject(
         for override in overrides:
             _require_effect(override, command, (*WITHOUT_EFFECT, *idle))
         return Subject(composed(overrides), tuple(overrides), None, None)
-    from gnewton.experiment.point import changed, run_of
+    from gnewton.experiment.point import run_of
+    from gnewton.experiment.resume import changed
 
-    folder, checkpoint = run_of(Path(paths[0]))
-    config = changed(folder, composed(overrides), overrides, (*OF_A_RUN, *also))
+    folder, checkpoint = run_of(Path(paths[0]).expanduser())
+    chosen = composed(with_choices_of(folder, overrides))
+    config = changed(folder, chosen, overrides, (*OF_A_RUN, *also), str(folder))
     return Subject(config, tuple(overrides), folder, checkpoint)
+
+
+def is_path(word: str) -> bool:
+    """Whether a word is a path: it has no equals sign, or there is such a file or folder."""
+    return "=" not in word or Path(word).expanduser().exists()
 
 
 def _require_effect(override: str, command: str, idle: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gnewton
-from gnewton.cli.parser import Parser
+from gnewton.cli.parser import Parser, path
 from gnewton.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     if options.dry_run:
         show_jobs(jobs, orders)
         return 0
-    folder = make_folder(Path(composed[0].config.output_root) / "sweeps", jobs)
+    folder = make_folder(Path(composed[0].config.output_root).expanduser() / "sweeps", jobs)
     with taken(folder):
         write_description(folder, describe_sweep(["gnewton", "sweep", *arguments], own, options))
         manifest = Manifest(folder)
@@ -172,13 +172,13 @@ def show_jobs(jobs: Sequence[Job], orders: Orders) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that all commands have that run jobs."""
     parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for gnewton train")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="take up the one in this folder")
+    parser.add_argument("--resume", type=path, metavar="DIR", help="take up the one in this folder")
     parser.add_argument(
         "--retries", type=_count, default=0, metavar="N", help="continue a failed run so often (default: 0)"
     )
     parser.add_argument("--fail-fast", action="store_true", help="stop all at the first failure")
     parser.add_argument("--dry-run", action="store_true", help="print the jobs and stop")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with files of your own")
+    parser.add_argument("--config-dir", type=path, metavar="DIR", help="a folder with files of your own")
 
 
 def _count(text: str) -> int:

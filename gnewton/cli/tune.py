@@ -107,7 +107,7 @@ def _search(composer: Composer, of_runs: Sequence[str], own: Sequence[str]) -> t
                 f"{text}: has no effect, tune.sampler={given['tune'].sampler} places all at once"
             )
     search.check()
-    return search, Path(composed[0].config.output_root)
+    return search, Path(composed[0].config.output_root).expanduser()
 
 
 def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Contestant]:

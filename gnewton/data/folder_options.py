@@ -21,7 +21,7 @@ class FolderAugment:
 class FolderOptions(DataRecipe):
     """Where the tree is, how it is divided, and what its images are made into."""
 
-    root: str
+    root: str = option(place=True)
     validation: int = option(at_least=1)
     subset: int | None = option(at_least=1)
     split_seed: int = option(at_least=0, at_most=2**32 - 1)

@@ -63,10 +63,20 @@ class BatchStream(ABC):
 
 @dataclass(frozen=True)
 class DataSet:
-    """The three splits of a data set and the task they pose."""
+    """The three splits of a data set and the task they pose.
+
+    Attributes:
+        name: of the choice.
+        task: what is to be learned.
+        train, validation, test: the splits.
+        remarks: what looks odd about the data and may be meant, a line each.
+        digest: the same text for the same arrays, where somebody else's set is told from another by it.
+    """
 
     name: str
     task: Task
     train: Split
     validation: Split
     test: Split
+    remarks: tuple[str, ...] = ()
+    digest: str | None = None

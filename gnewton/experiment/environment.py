@@ -31,6 +31,7 @@ def describe_environment(
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
+        "directory": str(Path.cwd()),
         "overrides": list(overrides),
         "gnewton": gnewton.__version__,
         "git": _git(),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from gnewton.data.splits import DataSet
@@ -16,12 +16,14 @@ from gnewton.errors import InputError
 from gnewton.experiment.build import build_parts, problem_of, split
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.device import choose_device, prepare_torch
-from gnewton.experiment.resume import CONFIG, saved_config
+from gnewton.experiment.resume import CONFIG, recorded_digest
 from gnewton.experiment.schema import Settings
 from gnewton.optim.recipes import Problem
 from gnewton.partition import Partition
 from gnewton.training.checkpoint import LAST, load_checkpoint
 from gnewton.training.world import World
+
+log = logging.getLogger("gnewton")
 
 CHECKPOINTS = "checkpoint"
 
@@ -76,32 +78,6 @@ def run_of(path: Path) -> tuple[Path, Path]:
     return folder, checkpoint
 
 
-def changed(
-    folder: Path, composed: DictConfig, overrides: Sequence[str], allowed: Sequence[str]
-) -> DictConfig:
-    """The configuration of a run with some parts taken from another one.
-
-    Args:
-        folder: the run folder.
-        composed: what Hydra composed from ``overrides``.
-        overrides: what was asked for.
-        allowed: groups and options that may be.
-
-    Raises:
-        InputError: naming an override of anything else.
-    """
-    config = saved_config(folder, str(folder))
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-        part = next((name for name in allowed if key == name or key.startswith(f"{name}.")), None)
-        if part is None:
-            raise InputError(
-                f"{override}: a run keeps its configuration; only these can be chosen: {', '.join(allowed)}"
-            )
-        OmegaConf.update(config, part, OmegaConf.select(composed, part), merge=False)
-    return config
-
-
 def open_point(config: DictConfig, checkpoint: Path | None, *, trains: bool = False) -> Point:
     """Build everything and load the weights.
 
@@ -119,6 +95,12 @@ def open_point(config: DictConfig, checkpoint: Path | None, *, trains: bool = Fa
     device = choose_device(settings.trainer.device)
     prepare_torch(settings.trainer, settings.seed)
     parts = build_parts(settings, device, World())
+    for remark in parts.data.remarks:
+        log.warning("%s", remark)
+    if checkpoint is not None and recorded_digest(checkpoint.parent.parent) not in (None, parts.data.digest):
+        log.warning(
+            "data=%s: holds other data than when %s was begun", parts.data.name, checkpoint.parent.parent
+        )
     state = load_checkpoint(checkpoint) if checkpoint is not None else None
     if state is not None:
         try:

@@ -14,11 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.errors import InputError
 from gnewton.experiment.inline import inlined
+from gnewton.experiment.places import absolute, find_places, places, require_places
 from gnewton.experiment.schema import REGISTRIES, Settings
 from gnewton.registry import Registry
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+DIGEST = "data_digest"
+"""The entry of environment.json that tells a file of data from another one."""
 
 MAY_CHANGE = (
     "trainer.epochs",
@@ -27,6 +30,7 @@ MAY_CHANGE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.on_nonfinite",
+    "trainer.divergence",
     "trainer.max_recoveries",
     "trainer.rollback_factor",
     "trainer.progress",
@@ -34,7 +38,7 @@ MAY_CHANGE = (
     "trainer.target.metric",
     "trainer.target.value",
 )
-"""Options that decide how far a run goes, what is written when and what follows a number that is not finite,
+"""Options that decide how far a run goes, what is written when and what ends it early,
 and not the steps that a sound run makes."""
 
 _NOT_OF_THE_RUN = ("resume", "output_root", "name", "logger")
@@ -47,8 +51,9 @@ def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig
 
     Args:
         config: what Hydra composed.
-        overrides: the command line's overrides. Of those beside ``resume``, the ones in ``MAY_CHANGE`` are
-            taken over, and those that repeat what the run has change nothing.
+        overrides: the command line's overrides. Of those beside ``resume``, the ones in ``MAY_CHANGE`` and
+            those that say where files are are taken over, and those that repeat what the run has change
+            nothing.
 
     Raises:
         InputError: if there is no such run, or an override would change the steps it makes.
@@ -56,13 +61,63 @@ def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig
     config = inlined(config)
     if config.resume is None:
         return config
-    folder = Path(str(config.resume))
+    folder = Path(str(config.resume)).expanduser()
     found = saved_config(folder, f"resume={folder}")
     problems = [_apply(override, config, found) for override in overrides]
     if any(problems):
         raise InputError("\n".join(problem for problem in problems if problem))
-    found.resume = config.resume
+    require_places(found, f"resume={folder}")
+    found.resume = str(folder)
     return found
+
+
+def changed(
+    folder: Path, composed: DictConfig, overrides: Sequence[str], allowed: Sequence[str], asked: str
+) -> DictConfig:
+    """The configuration of a run with some parts taken from another one.
+
+    Args:
+        folder: the run folder.
+        composed: what Hydra composed from ``overrides`` and the choices of the run.
+        overrides: what was asked for. An option leaves the others of its group as the run has them, unless
+            the group is chosen anew.
+        allowed: groups and options that may be, beside those that say where files are.
+        asked: how the run was asked for, for messages.
+
+    Raises:
+        InputError: naming an override of anything else, or a file that is not there.
+    """
+    config = saved_config(folder, asked)
+    movable = [name for name in places(config) if name != "output_root"]
+    for override in overrides:
+        key = key_of(override).replace("/", ".")
+        if key in movable:
+            OmegaConf.update(config, key, absolute(str(OmegaConf.select(composed, key))), merge=False)
+            continue
+        if key == "data" and composed.data.get("name") == config.data.get("name"):
+            continue
+        part = next((name for name in allowed if key == name or key.startswith(f"{name}.")), None)
+        if part is None:
+            raise InputError(
+                f"{override}: a run keeps its configuration; only these can be chosen: "
+                + ", ".join([*allowed, *movable])
+            )
+        anew = part in map(key_of, overrides) or _name_of(composed, part) != _name_of(config, part)
+        where = part if anew else key
+        OmegaConf.update(config, where, OmegaConf.select(composed, where), merge=False)
+    require_places(config, asked)
+    return config
+
+
+def _name_of(config: DictConfig, part: str) -> Any:
+    """The choice of a group; None for an option."""
+    node = OmegaConf.select(config, part)
+    return node.get("name") if isinstance(node, DictConfig) else None
+
+
+def key_of(override: str) -> str:
+    """The option or group that an override names."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def recipes_of(config: DictConfig) -> dict[str, str]:
@@ -106,7 +161,7 @@ def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
         follows_length: whether the schedule depends on ``trainer.epochs``, which then is such an option.
     """
     kept = _resolved(config)
-    for key in (*_NOT_OF_THE_RUN, *MAY_CHANGE):
+    for key in dict.fromkeys((*_NOT_OF_THE_RUN, *MAY_CHANGE, *places(config))):
         if key != "trainer.epochs" or not follows_length:
             *path, last = key.split(".")
             node = kept
@@ -146,6 +201,7 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
             OmegaConf.update(config, place.replace("/", "."), schema, force_add=True)  # a logger is new
         merged = OmegaConf.merge(config, saved)
         assert isinstance(merged, DictConfig)
+        find_places(merged, folder)
         return merged
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = (
@@ -155,9 +211,18 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
         raise InputError(f"{asked}: its {CONFIG} and {ENVIRONMENT} cannot be used: {reason}") from error
 
 
+def recorded_digest(folder: Path) -> str | None:
+    """The digest of the data that the run in ``folder`` was begun with; None where none was kept."""
+    try:
+        digest = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get(DIGEST)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(digest) if digest is not None else None
+
+
 def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:
     """Take one override over into the configuration that was found, or say why not."""
-    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+    key = key_of(override)
     if key == "resume":
         return None
     if key == "output_root":
@@ -165,6 +230,11 @@ def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:
     if key.split(".")[0] == "logger":
         OmegaConf.update(found, "logger", config.logger, merge=False)
         return None
+    if key in places(found):
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value is not None:
+            OmegaConf.update(found, key, absolute(str(value)), merge=False)
+            return None
     if key in MAY_CHANGE:
         return _change(override, key, config, found)
     path = key.replace("/", ".")
@@ -175,7 +245,7 @@ def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:
         return None
     return (
         f"{override}: a resumed run keeps the steps it would have made; only these can change: "
-        + ", ".join(MAY_CHANGE)
+        + ", ".join([*MAY_CHANGE, *(name for name in places(found) if name != "output_root")])
     )
 
 

@@ -17,13 +17,22 @@ from omegaconf import DictConfig, OmegaConf
 
 import gnewton
 from gnewton.compilation import require_compiler
-from gnewton.errors import Diverged, GnewtonError, Interrupted
+from gnewton.errors import Diverged, GnewtonError, InputError, Interrupted
 from gnewton.experiment.build import Parts, build_parts, problem_of
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.device import choose_device, prepare_torch
 from gnewton.experiment.environment import describe_environment
 from gnewton.experiment.folder import config_hash, create_run_folder, dotted, held, write_json, write_text
-from gnewton.experiment.resume import CONFIG, ENVIRONMENT, effective_config, recipes_of, trajectory_hash
+from gnewton.experiment.places import with_absolute_places
+from gnewton.experiment.resume import (
+    CONFIG,
+    DIGEST,
+    ENVIRONMENT,
+    effective_config,
+    recipes_of,
+    recorded_digest,
+    trajectory_hash,
+)
 from gnewton.experiment.schema import Settings
 from gnewton.loggers import GuardedLoggers, RunCard
 from gnewton.training.outcome import Outcome
@@ -34,7 +43,7 @@ from gnewton.training.world import World, join_world
 
 log = logging.getLogger("gnewton")
 
-CHECKPOINT_FORMAT = "4"
+CHECKPOINT_FORMAT = "5"
 """Changes with what a checkpoint holds: one of another format cannot be continued."""
 
 _STATUS = {Diverged: "diverged", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
@@ -66,6 +75,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
     """
     config = effective_config(config, overrides)
     settings = settings_from(config, overrides)
+    config = with_absolute_places(config)
     place = Path(settings.resume) if settings.resume is not None else None
     with join_world(settings.trainer.device) as world:
         device = choose_device(settings.trainer.device, world.local_rank)
@@ -73,6 +83,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         for option, instead in settings.compiled():
             require_compiler(device, option, instead)
         parts = build_parts(settings, device, world)
+        _require_same_data(parts, place)
         torch.manual_seed(settings.seed + world.rank)  # the processes drop out units of their own
         rate_log = RateLog() if parts.partition is not None else None
         record = rate_log.record if rate_log is not None else None
@@ -80,6 +91,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         environment = describe_environment(device, command or sys.argv, overrides)
         loggers = GuardedLoggers({name: recipe.build() for name, recipe in settings.logger.items()})
         environment |= {"processes": world.size, "recipes": recipes_of(config)}
+        environment |= {DIGEST: parts.data.digest} if parts.data.digest is not None else {}
         folder = (place or _start_folder(config, settings, environment)) if world.writes else None
         with _disk_explained(folder), _held(folder), _log_file(folder):
             log.info("run folder %s", folder)
@@ -109,9 +121,23 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
     return Report(folder, outcome)
 
 
+def _require_same_data(parts: Parts, place: Path | None) -> None:
+    """A run that is continued keeps its data, wherever they are now.
+
+    Raises:
+        InputError: if they are others.
+    """
+    before = recorded_digest(place) if place is not None else None
+    if before not in (None, parts.data.digest):
+        raise InputError(
+            f"resume={place}: data={parts.data.name} holds other data than when the run was begun "
+            f"(digest {parts.data.digest}, not {before})"
+        )
+
+
 def _start_folder(config: DictConfig, settings: Settings, environment: dict[str, Any]) -> Path:
     """A new run folder that says what is run, and on what."""
-    folder = create_run_folder(Path(settings.output_root) / settings.name, config_hash(config))
+    folder = create_run_folder(Path(settings.output_root).expanduser() / settings.name, config_hash(config))
     try:
         with _disk_explained(folder):
             write_json(folder / ENVIRONMENT, environment)
@@ -152,6 +178,8 @@ def _describe(parts: Parts, device: torch.device, world: World) -> None:
         log.info("%s processes share every batch", world.size)
     sizes = tuple(len(split) for split in (data.train, data.validation, data.test))
     log.info("data %s: %s training, %s validation, %s test samples", data.name, *(f"{n:,}" for n in sizes))
+    for remark in data.remarks:
+        log.warning("%s", remark)
     if parts.partition is not None:
         log.info("partition: %s", parts.partition.describe())
 

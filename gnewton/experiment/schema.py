@@ -35,7 +35,7 @@ class Settings:
 
     name: str
     seed: int = option(at_least=0, below=2**32)
-    output_root: str
+    output_root: str = option(place=True)
     resume: str | None
     model: ModelRecipe
     data: DataRecipe

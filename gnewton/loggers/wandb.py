@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 from gnewton.loggers.base import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
 from gnewton.options import option
 
-MODES = ("online", "offline")
+MODES = ("online", "offline", "disabled")
 
 
 @LOGGERS.register("wandb")
@@ -20,9 +21,9 @@ class WandbRecipe(LoggerRecipe):
     package: ClassVar[str] = "wandb"
     extra: ClassVar[str] = "wandb"
 
-    project: str
+    project: str | None
     entity: str | None
-    mode: str = option(choices=MODES)
+    mode: str | None = option(choices=MODES)
 
     def build(self) -> Logger:
         """A logger that logs in when the run starts."""
@@ -33,11 +34,12 @@ class WandbLogger(Logger):
     """One W&B run for each run folder, continued under the same id.
 
     Args:
-        project, entity: where it belongs.
-        mode: "online", or "offline": files in the run folder for ``wandb sync``.
+        project, entity: where it belongs; None: as WANDB_PROJECT and WANDB_ENTITY have it.
+        mode: "online"; "offline": files in the run folder for ``wandb sync``; "disabled"; None: as WANDB_MODE
+            has it, else online.
     """
 
-    def __init__(self, project: str, entity: str | None, mode: str) -> None:
+    def __init__(self, project: str | None, entity: str | None, mode: str | None) -> None:
         self._project = project
         self._entity = entity
         self._mode = mode
@@ -48,7 +50,7 @@ class WandbLogger(Logger):
         import wandb
 
         self._run = wandb.init(
-            project=self._project,
+            project=self._project or os.environ.get("WANDB_PROJECT") or "gnewton",
             entity=self._entity,
             mode=self._mode,  # type: ignore[arg-type]
             dir=str(card.folder),

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from gnewton.errors import InputError
+from gnewton.options import listing
 from gnewton.report.files import first_line, read_json
 from gnewton.report.runs import BROKEN, ENDED, Run
 from gnewton.report.setups import flatten
@@ -23,7 +24,7 @@ _CLOCKS = ("_seconds", "_per_second", "_mib")
 _ROUNDING = ("residual",)
 """Columns that hold nothing but rounding errors: where bits may differ, these say nothing."""
 
-_OF_ITS_OWN = ("time", "command", "overrides", "recipes", "resumed")
+_OF_ITS_OWN = ("time", "command", "directory", "overrides", "recipes", "resumed")
 """Entries of environment.json that say nothing about what the run ran on."""
 
 
@@ -52,20 +53,22 @@ class LogComparison:
         name: of the file.
         rows: of it in the one and the other run.
         columns: how many were compared.
-        complete: whether both have all the rows that they should.
-        differences: of the rows that both have.
+        lacking: the steps of rows that only one of them has, and both should.
+        stops: the steps of rows that only the first has, since it was stopped there and went on later.
+        differences: of the rows that both have, which are those of the same step.
     """
 
     name: str
     rows: tuple[int, int]
     columns: int
-    complete: bool
+    lacking: tuple[int, ...]
+    stops: tuple[int, ...]
     differences: tuple[Difference, ...]
 
     @property
     def same(self) -> bool:
         """Whether nothing differs."""
-        return self.complete and not self.differences
+        return not self.lacking and not self.differences
 
     def lines(self) -> Iterator[str]:
         """What was found, for people."""
@@ -73,14 +76,19 @@ class LogComparison:
         rows = f"{first} rows" if first == second else f"{first} and {second} rows"
         same = self.columns - len(self.differences)
         yield f"{self.name}: {rows}, {same} of {self.columns} columns the same"
+        if self.stops:
+            yield f"  step {_steps(self.stops)}: only where that run was stopped and went on later"
+        if self.lacking:
+            yield f"  step {_steps(self.lacking)}: only one of the runs has this row"
         for each in self.differences:
             by = f", by up to {each.largest:.1e} of the value" if math.isfinite(each.largest) else ""
             yield f"  {each.column}: {each.rows} rows differ, from step {each.step} on{by}"
 
 
 def compare_logs(first: Run, second: Run, tolerance: float = 0.0) -> list[LogComparison]:
-    """Compare metrics.csv and, where the first run has it, rates.csv.
+    """Compare metrics.csv and, where the first run has it, rates.csv: rows of the same step.
 
+    A first run that was stopped and went on later has a row at the stop, which one without a stop lacks.
     Of a first run that did not come to its end, as one that was killed, the rows that it has are compared.
 
     Args:
@@ -120,13 +128,43 @@ def _compare(name: str, first: Run, second: Run, tolerance: float) -> LogCompari
     one, other = _read(first.folder / name), _read(second.folder / name)
     left_out = _ROUNDING if tolerance > 0 else ()
     columns = [c for c in map(str, one) if not c.endswith(_CLOCKS) and c not in left_out]
-    common = min(len(one), len(other))
-    over = first.status in (*ENDED, *BROKEN)
-    complete = len(one) == len(other) if over else len(one) <= len(other)
-    found = (_difference(column, one[:common], other[:common], tolerance) for column in columns)
+    places, others = _places(one), _places(other)
+    shared = sorted(set(places) & set(others), key=places.__getitem__)
+    missing = sorted({step for step, _ in set(places) - set(others)})
+    stops = tuple(step for step in missing if step in _resumed_at(first))
+    extra = {step for step, _ in set(others) - set(places)}
+    if first.status not in (*ENDED, *BROKEN):  # it would have gone on
+        last = max((step for step, _ in places), default=-1)
+        extra = {step for step in extra if step <= last}
+    lacking = tuple(sorted({*missing, *extra} - set(stops)))
+    rows = one.iloc[[places[key] for key in shared]], other.iloc[[others[key] for key in shared]]
+    differences = (_difference(column, *rows, tolerance) for column in columns)
     return LogComparison(
-        name, (len(one), len(other)), len(columns), complete, tuple(each for each in found if each)
+        name,
+        (len(one), len(other)),
+        len(columns),
+        lacking,
+        stops,
+        tuple(each for each in differences if each),
     )
+
+
+def _places(table: pd.DataFrame) -> dict[tuple[int, int], int]:
+    """The place of each row by its step and its number among the rows of that step."""
+    numbers = table.groupby("step").cumcount()
+    keys = zip(table["step"], numbers, strict=True)
+    return {(int(step), int(number)): place for place, (step, number) in enumerate(keys)}
+
+
+def _resumed_at(run: Run) -> set[int]:
+    """The steps at which a run went on after a stop."""
+    resumed = run.environment.get("resumed")
+    entries = resumed if isinstance(resumed, list) else []
+    return {entry["step"] for entry in entries if isinstance(entry, dict) and "step" in entry}
+
+
+def _steps(steps: tuple[int, ...]) -> str:
+    return listing([str(step) for step in steps], 5)
 
 
 def _difference(column: str, one: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> Difference | None:
@@ -161,6 +199,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
     if "step" not in frame:
         raise InputError(f"{path}: lacks the column step")
+    if not frame["step"].map(str.isdecimal).all():
+        raise InputError(f"{path}: the column step holds something that is no whole number")
     return frame
 
 

@@ -63,7 +63,7 @@ def find_runs(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Every run folder in or below ``roots``, each once, in the order of their paths.
 
     Returns:
-        the runs, and a line for each folder that looks like one and cannot be read.
+        the runs, and a line for each folder that looks like one and cannot be read, or has lost its end.
 
     Raises:
         InputError: if a root is not there, or no run is.
@@ -77,7 +77,9 @@ def find_runs(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs, problems = [], []
     for folder in folders:
         try:
-            runs.append(read_run(folder))
+            run = read_run(folder)
+            require_end(run)
+            runs.append(run)
         except InputError as error:  # noqa: PERF203
             problems.append(f"left out: {error}")
     if not runs:
@@ -111,6 +113,24 @@ def read_run(folder: Path) -> Run:
         else pd.DataFrame(columns=_NEEDED, dtype=float),
         read_rates(folder / "rates.csv"),
     )
+
+
+def require_end(run: Run) -> None:
+    """Make sure that a run that ended as asked has the row of its end: files get lost where runs are copied.
+
+    Raises:
+        InputError: naming the file, if it has not.
+    """
+    step = run.result.get("step")
+    if run.status not in ENDED or not isinstance(step, int):
+        return
+    path = run.folder / "metrics.csv"
+    if run.metrics.empty:
+        what = "has no row" if path.is_file() else "is not there"
+        raise InputError(f"{path} {what}, although the run is {run.status}")
+    last = run.metrics["step"].iloc[-1]
+    if step > last:
+        raise InputError(f"{path} ends at step {last:g}, although the run is {run.status} at step {step}")
 
 
 def _candidates(root: Path) -> Iterator[Path]:

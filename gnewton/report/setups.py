@@ -14,8 +14,16 @@ from typing import Any
 from gnewton.report.hardware import conditions, differences
 from gnewton.report.runs import BROKEN, ENDED, Run
 
-IGNORED = ("seed", "output_root", "resume", "data.root", "trainer.progress", "trainer.checkpoint_every")
-"""Options that make no set-up of its own: the seed, and where files are and how a run reports."""
+IGNORED = (
+    "seed",
+    "output_root",
+    "resume",
+    "data.root",
+    "trainer.progress",
+    "trainer.checkpoint_every",
+    "trainer.divergence",
+)
+"""Options that make no set-up of its own: the seed, where files are, how a run reports, when it gives up."""
 
 MAPPINGS = ("optimizer.rates",)
 """Options whose value is a mapping: each is one option, not one for each of its keys."""
@@ -81,8 +89,12 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
     runs = list(runs)
     mixed = differences(runs)
     setups: dict[str, Setup] = {}
+    files: dict[str, Any] = {}
     for run in runs:
         options = {key: value for key, value in flatten(run.config).items() if _counts(key)}
+        digest = run.environment.get("data_digest")
+        if digest is not None and "data.path" in options:  # the same data, wherever they were
+            options["data.path"] = files.setdefault(str(digest), options["data.path"])
         if mixed:
             found = conditions(run)
             options["hardware"] = ", ".join(found[key] for key in mixed if key in found)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gnewton.experiment.folder import try_hold
+from gnewton.options import quoted
 from gnewton.sweep.job import FAILED, FINAL, PENDING, Ended, Job
 from gnewton.sweep.outcome import find_run, last_line, read_outcome
 from gnewton.sweep.stop import Stop
@@ -111,9 +112,9 @@ def _attempts(task: Task, descriptors: Sequence[int], environment: dict[str, str
 def _run_process(task: Task, descriptors: Sequence[int], environment: dict[str, str]) -> int:
     run = find_run(task.folder)
     if run is None:
-        overrides = [*task.job.overrides, f"output_root={quoted(task.folder)}"]
+        overrides = [*task.job.overrides, f"output_root={quoted(str(task.folder))}"]
     else:
-        overrides = [f"resume={quoted(run)}"]
+        overrides = [f"resume={quoted(str(run))}"]
     with (task.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gnewton", "train", *task.flags, *overrides],
@@ -160,10 +161,3 @@ def _held(paths: Sequence[Path], stop: Stop) -> Iterator[int | None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar, whatever characters it has."""
-    text = str(path)
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"

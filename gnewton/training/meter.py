@@ -37,15 +37,15 @@ class Meter:
         if correct is not None:
             self._hits = correct if self._hits is None else self._hits + correct
 
-    def read(self) -> None:
-        """Read what was recorded since the last call.
+    def read(self) -> list[float]:
+        """Read what was recorded since the last call: the loss of each step.
 
         Raises:
             StepFault: naming the first training step whose loss is not finite.
         """
         if not self._pending:
-            return
-        values = torch.stack(self._pending).tolist()
+            return []
+        values: list[float] = torch.stack(self._pending).tolist()
         sizes, self._pending, self._sizes = self._sizes, [], []
         for offset, value in enumerate(values):
             if not math.isfinite(value):
@@ -54,6 +54,7 @@ class Meter:
             self._loss_sum += value * size  # one by one: the sum must not depend on when it was read
         self._samples += sum(sizes)
         self.latest = values[-1]
+        return values
 
     @property
     def loss(self) -> float:

@@ -51,6 +51,7 @@ class TrainerSettings:
     log_every: int = option(at_least=1)
     checkpoint_every: str = option()
     on_nonfinite: str = option(choices=("stop", "skip", "rollback"))
+    divergence: float | None = option(above=1, default=None)
     max_recoveries: int = option(at_least=1)
     rollback_factor: float = option(above=0, at_most=1)
     device: str = option()

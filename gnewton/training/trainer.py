@@ -22,7 +22,8 @@ from gnewton.loggers import Logger
 from gnewton.optim.recipes import OptimizerRecipe
 from gnewton.training.checkpoint import BEST, LAST
 from gnewton.training.clocks import Clocks
-from gnewton.training.evaluate import Score, evaluate_splits
+from gnewton.training.divergence import SAMPLES, LossCeiling
+from gnewton.training.evaluate import Score, evaluate, evaluate_splits
 from gnewton.training.exhaustion import memory_suffices
 from gnewton.training.interval import EPOCHS, SECONDS, STEPS, Interval
 from gnewton.training.journal import Journal
@@ -89,6 +90,7 @@ class Trainer:
         self._journal = Journal(folder, with_rates=rate_log is not None, logger=logger)
         self._rate_log = rate_log
         self._meter = Meter()
+        self._ceiling = LossCeiling(settings.divergence, self.steps_per_epoch)
         self._watch = Watch(model, optimizer, rate_log)
         self._recovery = RECOVERIES[settings.on_nonfinite](settings)
         self.outcome = Outcome()
@@ -107,8 +109,8 @@ class Trainer:
             how it ended.
 
         Raises:
-            Diverged: at a number that is not finite, where ``trainer.on_nonfinite`` does not help;
-                checkpoint/last.pt holds the last finite state.
+            Diverged: at a number that is not finite, or a loss far above that of the start, where
+                ``trainer.on_nonfinite`` does not help; checkpoint/last.pt is from before it.
             Interrupted: by a signal, after the step in hand and a checkpoint.
         """
         forget_peak_memory(self.device)
@@ -118,6 +120,8 @@ class Trainer:
             stack.enter_context(self._journal)
             signals = stack.enter_context(StopSignals())
             progress = stack.enter_context(Progress(self.settings.progress, total, self.step))
+            if self._ceiling.lacks_start:
+                self._take_start(signals)
             if not self._resumed:
                 self._checkpoint(LAST)
             self._saved_at = time.monotonic()
@@ -129,6 +133,21 @@ class Trainer:
                 self.clocks.pause_training()
                 self._write_rates()
         return self.outcome
+
+    def _take_start(self, signals: StopSignals) -> None:
+        """The loss that later ones are compared with: of many samples, as that of a batch may be any."""
+        limit = min(SAMPLES, self.settings.evaluation.max_samples or SAMPLES)
+        size = self.settings.evaluation.batch_size
+        option = f"trainer.evaluation.batch_size={size}"
+        with (
+            self.clocks.measure("evaluation"),
+            memory_suffices(self.device, "an evaluation", option),
+        ):
+            score = evaluate(
+                *(self.model, self.data.task, self.data.train, size, limit),
+                between=lambda: self._stop_if(signals.received),
+            )
+        self._ceiling.start = score.loss
 
     def _ended_before(self) -> str:
         """The status that a resumed run has already ended with, under its present limits; else "done"."""
@@ -173,7 +192,22 @@ class Trainer:
                 self._checkpoint(LAST)
         self._report(progress)
         self.clocks.pause_training()
+        self._require_below_ceiling(ended=status == "limit" or self.epoch + 1 == self.settings.epochs)
         return status
+
+    def _require_below_ceiling(self, *, ended: bool) -> None:
+        """Refuse a loss that is far above that of the start, at the end of an epoch or of the run.
+
+        Raises:
+            Diverged: in every process, if any of them finds it so.
+        """
+        above = self._ceiling.is_exceeded() if ended else self._ceiling.is_exceeded_for_long()
+        if self._agreed(above):
+            raise Diverged(self._ceiling.describe(self.step, ended=ended))
+
+    def _agreed(self, wanted: bool) -> bool:
+        """Whether any process wants something: all have to do the same."""
+        return bool(self.world.agree(int(wanted), self.device))
 
     def _make_step(self, whole: Batch) -> None:
         batch = self.world.share(whole)
@@ -222,7 +256,7 @@ class Trainer:
         """
         fault = self._watch.fault(self.step)
         try:
-            self._meter.read()
+            self._ceiling.record(self._meter.read())
         except StepFault as found:  # says more: it names the step
             fault = found
         if self.world.agree(int(fault is not None), self.device):  # buffers differ between processes
@@ -268,7 +302,7 @@ class Trainer:
                 message = "target reached: %s %.6g after %.3f s of training"
                 log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):
-            self._checkpoint(LAST)
+            self._checkpoint(LAST, whatever=last)
 
     def _row(self, scores: dict[str, Score], lr: float) -> dict[str, Any]:
         seconds = self.clocks.seconds
@@ -290,13 +324,21 @@ class Trainer:
 
     def _keep_best(self, score: Score) -> None:
         value = score.loss if score.accuracy is None else -score.accuracy
+        if self._agreed(self._ceiling.is_exceeded()):
+            return
         if value is not None and math.isfinite(value) and (self._best is None or value < self._best):
             self._best = value
             self._checkpoint(BEST)
 
-    def _checkpoint(self, name: str) -> None:
-        """Write a checkpoint, unless something is not finite: then the one before it is worth more."""
+    def _checkpoint(self, name: str, *, whatever: bool = False) -> None:
+        """Write a checkpoint, unless the one before it is worth more.
+
+        It is where something is not finite and, unless ``whatever`` is asked for, while the loss is far above
+        that of the start: so a run that ends as diverged is left at a state from before that.
+        """
         self.read()
+        if not whatever and self._agreed(self._ceiling.is_exceeded_by_the_latest()):
+            return
         with self.clocks.measure("checkpoint"):
             self._journal.checkpoint(name, self.state_dict())
         self._saved_at = time.monotonic()
@@ -321,6 +363,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "meter": self._meter.state_dict(),
+            "ceiling": self._ceiling.state_dict(),
             "best": self._best,
             "outcome": asdict(self.outcome),
             "since_row": {"seconds": self._seconds_at_row, "samples": self._samples_since_row},
@@ -357,6 +400,7 @@ class Trainer:
         self._passes.load_state_dict(state["passes"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._meter.load_state_dict(state["meter"], self.device)
+        self._ceiling.load_state_dict(state["ceiling"])
         self._best, self.outcome = state["best"], Outcome(**state["outcome"])
         since = state["since_row"]
         self._seconds_at_row, self._samples_since_row = float(since["seconds"]), int(since["samples"])
@@ -366,7 +410,7 @@ class Trainer:
 
     def _stop(self, number: int) -> None:
         self.clocks.pause_training()
-        self._checkpoint(LAST)
+        self._checkpoint(LAST, whatever=True)
         name, where = signal.Signals(number).name, self._journal.checkpoint_path(LAST)
         message = f"interrupted by {name} after step {self.step}; checkpoint written to {where}"
         # who asks with SIGUSR1 means to terminate

@@ -13,7 +13,7 @@ import pandas as pd
 
 from gnewton.experiment.folder import write_text
 from gnewton.options import show
-from gnewton.report.runs import ENDED, Run, read_run
+from gnewton.report.runs import ENDED, Run, read_run, require_end
 from gnewton.sweep.job import DIVERGED, DONE, Job
 from gnewton.sweep.manifest import Manifest
 from gnewton.tuning.space import BUDGET
@@ -78,6 +78,9 @@ def finished(trials: Iterable[Trial], manifest: Manifest, metric: str, sign: int
         manifest: of their sweep.
         metric: the column of metrics.csv that counts.
         sign: what it is multiplied by so that less is better.
+
+    Raises:
+        InputError: if the files of a run cannot be read, or lack its end.
     """
     found = []
     for trial in trials:
@@ -87,6 +90,7 @@ def finished(trials: Iterable[Trial], manifest: Manifest, metric: str, sign: int
         status = DONE if run.status in ENDED else DIVERGED
         score = math.inf
         if status == DONE:
+            require_end(run)
             value = float(run.metrics.iloc[-1][metric])
             score = sign * value if math.isfinite(value) else math.inf
         found.append(Finished(trial, run, status, score))

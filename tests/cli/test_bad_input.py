@@ -82,7 +82,10 @@ TABLE: list[tuple[str, str]] = [
         "data.augment.flp=true: no such option; did you mean 'data.augment.flip'?",
     ),
     ("train optimizer.direction.momentm=1", "did you mean 'optimizer.direction.momentum'?"),
-    ("train optimizer.engine=fast", "optimizer.engine=fast: no such option (options of optimizer: name,"),
+    (
+        "train optimizer.engine=fast",
+        "optimizer.engine=fast: no such option; did you mean 'optimizer.curvature.engine'? (options of",
+    ),
     ("train optimizer=sgd optimizer.period=3", "it belongs to optimizer=grouped_newton"),
     ("train optimizer=adam optimizer.damping=1", "it belongs to optimizer=grouped_newton"),
     ("train optimizer.lr=0.1", "no such option; it belongs to optimizer=adam or adamw or "),

@@ -32,6 +32,15 @@ def test_a_run_is_reproduced_to_the_last_bit(cli, tmp_path):
     assert "rates.csv: " in answer.out
 
 
+def test_a_run_that_was_stopped_and_made_longer(cli, tmp_path):
+    folder = _trained(cli, tmp_path, ["optimizer=sgd", *SMALL_BASELINE, "trainer.max_steps=5"])
+    assert cli(["train", f"resume={folder}", "trainer.max_steps=8"]).code == 0
+    answer = cli(["rerun", str(folder)])
+    assert answer.code == 0
+    assert answer.out.splitlines()[-1] == "reproduced: every value is the same"
+    assert "  step 5: only where that run was stopped and went on later" in answer.out
+
+
 def test_a_change_is_found(cli, tmp_path):
     folder = _trained(cli, tmp_path, ["optimizer=sgd", *SMALL_BASELINE, "trainer.epochs=2"])
     config = folder / "config.yaml"

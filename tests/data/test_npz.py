@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from gnewton.errors import InputError
-from tests.data.cases import build, save_npz
+from tests.data.cases import build, colour_arrays, save_npz
 
 ONES = np.ones((40, 3), np.float32)
 
@@ -129,3 +130,121 @@ def test_options_that_do_not_suit_the_file_are_refused(tmp_path, changes, messag
 def test_padding_as_large_as_the_image_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"data\.augment\.crop_padding=5: must be < 5"):
         build("npz", path=str(save_npz(tmp_path / "a.npz")), validation=10, augment__crop_padding=5)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("offset", "spread"), [(0.0, 1.0), (1000.0, 1e-3), (1.7e9, 30.0), (-1e30, 1e25), (0.0, 1e-30)]
+)
+def test_features_far_from_zero_keep_their_digits(tmp_path, kind, offset, spread):
+    if kind != "float64" and (offset, spread) != (0.0, 1.0):
+        pytest.skip("the file itself cannot hold these digits")
+    x = (offset + spread * np.random.default_rng(0).normal(size=(500, 1))).astype(kind)
+    labels = np.arange(500) % 2
+    path = save_npz(tmp_path / "a.npz", x_train=x, y_train=labels, x_test=x[:20], y_test=labels[:20])
+    data = build("npz", path=str(path), validation=20)
+    inputs = torch.cat([batch[0] for batch in data.train.in_order(1000)])
+    assert inputs.dtype == torch.float32
+    if kind != "float16":
+        assert len(inputs.unique()) == 480
+    assert inputs.std(correction=0) == pytest.approx(1.0, rel=1e-6)
+    assert inputs.mean() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_features_are_centred_by_those_that_are_trained_on(tmp_path):
+    """Each column as in float64; whole numbers, and a constant that float64 cannot average exactly."""
+    random = np.random.default_rng(0)
+    x = np.stack(
+        [random.integers(0, 2**31, 60).astype(float), np.full(60, 1.7e9 + 0.1), 1e-9 * random.random(60)], 1
+    )
+    labels = np.arange(60) % 3
+    path = save_npz(tmp_path / "a.npz", x_train=x, y_train=labels, x_test=x[:9] + 1, y_test=labels[:9])
+    data = build("npz", path=str(path), validation=20)
+    order = np.random.RandomState(0).permutation(60)
+    kept = x[order[20:]]
+    mean, deviation = kept.mean(0), np.array([kept[:, 0].std(), 1.0, kept[:, 2].std()])
+    for split, rows in ((data.train, kept), (data.validation, x[order[:20]]), (data.test, x[:9] + 1)):
+        inputs = torch.cat([batch[0] for batch in split.in_order(1000)]).double().numpy()
+        expected = (rows - mean) / deviation
+        assert inputs[:, [0, 2]] == pytest.approx(expected[:, [0, 2]], rel=1e-6, abs=1e-6)
+        assert set(inputs[:, 1]) == ({0.0} if split is not data.test else {1.0})
+
+
+def test_without_normalisation_features_are_taken_as_they_are(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x_train=7 * ONES, x_test=7 * ONES[:10])
+    data = build("npz", path=str(path), validation=10, normalise=False)
+    assert {float(value) for value in next(iter(data.train.in_order(99)))[0].unique()} == {7.0}
+
+
+def test_an_array_that_is_not_needed_is_not_looked_at(tmp_path, capsys):
+    path = tmp_path / "a.npz"
+    content = dict(colour_arrays().items())
+    np.savez(path, **content, names=np.array([Evil(), Evil()], dtype=object))
+    assert len(build("npz", path=str(path), validation=10).train) == 30
+    np.savez(path, **{**content, "y_test": np.array([Evil()] * 10, dtype=object)})
+    with pytest.raises(
+        InputError, match="y_test cannot be read: it holds Python objects, which are never loaded"
+    ):
+        build("npz", path=str(path), validation=10)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.arange(40) % 4, None),
+        (np.arange(40) % 4 + 1, "classes 0 … 4, label 0 never occurs; labels are counted from 0"),
+        (np.arange(40) % 3 * 18, "labels 1, 2, 3, 4, 5, … (29 more) never occur; number"),
+    ],
+)
+def test_labels_that_never_occur_are_said(tmp_path, labels, said):
+    path = save_npz(tmp_path / "a.npz", y_train=labels, y_test=labels[:10])
+    remarks = build("npz", path=str(path), validation=10).remarks
+    assert len(remarks) == (said is not None)
+    assert said is None or (
+        said in remarks[0] and remarks[0].startswith(f"data.path={path}: y_train: of the ")
+    )
+
+
+def test_targets_that_are_no_labels_have_none(tmp_path):
+    path = save_npz(tmp_path / "a.npz", y_train=np.ones(40), y_test=np.ones(10))
+    assert build("npz", path=str(path), validation=10).remarks == ()
+
+
+FIRST, LAST = (3, 6, 5), (6, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "taken", "said"),
+    [
+        ("auto", LAST, FIRST, False),
+        ("auto", FIRST, FIRST, True),
+        ("channels_first", FIRST, FIRST, False),
+        ("channels_last", FIRST, (5, 3, 6), False),
+        ("channels_first", LAST, LAST, False),
+        ("auto", (6, 6, 9), (9, 6, 6), True),
+        ("auto", (1, 3, 3), (3, 1, 3), False),
+    ],
+)
+def test_where_the_channels_are(tmp_path, layout, shape, taken, said):
+    x = np.random.RandomState(0).randint(0, 256, (40, *shape)).astype(np.uint8)
+    path = save_npz(tmp_path / "a.npz", x_train=x, x_test=x[:10])
+    data = build("npz", path=str(path), validation=10, layout=layout)
+    assert data.task.input_shape == taken
+    assert ("images of shape" in "".join(data.remarks)) == said
+
+
+def test_channels_first_are_the_same_images(tmp_path):
+    last = colour_arrays()
+    moved = {name: np.moveaxis(getattr(last, name), 3, 1) for name in ("x_train", "x_test")}
+    sets = [
+        build("npz", path=str(save_npz(tmp_path / f"{number}.npz", **changed)), validation=10)
+        for number, changed in enumerate(({}, moved))
+    ]
+    assert torch.equal(*(next(iter(each.train.in_order(99)))[0] for each in sets))
+
+
+def test_a_layout_without_channels_is_refused(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x_train=ONES, x_test=ONES[:10])
+    with pytest.raises(InputError, match="data.layout=channels_first: has no effect"):
+        build("npz", path=str(path), validation=10, layout="channels_first")

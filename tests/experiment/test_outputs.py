@@ -187,7 +187,18 @@ def test_environment(folder):
     assert environment["threads"] == torch.get_num_threads()
     assert environment["device"] == "cpu"
     assert set(environment) == {
-        *("time", "command", "overrides", "gnewton", "git", "python", "packages", "platform", "processor"),
+        *(
+            "time",
+            "command",
+            "directory",
+            "overrides",
+            "gnewton",
+            "git",
+            "python",
+            "packages",
+            "platform",
+            "processor",
+        ),
         *("cores", "threads", "device", "device_name", "cuda", "recipes", "processes"),
     }
     git = environment["git"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from gnewton.errors import Diverged
 from gnewton.experiment.folder import config_hash
 from gnewton.experiment.resume import trajectory_hash
-from gnewton.loggers import LOGGERS, GuardedLoggers, Logger
+from gnewton.loggers import LOGGERS, GuardedLoggers, Logger, RunCard
 from gnewton.report.runs import read_run
 from gnewton.report.setups import group_runs
 from tests.conftest import SMALL
@@ -236,6 +239,26 @@ def test_mlflow(run, tmp_path):
         return [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, name)]
 
     check_scalars(report, history)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mode", "project"),
+    [
+        ((), None, "of-the-environment"),  # W&B looks for WANDB_MODE itself
+        (("logger.wandb.mode=online", "logger.wandb.project=mine"), "online", "mine"),
+    ],
+)
+def test_the_environment_of_wandb_counts_where_nothing_is_set(
+    overrides, mode, project, compose, monkeypatch, tmp_path
+):
+    asked = {}
+    fake = SimpleNamespace(init=lambda **options: asked.update(options), Settings=lambda **options: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-environment")
+    recipe = OmegaConf.to_object(compose(["logger=wandb", *overrides]).logger.wandb)
+    recipe.build().start(RunCard(tmp_path, "name", {}, 0))
+    assert (asked["mode"], asked["project"], asked["entity"]) == (mode, project, None)
 
 
 def test_wandb_offline(run, monkeypatch):

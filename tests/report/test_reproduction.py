@@ -57,6 +57,28 @@ def test_rows_must_be_as_many_unless_the_first_run_did_not_end(tmp_path):
     assert next(log.lines()).startswith("metrics.csv: 1 and 2 rows")
 
 
+def test_rows_are_matched_by_their_step(tmp_path):
+    stop = "1.5,15,0.3,,1,1,1"
+    resumed = {"resumed": [{"step": 15}]}
+    second = _run(tmp_path / "b")
+    (log,) = compare_logs(_run(tmp_path / "a", [ROWS[0], stop, ROWS[1]], environment=resumed), second)
+    assert (log.same, log.rows, log.stops) == (True, (3, 2), (15,))
+    assert list(log.lines())[1:] == ["  step 15: only where that run was stopped and went on later"]
+    (log,) = compare_logs(_run(tmp_path / "c", [ROWS[0], stop, ROWS[1]]), second)
+    assert (log.same, log.lacking) == (False, (15,))
+    assert list(log.lines())[1:] == ["  step 15: only one of the runs has this row"]
+    changed = [ROWS[0], stop, ROWS[1].replace("0.25", "0.26")]
+    (log,) = compare_logs(_run(tmp_path / "d", changed, environment=resumed), second)
+    assert [(each.column, each.step) for each in log.differences] == [("train_loss", 20)]
+
+
+def test_a_row_in_between_is_no_end(tmp_path):
+    """Of a first run that was killed, rows may lack at its end only."""
+    first = _run(tmp_path / "a", [ROWS[1]], status=None)
+    (log,) = compare_logs(first, _run(tmp_path / "b"))
+    assert log.lacking == (10,)
+
+
 def test_rates_are_compared_too(tmp_path):
     first = _run(tmp_path / "a", rates=["1,0,all,0.5,1.0", "2,10,all,0.25,1.0"])
     second = _run(tmp_path / "b", rates=["1,0,all,0.5,3.0", "2,10,all,0.5,3.0"])

@@ -67,6 +67,24 @@ def test_the_status_is_what_the_run_says(result, tmp_path):
     assert read_run(write_run(tmp_path, "run", result=result)).status == result
 
 
+@pytest.mark.parametrize("way", ["gone", "empty", "header only", "cut"])
+def test_an_end_that_got_lost_is_said(way, tmp_path):
+    write_run(tmp_path, "good", rows=falling([1.0]))
+    folder = write_run(tmp_path, "bad", rows=falling([1.0, 0.5]))
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"status": "done", "step": 20}))
+    path.write_text({"empty": "", "header only": lines[0], "cut": "".join(lines[:2])}.get(way, ""))
+    if way == "gone":
+        path.unlink()
+    reason = {"gone": "is not there", "cut": "ends at step 10"}.get(way, "has no row")
+    runs, problems = find_runs([tmp_path])
+    assert [run.folder.name for run in runs] == ["good"]
+    (problem,) = problems
+    assert problem.startswith(f"left out: {path.resolve()} {reason}, although the run is done")
+
+
 def test_a_killed_run_is_unfinished(tmp_path):
     found = read_run(write_run(tmp_path, "run", rows=falling([1.0, 0.5]), result=None))
     assert (found.status, len(found.metrics)) == ("unfinished", 2)

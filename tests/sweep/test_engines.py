@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from gnewton.cli.composing import Composer
+from gnewton.sweep.job import Job
+from gnewton.sweep.launchers import LAUNCHERS
+from gnewton.sweep.stop import Stop
+from gnewton.sweep.work import Task
 from tests.sweep.test_sweep import FAULTS
 
 SLURM = ["launcher=slurm", "launcher.cluster=local", "launcher.gpus=0", "launcher.threads=1"]
@@ -52,7 +58,7 @@ def test_slurm_asks_the_cluster_for_what_it_was_told():
         partition="fast",
         options={"account": "mine"},
     )
-    assert launcher._parameters() == {
+    assert launcher._parameters(9) == {
         "name": "gnewton",
         "nodes": 1,
         "tasks_per_node": 1,
@@ -81,6 +87,39 @@ def test_ray(cli, sweeps, behave):
     assert sweeps.statuses() == ["done", "failed", "failed", "done"]
     answer = cli(["sweep", "--resume", str(sweeps.folder), "launcher.threads=1000"])
     assert (answer.code, "launcher.threads=1000: must be <= " in answer.err) == (2, True)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "local", "ray", "slurm"])
+def test_every_launcher_knows_how_many_jobs_at_a_time(launcher):
+    options = Composer().options(
+        "test", {"launcher": LAUNCHERS}, [f"launcher={launcher}", "launcher.jobs=3"]
+    )["launcher"]
+    assert options.jobs == 3
+    assert "3 at a time" in options.describe()
+
+
+def test_ray_is_given_so_many_jobs_at_a_time(monkeypatch, tmp_path):
+    """A Ray that ends what was submitted last, one by one."""
+    most = [0]
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RuntimeError), get=lambda reference: reference)
+    ray.init = lambda *arguments, **options: None
+    ray.shutdown = lambda: None
+    ray.cluster_resources = lambda: {"CPU": 4}
+    ray.remote = lambda **options: lambda function: SimpleNamespace(remote=lambda task: task.job.digest)
+
+    def wait(waiting, timeout):
+        most[0] = max(most[0], len(waiting))
+        return waiting[-1:], waiting[:-1]
+
+    ray.wait = wait
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    stop = Stop.of(tmp_path)
+    tasks = [Task(Job(str(number), ()), tmp_path, tmp_path, stop) for number in range(5)]
+    for jobs, expected in ((2, 2), (None, 5)):
+        most[0] = 0
+        launcher = LAUNCHERS["ray"](name="ray", address=None, threads=1, gpus=0, jobs=jobs)
+        assert sorted(launcher.run(tasks, tmp_path, stop)) == ["0", "1", "2", "3", "4"]
+        assert most[0] == expected
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("slurm", "submitit"), ("ray", "ray")])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gnewton.cli.choices import all_groups
 from gnewton.cli.composing import Composer
+from gnewton.options import quoted
 from gnewton.sweep.launchers import LAUNCHERS
-from gnewton.sweep.work import quoted
 
 FAULTS = {1: "raise", 2: "kill", 3: "exit", 4: "exit0", 5: "diverge"}
 
@@ -208,10 +207,14 @@ def test_files_of_ones_own(cli, sweeps, tmp_path):
     assert cli(["sweep", "--resume", str(sweeps.folder)]).code == 0
 
 
-@pytest.mark.parametrize("name", ["it's", "a b", "a,b", "a=b", "ü"])
+@pytest.mark.parametrize(
+    "name", ["it's", "a b", "a,b", "a=b", "ü", 'say "a"', "1e5", "ends\\", '\\"', "a\\b", "${x}"[1:], "null"]
+)
 def test_any_folder_will_do(name):
-    (parsed,) = OverridesParser.create().parse_overrides([f"output_root={quoted(Path('/x') / name)}"])
+    (parsed,) = OverridesParser.create().parse_overrides([f"output_root={quoted(f'/x/{name}')}"])
     assert parsed.value() == f"/x/{name}"
+    (parsed,) = OverridesParser.create().parse_overrides([f"name={quoted(name)}"])
+    assert parsed.value() == name
 
 
 @pytest.mark.parametrize("choice", [choice.name for choice in all_groups()["launcher"]])

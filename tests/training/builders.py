@@ -67,6 +67,7 @@ def settings(**changes: Any) -> TrainerSettings:
         "log_every": 2,
         "checkpoint_every": "1 epoch",
         "on_nonfinite": "stop",
+        "divergence": 10.0,
         "max_recoveries": 10,
         "rollback_factor": 0.5,
         "device": "cpu",

@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,15 @@ def cached_file(name: str, root: Path) -> Path:
     return root / name / f"{name}.npz"
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file. Pickled objects, which could run code, are refused.
+def read(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file. Pickled objects, which could run code, are refused.
+
+    Args:
+        path: the file.
+        names: those that are read, where they are there; None: all.
 
     Raises:
-        Unavailable: if the file is missing or damaged.
+        Unavailable: if the file is missing or damaged; naming the array that cannot be read.
     """
     if not path.is_file():
         raise Unavailable(f"{path} is not there")
@@ -43,9 +48,28 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if not zipfile.is_zipfile(path):
             raise Unavailable(f"{path} is not an .npz file, or only a part of one")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            kept = [name for name in file.files if names is None or name in names]
+            return {name: _array(file, name, path) for name in kept}
     except UNREADABLE as error:
         raise Unavailable(f"{path} cannot be read: {error}") from error
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays of an .npz file; none where it is no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    except UNREADABLE:
+        return []
+
+
+def _array(file: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    try:
+        return file[name]
+    except UNREADABLE as error:
+        pickled = "allow_pickle" in str(error)
+        reason = "it holds Python objects, which are never loaded; save numbers" if pickled else str(error)
+        raise Unavailable(f"{path}: {name} cannot be read: {reason}") from error
 
 
 def read_cached(entry: PublicSet, root: Path) -> Arrays:

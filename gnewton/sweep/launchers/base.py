@@ -23,9 +23,14 @@ THREADS = "OMP_NUM_THREADS"
 
 @dataclass(kw_only=True)
 class Launcher(ABC):
-    """Options of one way to run tasks. ``name`` is the choice ``launcher=name``."""
+    """Options of one way to run tasks. ``name`` is the choice ``launcher=name``.
+
+    Attributes:
+        jobs: how many run at the same time; None: as the launcher has room for.
+    """
 
     name: str
+    jobs: int | None = option(at_least=1)
 
     @abstractmethod
     def describe(self) -> str:
@@ -56,7 +61,6 @@ LAUNCHERS = Registry("launcher", "gnewton.sweep.launchers", Launcher)  # type: i
 class OnThisMachine(Launcher):
     """Jobs that share the cores and GPUs of this machine, each in a slot of its own."""
 
-    jobs: int | None = option(at_least=1)
     threads: int | None = option(at_least=1)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gnewton.errors import InputError
 from gnewton.options import option
@@ -19,7 +20,7 @@ PACKAGE = EXTRA = "ray"
 @LAUNCHERS.register("ray")
 @dataclass(kw_only=True)
 class Ray(Launcher):
-    """What each job asks of Ray, which runs as many as it has room for."""
+    """What each job asks of Ray, which runs as many as it has room for, and ``jobs`` at most."""
 
     address: str | None = option()
     threads: int = option(at_least=1)
@@ -27,7 +28,10 @@ class Ray(Launcher):
 
     def describe(self) -> str:
         """How many jobs run at a time, and with what, in a few words."""
-        return f"as many at a time as Ray has room for, {self.threads} cores and {self.gpus:g} GPUs each"
+        most = (
+            "as many at a time as Ray has room for" if self.jobs is None else f"at most {self.jobs} at a time"
+        )
+        return f"{most}, {self.threads} cores and {self.gpus:g} GPUs each"
 
     def check(self) -> None:
         """Ray must be installed."""
@@ -45,8 +49,12 @@ class Ray(Launcher):
             self._require_room(ray.cluster_resources())
             remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(run_task)
             environment = {THREADS: str(self.threads)}
-            waiting = {remote.remote(replace(task, environment=environment)): task for task in tasks}
-            while waiting:
+            left = [replace(task, environment=environment) for task in reversed(tasks)]
+            waiting: dict[Any, Task] = {}
+            while left or waiting:
+                while left and (self.jobs is None or len(waiting) < self.jobs):
+                    task = left.pop()
+                    waiting[remote.remote(task)] = task
                 for reference in ray.wait(list(waiting), timeout=1.0)[0]:
                     task = waiting.pop(reference)
                     try:

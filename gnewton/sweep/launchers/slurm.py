@@ -24,7 +24,6 @@ class Slurm(Launcher):
     """What each job asks of the cluster. The folder of the sweep must be on a file system that all share."""
 
     cluster: str = option(choices=("slurm", "local"))
-    jobs: int = option(at_least=1)
     threads: int = option(at_least=1)
     gpus: int = option(at_least=0)
     memory_gib: float | None = option(above=0)
@@ -35,7 +34,8 @@ class Slurm(Launcher):
     def describe(self) -> str:
         """How many jobs run at a time, and with what, in a few words."""
         where = "on Slurm" if self.cluster == "slurm" else "through submitit on this machine"
-        return f"{where}, at most {self.jobs} at a time, {self.threads} cores and {self.gpus} GPUs each"
+        most = "all" if self.jobs is None else f"at most {self.jobs}"
+        return f"{where}, {most} at a time, {self.threads} cores and {self.gpus} GPUs each"
 
     def check(self) -> None:
         """submitit and, unless the cluster is played by this machine, Slurm must be there."""
@@ -49,10 +49,11 @@ class Slurm(Launcher):
     def run(self, tasks: Sequence[Task], folder: Path, stop: Stop) -> Generator[Ended, None, None]:
         """Submit all, then look for what has ended; see :meth:`Launcher.run`."""
         executor = engine(self.name, PACKAGE, EXTRA).AutoExecutor(folder / "submitit", cluster=self.cluster)
-        executor.update_parameters(**self._parameters())
+        executor.update_parameters(**self._parameters(len(tasks)))
         tasks = [replace(task, environment={THREADS: str(self.threads)}) for task in tasks]
-        if self.cluster == "local":  # which starts all at once
-            tasks = [replace(task, slots=self._slots(folder)) for task in tasks]
+        if self.cluster == "local" and self.jobs is not None:  # it starts all at once
+            slots = self._slots(folder, self.jobs)
+            tasks = [replace(task, slots=slots) for task in tasks]
         with without_interrupts():
             submitted = list(zip(tasks, executor.map_array(run_task, tasks), strict=True))
         while submitted:
@@ -65,7 +66,7 @@ class Slurm(Launcher):
             submitted = [pair for pair in submitted if pair not in ended]
             time.sleep(INTERVAL if self.cluster == "local" else 1.0)
 
-    def _parameters(self) -> dict[str, Any]:
+    def _parameters(self, count: int) -> dict[str, Any]:
         common: dict[str, Any] = {
             "name": "gnewton",
             "nodes": 1,
@@ -79,13 +80,13 @@ class Slurm(Launcher):
         if self.cluster == "local":
             return common
         return common | {
-            "slurm_array_parallelism": self.jobs,
+            "slurm_array_parallelism": self.jobs if self.jobs is not None else count,
             "slurm_partition": self.partition,
             "slurm_additional_parameters": dict(self.options),
         }
 
-    def _slots(self, folder: Path) -> tuple[Slot, ...]:
-        paths = [folder / "slots" / str(number) for number in range(self.jobs)]
+    def _slots(self, folder: Path, count: int) -> tuple[Slot, ...]:
+        paths = [folder / "slots" / str(number) for number in range(count)]
         for path in paths:
             path.parent.mkdir(exist_ok=True)
             path.touch()

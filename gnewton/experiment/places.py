@@ -1,0 +1,118 @@
+"""Where the files of a run are: apart from what the run is, so they may move. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gnewton.errors import InputError
+from gnewton.experiment.locate import config_folder
+from gnewton.options import is_place
+
+OUTPUTS = "output_root"
+VARIABLE = "GNEWTON_DATA"
+"""The environment variable that says where data sets are."""
+
+
+def places(config: DictConfig) -> list[str]:
+    """The full names of the options that say where a file or folder is, such as ``data.path``."""
+
+    def visit(node: DictConfig, path: str) -> Iterator[str]:
+        kind = OmegaConf.get_type(node)
+        flagged = {entry.name for entry in fields(kind) if is_place(entry)} if is_dataclass(kind) else set()
+        for key in node:
+            where = f"{path}{key!s}"
+            if key in flagged:
+                yield where
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                yield from visit(child, f"{where}.")
+
+    return list(visit(config, ""))
+
+
+def absolute(path: str) -> str:
+    """A path as it is from anywhere, ``~`` for the home folder included."""
+    return str(Path(path).expanduser().absolute())
+
+
+def with_absolute_places(config: DictConfig) -> DictConfig:
+    """The configuration as it is kept: wherever it is read, its places are those of this run."""
+    config = config.copy()
+    for name in places(config):
+        OmegaConf.update(config, name, absolute(str(OmegaConf.select(config, name))), merge=False)
+    return config
+
+
+def find_places(config: DictConfig, folder: Path) -> None:
+    """Make the places of a saved configuration absolute, and find again what has moved.
+
+    A relative path is looked for where the run was started and then here. Where a folder of data sets is not
+    there, that of ``GNEWTON_DATA`` is taken.
+
+    Args:
+        config: of the run in ``folder``; changed in place.
+        folder: the run folder.
+    """
+    starts = [*_starts(config, folder), Path.cwd()]
+    for name in places(config):
+        path = Path(str(OmegaConf.select(config, name))).expanduser()
+        if name == OUTPUTS:
+            path = _outputs(path, folder)
+        elif not path.is_absolute():
+            candidates = [start / path for start in starts]
+            path = next((each for each in candidates if each.exists()), candidates[0])
+        if name == "data.root" and not path.exists() and os.environ.get(VARIABLE):
+            path = _default_root(str(config.data.name)) or path
+        OmegaConf.update(config, name, absolute(str(path)), merge=False)
+
+
+def require_places(config: DictConfig, asked: str) -> None:
+    """Make sure that the file of a run's data is there, before anything is built.
+
+    Raises:
+        InputError: naming the option to give.
+    """
+    if "data.path" in places(config) and not Path(str(config.data.path)).is_file():
+        raise InputError(f"{asked}: its data.path={config.data.path} is not there; give data.path=FILE")
+
+
+def _starts(config: DictConfig, folder: Path) -> Iterator[Path]:
+    """The folders in which the run in ``folder`` may have been started, as far as can be told."""
+    yield from _noted(folder / "environment.json")
+    outputs = Path(str(config.output_root)).expanduser()
+    root = folder.absolute().parent.parent
+    if (
+        not outputs.is_absolute()
+        and ".." not in outputs.parts
+        and root.parts[-len(outputs.parts) :] == outputs.parts
+    ):
+        yield root.parents[len(outputs.parts) - 1] if outputs.parts else root
+    for parent in root.parents:  # a job of a sweep
+        yield from _noted(parent / "sweep.json")
+
+
+def _noted(file: Path) -> Iterator[Path]:
+    """The working directory that a file notes; older versions did not."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        yield Path(json.loads(file.read_text(encoding="utf-8"))["directory"])
+
+
+def _outputs(path: Path, folder: Path) -> Path:
+    """Where the outputs of a run are made: as before, or, where the run has moved, beside it."""
+    return path if path.is_absolute() and path.is_dir() else folder.absolute().parent.parent
+
+
+def _default_root(data: str) -> Path | None:
+    """The folder that a data set is looked for in by default, as the environment has it now."""
+    try:
+        return Path(str(OmegaConf.load(config_folder() / "data" / f"{data}.yaml").root)).expanduser()
+    except (OSError, OmegaConfBaseException, AttributeError):  # a choice of one's own
+        return None
