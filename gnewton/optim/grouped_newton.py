@@ -212,6 +212,8 @@ class GroupedNewton(BoundOptimizer):
         self._fresh = along == "fresh"
         self._fraction = cap
         self._safe = safeguard
+        self._trust: TrustRadius | None = None
+        self._safeguard: Safeguard | None = None
         self._outgrown = False  # whether groups have been added since what measures them was built
         self._fit()
         self._period = period
@@ -277,6 +279,15 @@ class GroupedNewton(BoundOptimizer):
         self._directions.close()
         self._directions, self.partition = directions, new.partition
         self._rule.restart(len(self._names))
+        if self._limits is not None:  # the new group stays where it is until it has a rate
+            self._limits = torch.cat([self._limits, self._limits.new_zeros(len(directions.labels))])
+        if self._reference is not None:
+            self._reference = [
+                [*then, *now[len(then) :]]
+                for then, now in zip(self._reference, directions.weights(), strict=True)
+            ]
+        if self._safeguard is not None:
+            self._safeguard.forget_parameters()
         self._since = self._steps
         self._outgrown = True
 
@@ -382,8 +393,13 @@ class GroupedNewton(BoundOptimizer):
         )
         watches = self._controller.watches_displacement
         self._displacement = Displacement(self._model, self._loss_fn, **self._how) if watches else None
+        trust, guard = self._trust, self._safeguard
         self._trust = TrustRadius(self._fraction, self._grouping) if self._fraction is not None else None
         self._safeguard = Safeguard(self._grouping.parameters) if self._safe else None
+        if self._trust is not None and trust is not None:
+            self._trust.load_state_dict(trust.state_dict())
+        if self._safeguard is not None and guard is not None:
+            self._safeguard.load_state_dict(guard.state_dict())
 
     def _update_rates(self, directions: list[list[Tensor]], batch: Any, warming_up: bool) -> bool:
         """Measure along the directions and put new rates in force; False: the safeguard has gone back."""
@@ -486,22 +502,24 @@ class GroupedNewton(BoundOptimizer):
         capped = 0
         if self._trust is not None:
             trusted = self._trust.lengths(last.sizes, bounded=not solved.fell_back)
-            trusted = per_entry(trusted, self._directions.labels)
+            trusted = per_entry(trusted, len(self._directions.labels))
             capped = int((lengths > trusted).sum())
             lengths = torch.minimum(lengths, trusted)
-            self._trust.grow()
+            self._trust.grow(self._period)
         self._limits = lengths.to(self._withheld.device)
         self._reference = None if self._fresh else self._directions.weights()
         return replace(solved, capped=capped)
 
     def _plan(self) -> Plan:
         """The step to take: rates, limits, and what a unit of a rate is worth by now."""
-        weights = self._directions.weights()
-        if self._reference is not None:
-            weights = [
-                [w / w0 for w, w0 in zip(now, then, strict=True)]
-                for now, then in zip(weights, self._reference, strict=True)
-            ]
+        if self._fresh:
+            return Plan(self.rates, self._limits, self._directions.weights())
+        if self._reference is None:
+            return Plan(self.rates, self._limits)
+        weights = [
+            [w / w0 for w, w0 in zip(now, then, strict=True)]
+            for now, then in zip(self._directions.weights(), self._reference, strict=True)
+        ]
         return Plan(self.rates, self._limits, weights)
 
     def _propose(

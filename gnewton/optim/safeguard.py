@@ -86,6 +86,10 @@ class Safeguard:
         """Forget the band: the losses are of other data now."""
         self._recent, self._first = [], None
 
+    def forget_parameters(self) -> None:
+        """Until the next update there is no way back: the model trains others now."""
+        self._mark.before = None
+
     @torch.no_grad()
     def reject(self) -> None:
         """Go back to the parameters that were kept, with half the damping λ_1."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,14 +18,14 @@ FIRST = 0.1
 """Share of the cap at the first update, and wherever the model has no minimiser: there it tells a direction,
 and nothing about how far to go."""
 
-GROWTH = 1.25
-"""What the radius is multiplied by from update to update until it is the cap."""
+GROWTH = 1.0225
+"""What the radius is multiplied by at every training step until it is the cap: tenfold in 103 steps."""
 
 
 class TrustRadius:
     """‖step of group s‖ <= ρ max(‖θ_s‖, FLOOR √P_s), with P_s the number of parameters of the group.
 
-    The radius ρ starts at a tenth of the cap and grows by a quarter at every update, up to the cap: the first
+    The radius ρ starts at a tenth of the cap and grows to the cap in the course of a hundred steps: the first
     steps, if they are long, lead where the model says nothing. A rejected update halves it.
 
     Args:
@@ -56,9 +55,9 @@ class TrustRadius:
         radius = self.radius if bounded else min(self.radius, FIRST * self.cap)
         return radius * torch.maximum(sizes, self._floor)
 
-    def grow(self) -> None:
-        """After an update that was kept."""
-        self.radius = min(self.cap, GROWTH * self.radius)
+    def grow(self, steps: int) -> None:
+        """After an update that was kept, for so many steps."""
+        self.radius = min(self.cap, GROWTH**steps * self.radius)
 
     def shrink(self) -> None:
         """After one that was rejected; the first radius is the least."""
@@ -78,6 +77,6 @@ def shortened(lengths: Tensor, limits: Tensor) -> Tensor:
     return torch.where(lengths > limits, limits / lengths, 1.0)
 
 
-def per_entry(values: Tensor, directions: Sequence[Any]) -> Tensor:
-    """One value per group as one per group and direction, directions of a group next to each other."""
-    return values.repeat_interleave(len(directions))
+def per_entry(lengths: Tensor, directions: int) -> Tensor:
+    """The length of each group shared out evenly among its directions, which stand next to each other."""
+    return (lengths / directions).repeat_interleave(directions)

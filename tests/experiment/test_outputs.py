@@ -108,7 +108,10 @@ def test_two_directions_have_two_rates_in_every_group(run):
 
 @pytest.mark.parametrize(
     ("controller", "columns"),
-    [("overshoot", {"overshoot"}), ("adaptive", {"trials_accepted", "trials_rejected", "decrease", "predicted"})],
+    [
+        ("overshoot", {"overshoot"}),
+        ("adaptive", {"trials_accepted", "trials_rejected", "decrease", "predicted"}),
+    ],
 )
 def test_controllers_fill_their_columns(run, controller, columns):
     assert columns < OF_A_CONTROLLER

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -60,3 +62,7 @@ class Stream:
     def __next__(self) -> tuple[Tensor, Tensor]:
         self.position += 1
         return classification(self.count, seed=1000 + self.position)
+
+
+EXACT: dict[str, Any] = {"along": "step", "cap": None, "safeguard": False}
+"""Options of GroupedNewton without what keeps a training safe: the steps are those of the formulas alone."""

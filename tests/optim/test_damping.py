@@ -18,7 +18,7 @@ from gnewton.optim.averaging import NoAveraging
 from gnewton.optim.damping import Adaptive, Constant, Controller, Geometric, Overshoot, Plateau, Site
 from gnewton.optim.rates import Proposal
 from gnewton.optim.records import RateUpdate, Solved
-from tests.optim.problems import Stream, classification, tanh_net
+from tests.optim.problems import EXACT, Stream, classification, tanh_net
 
 
 class Update(Site):
@@ -292,6 +292,7 @@ def test_adaptive_compares_model_and_objective(solver: str, decay: float, maximi
         averaging=NoAveraging(),
         warmup=0,
         controller=Adaptive(trials=0, slices=7),
+        **EXACT,
         maximize=maximize,
         on_update=updates.append,
     )

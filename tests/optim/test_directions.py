@@ -245,7 +245,7 @@ def test_a_direction_twice_changes_no_step_but_shares_the_rate() -> None:
     for direction in (SGD, {"one": SGD, "two": partial(torch.optim.SGD, lr=2.0)}):
         model = tanh_net()
         settings = BARE | {"solver": "newton", "averaging": NoAveraging()}
-        optimizer = GroupedNewton(model, F.cross_entropy, direction=direction, cap=0.1, **settings)
+        optimizer = GroupedNewton(model, F.cross_entropy, direction=direction, **settings)
         for step in range(6):
             take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

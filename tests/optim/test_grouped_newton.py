@@ -25,11 +25,12 @@ from gnewton.optim.averaging import (
 )
 from gnewton.optim.damping import Adaptive, Geometric, Overshoot, Plateau
 from gnewton.optim.records import RateUpdate
-from tests.optim.problems import NOTHING, Quadratic, Stream, classification, tanh_net, value
+from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)
 CONFIGS = Path(__file__).parents[2] / "configs" / "optimizer"
 BARE: dict[str, Any] = {
+    **EXACT,
     "direction": GRADIENT,
     "period": 1,
     "damping": 1.0,
@@ -97,12 +98,12 @@ def test_infinite_internal_damping_stops_every_step() -> None:
 def test_constant_rates_are_the_inner_optimizer() -> None:
     model, batch = tanh_net(), classification(20)
     twin = copy.deepcopy(model)
-    optimizer = GroupedNewton(model, F.cross_entropy, direction=MOMENTUM, damping=1.0, period=1000, warmup=1)
+    optimizer = GroupedNewton(model, F.cross_entropy, direction=MOMENTUM, period=1000, warmup=1, **EXACT)
     reference = torch.optim.SGD(twin.parameters(), lr=0.07, momentum=0.9)
     take_step(
         model, optimizer, batch, F.cross_entropy
     )  # the warm-up step: the direction advances, nothing moves
-    optimizer._update_rates = lambda *arguments: None  # type: ignore[method-assign]
+    optimizer._update_rates = lambda *arguments: True  # type: ignore[method-assign]
     for group in optimizer.param_groups:
         group["rate"] = 0.07
     loss = F.cross_entropy(twin(batch[0]), batch[1])
@@ -168,7 +169,7 @@ def trajectory(
     """50 steps on minibatches. ``rescale`` gives the direction the units of the model's parameters."""
     settings = built(PLAIN | settings)
     optimizer = GroupedNewton(
-        model, F.cross_entropy, **{"direction": rescale, "period": 3, "damping": 0.1, **settings}
+        model, F.cross_entropy, **{**EXACT, "direction": rescale, "period": 3, "damping": 0.1, **settings}
     )
     states = []
     for step in range(50):
@@ -533,11 +534,11 @@ def test_misuse_is_refused_with_a_reason() -> None:
 
 def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     chosen = yaml.safe_load((CONFIGS / "grouped_newton.yaml").read_text())
-    direction = yaml.safe_load((CONFIGS / "direction" / "average.yaml").read_text())
+    direction = yaml.safe_load((CONFIGS / "direction" / "adam.yaml").read_text())
     average = yaml.safe_load((CONFIGS / "averaging" / "exponential.yaml").read_text())
     optimizer = GroupedNewton(tanh_net(), F.cross_entropy)
     rule, inner = optimizer._rule, optimizer._directions.members[0].inner.param_groups[0]
-    assert {"direction": "average"} in chosen["defaults"]
+    assert {"direction": "adam"} in chosen["defaults"]
     assert {"averaging": "exponential"} in chosen["defaults"]
     assert optimizer.defaults["lr"] == chosen["damping"]
     assert (optimizer._period, optimizer._warmup) == (chosen["period"], chosen["warmup"])
@@ -546,6 +547,8 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     assert rule.negative_rates.value == chosen["negative_rates"]
     assert isinstance(rule.averaging, ExponentialAveraging)
     assert rule.averaging._coefficient == average["coefficient"]
-    assert {name: inner[name] for name in ("momentum", "dampening", "nesterov")} == {
-        name: direction[name] for name in ("momentum", "dampening", "nesterov")
-    }
+    assert (list(inner["betas"]), inner["eps"]) == (direction["betas"], direction["eps"])
+    assert chosen["curvature"]["source"] == "training"
+    assert optimizer._trust is not None
+    assert (optimizer._trust.cap, optimizer._safeguard is not None) == (chosen["cap"], chosen["safeguard"])
+    assert ("fresh" if optimizer._fresh else "step") == chosen["along"]

@@ -16,7 +16,7 @@ from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim import composite
 from gnewton.optim.averaging import NoAveraging
-from tests.optim.problems import NOTHING, Quadratic, classification, tanh_net, value
+from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, tanh_net, value
 
 torch_optim = torch.optim
 INNER: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -51,8 +51,8 @@ def _one_device_kind_of_math() -> Iterator[None]:
 
 
 def with_constant_rates(model: nn.Module, **options: Any) -> GroupedNewton:
-    optimizer = GroupedNewton(model, F.cross_entropy, damping=1.0, warmup=0, **options)
-    optimizer._update_rates = lambda *arguments: None  # type: ignore[method-assign]
+    optimizer = GroupedNewton(model, F.cross_entropy, damping=1.0, **EXACT, **options)
+    optimizer._update_rates = lambda *arguments: True  # type: ignore[method-assign]
     for group in optimizer.param_groups:
         group["rate"] = RATE
     return optimizer
@@ -122,7 +122,7 @@ def newton_step(model: Quadratic, loss_fn: Callable[..., Tensor], **options: Any
         negative_rates="keep",
         proximal=0.0,
         averaging=NoAveraging(),
-        warmup=0,
+        **EXACT,
         **options,
     )
     optimizer.zero_grad()

@@ -119,21 +119,6 @@ def test_the_median_cuts_what_is_unusual_and_follows_what_lasts() -> None:
     assert found == [1.0, 1.0, 2.0, 3.0, 50.0, 50.0, -60.0]
 
 
-def test_the_limit_bounds_rates_and_counts_them() -> None:
-    gradient, hessian, third = summary(4)
-    rule = RateRule(SIZE, internal_damping=0.0, **PLAIN | {"normalise": True})
-    norms = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0], dtype=torch.float64)
-    gradient[4], hessian[4], hessian[:, 4] = 0.0, 0.0, 0.0
-    average = rule.observe(gradient, hessian, third, norms)
-    free = rule.propose(average, norms).solved.rates
-    limit = torch.tensor([0.01, 0.02, 1e9, 0.001, float("inf")], dtype=torch.float64)
-    held = rule.propose(average, norms, limit=limit)
-    torch.testing.assert_close(held.solved.rates, free.clamp(min=-limit, max=limit), rtol=1e-12, atol=0)
-    assert held.solved.capped == int((free.abs() > limit).sum()) > 0
-    assert held.clipped is not None
-    assert held.clipped.isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -35,7 +35,7 @@ def _plan(fraction: float | None, grouping: Grouping, rates: list[float], count:
     if fraction is None:
         return Plan(rates, weights=weights)
     lengths = TrustRadius(fraction, grouping).lengths(grouping.norms(grouping.parameters), bounded=True)
-    return Plan(rates, per_entry(lengths, range(count)), weights)
+    return Plan(rates, per_entry(lengths, count), weights)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -53,10 +53,10 @@ def test_steps_are_shortened_to_the_limit_and_no_further() -> None:
 def test_the_radius_grows_to_the_cap_and_shrinks_by_half() -> None:
     trust = TrustRadius(0.2, grouping())
     assert trust.radius == pytest.approx(FIRST * 0.2)
-    trust.grow()
-    assert trust.radius == pytest.approx(FIRST * GROWTH * 0.2)
+    trust.grow(5)
+    assert trust.radius == pytest.approx(FIRST * GROWTH**5 * 0.2)
     for _ in range(20):
-        trust.grow()
+        trust.grow(10)
     assert trust.radius == 0.2
     trust.shrink()
     assert trust.radius == 0.1
@@ -70,7 +70,7 @@ def test_where_there_is_no_minimiser_the_first_radius_holds() -> None:
     trust = TrustRadius(0.2, groups)
     first = limits(trust, groups)
     for _ in range(20):
-        trust.grow()
+        trust.grow(10)
     assert torch.equal(trust.lengths(groups.norms(groups.parameters), bounded=False), first)
 
 

@@ -43,12 +43,12 @@ def grouped(model: nn.Module, *, constant: bool, engine: Any = "auto", **options
         Partition.per_tensor(model),
         direction=direction(model, **options),
         damping=1.0,
-        warmup=0,
+        along="step",
         period=2,
         engine=engine,
     )
     if constant:
-        optimizer._update_rates = lambda *arguments: None  # type: ignore[method-assign]
+        optimizer._update_rates = lambda *arguments: True  # type: ignore[method-assign]
         for group in optimizer.param_groups:
             group["rate"] = RATE
     return optimizer
