@@ -1,4 +1,4 @@
-"""A summary knows its own rounding: what is nothing but noise lies below the noise level, real entries far above.
+"""A summary knows its own rounding: noise lies below the noise level, real entries far above it.
 
 The true entry of a noise case is 0, for a reason that is stated with it: the loss does not change along u.
 """
@@ -57,7 +57,7 @@ def scaled(norm):
 
 
 def gated():
-    """A parameter that is added, another that is multiplied, in front of a layer that removes shift and scale."""
+    """A parameter that is added and one that is multiplied, before a layer that removes shift and scale."""
     model = zoo.Net(
         lambda m, x: m.out(torch.tanh(m.norm(m.gain * (m.a(x) + m.shift)))),
         a=nn.Linear(8, 16, bias=False),
@@ -418,6 +418,19 @@ def test_a_perfect_fit_disagrees_in_nothing():
                 direction,
                 engine="tangent",
             )
+
+
+def test_a_spread_that_drowns_in_the_mean_disagrees_in_nothing():
+    """A bias before a batch normalisation that has run away: nothing is left of what it is added to."""
+    model, inputs, targets = dense(nn.BatchNorm1d)
+    partition = Partition.per_tensor(model)
+    summarizer = Summarizer(model, F.cross_entropy, partition, engine="tangent")
+    for size in (1e2, 1e4, 1e6, 1e8, 1e13):
+        with torch.no_grad():
+            model[0].bias.normal_().mul_(size)
+        direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+        summary = summarizer.summarize(inputs, targets, direction)
+        assert ratio(summary)[partition.index["0.bias"]] <= 1
 
 
 def test_the_report_names_the_groups():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from gnewton.summary.accumulate import Accumulator, flat, slabs
 from gnewton.summary.rules.product import gate, joined, push_product, spread_rows, take_gradient
@@ -102,12 +103,14 @@ def _normalise_some(
     """:func:`normalise` for m sets of n entries each; the tangents are written to ``first`` and ``second``.
 
     Stacks come as (m, k, …), the value and its adjoint as (m, 1, …). One product of the stack with the rows
-    c, x̂̄ and 1 gives every sum over its entries, one with itself those over products of its rows.
+    c, x̂̄ and 1 gives every sum over its entries, one with itself those over products of its rows. Where the
+    mean of x is many times its spread, x̂ has as many times the rounding error of x.
     """
     m = len(dx)
-    c, dc = x.reshape(m, 1, -1), _from_first(dx)
+    c, (dc, start) = x.reshape(m, 1, -1), _from_first(dx)
     n = c.shape[2]
-    c = c - c.mean(2, keepdim=True)
+    mean = c.mean(2, keepdim=True)
+    c = c - mean
     r = ((c * c).mean(2, keepdim=True) + eps).rsqrt()
     slope, bend, twist = -0.5 * r**3, 0.75 * r**5, -1.875 * r**7
     ones = torch.ones_like(c)
@@ -126,6 +129,12 @@ def _normalise_some(
         sums.add_square(groups, (dv * (r_bar * bend)).squeeze(2).T, dv.squeeze(2).T)
         gram = (squares * weight).sum(0, dtype=torch.float64)
         sums.add_gram(groups, gram[:, 0] if sums.diagonal else gram)
+        lengths = squares if sums.diagonal else squares.diagonal(dim1=1, dim2=2).unsqueeze(2)
+        lengths = (
+            lengths + n * (start + total / n).square()
+        ).sqrt()  # ‖ẋ‖: the adjoint of x errs by a shift, too
+        worth = mean.abs() * r * r * vector_norm(centred, dim=2, keepdim=True)
+        sums.add_gradient_noise(groups, (lengths * worth).squeeze(2).sum(0), n)
     if second is not None:
         ddv = (2 / n) * (squares if sums.diagonal else squares.diagonal(dim1=1, dim2=2).unsqueeze(2))
         bent = shift = mixed = None
@@ -150,8 +159,8 @@ def _normalise_some(
     first.copy_(dc.mul_(r).baddbmm_(dr, c).view(first.shape))
 
 
-def _from_first(stack: Tensor) -> Tensor:
-    """A stack (m, k, …) as a new one (m, k, n), every row less its first entry.
+def _from_first(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """A stack (m, k, …) as a new one (m, k, n), every row less its first entry, and these entries, (m, k, 1).
 
     The mean is taken away afterwards in any case. So it leaves exactly nothing of a row that is constant, as
     are those of a bias, where the mean of large equal numbers would leave rounding errors.
@@ -160,7 +169,7 @@ def _from_first(stack: Tensor) -> Tensor:
     first = stack
     for axis in range(2, stack.dim()):
         first = first.narrow(axis, 0, 1)
-    return torch.sub(stack, first, out=out).view(*stack.shape[:2], -1)
+    return torch.sub(stack, first, out=out).view(*stack.shape[:2], -1), first.reshape(*stack.shape[:2], 1)
 
 
 def _compact(stack: Tensor) -> Tensor:
