@@ -120,6 +120,10 @@ class Accumulator:
         factor = PRODUCT * self.rounding.inner(whole.numel()) * math.sqrt(repeats)
         _add(self.gradient_noise, at, size, factor)
 
+    def add_gradient_noise(self, groups: tuple[int, ...], sizes: Tensor, terms: int) -> None:
+        """Add the rounding errors of inner products of ``terms`` numbers, of given ``sizes`` (k,)."""
+        _add(self.gradient_noise, self.place(groups), sizes, self.rounding.inner(terms))
+
     def add_third(self, groups: tuple[int, ...], values: Tensor, factor: float = 1.0) -> None:
         """Add ``factor`` · ``values`` (k,) to the third derivatives of k groups."""
         at = self.place(groups)

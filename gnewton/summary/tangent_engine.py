@@ -284,14 +284,14 @@ class TangentEngine:
         sums, at = passes.sums, self._inverse(made)
         totals = {name: getattr(sums, name) for name in TOTALS if self.third or not name.startswith("third")}
         totals["gradient_noise"] = sums.gradient_noise + SLOPE * (sums.gradient - passes.slope).abs()
+        matrices = () if self.diagonal else ("hessian", "hessian_noise")
         if at != list(range(len(at))):
             index = torch.tensor(at, device=sums.device)
             totals = {name: total[index] for name, total in totals.items()}
-            if not self.diagonal:
-                for name in ("hessian", "hessian_noise"):
-                    totals[name] = totals[name][:, index]
-        if not self.diagonal:
-            totals["hessian"] = (totals["hessian"] + totals["hessian"].T) / 2
+            for name in matrices:
+                totals[name] = totals[name][:, index]
+        for name in matrices:
+            totals[name] = (totals[name] + totals[name].T) / 2
         return Summary.of({**totals, "loss": passes.loss})
 
     def _settle(self) -> None:

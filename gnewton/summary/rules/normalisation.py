@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from gnewton.summary.accumulate import Accumulator, flat, slabs
 from gnewton.summary.rules.product import gate, joined, push_product, spread_rows, take_gradient
@@ -65,10 +66,11 @@ def normalise(
         )
     x = sets.stack(x.unsqueeze(0))
     top = None if adjoint is None else sets.stack(adjoint.unsqueeze(0))
+    collected = _Collected()
     for at in slabs(sets.view[sets.cut], flat(dx)):
         _normalise_some(
-            sums,
-            groups,
+            collected,
+            sums.diagonal,
             eps,
             sets.some(x, at),
             sets.some(dx, at),
@@ -77,6 +79,8 @@ def normalise(
             sets.some(first, at),
             None if second is None else sets.some(second, at),
         )
+    if collected.gram:
+        collected.add_to(sums, groups, x.numel() // sets.mean(x).numel())
     out = Rows(groups, [first.view(-1, *shape)], owned=True)
     return Tangent(out, None if second is None else Rows(groups, [second.view(-1, *shape)], owned=True))
 
@@ -88,9 +92,50 @@ def _target(rows: Rows, stack: Tensor | None, stacks: Stacks) -> Tensor:
     return stack if free and len(stack) == len(rows) else stacks.empty(stack.shape, stack)
 
 
+class _Collected:
+    """Sums over the entries of the normalised sets, and what these contribute once all sets are through.
+
+    All are (m, k, 1) for m sets and k rows, or (m, 1, 1).
+
+    Attributes:
+        start: mean ẋ.
+        pulled, dr, dv: Σ x̂̄ċ, ṙ, v̇.
+        bowed: r̄ρ''.
+        lengths: Σ ċ².
+        worth: |mean x| ‖x̂̄‖ r², what an error of ẋ does to the gradient, in units of that of x.
+        third: the contributions to D3.
+        gram: Σ_sets 2 r̄ρ' mean(ċ^s ċ^t), (k, k) for each slab, or its diagonal (k, 1).
+    """
+
+    def __init__(self) -> None:
+        self.start: list[Tensor] = []
+        self.pulled: list[Tensor] = []
+        self.dr: list[Tensor] = []
+        self.dv: list[Tensor] = []
+        self.bowed: list[Tensor] = []
+        self.lengths: list[Tensor] = []
+        self.worth: list[Tensor] = []
+        self.third: list[Tensor] = []
+        self.gram: list[Tensor] = []
+
+    def add_to(self, sums: Accumulator, groups: tuple[int, ...], n: int) -> None:
+        """Add the contributions of all sets, of n entries each."""
+        pulled, dr, dv = (torch.cat(part).squeeze(2).T for part in (self.pulled, self.dr, self.dv))
+        sums.add_cross(Rows(groups, [pulled], owned=True), Rows(groups, [dr], owned=True))
+        sums.add_square(groups, dv * torch.cat(self.bowed).view(1, -1), dv)
+        gram = torch.stack(self.gram).sum(0)
+        sums.add_gram(groups, gram[:, 0] if sums.diagonal else gram)
+        if self.third:
+            sums.add_third(groups, torch.cat(self.third).squeeze(2).sum(0, dtype=torch.float64))
+        # the adjoint of x errs in its mean too, which the mean of ẋ multiplies
+        square = torch.cat(self.lengths) + n * torch.cat(self.start).square()
+        sizes = (square.sqrt() * torch.cat(self.worth)).squeeze(2).sum(0)
+        sums.add_gradient_noise(groups, sizes, n)
+
+
 def _normalise_some(
-    sums: Accumulator,
-    groups: tuple[int, ...],
+    collected: _Collected,
+    diagonal: bool,
     eps: float,
     x: Tensor,
     dx: Tensor,
@@ -102,12 +147,14 @@ def _normalise_some(
     """:func:`normalise` for m sets of n entries each; the tangents are written to ``first`` and ``second``.
 
     Stacks come as (m, k, …), the value and its adjoint as (m, 1, …). One product of the stack with the rows
-    c, x̂̄ and 1 gives every sum over its entries, one with itself those over products of its rows.
+    c, x̂̄ and 1 gives every sum over its entries, one with itself those over products of its rows. Where the
+    mean of x is many times its spread, x̂ has as many times the rounding error of x.
     """
     m = len(dx)
-    c, dc = x.reshape(m, 1, -1), _from_first(dx)
+    c, (dc, start) = x.reshape(m, 1, -1), _from_first(dx)
     n = c.shape[2]
-    c = c - c.mean(2, keepdim=True)
+    mean = c.mean(2, keepdim=True)
+    c = c - mean
     r = ((c * c).mean(2, keepdim=True) + eps).rsqrt()
     slope, bend, twist = -0.5 * r**3, 0.75 * r**5, -1.875 * r**7
     ones = torch.ones_like(c)
@@ -118,16 +165,20 @@ def _normalise_some(
     dc -= total / n
     dv = along * (2 / n)
     dr = slope * dv
-    squares = (dc * dc).sum(2, keepdim=True) if sums.diagonal else torch.bmm(dc, dc.mT)
+    squares = (dc * dc).sum(2, keepdim=True) if diagonal else torch.bmm(dc, dc.mT)
+    lengths = squares if diagonal else squares.diagonal(dim1=1, dim2=2).unsqueeze(2)
     if top is not None:
         weight = r_bar * slope * (2 / n)
-        by_row = [Rows(groups, [t.squeeze(2).T], owned=True) for t in (pulled, dr)]
-        sums.add_cross(*by_row)
-        sums.add_square(groups, (dv * (r_bar * bend)).squeeze(2).T, dv.squeeze(2).T)
-        gram = (squares * weight).sum(0, dtype=torch.float64)
-        sums.add_gram(groups, gram[:, 0] if sums.diagonal else gram)
+        collected.start.append(start + total / n)
+        collected.pulled.append(pulled)
+        collected.dr.append(dr)
+        collected.dv.append(dv)
+        collected.bowed.append(r_bar * bend)
+        collected.lengths.append(lengths)
+        collected.worth.append(mean.abs() * r * r * vector_norm(centred, dim=2, keepdim=True))
+        collected.gram.append((squares * weight).sum(0, dtype=torch.float64))
     if second is not None:
-        ddv = (2 / n) * (squares if sums.diagonal else squares.diagonal(dim1=1, dim2=2).unsqueeze(2))
+        ddv = (2 / n) * lengths
         bent = shift = mixed = None
         if ddx is not None:
             bent = _compact(ddx)
@@ -139,7 +190,7 @@ def _normalise_some(
             small = 3 * pulled * ddr + r_bar * (twist * dv**3 + 3 * bend * dv * ddv)
             if shift is not None and mixed is not None:
                 small = small + 3 * shift * dr + 3 * weight * mixed
-            sums.add_third(groups, small.squeeze(2).sum(0, dtype=torch.float64))
+            collected.third.append(small)
         curved = dc * (2 * dr)
         if bent is None:
             curved.baddbmm_(ddr, c)
@@ -150,8 +201,8 @@ def _normalise_some(
     first.copy_(dc.mul_(r).baddbmm_(dr, c).view(first.shape))
 
 
-def _from_first(stack: Tensor) -> Tensor:
-    """A stack (m, k, …) as a new one (m, k, n), every row less its first entry.
+def _from_first(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """A stack (m, k, …) as a new one (m, k, n), every row less its first entry, and these entries, (m, k, 1).
 
     The mean is taken away afterwards in any case. So it leaves exactly nothing of a row that is constant, as
     are those of a bias, where the mean of large equal numbers would leave rounding errors.
@@ -160,7 +211,7 @@ def _from_first(stack: Tensor) -> Tensor:
     first = stack
     for axis in range(2, stack.dim()):
         first = first.narrow(axis, 0, 1)
-    return torch.sub(stack, first, out=out).view(*stack.shape[:2], -1)
+    return torch.sub(stack, first, out=out).view(*stack.shape[:2], -1), first.reshape(*stack.shape[:2], 1)
 
 
 def _compact(stack: Tensor) -> Tensor:
