@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
-from gnewton.summary.problem import Problem, untouched
+from gnewton.summary.problem import Problem
 from gnewton.summary.result import Summary
 from gnewton.summary.smooth import SmoothNorms
+from gnewton.summary.undisturbed import undisturbed
 
 
 class _Derivatives:
@@ -90,7 +91,7 @@ def reference_summary(
         Gradient (S,), Hessian (S, S) or its diagonal (S,), third derivative (S,) or None, and the loss.
     """
     device = problem.device()
-    with untouched(device):
+    with undisturbed(problem):
         loss, derive = _prepare(problem, inputs, targets, direction)
         first = derive.along(loss, graph=True)
         rows: list[Tensor] = []
@@ -129,7 +130,7 @@ def reference_tensor(
     if order < 0:
         raise InputError(f"summary: order={order}: must be an integer >= 0")
     device, size = problem.device(), len(problem.partition)
-    with untouched(device):
+    with undisturbed(problem):
         loss, derive = _prepare(problem, inputs, targets, direction)
         tensor = torch.zeros((size,) * order, dtype=torch.float64, device=device)
 

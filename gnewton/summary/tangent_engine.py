@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,17 @@ from gnewton.compilation import require_compiler
 from gnewton.errors import OutOfMemory
 from gnewton.summary import checks, memory
 from gnewton.summary.engine import Passes, forward, run
+from gnewton.summary.graph import TraceError
 from gnewton.summary.precision import exact_products
-from gnewton.summary.problem import Problem, batch_size, untouched
-from gnewton.summary.result import Summary
+from gnewton.summary.problem import Problem, batch_size
+from gnewton.summary.result import Summary, SummaryError
 from gnewton.summary.stacks import Stacks
-from gnewton.summary.traces import Trace, Traces
+from gnewton.summary.traces import StaleTrace, Trace, Traces
+from gnewton.summary.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
+
+RENEWALS = 8  # of traces in one summary: of the whole batch, and of its parts
 
 
 class TangentEngine:
@@ -61,7 +65,7 @@ class TangentEngine:
         self.tf32 = tf32
         self.traces = Traces(problem, third=third, diagonal=diagonal, compiled=compiled)
         self._stacks = Stacks()
-        self._pending: Tensor | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
     def summarize(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
         """The summary of a batch.
@@ -73,13 +77,36 @@ class TangentEngine:
         """
         device = self.problem.device()
         self._settle()
-        with untouched(device), exact_products(device, self.tf32), torch.autocast(device.type, enabled=False):
-            whole = self.traces.get(inputs, targets)
-            samples = batch_size(inputs, targets)
-            parts = min(max(self._parts(whole, device), whole.parts), samples)
-            while (made := self._attempt(whole, inputs, targets, direction, parts)) is None:
-                whole.parts = parts = self._more_parts(whole, samples, parts, device)
-            return made
+        with (
+            undisturbed(self.problem),
+            exact_products(device, self.tf32),
+            torch.autocast(device.type, enabled=False),
+        ):
+            for renewal in range(RENEWALS):
+                summary = self._current(inputs, targets, direction)
+                if summary is not None:
+                    if renewal == 0:
+                        self.traces.settled(inputs, targets)
+                    return summary
+        raise TraceError("the loss is another one at every call")
+
+    def _current(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary | None:
+        """The summary; None if a trace no longer held and has been replaced."""
+        try:
+            return self._fitting(inputs, targets, direction)
+        except StaleTrace as stale:
+            self.traces.renew(stale)
+        return None
+
+    def _fitting(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
+        """The summary, by as many parts of the batch as the memory asks for."""
+        device = self.problem.device()
+        whole = self.traces.get(inputs, targets)
+        samples = batch_size(inputs, targets)
+        parts = min(max(self._parts(whole, device), whole.parts), samples)
+        while (made := self._attempt(whole, inputs, targets, direction, parts)) is None:
+            whole.parts = parts = self._more_parts(whole, samples, parts, device)
+        return made
 
     def _parts(self, whole: Trace, device: torch.device) -> int:
         """Parts of a batch that should fit, by what its tangents take."""
@@ -127,9 +154,8 @@ class TangentEngine:
             if made is not None:
                 return made
         passes = self._run(whole, inputs, targets, direction)
-        self._pending = checks.disagreement(passes, next(iter(direction.values())).dtype)[
-            self._inverse(whole)
-        ]
+        bad = checks.disagreement(passes, next(iter(direction.values())).dtype)[self._inverse(whole)]
+        self._pending = bad, self.traces.kind(inputs, targets)
         if self.problem.device().type == "cpu":
             self._settle()
         return self._summary(whole, passes)
@@ -139,8 +165,15 @@ class TangentEngine:
     ) -> Passes:
         parameters = self.problem.parameters()
         leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
+
+        def confirm(on: Mapping[str, Tensor], values: Sequence[Any]) -> None:
+            self.traces.confirm(made, inputs, targets, on, values)
+
         if made.compiled is not None:
-            drawn = self._draw(made, inputs, targets) if draws is None else draws
+            with torch.no_grad():
+                values = forward(made.program, parameters, leaves, draws)
+            confirm(parameters, values)
+            drawn = _draws(made, values)
             return made.compiled(parameters, leaves, direction, drawn)
         return run(
             made.program,
@@ -152,6 +185,7 @@ class TangentEngine:
             diagonal=self.diagonal,
             draws=draws,
             stacks=self._stacks,
+            confirm=confirm,
         )
 
     # --- parts of a batch -----------------------------------------------------------------------------------
@@ -225,19 +259,11 @@ class TangentEngine:
 
     def _draw(self, whole: Trace, inputs: Any, targets: Any) -> dict[int, Tensor]:
         """The random draws of the whole batch, made once, in the model's order."""
-        steps = [i for i, step in enumerate(whole.program.steps) if step.random and step.needed]
-        if not steps:
+        if not any(step.random and step.needed for step in whole.program.steps):
             return {}
         leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
         with torch.no_grad():
-            values = forward(whole.program, self.problem.parameters(), leaves)
-        drawn = {}
-        for i in steps:
-            value = values[i]
-            if not isinstance(value, Tensor):
-                return {}
-            drawn[i] = value
-        return drawn
+            return _draws(whole, forward(whole.program, self.problem.parameters(), leaves))
 
     def _separates(
         self,
@@ -288,4 +314,17 @@ class TangentEngine:
         """Read the check of the last summary: at once on a CPU, one call later where reading would wait."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            checks.report_disagreement(pending, self.problem.partition.names)
+            bad, kind = pending
+            try:
+                checks.report_disagreement(bad, self.problem.partition.names)
+            except SummaryError as error:
+                self.traces.refuse(kind, str(error))
+                raise
+
+
+def _draws(whole: Trace, values: Sequence[Any]) -> dict[int, Tensor]:
+    """What the random steps of a program gave; empty where one gave several values."""
+    steps = [i for i, step in enumerate(whole.program.steps) if step.random and step.needed]
+    if not all(isinstance(values[i], Tensor) for i in steps):
+        return {}
+    return {i: values[i] for i in steps}

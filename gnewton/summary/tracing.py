@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from gnewton.errors import InputError
 from gnewton.summary.graph import CONSTANT, Program, Ref, Step, TraceError, analyse, draw_like
 from gnewton.summary.problem import Problem
 
@@ -72,7 +73,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten._weight_norm_interface.def
 
 
 @contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
+def plain_kernels() -> Iterator[None]:
     """Trace to operations that have derivatives of every order, not to a vendor's fused forward kernels."""
     backends = torch.backends
     before = backends.mha.get_fastpath_enabled(), backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
@@ -87,6 +88,16 @@ def _plain_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before[2])
 
 
+def traceable(problem: Problem) -> Callable[..., Tensor]:
+    """The loss of a problem as a function that marks where the gradient is cut."""
+
+    def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
+        with _Traceable():
+            return problem.loss(parameters, fixed, x, y)
+
+    return loss
+
+
 def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
     """Write the loss of a problem on a batch of these shapes as a program.
 
@@ -99,14 +110,14 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
     leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
     constants = problem.constants()
 
-    def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
-        with _Traceable():
-            return problem.loss(parameters, fixed, x, y)
-
-    make = make_fx(functionalize(loss), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    make = make_fx(
+        functionalize(traceable(problem)), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True
+    )
     try:
-        with _plain_kernels():
+        with plain_kernels():
             traced = make(leaves, constants, inputs, targets)
+    except InputError:
+        raise
     except Exception as error:  # whatever user code and the tracer throw: the reference engine will judge
         raise TraceError(
             f"the model cannot be traced: {type(error).__name__}: {_first_line(error)}"
@@ -155,6 +166,16 @@ def _program(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
 _OVERLOADS = {"transpose_": "int"}
 
 
+def ordinary(op: torch._ops.OpOverload) -> Any:
+    """The operation that returns what an in-place one writes; None where there is none."""
+    packet, _, overload = op.name().removeprefix("aten::").partition(".")
+    if packet == "bernoulli_" and overload == "float":
+        return draw_like
+    if not packet.endswith("_") or packet == "copy_" or torch.Tag.nondeterministic_seeded in op.tags:
+        return None
+    return getattr(getattr(aten, packet[:-1], None), _OVERLOADS.get(packet, overload or "default"), None)
+
+
 def _replace_in_place(graph: fx.Graph) -> None:
     """Turn the in-place operations that survive inside composite ones into ordinary ones.
 
@@ -168,19 +189,11 @@ def _replace_in_place(graph: fx.Graph) -> None:
             or not op._schema.is_mutable
         ):
             continue
-        packet, _, overload = op.name().removeprefix("aten::").partition(".")
         written = node.args[0] if node.args else None
-        if not packet.endswith("_") or packet.startswith("copy") or not isinstance(written, fx.Node):
+        plain = ordinary(op)
+        if plain is None or not isinstance(written, fx.Node):
             continue
-        if packet == "bernoulli_" and overload == "float":
-            node.target = draw_like
-        else:
-            plain = getattr(
-                getattr(aten, packet[:-1], None), _OVERLOADS.get(packet, overload or "default"), None
-            )
-            if plain is None or torch.Tag.nondeterministic_seeded in op.tags:
-                continue
-            node.target = plain
+        node.target = plain
         later = {user for user in written.users if user is not node and user > node}
         written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
