@@ -21,7 +21,7 @@ from gnewton.summary.problem import Problem, batch_size
 from gnewton.summary.result import Summary, SummaryError
 from gnewton.summary.stacks import Stacks
 from gnewton.summary.traces import StaleTrace, Trace, Traces
-from gnewton.summary.undisturbed import undisturbed
+from gnewton.summary.undisturbed import restored_streams, undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ class TangentEngine:
         By the time it returns, the exception is gone, and with it what its frames held.
         """
         try:
-            return self._compute(whole, inputs, targets, direction, parts)
+            with restored_streams(self.problem):  # so that the next attempt draws the same
+                return self._compute(whole, inputs, targets, direction, parts)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_exhausted(error):
                 raise

@@ -18,7 +18,7 @@ from gnewton.summary.problem import Problem
 from gnewton.summary.replay import Names, computed_name
 from gnewton.summary.same import same_operations, same_program
 from gnewton.summary.tracing import trace
-from gnewton.summary.undisturbed import undisturbed
+from gnewton.summary.undisturbed import restored_streams, undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Traces:
         if shape.error:
             raise TraceError(shape.error)
         now = self._attributes()
-        known = next((kept for then, kept in shape.traces if then == now), None)
+        known = next((kept for then, kept in reversed(shape.traces) if then == now), None)
         return known or self._confirmed(shape, now, inputs, targets) or self._added(shape, inputs, targets)
 
     def refuse(self, kind: Any, reason: str) -> None:
@@ -227,7 +227,8 @@ class Traces:
         now = self._attributes()
         with undisturbed(self._problem):
             try:
-                program = trace(self._problem, inputs, targets)
+                with restored_streams(self._problem):
+                    program = trace(self._problem, inputs, targets)
                 checks.check_program(self._problem, program, inputs, targets)
             except TraceError as error:
                 shape.error = str(error)  # not the error: its frames hold tensors

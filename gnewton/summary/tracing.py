@@ -68,8 +68,20 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     return v * (g / norm), norm
 
 
-# fused operations that torch differentiates too seldom, in basic ones
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten._weight_norm_interface.default: _weight_norm}
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What ``target.copy_(source)`` leaves in ``target``."""
+    if source.dtype != target.dtype or source.device != target.device:
+        source = aten._to_copy.default(source, dtype=target.dtype, device=target.device)
+    if source.shape != target.shape:
+        source = aten.expand.default(source, list(target.shape))
+    return aten.clone.default(source)
+
+
+# operations that torch differentiates too seldom, in basic ones
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten._weight_norm_interface.default: _weight_norm,
+    aten.copy.default: _copy,
+}
 
 
 @contextlib.contextmanager

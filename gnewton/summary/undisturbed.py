@@ -22,6 +22,17 @@ def undisturbed(problem: Problem) -> Iterator[None]:
     """
     modules = list(_modules(problem))
     before = [dict(vars(module)) for module in modules]
+    try:
+        with restored_streams(problem):
+            yield
+    finally:
+        for module, attributes in zip(modules, before, strict=True):
+            _restore(vars(module), attributes)
+
+
+@contextlib.contextmanager
+def restored_streams(problem: Problem) -> Iterator[None]:
+    """Restore the random streams alone, as :func:`undisturbed` does."""
     stream = random.getstate()
     numpy = sys.modules.get("numpy")
     legacy = numpy.random.get_state() if numpy is not None else None
@@ -32,8 +43,6 @@ def undisturbed(problem: Problem) -> Iterator[None]:
         random.setstate(stream)
         if numpy is not None:
             numpy.random.set_state(legacy)
-        for module, attributes in zip(modules, before, strict=True):
-            _restore(vars(module), attributes)
 
 
 def _restore(now: dict[str, object], before: dict[str, object]) -> None:
