@@ -53,6 +53,7 @@ class Trace:
     compiled: CompiledPasses | None
     names: Names
     checked: bool  # whether its gradient has been compared with the model's
+    uses: int = 0  # primal passes after which it still held
     parts: int = 1  # into which its batch has to be split at least, as running out of memory has taught
     separable: bool | None = None
     rounding: float | None = None  # where its operations cannot be compared: the gap between the losses
@@ -140,6 +141,7 @@ class Traces:
             if name is not None and names.result is not None:
                 if name != names.result:
                     raise StaleTrace(kept, inputs, targets)
+                kept.uses += 1
                 return
             if name is not None:  # the first time
                 if name != kept.program.loss and not kept.checked:
@@ -185,21 +187,20 @@ class Traces:
             log.info("summary: the loss changes from summary to summary; it is traced at each of them")
         now = self._attributes()
         program = self._trace(shape, inputs, targets)
-        others = [entry for entry in shape.traces if entry[1] is not old]
-        same = next((kept for _, kept in others if same_program(kept.program, program)), None)
-        if same is not None:
-            others = [entry for entry in others if entry[1] is not same]
-        elif same_program(old.program, program):
-            same = old  # what has changed is no part of the derivatives
-            same.names = Names(old.program)
-            same.checked = False
-        else:
+        same = next((kept for _, kept in shape.traces if same_program(kept.program, program)), None)
+        if same is None:
             checked = old.checked and same_operations(old.program, program)
             same = self._kept(program, checked=checked, compiled=shape.renewals < RESTLESS)
             same.parts, same.separable = old.parts, old.separable
             if not checked:
                 self._check(same, inputs, targets)
-        shape.traces = [*others, (now, same)]
+        elif same is old:  # what has changed is no part of the derivatives
+            same.names = Names(old.program)
+            same.checked = False
+        others = [
+            entry for entry in shape.traces if entry[1] is not same and (entry[1] is not old or old.uses > 1)
+        ]  # a trace that held once will hardly hold again
+        shape.traces = [*others[1 - KEPT :], (now, same)]
 
     def settled(self, inputs: Any, targets: Any) -> None:
         """Note that a summary needed no new trace."""

@@ -1,13 +1,15 @@
 """Writing the loss of a model as a program of ATen operations.
 
 Tracing runs the model once on fake tensors (shapes without data), so it costs no memory, moves no running
-statistic and draws no random number. In-place operations are turned into ordinary ones on the way, composite
-operations (linear, cross-entropy, attention, dropout …) into the few basic ones that have a rule.
+statistic and draws no random number; where Python code asks for values, these are found first. In-place
+operations are turned into ordinary ones on the way, composite operations (linear, cross-entropy, attention,
+dropout …) into the few basic ones that have a rule.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +22,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
+from gnewton.summary.answers import Answered, Recorded
 from gnewton.summary.graph import CONSTANT, Program, Ref, Step, TraceError, analyse, draw_like
 from gnewton.summary.problem import Problem
+from gnewton.summary.undisturbed import restored_streams, undisturbed
 
 aten = torch.ops.aten
 
@@ -29,7 +33,8 @@ aten = torch.ops.aten
 class _Traceable(TorchFunctionMode):
     """Leaves a mark in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
 
-    Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation.
+    Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation, and the
+    Gaussian likelihood does without a look at the values of its variances.
     """
 
     def __torch_function__(
@@ -42,6 +47,8 @@ class _Traceable(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.pad and kwargs.get("mode", args[2] if len(args) > 2 else "") == "circular":
             return _pad_circular(*args, **kwargs)
+        if func is F.gaussian_nll_loss:
+            return _gaussian_likelihood(*args, **kwargs)
         result = func(*args, **kwargs)
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
@@ -60,6 +67,25 @@ def _pad_circular(input: Tensor, pad: Sequence[int], mode: str, value: float | N
         pieces = [input.narrow(axis, length - before, before), input, input.narrow(axis, 0, after)]
         input = torch.cat(pieces, axis)
     return input
+
+
+def _gaussian_likelihood(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    variance = torch.full_like(input, var) if isinstance(var, float) else var
+    if variance.dim() == input.dim() - 1 and variance.shape == input.shape[:-1]:
+        variance = variance.unsqueeze(-1)
+    below = CONSTANT(variance.clamp(min=eps) - variance)  # the bound does not stop the gradient
+    variance = variance + below
+    loss = 0.5 * (variance.log() + (input - target).square() / variance)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,25 +142,45 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
     The program's inputs are the leaves of ``(problem.constants(), inputs, targets)``.
 
     Raises:
-        TraceError: if the model's Python code depends on the values of tensors, or uses what tracing does
-            not know.
+        TraceError: if shapes depend on the values of tensors, or the model uses what tracing does not know.
+        InputError: if the loss is no scalar.
     """
-    leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
-    constants = problem.constants()
-
-    make = make_fx(
-        functionalize(traceable(problem)), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True
-    )
     try:
-        with plain_kernels():
-            traced = make(leaves, constants, inputs, targets)
+        traced = _traced(problem, inputs, targets, None)
     except InputError:
         raise
     except Exception as error:  # whatever user code and the tracer throw: the reference engine will judge
-        raise TraceError(
-            f"the model cannot be traced: {type(error).__name__}: {_first_line(error)}"
-        ) from error
-    return _program(traced, list(leaves))
+        try:
+            answers = _answers(problem, inputs, targets)
+            if not answers:
+                raise error
+            traced = _traced(problem, inputs, targets, answers)
+        except Exception as again:
+            raise TraceError(
+                f"the model cannot be traced: {type(again).__name__}: {_first_line(again)}"
+            ) from again
+    return _program(traced, list(problem.parameters()))
+
+
+def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.GraphModule:
+    leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
+    loss = functionalize(traceable(problem))
+    make = make_fx(loss, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    with (
+        restored_streams(problem),
+        plain_kernels(),
+        contextlib.nullcontext() if answers is None else Answered(answers),
+    ):
+        return make(leaves, problem.constants(), inputs, targets)
+
+
+def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any]]:
+    """What the model asks about the values of its tensors on this batch."""
+    copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+    leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+    with undisturbed(problem), plain_kernels(), Recorded() as record:
+        problem.loss(leaves, *copies)
+    return record.answers
 
 
 def _first_line(error: BaseException) -> str:
