@@ -19,7 +19,7 @@ from torch.func import functionalize
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnewton.summary.graph import Program, Ref, Step, draw_like
+from gnewton.summary.graph import Form, Program, Ref, Step, draw_like
 from gnewton.summary.problem import Problem
 from gnewton.summary.tracing import DECOMPOSITIONS, ordinary, plain_kernels, traceable
 from gnewton.summary.undisturbed import undisturbed
@@ -47,7 +47,9 @@ class Names:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.draws = [i for i, step in enumerate(program.steps) if step.random]
-        self.result: Name | None = None  # of the loss, as the model last computed it
+        self.drawn = {i for i in self.draws if program.steps[i].op is not aten.native_dropout.default}
+        self.result: Name | None = None  # of the loss, as the model computed it the first time
+        self.lend = True  # whether the model can do with the program's values
         self._table: dict[Any, Name] = {}
         self._outside: list[tuple[Tensor, Name]] = []
         self._memory: dict[Any, Name] = {}
@@ -152,14 +154,20 @@ class _Replay(TorchDispatchMode):
         named: inputs and parameters by identity.
         values: of the program's steps; None where there is none.
         lend: whether to return these values instead of computing.
+        blank: whether to return memory of the right shape where there is no value, and to stop where the
+            model needs the numbers.
     """
 
-    def __init__(self, names: Names, named: dict[int, Name], values: Sequence[Any], *, lend: bool) -> None:
+    def __init__(
+        self, names: Names, named: dict[int, Name], values: Sequence[Any], *, lend: bool, blank: bool
+    ) -> None:
         super().__init__()
         self._names = names
         self._named = named
         self._values = values
         self._lend = lend
+        self._blank = blank
+        self._blanks: set[int] = set()
         self._inputs = set(named)
         self._own: set[int] = set()  # tensors that were computed here
         self._held: list[Any] = []  # an object that lives keeps its identity to itself
@@ -183,7 +191,7 @@ class _Replay(TorchDispatchMode):
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
         if func in _SAME:
-            result = func(*args, **kwargs)
+            result = self._compute(func, args, kwargs)
             self._enter(result, self.name(args[0]), own=True)
             return result
         result, name, own = self._value(func, args, kwargs)
@@ -201,12 +209,38 @@ class _Replay(TorchDispatchMode):
         name = self._draw(func, args, key) if torch.Tag.nondeterministic_seeded in func.tags else None
         if name is None:
             name = self._names.of(key)
-        value = self._values[name] if self._lend and name < len(self._values) else None
-        if value is None:
-            return func(*args, **kwargs), name, True
+        value = self._lent(name)
         if isinstance(value, Tensor):
             return value.detach(), name, False
-        return pytree.tree_map_only(Tensor, torch.detach, value), name, False
+        if value is not None:
+            return pytree.tree_map_only(Tensor, torch.detach, value), name, False
+        if self._blank and name < len(self._values) and not func.is_view:
+            form = self._names.program.steps[name].form
+            if form is not None:
+                return self._blank_memory(form), name, False
+        if value is None and name in self._names.drawn and self._values[name] is not None:
+            return self._values[name].clone(), name, True  # drawn once
+        own = not func.is_view or id(args[0]) in self._own
+        return self._compute(func, args, kwargs), name, own
+
+    def _lent(self, name: Name) -> Any:
+        return self._values[name] if self._lend and name < len(self._values) else None
+
+    def _blank_memory(self, form: Any) -> Any:
+        if isinstance(form, Form):
+            blank = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device=form.device)
+            self._blanks.add(id(blank))
+            return blank
+        return tuple([None if part is None else self._blank_memory(part) for part in form])
+
+    def _compute(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if not self._blank or not any(id(a) in self._blanks for a in pytree.tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        if not func.is_view:
+            raise _MustCompute
+        result = func(*args, **kwargs)
+        self._blanks.update(id(r) for r in pytree.tree_leaves(result))
+        return result
 
     def _enter(self, tensor: Tensor, name: Name, *, own: bool) -> None:
         self._named[id(tensor)] = name
@@ -234,13 +268,13 @@ class _Replay(TorchDispatchMode):
             raise _MustCompute
         if torch.Tag.nondeterministic_seeded in func.tags:
             name = self._draw(plain or func, args, signature(plain or func, args, kwargs, self.name))
-            value = self._values[name] if self._lend and name < len(self._values) else None
-            result = value.detach() if value is not None else (plain or func)(*args, **kwargs)
+            value = self._lent(name)
+            result = value.detach() if value is not None else self._compute(plain or func, args, kwargs)
             if result is not target:
                 target.set_(result)
         elif own or not self._lend:
             name = self._names.of(signature(plain or func, args, kwargs, self.name))
-            func(*args, **kwargs)
+            self._compute(func, args, kwargs)
         else:
             assert plain is not None
             result, name, _ = self._value(plain, args, kwargs)
@@ -286,6 +320,8 @@ def computed_name(
     trees: tuple[Any, Any, Any],
     leaves: Mapping[str, Tensor],
     values: Sequence[Any],
+    *,
+    blank: bool = False,
 ) -> Name | None:
     """Run the model and the loss, and say by what name the loss goes; None if it has none.
 
@@ -295,32 +331,24 @@ def computed_name(
         trees: constants, inputs and targets, as :meth:`Problem.loss` takes them.
         leaves: the parameters.
         values: what the program's steps have given on the same leaves and trees.
+        blank: whether these are random draws alone: nothing is computed then, unless the model needs it.
     """
-    try:
-        with names.borrowed(), undisturbed(problem):
-            return _run(problem, names, trees, leaves, values, lend=True)
-    except _MustCompute:
-        with names.borrowed(), undisturbed(problem):
-            return _run(problem, names, trees, leaves, values, lend=False)
 
+    def run(*, lend: bool) -> Name | None:
+        with names.borrowed(), undisturbed(problem):
+            # the model may write into what it is given
+            given = trees if lend else pytree.tree_map_only(Tensor, torch.clone, trees)
+            named = {id(leaves[name]): i for name, i in names.program.parameters.items()}
+            for i, value in zip(names.program.inputs, pytree.tree_leaves(given), strict=True):
+                if isinstance(value, Tensor):
+                    named[id(value)] = i
+            with plain_kernels(), _Replay(names, named, values, lend=lend, blank=blank and lend):
+                loss = functionalize(traceable(problem))(dict(leaves), *given)
+            return named.get(id(loss))
 
-def _run(
-    problem: Problem,
-    names: Names,
-    trees: tuple[Any, Any, Any],
-    leaves: Mapping[str, Tensor],
-    values: Sequence[Any],
-    *,
-    lend: bool,
-) -> Name | None:
-    program = names.program
-    if not lend:  # the model may write into what it is given
-        trees = pytree.tree_map_only(Tensor, torch.clone, trees)
-    named = {id(leaves[name]): i for name, i in program.parameters.items()}
-    for i, value in zip(program.inputs, pytree.tree_leaves(trees), strict=True):
-        if isinstance(value, Tensor):
-            named[id(value)] = i
-    mode = _Replay(names, named, values, lend=lend)
-    with plain_kernels(), mode:
-        loss = functionalize(traceable(problem))(dict(leaves), *trees)
-    return named.get(id(loss))
+    if names.lend:
+        try:
+            return run(lend=True)
+        except _MustCompute:
+            names.lend = blank  # with the numbers at hand it would be no different the next time
+    return run(lend=False)

@@ -171,10 +171,9 @@ class TangentEngine:
             self.traces.confirm(made, inputs, targets, on, values)
 
         if made.compiled is not None:
-            with torch.no_grad():
-                values = forward(made.program, parameters, leaves, draws)
-            confirm(parameters, values)
-            drawn = _draws(made, values)
+            drawn = self._draw(made, inputs, targets) if draws is None else draws
+            values = [drawn.get(i) for i in range(len(made.program.steps))]
+            self.traces.confirm(made, inputs, targets, parameters, values, blank=True)
             return made.compiled(parameters, leaves, direction, drawn)
         return run(
             made.program,
@@ -260,11 +259,15 @@ class TangentEngine:
 
     def _draw(self, whole: Trace, inputs: Any, targets: Any) -> dict[int, Tensor]:
         """The random draws of the whole batch, made once, in the model's order."""
-        if not any(step.random and step.needed for step in whole.program.steps):
+        steps = [i for i, step in enumerate(whole.program.steps) if step.random and step.needed]
+        if not steps:
             return {}
         leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
         with torch.no_grad():
-            return _draws(whole, forward(whole.program, self.problem.parameters(), leaves))
+            values = forward(whole.program, self.problem.parameters(), leaves)
+        if not all(isinstance(values[i], Tensor) for i in steps):  # one gave several
+            return {}
+        return {i: values[i] for i in steps}
 
     def _separates(
         self,
@@ -321,11 +324,3 @@ class TangentEngine:
             except SummaryError as error:
                 self.traces.refuse(kind, str(error))
                 raise
-
-
-def _draws(whole: Trace, values: Sequence[Any]) -> dict[int, Tensor]:
-    """What the random steps of a program gave; empty where one gave several values."""
-    steps = [i for i, step in enumerate(whole.program.steps) if step.random and step.needed]
-    if not all(isinstance(values[i], Tensor) for i in steps):
-        return {}
-    return {i: values[i] for i in steps}

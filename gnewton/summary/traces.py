@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gnewton.summary import checks, memory
 from gnewton.summary.compiled import CompiledPasses
-from gnewton.summary.engine import Plan, make_plan
+from gnewton.summary.engine import Plan, forward, make_plan
 from gnewton.summary.graph import Program, TraceError
 from gnewton.summary.problem import Problem
 from gnewton.summary.replay import Names, computed_name
@@ -120,19 +121,28 @@ class Traces:
     # --- whether a trace still holds ------------------------------------------------------------------------
 
     def confirm(
-        self, kept: Trace, inputs: Any, targets: Any, leaves: Mapping[str, Tensor], values: Sequence[Any]
+        self,
+        kept: Trace,
+        inputs: Any,
+        targets: Any,
+        leaves: Mapping[str, Tensor],
+        values: Sequence[Any],
+        *,
+        blank: bool = False,
     ) -> None:
         """Compare a trace with the model, by what its primal pass has given for a batch.
+
+        ``blank`` says that ``values`` are those of random steps alone.
 
         Raises:
             StaleTrace: if the model computes something else.
             TraceError: if a new trace does not reproduce the model.
         """
         trees = (self._problem.constants(), inputs, targets)
-        names, loss = kept.names, values[kept.program.loss]
+        names = kept.names
         if kept.rounding is None:
             try:
-                name = computed_name(self._problem, names, trees, leaves, values)
+                name = computed_name(self._problem, names, trees, leaves, values, blank=blank)
             except Exception as error:  # of the model's, under a mode that it may not bear
                 if memory.is_exhausted(error):
                     raise
@@ -151,7 +161,10 @@ class Traces:
             kept.rounding = 0.0
             if not kept.checked:
                 self._check(kept, inputs, targets)
-        self._compare_losses(kept, inputs, targets, loss)
+        if blank or kept.names.draws:  # the model is to draw the same
+            with undisturbed(self._problem), torch.no_grad():
+                values = forward(kept.program, leaves, pytree.tree_leaves(trees))
+        self._compare_losses(kept, inputs, targets, values[kept.program.loss])
 
     def _compare_losses(self, kept: Trace, inputs: Any, targets: Any, loss: Tensor) -> None:
         """The second best: the loss of the program and the model's own, by an ordinary forward pass.
@@ -189,10 +202,9 @@ class Traces:
         program = self._trace(shape, inputs, targets)
         same = next((kept for _, kept in shape.traces if same_program(kept.program, program)), None)
         if same is None:
-            checked = old.checked and same_operations(old.program, program)
-            same = self._kept(program, checked=checked, compiled=shape.renewals < RESTLESS)
+            same = self._kept(program, checked=False, compiled=shape.renewals < RESTLESS)
             same.parts, same.separable = old.parts, old.separable
-            if not checked:
+            if not same_operations(old.program, program):  # else only if the model does not match it exactly
                 self._check(same, inputs, targets)
         elif same is old:  # what has changed is no part of the derivatives
             same.names = Names(old.program)

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
 from gnewton.summary.answers import Answered, Recorded
-from gnewton.summary.graph import CONSTANT, Program, Ref, Step, TraceError, analyse, draw_like
+from gnewton.summary.graph import CONSTANT, Form, Program, Ref, Step, TraceError, analyse, draw_like
 from gnewton.summary.problem import Problem
 from gnewton.summary.undisturbed import restored_streams, undisturbed
 
@@ -297,9 +297,23 @@ def _step(traced: fx.GraphModule, node: fx.Node, number: Mapping[fx.Node, int]) 
         node.name,
         shape,
         dtype,
+        form=_form(value),
         output=output,
         random=random,  # type: ignore[arg-type]
     )
+
+
+def _form(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or not all(
+            type(n) is int for n in (*value.shape, *value.stride())
+        ):
+            return None
+        return Form(tuple(value.shape), value.stride(), value.dtype, value.device)
+    if isinstance(value, (tuple, list)):
+        parts = tuple(map(_form, value))
+        return None if any(part is None for part in parts) else parts
+    return None
 
 
 def _restore_layouts(program: Program) -> None:
