@@ -16,7 +16,8 @@ class SmoothNorms(TorchFunctionMode):
     """Normalisations, differentiable without end; running statistics do not move.
 
     torch has no third derivative of batch normalisation; its third derivative of layer normalisation and its
-    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences).
+    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences), it
+    has no second derivative of the hard sigmoid.
     """
 
     def __torch_function__(
@@ -48,7 +49,20 @@ class SmoothNorms(TorchFunctionMode):
             dim = kwargs.get("dim", rest[0] if rest else 0)
             axes = [axis for axis in range(v.dim()) if axis != dim]
             return v * (g / v.square().sum(axes, keepdim=True).sqrt())
-        return func(*args, **kwargs)
+        if func is F.hardsigmoid:
+            return (args[0] / 6 + 0.5).clamp(0, 1)
+        return func(*args, **unchunked(func, kwargs))
+
+
+def unchunked(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a function, but for those that cost it its second derivative.
+
+    The cross-entropy of a linear layer worked through in chunks has a backward pass of its own, which torch
+    2.14 differentiates to something else, without a word.
+    """
+    if func is getattr(F, "linear_cross_entropy", None):
+        return {k: v for k, v in kwargs.items() if k != "options"}
+    return kwargs
 
 
 def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

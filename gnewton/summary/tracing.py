@@ -25,6 +25,7 @@ from gnewton.errors import InputError
 from gnewton.summary.answers import Answered, Recorded
 from gnewton.summary.graph import CONSTANT, Form, Program, Ref, Step, TraceError, analyse, draw_like
 from gnewton.summary.problem import Problem
+from gnewton.summary.smooth import unchunked
 from gnewton.summary.undisturbed import restored_streams, undisturbed
 
 aten = torch.ops.aten
@@ -49,7 +50,7 @@ class _Traceable(TorchFunctionMode):
             return _pad_circular(*args, **kwargs)
         if func is F.gaussian_nll_loss:
             return _gaussian_likelihood(*args, **kwargs)
-        result = func(*args, **kwargs)
+        result = func(*args, **unchunked(func, kwargs))
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
             return pytree.tree_map_only(Tensor, _mark, result)
