@@ -126,24 +126,25 @@ def signature(
     op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: Callable[[Any], Name]
 ) -> tuple[Any, ...]:
     """What an operation does, as a key: itself, the names of its tensors, its numbers with their types."""
+    signed = tuple([(k, _sign(v, name)) for k, v in kwargs.items()])
+    return op, tuple([_sign(a, name) for a in args]), signed
 
-    def sign(argument: Any) -> Any:
-        kind = type(argument)
-        if kind is int or argument is None:
-            return argument
-        if kind is Ref or isinstance(argument, Tensor):
-            return f"%{name(argument)}"
-        if kind in (list, tuple) or isinstance(argument, (list, tuple)):
-            return tuple([sign(a) for a in argument])
-        if kind in (float, bool, complex):
-            return repr(argument)  # 1, 1.0 and True are told apart, and -0.0 and 0.0
-        try:
-            hash(argument)
-        except TypeError:
-            return id(argument)
+
+def _sign(argument: Any, name: Callable[[Any], Name]) -> Any:
+    kind = type(argument)
+    if kind is int or argument is None:
         return argument
-
-    return op, tuple([sign(a) for a in args]), tuple([(k, sign(v)) for k, v in kwargs.items()])
+    if kind is Ref or isinstance(argument, Tensor):
+        return f"%{name(argument)}"
+    if isinstance(argument, (list, tuple)):
+        return tuple([_sign(a, name) for a in argument])
+    if kind in (float, bool, complex):
+        return repr(argument)  # 1, 1.0 and True are told apart, and -0.0 and 0.0
+    try:
+        hash(argument)
+    except TypeError:
+        return id(argument)
+    return argument
 
 
 class _Replay(TorchDispatchMode):
