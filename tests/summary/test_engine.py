@@ -185,17 +185,21 @@ def test_inputs_written_in_place_stay_as_they_are():
 # --- traces -------------------------------------------------------------------------------------------------
 
 
-class Masking(nn.Module):
-    """The shape of what it works on depends on its values."""
+class Experts(nn.Module):
+    """Python code goes by the number of samples that an expert is chosen for."""
 
     def __init__(self):
         super().__init__()
         self.a = nn.Linear(5, 3)
 
     def forward(self, x):
-        h = self.a(x).sin()
-        h[h > 0.1] *= 2
-        return h
+        h = self.a(x)
+        out = torch.zeros_like(h)
+        for k in range(3):
+            chosen = (h.argmax(1) == k).nonzero().squeeze(1)
+            if chosen.numel():
+                out[chosen] = h[chosen] * (k + 1)
+        return out
 
 
 class Counting(nn.Module):
@@ -228,7 +232,7 @@ class Reversal(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Masking(), "cannot be traced"),
+        (Experts(), "cannot be traced"),
         (zoo.Net(lambda m, x: Reversal.apply(m.a(x).tanh()), a=nn.Linear(5, 3)), "cannot be traced"),
         (zoo.Net(lambda m, x: torch.fft.rfft(m.a(x)).abs(), a=nn.Linear(5, 4)), "complex"),
         (Counting(), "does not reproduce"),
