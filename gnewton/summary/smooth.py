@@ -38,6 +38,11 @@ class SmoothNorms(TorchFunctionMode):
             given = _named(F.layer_norm, args, kwargs)
             last = tuple(range(-len(given["normalized_shape"]), 0))
             return _affine(_standard(given["input"], last, given["eps"]), given, None)
+        if func is torch.native_layer_norm:
+            value, normalized_shape, weight, bias, eps = args
+            last = tuple(range(-len(normalized_shape), 0))
+            affine = {"weight": weight, "bias": bias}
+            return _affine(_standard(value, last, eps), affine, None), *func(*args)[1:]
         if func is F.group_norm:
             given = _named(F.group_norm, args, kwargs)
             x: Tensor = given["input"]
