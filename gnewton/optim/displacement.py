@@ -89,6 +89,10 @@ class Displacement:
         """Measure from here on."""
         self._mark.set()
 
+    def forget(self) -> None:
+        """There is no mark until the next one is set."""
+        self._mark.before = None
+
     def measure(self, inputs: Any, targets: Any, decay: Mapping[str, float]) -> tuple[float, float] | None:
         """⟨∇f, w⟩ and wᵀ∇²f w at the present parameters, w = θ at the mark − θ now.
 

@@ -288,6 +288,8 @@ class GroupedNewton(BoundOptimizer):
             ]
         if self._safeguard is not None:
             self._safeguard.forget_parameters()
+        if self._displacement is not None:
+            self._displacement.forget()
         self._since = self._steps
         self._outgrown = True
 

@@ -9,11 +9,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from gnewton.arguments import check_flag, check_name, check_number, explained
+from gnewton.compilation import first_line
+from gnewton.errors import GnewtonError, InputError, OutOfMemory
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.processes import world_size
 from gnewton.summary.batch import hidden, opened
 from gnewton.summary.distributed import all_reduced
 from gnewton.summary.graph import TraceError
+from gnewton.summary.memory import is_exhausted
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, batch_size
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import Summary
@@ -122,17 +125,38 @@ class Summarizer:
         return summary
 
     def _local(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
-        if self.engine != "reference":
-            try:
-                if stranger := hidden((inputs, targets)):
-                    raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
-                return self.tangents.summarize(inputs, targets, u)
-            except TraceError as error:
-                if self.engine != "auto":
-                    raise
-                if str(error) not in self._reasons:
-                    self._reasons.add(str(error))
-                    log.warning("summary: the reference engine takes over: %s", error)
+        """The summary of this process's samples.
+
+        Whatever stops the fast engine, a model it cannot trace, an operation it cannot differentiate or two
+        gradients that disagree, "auto" goes on with the reference engine: for this kind of batch from here
+        on, unless that fails too, when the fault is the model's.
+        """
+        if self.engine == "reference":
+            return self._by_reference(inputs, targets, u)
+        try:
+            if stranger := hidden((inputs, targets)):
+                raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
+            return self.tangents.summarize(inputs, targets, u)
+        except (InputError, OutOfMemory):
+            raise
+        except Exception as error:
+            if self.engine != "auto" or is_exhausted(error):
+                raise
+            reason = str(error) if isinstance(error, GnewtonError) else first_line(error)
+        traces = self.tangents.traces
+        kind = traces.kind(inputs, targets)
+        if not traces.is_refused(kind):
+            traces.refuse(kind, reason)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            log.warning("summary: the reference engine takes over: %s", reason)
+        try:
+            return self._by_reference(inputs, targets, u)
+        except Exception:
+            traces.refuse(kind, "")
+            raise
+
+    def _by_reference(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
         return reference_summary(self.problem, inputs, targets, u, third=self.third, diagonal=self.diagonal)
 
 

@@ -13,6 +13,7 @@ from gnewton.summary.engine import Passes, forward
 from gnewton.summary.graph import Program, TraceError
 from gnewton.summary.problem import Problem
 from gnewton.summary.result import SummaryError
+from gnewton.summary.undisturbed import undisturbed
 
 _FIDELITY = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient, relative
 _AGREEMENT = {torch.float64: 1e-7, torch.float32: 1e-2}  # of a gradient entry, to its scale
@@ -56,6 +57,15 @@ def check_program(problem: Problem, program: Program, inputs: Any, targets: Any)
                 f"the trace does not reproduce the model's {what}: a custom backward pass, or Python code "
                 "that depends on more than the shapes of tensors"
             )
+
+
+def eager_loss(problem: Problem, inputs: Any, targets: Any) -> Tensor:
+    """The model's own loss on a batch, by an ordinary forward pass; nothing is touched."""
+    with undisturbed(problem):
+        copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+        return problem.loss(
+            {n: p.requires_grad_() for n, p in problem.parameters().items()}, *copies
+        ).detach()
 
 
 def _gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

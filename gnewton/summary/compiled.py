@@ -116,6 +116,7 @@ class CompiledPasses:
             return [*(getattr(made.sums, name) for name in TOTALS), made.loss, made.slope]
 
         flat = list(itertools.chain(*tensors))
+        passes(*flat)  # once on numbers: rules that find something out about an operation do so now
         try:
             graph = make_fx(passes, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
             function: Any = torch.compile(graph, dynamic=False, options=OPTIONS)

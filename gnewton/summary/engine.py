@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def make_plan(program: Program, partition: Partition) -> Plan:
     for name, i in program.parameters.items():
         group, first = partition.index[name], min(active_readers[i], default=len(steps))
         starts[group] = min(starts.get(group, first), first)
-    order = tuple(sorted(range(len(partition)), key=lambda s: (starts[s], s)))
+    order = tuple(sorted(range(len(partition)), key=lambda s: (starts.get(s, len(steps)), s)))
     rank = {s: position for position, s in enumerate(order)}
     taken = frozenset(
         name for name, i in program.parameters.items() if _taken(i, program, rules, active_readers)
@@ -147,6 +147,7 @@ def run(
     diagonal: bool,
     stacks: Stacks,
     draws: Mapping[int, Any] | None = None,
+    confirm: Callable[[Mapping[str, Tensor], Sequence[Any]], None] | None = None,
 ) -> Passes:
     """Make the three passes.
 
@@ -160,9 +161,12 @@ def run(
         diagonal: whether to keep only the diagonal of the Hessian.
         stacks: where memory for large stacks comes from.
         draws: values of random steps drawn before, by step; the others are drawn now.
+        confirm: called after the primal pass with the leaves and the value of every step; may raise.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     values = forward(program, leaves, inputs, draws)
+    if confirm is not None:
+        confirm(leaves, values)
     loss: Tensor = values[program.loss]
     rounding = Rounding.of(plan.dtypes, loss.device)
     sums = Accumulator(len(plan.order), loss.device, diagonal=diagonal, third=third, rounding=rounding)

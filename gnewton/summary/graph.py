@@ -31,6 +31,16 @@ class Ref:
     step: int
 
 
+@dataclass(frozen=True)
+class Form:
+    """What memory a tensor takes."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
 @dataclass
 class Step:
     """One operation of the program.
@@ -41,6 +51,7 @@ class Step:
         reads: the steps it reads.
         name: what errors and logs call it.
         shape, dtype: of its (first) tensor value, where known.
+        form: of its value, or of each of several values; None where not known.
         output: for a step that picks one of several values of another step, which one.
         last_reader: the last step that reads it; its value may be dropped afterwards.
         active: whether the loss depends through it on a trainable parameter.
@@ -54,6 +65,7 @@ class Step:
     name: str
     shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None
+    form: Form | tuple[Any, ...] | None = None
     output: int | None = None
     constant: Tensor | None = None
     last_reader: int = -1
@@ -148,6 +160,7 @@ FLAT = {
     aten.new_ones.default,
     aten.new_empty.default,
     aten.new_full.default,
+    aten.zero.default,
     aten.sign.default,
     aten.sgn.default,
     aten.round.default,

@@ -46,15 +46,20 @@ def tangent_bytes(program: Program, plan: Plan, *, third: bool) -> int:
     for name, i in program.parameters.items():
         started[i] = frozenset((plan.groups[name],))
     held = [0] * len(steps)
+    entries = [0] * len(steps)
     live = peak = 0
     trainable = set(program.parameters.values())
     for i, step in enumerate(steps):
+        if all(type(n) is int for n in step.shape):
+            entries[i] = math.prod(step.shape)
+        else:  # as many as a mask picks: of what it picks from
+            entries[i] = max((entries[j] for j in step.reads), default=0)
         if not step.active or i in trainable:
             continue
         started[i] = frozenset().union(*(started[j] for j in step.reads))
         itemsize = step.dtype.itemsize if step.dtype is not None else 4
         if step.output is None:
-            held[i] = math.prod(step.shape) * itemsize * len(started[i]) * copies
+            held[i] = entries[i] * itemsize * len(started[i]) * copies
         live += held[i]
         peak = max(peak, live + held[i])
         for j in step.reads:

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
-from gnewton.summary.problem import Problem, untouched
+from gnewton.summary.problem import Problem
 from gnewton.summary.result import Summary
 from gnewton.summary.rounding import COARSE, PRODUCT, Rounding
 from gnewton.summary.smooth import SmoothNorms
+from gnewton.summary.undisturbed import undisturbed
 
 PERTURBATIONS = 3
 DIGITS = 64.0  # size of a perturbation, in units of a rounding error; one of these in half precision
@@ -115,7 +116,7 @@ def _gradient_noise(
         for name, p in problem.parameters().items():
             sign = torch.randint(0, 2, p.shape, generator=generator, device=device) * 2 - 1
             perturbed[name] = p * (1 + _perturbation(p.dtype) * sign.to(p.dtype))
-        with untouched(device):  # the same random draws every time
+        with undisturbed(problem):  # the same random draws every time
             loss, derive = _prepare(problem, inputs, targets, direction, perturbed)
             rounding = Rounding.of([loss.dtype, *(p.dtype for p in perturbed.values())], device)
             entries, sizes = derive.sized(loss, rounding)
@@ -150,7 +151,7 @@ def reference_summary(
         the Hessian is its asymmetry and a share of the entries, that of the third derivative such a share.
     """
     device = problem.device()
-    with untouched(device):
+    with undisturbed(problem):
         loss, derive = _prepare(problem, inputs, targets, direction)
         first = derive.along(loss, graph=True)
         rows: list[Tensor] = []
@@ -196,7 +197,7 @@ def reference_tensor(
     if order < 0:
         raise InputError(f"summary: order={order}: must be an integer >= 0")
     device, size = problem.device(), len(problem.partition)
-    with untouched(device):
+    with undisturbed(problem):
         loss, derive = _prepare(problem, inputs, targets, direction)
         tensor = torch.zeros((size,) * order, dtype=torch.float64, device=device)
 

@@ -16,7 +16,8 @@ class SmoothNorms(TorchFunctionMode):
     """Normalisations, differentiable without end; running statistics do not move.
 
     torch has no third derivative of batch normalisation; its third derivative of layer normalisation and its
-    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences).
+    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences), it
+    has no second derivative of the hard sigmoid.
     """
 
     def __torch_function__(
@@ -37,6 +38,11 @@ class SmoothNorms(TorchFunctionMode):
             given = _named(F.layer_norm, args, kwargs)
             last = tuple(range(-len(given["normalized_shape"]), 0))
             return _affine(_standard(given["input"], last, given["eps"]), given, None)
+        if func is torch.native_layer_norm:
+            value, normalized_shape, weight, bias, eps = args
+            last = tuple(range(-len(normalized_shape), 0))
+            affine = {"weight": weight, "bias": bias}
+            return _affine(_standard(value, last, eps), affine, None), *func(*args)[1:]
         if func is F.group_norm:
             given = _named(F.group_norm, args, kwargs)
             x: Tensor = given["input"]
@@ -48,7 +54,20 @@ class SmoothNorms(TorchFunctionMode):
             dim = kwargs.get("dim", rest[0] if rest else 0)
             axes = [axis for axis in range(v.dim()) if axis != dim]
             return v * (g / v.square().sum(axes, keepdim=True).sqrt())
-        return func(*args, **kwargs)
+        if func is F.hardsigmoid:
+            return (args[0] / 6 + 0.5).clamp(0, 1)
+        return func(*args, **unchunked(func, kwargs))
+
+
+def unchunked(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a function, but for those that cost it its second derivative.
+
+    The cross-entropy of a linear layer worked through in chunks has a backward pass of its own, which torch
+    2.14 differentiates to something else, without a word.
+    """
+    if func is getattr(F, "linear_cross_entropy", None):
+        return {k: v for k, v in kwargs.items() if k != "options"}
+    return kwargs
 
 
 def _named(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,16 @@ from gnewton.summary.batch import batch_size, divisible
 from gnewton.summary.engine import Passes, forward, run
 from gnewton.summary.graph import TraceError
 from gnewton.summary.precision import exact_products
-from gnewton.summary.problem import Problem, untouched
-from gnewton.summary.result import Summary
+from gnewton.summary.problem import Problem
+from gnewton.summary.result import Summary, SummaryError
 from gnewton.summary.rounding import SLOPE
 from gnewton.summary.stacks import Stacks
-from gnewton.summary.traces import Trace, Traces
+from gnewton.summary.traces import StaleTrace, Trace, Traces
+from gnewton.summary.undisturbed import restored_streams, undisturbed
 
 log = logging.getLogger(__name__)
+
+RENEWALS = 8  # of traces in one summary: of the whole batch, and of its parts
 
 
 class TangentEngine:
@@ -65,7 +68,7 @@ class TangentEngine:
         self.tf32 = tf32
         self.traces = Traces(problem, third=third, diagonal=diagonal, compiled=compiled)
         self._stacks = Stacks()
-        self._pending: Tensor | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
     def summarize(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
         """The summary of a batch.
@@ -77,13 +80,36 @@ class TangentEngine:
         """
         device = self.problem.device()
         self._settle()
-        with untouched(device), exact_products(device, self.tf32), torch.autocast(device.type, enabled=False):
-            whole = self.traces.get(inputs, targets)
-            samples = divisible(inputs, targets)
-            parts = min(max(self._parts(whole, device), whole.parts), samples)
-            while (made := self._attempt(whole, inputs, targets, direction, parts)) is None:
-                whole.parts = parts = self._more_parts(whole, samples, parts, device)
-            return made
+        with (
+            undisturbed(self.problem),
+            exact_products(device, self.tf32),
+            torch.autocast(device.type, enabled=False),
+        ):
+            for renewal in range(RENEWALS):
+                summary = self._current(inputs, targets, direction)
+                if summary is not None:
+                    if renewal == 0:
+                        self.traces.settled(inputs, targets)
+                    return summary
+        raise TraceError("the loss is another one at every call")
+
+    def _current(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary | None:
+        """The summary; None if a trace no longer held and has been replaced."""
+        try:
+            return self._fitting(inputs, targets, direction)
+        except StaleTrace as stale:
+            self.traces.renew(stale)
+        return None
+
+    def _fitting(self, inputs: Any, targets: Any, direction: Mapping[str, Tensor]) -> Summary:
+        """The summary, by as many parts of the batch as the memory asks for."""
+        device = self.problem.device()
+        whole = self.traces.get(inputs, targets)
+        samples = divisible(inputs, targets)
+        parts = min(max(self._parts(whole, device), whole.parts), samples)
+        while (made := self._attempt(whole, inputs, targets, direction, parts)) is None:
+            whole.parts = parts = self._more_parts(whole, samples, parts, device)
+        return made
 
     def _parts(self, whole: Trace, device: torch.device) -> int:
         """Parts of a batch that should fit, by what its tangents take."""
@@ -100,7 +126,8 @@ class TangentEngine:
         By the time it returns, the exception is gone, and with it what its frames held.
         """
         try:
-            return self._compute(whole, inputs, targets, direction, parts)
+            with restored_streams(self.problem):  # so that the next attempt draws the same
+                return self._compute(whole, inputs, targets, direction, parts)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_exhausted(error):
                 raise
@@ -131,9 +158,8 @@ class TangentEngine:
             if made is not None:
                 return made
         passes = self._run(whole, inputs, targets, direction)
-        self._pending = checks.disagreement(passes, next(iter(direction.values())).dtype)[
-            self._inverse(whole)
-        ]
+        bad = checks.disagreement(passes, next(iter(direction.values())).dtype)[self._inverse(whole)]
+        self._pending = bad, self.traces.kind(inputs, targets)
         if self.problem.device().type == "cpu":
             self._settle()
         return self._summary(whole, passes)
@@ -143,8 +169,14 @@ class TangentEngine:
     ) -> Passes:
         parameters = self.problem.parameters()
         leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
+
+        def confirm(on: Mapping[str, Tensor], values: Sequence[Any]) -> None:
+            self.traces.confirm(made, inputs, targets, on, values)
+
         if made.compiled is not None:
             drawn = self._draw(made, inputs, targets) if draws is None else draws
+            values = [drawn.get(i) for i in range(len(made.program.steps))]
+            self.traces.confirm(made, inputs, targets, parameters, values, blank=True)
             return made.compiled(parameters, leaves, direction, drawn)
         return run(
             made.program,
@@ -156,6 +188,7 @@ class TangentEngine:
             diagonal=self.diagonal,
             draws=draws,
             stacks=self._stacks,
+            confirm=confirm,
         )
 
     # --- parts of a batch -----------------------------------------------------------------------------------
@@ -236,13 +269,9 @@ class TangentEngine:
         leaves = pytree.tree_leaves((self.problem.constants(), inputs, targets))
         with torch.no_grad():
             values = forward(whole.program, self.problem.parameters(), leaves)
-        drawn = {}
-        for i in steps:
-            value = values[i]
-            if not isinstance(value, Tensor):
-                return {}
-            drawn[i] = value
-        return drawn
+        if not all(isinstance(values[i], Tensor) for i in steps):  # one gave several
+            return {}
+        return {i: values[i] for i in steps}
 
     def _separates(
         self,
@@ -298,4 +327,9 @@ class TangentEngine:
         """Read the check of the last summary: at once on a CPU, one call later where reading would wait."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            checks.report_disagreement(pending, self.problem.partition.names)
+            bad, kind = pending
+            try:
+                checks.report_disagreement(bad, self.problem.partition.names)
+            except SummaryError as error:
+                self.traces.refuse(kind, str(error))
+                raise

@@ -1,13 +1,15 @@
 """Writing the loss of a model as a program of ATen operations.
 
 Tracing runs the model once on fake tensors (shapes without data), so it costs no memory, moves no running
-statistic and draws no random number. In-place operations are turned into ordinary ones on the way, composite
-operations (linear, cross-entropy, attention, dropout …) into the few basic ones that have a rule.
+statistic and draws no random number; where Python code asks for values, these are found first. In-place
+operations are turned into ordinary ones on the way, composite operations (linear, cross-entropy, attention,
+dropout …) into the few basic ones that have a rule.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +21,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from gnewton.summary.graph import CONSTANT, Program, Ref, Step, TraceError, analyse, draw_like
+from gnewton.errors import InputError
+from gnewton.summary.answers import Answered, Recorded
+from gnewton.summary.graph import CONSTANT, Form, Program, Ref, Step, TraceError, analyse, draw_like
 from gnewton.summary.problem import Problem
+from gnewton.summary.smooth import unchunked
+from gnewton.summary.undisturbed import restored_streams, undisturbed
 
 aten = torch.ops.aten
 
@@ -28,7 +34,8 @@ aten = torch.ops.aten
 class _Traceable(TorchFunctionMode):
     """Leaves a mark in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
 
-    Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation.
+    Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation, and the
+    Gaussian likelihood does without a look at the values of its variances.
     """
 
     def __torch_function__(
@@ -41,7 +48,9 @@ class _Traceable(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.pad and kwargs.get("mode", args[2] if len(args) > 2 else "") == "circular":
             return _pad_circular(*args, **kwargs)
-        result = func(*args, **kwargs)
+        if func is F.gaussian_nll_loss:
+            return _gaussian_likelihood(*args, **kwargs)
+        result = func(*args, **unchunked(func, kwargs))
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
             return pytree.tree_map_only(Tensor, _mark, result)
@@ -61,18 +70,49 @@ def _pad_circular(input: Tensor, pad: Sequence[int], mode: str, value: float | N
     return input
 
 
+def _gaussian_likelihood(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    variance = torch.full_like(input, var) if isinstance(var, float) else var
+    if variance.dim() == input.dim() - 1 and variance.shape == input.shape[:-1]:
+        variance = variance.unsqueeze(-1)
+    below = CONSTANT(variance.clamp(min=eps) - variance)  # the bound does not stop the gradient
+    variance = variance + below
+    loss = 0.5 * (variance.log() + (input - target).square() / variance)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     axes = [axis for axis in range(v.dim()) if axis != dim]
     norm = v.square().sum(axes, keepdim=True).sqrt()
     return v * (g / norm), norm
 
 
-# fused operations that torch differentiates too seldom, in basic ones
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten._weight_norm_interface.default: _weight_norm}
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What ``target.copy_(source)`` leaves in ``target``."""
+    if source.dtype != target.dtype or source.device != target.device:
+        source = aten._to_copy.default(source, dtype=target.dtype, device=target.device)
+    if source.shape != target.shape:
+        source = aten.expand.default(source, list(target.shape))
+    return aten.clone.default(source)
+
+
+# operations that torch differentiates too seldom, in basic ones
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten._weight_norm_interface.default: _weight_norm,
+    aten.copy.default: _copy,
+}
 
 
 @contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
+def plain_kernels() -> Iterator[None]:
     """Trace to operations that have derivatives of every order, not to a vendor's fused forward kernels."""
     backends = torch.backends
     before = backends.mha.get_fastpath_enabled(), backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
@@ -87,31 +127,61 @@ def _plain_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before[2])
 
 
+def traceable(problem: Problem) -> Callable[..., Tensor]:
+    """The loss of a problem as a function that marks where the gradient is cut."""
+
+    def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
+        with _Traceable():
+            return problem.loss(parameters, fixed, x, y)
+
+    return loss
+
+
 def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
     """Write the loss of a problem on a batch of these shapes as a program.
 
     The program's inputs are the leaves of ``(problem.constants(), inputs, targets)``.
 
     Raises:
-        TraceError: if the model's Python code depends on the values of tensors, or uses what tracing does
-            not know.
+        TraceError: if shapes depend on the values of tensors, or the model uses what tracing does not know.
+        InputError: if the loss is no scalar.
     """
-    leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
-    constants = problem.constants()
-
-    def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
-        with _Traceable():
-            return problem.loss(parameters, fixed, x, y)
-
-    make = make_fx(functionalize(loss), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
-        with _plain_kernels():
-            traced = make(leaves, constants, inputs, targets)
+        traced = _traced(problem, inputs, targets, None)
+    except InputError:
+        raise
     except Exception as error:  # whatever user code and the tracer throw: the reference engine will judge
-        raise TraceError(
-            f"the model cannot be traced: {type(error).__name__}: {_first_line(error)}"
-        ) from error
-    return _program(traced, list(leaves))
+        try:
+            answers = _answers(problem, inputs, targets)
+            if not answers:
+                raise error
+            traced = _traced(problem, inputs, targets, answers)
+        except Exception as again:
+            raise TraceError(
+                f"the model cannot be traced: {type(again).__name__}: {_first_line(again)}"
+            ) from again
+    return _program(traced, list(problem.parameters()))
+
+
+def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.GraphModule:
+    leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
+    loss = functionalize(traceable(problem))
+    make = make_fx(loss, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    with (
+        restored_streams(problem),
+        plain_kernels(),
+        contextlib.nullcontext() if answers is None else Answered(answers),
+    ):
+        return make(leaves, problem.constants(), inputs, targets)
+
+
+def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any]]:
+    """What the model asks about the values of its tensors on this batch."""
+    copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+    leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+    with undisturbed(problem), plain_kernels(), Recorded() as record:
+        problem.loss(leaves, *copies)
+    return record.answers
 
 
 def _first_line(error: BaseException) -> str:
@@ -155,6 +225,16 @@ def _program(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
 _OVERLOADS = {"transpose_": "int"}
 
 
+def ordinary(op: torch._ops.OpOverload) -> Any:
+    """The operation that returns what an in-place one writes; None where there is none."""
+    packet, _, overload = op.name().removeprefix("aten::").partition(".")
+    if packet == "bernoulli_" and overload == "float":
+        return draw_like
+    if not packet.endswith("_") or packet == "copy_" or torch.Tag.nondeterministic_seeded in op.tags:
+        return None
+    return getattr(getattr(aten, packet[:-1], None), _OVERLOADS.get(packet, overload or "default"), None)
+
+
 def _replace_in_place(graph: fx.Graph) -> None:
     """Turn the in-place operations that survive inside composite ones into ordinary ones.
 
@@ -168,19 +248,11 @@ def _replace_in_place(graph: fx.Graph) -> None:
             or not op._schema.is_mutable
         ):
             continue
-        packet, _, overload = op.name().removeprefix("aten::").partition(".")
         written = node.args[0] if node.args else None
-        if not packet.endswith("_") or packet.startswith("copy") or not isinstance(written, fx.Node):
+        plain = ordinary(op)
+        if plain is None or not isinstance(written, fx.Node):
             continue
-        if packet == "bernoulli_" and overload == "float":
-            node.target = draw_like
-        else:
-            plain = getattr(
-                getattr(aten, packet[:-1], None), _OVERLOADS.get(packet, overload or "default"), None
-            )
-            if plain is None or torch.Tag.nondeterministic_seeded in op.tags:
-                continue
-            node.target = plain
+        node.target = plain
         later = {user for user in written.users if user is not node and user > node}
         written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
@@ -226,9 +298,23 @@ def _step(traced: fx.GraphModule, node: fx.Node, number: Mapping[fx.Node, int]) 
         node.name,
         shape,
         dtype,
+        form=_form(value),
         output=output,
         random=random,  # type: ignore[arg-type]
     )
+
+
+def _form(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or not all(
+            type(n) is int for n in (*value.shape, *value.stride())
+        ):
+            return None
+        return Form(tuple(value.shape), value.stride(), value.dtype, value.device)
+    if isinstance(value, (tuple, list)):
+        parts = tuple(map(_form, value))
+        return None if any(part is None for part in parts) else parts
+    return None
 
 
 def _restore_layouts(program: Program) -> None:

@@ -187,7 +187,7 @@ class Scaled(torch.optim.Optimizer):
 
     def __init__(self, parameters: list[Tensor], factors: list[float]) -> None:
         super().__init__(parameters, {})
-        self.inner = torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
+        self.inner = torch.optim.SGD(parameters, lr=1.0, momentum=0.9, dampening=0.9)
         self.factors = factors
 
     def step(self, closure: Any = None) -> None:
@@ -210,7 +210,7 @@ def test_the_trajectory_does_not_depend_on_the_scale_of_the_groups(name: str) ->
     }
     rescaled = Rescaled(model, factors)
     settings = SETTINGS[name]
-    plain = trajectory(model, settings, partial(torch.optim.SGD, lr=1.0, momentum=0.9))
+    plain = trajectory(model, settings, partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9))
     other = trajectory(rescaled, settings, lambda tensors: Scaled(tensors, list(factors.values())))
     assert (plain[-1] - plain[0]).norm() > 0.1, "the run went somewhere"
     for one, two in zip(plain, other, strict=True):

@@ -6,36 +6,113 @@ For v = f(x) with adjoint v̄ and ψ(x) = ⟨v̄, f(x)⟩,
     D3_s  += d³/dε³ ψ(x + εẋ^s + ½ε²ẍ^s)      three nested forward modes, batched over s
 
 and the first two derivatives of f along the same curve are the tangents to pass on.
+
+torch's nested forward mode is wrong for some operations, without a word. Those that are known go by reverse
+mode (:mod:`gnewton.summary.rules.reverse`) straight away. The others are compared with it the first time, and
+their second order at every time with the diagonal of their block of H̄, which is at hand:
+⟨v̄, f̈⟩ − ⟨∇ψ, ẍ⟩ = ⟨ẋ, ∇²ψ ẋ⟩.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import grad, jvp, vmap
 
 from gnewton.summary.accumulate import flat
 from gnewton.summary.rules.arguments import call_with, moving_arguments, outgoing
-from gnewton.summary.rules.reverse import reverse_rule
-from gnewton.summary.rules.table import Passed
+from gnewton.summary.rules.parts import Parts, disagree, numbers_of
+from gnewton.summary.rules.reverse import reverse_parts
+from gnewton.summary.rules.table import Passed, overloads
 from gnewton.summary.site import Site
 from gnewton.summary.tangents import union
 
+log = logging.getLogger(__name__)
+
+# torch 2.11 to 2.14: wrong from the order given, against reverse mode and finite differences
+WRONG = {
+    **dict.fromkeys(overloads("_linalg_det", "_linalg_slogdet"), "third derivative, zero for log|det|"),
+    **dict.fromkeys(overloads("_linalg_solve_ex"), "third derivative, with respect to the matrix"),
+    **dict.fromkeys(overloads("linalg_householder_product"), "third derivative"),
+}
+
+# what the comparison with reverse mode has shown, by operation, kind of arguments and options
+_verdicts: dict[Any, bool] = {}
+
 
 def general_rule(site: Site) -> Passed:
-    """Pass the tangents of any differentiable operation on, and add its contributions."""
+    """Pass the tangents of any differentiable operation on, and add its contributions.
+
+    Raises:
+        NotImplementedError, RuntimeError: torch's, where the operation has no derivatives of this order.
+    """
+    parts = _parts(site)
+    if parts.block is not None:
+        site.sums.add_block(parts.groups, (parts.block + parts.block.T) / 2)
+    if parts.third is not None:
+        site.sums.add_third(parts.groups, parts.third)
+    return outgoing(site, parts.several, parts.smooth, parts.groups, parts.first, parts.second)
+
+
+def _parts(site: Site) -> Parts:
+    if site.step.op in WRONG:
+        return reverse_parts(site)
+    kind = _kind(site)
+    verdict = _verdicts.get(kind)
+    if verdict is False:
+        return reverse_parts(site)
     try:
-        return _by_forward_mode(site)
+        parts, consistent = _by_forward_mode(site)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return reverse_rule(site)  # no forward mode, or none of this order
+        return reverse_parts(site)  # no forward mode, or none of this order
+    if isinstance(parts.first[0], FakeTensor):
+        return parts  # of no numbers: compiled passes have been made once with some
+    if verdict is None:
+        verdict = _compared(site, parts, kind)
+    elif consistent is not None and parts.first[0].device.type == "cpu":
+        verdict = bool(consistent)  # elsewhere reading it would wait for the device
+    return parts if verdict else reverse_parts(site)
 
 
-def _by_forward_mode(site: Site) -> Passed:
-    """All contributions are added last, so that an operation without a forward mode leaves no trace."""
+def _compared(site: Site, parts: Parts, kind: Any) -> bool:
+    """Whether forward mode agrees with reverse mode, where there is one."""
+    try:
+        other = reverse_parts(site)
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return True
+    order = disagree(parts, other)
+    if order is None:
+        if site.third and any(bool(x.any()) for x in numbers_of(parts)):  # else nothing was compared
+            _verdicts[kind] = True
+        return True
+    _verdicts[kind] = False
+    log.info("summary: forward mode is wrong for %s (%s): reverse mode it is", site.step.op, order)
+    return False
+
+
+def _kind(site: Site) -> Any:
+    """An operation with the dimensions and precision of its tensors, which of them move, and its options."""
+    moving = tuple(path for path, _, _ in moving_arguments(site))
+    options = repr(
+        [
+            (x.dim(), x.dtype, x.device.type) if isinstance(x, Tensor) else x
+            for a in (*site.args, *site.kwargs.items())
+            for x in (a if isinstance(a, (list, tuple)) else [a])
+        ]
+    )
+    return site.step.op, moving, options, site.third
+
+
+def _by_forward_mode(site: Site) -> tuple[Parts, Tensor | None]:
+    """All parts of the rule, and whether the second order agrees with the block (None: not known)."""
     moving = moving_arguments(site)
     values = tuple(value.detach() for _, value, _ in moving)
     groups = union(*(tangent.first.groups for _, _, tangent in moving))
@@ -63,10 +140,8 @@ def _by_forward_mode(site: Site) -> Passed:
         columns = vmap(lambda *dx: jvp(gradient, (values,), (dx,))[1])(*first)
         block = sum(flat(a) @ flat(b).T for a, b in zip(first, columns, strict=True))
     if not site.third:
-        pushed = vmap(lambda *dx: jvp(call, values, dx)[1])(*first)
-        if contributes:
-            site.sums.add_block(groups, (block + block.T) / 2)
-        return outgoing(site, several, smooth, groups, pushed, None)
+        pushed = _filled(vmap(lambda *dx: jvp(call, values, dx)[1])(*first))
+        return Parts(groups, several, smooth, pushed, None, block, None), None
 
     bent = tuple(
         torch.zeros_like(rows) if tangent.second is None else tangent.second.widen(groups)
@@ -90,7 +165,22 @@ def _by_forward_mode(site: Site) -> Passed:
         return initial, second, weigh(third) if contributes else torch.zeros_like(one)
 
     pushed, second, third = vmap(derivatives)(first, bent)
-    if contributes:
-        site.sums.add_block(groups, (block + block.T) / 2)
-        site.sums.add_third(groups, third)
-    return outgoing(site, several, smooth, groups, pushed, second)
+    bends = _filled(second)
+    parts = Parts(groups, several, smooth, _filled(pushed), bends, block, third if contributes else None)
+    if not contributes or isinstance(third, FakeTensor):
+        return parts, None
+    slopes = gradient(values)
+    weighted = [(flat(r), a.reshape(-1)) for r, a in zip(bends, adjoints, strict=True) if a is not None]
+    curved = [(flat(rows), s.reshape(-1)) for rows, s in zip(bent, slopes, strict=True)]
+    inner = sum(r @ a for r, a in weighted) - sum(rows @ s for rows, s in curved)
+    size = sum(r.norm(dim=1) * a.norm() for r, a in weighted) + sum(
+        rows.norm(dim=1) * s.norm() for rows, s in curved
+    )
+    tolerance = 1e-8 if one.dtype == torch.float64 else 1e-3
+    gap = (inner - block.diagonal()).abs()
+    return parts, ~(gap > tolerance * (size + block.diagonal().abs())).any()
+
+
+def _filled(rows: Any) -> list[Tensor]:
+    """Tangents as ordinary memory: torch may tell zeros by a flag, which later operations do not bear."""
+    return [r.clone() if r._is_zerotensor() else r for r in rows]

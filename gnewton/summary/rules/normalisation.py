@@ -266,6 +266,12 @@ def _normalised(site: Site, sets: _Sets, eps: float, gain: int, shift: int, shap
     return [_affine(site, hat, moved, gain, shift, shape)]
 
 
+def _refuse_statistics(site: Site) -> None:
+    """Mean and spread are values of the operation too; the rules are for a loss that reads neither."""
+    if site.adjoint(1) is not None or site.adjoint(2) is not None:
+        raise NotImplementedError("the loss reads the statistics of a normalisation")
+
+
 @rule(
     *overloads("native_batch_norm", "_native_batch_norm_legit_functional"),
     adjoint=True,
@@ -273,6 +279,7 @@ def _normalised(site: Site, sets: _Sets, eps: float, gain: int, shift: int, shap
 )
 def _batch_norm(site: Site) -> Passed:
     """Over samples and positions in training mode, else by running statistics, which are constants."""
+    _refuse_statistics(site)
     x, _, _, mean, variance, training, _, eps = site.args[:8]
     channels = x.shape[1]
     shape = [1, channels, *[1] * (x.dim() - 2)]
@@ -288,6 +295,7 @@ def _batch_norm(site: Site) -> Passed:
 
 @rule(*overloads("native_layer_norm"), adjoint=True, takes_gradient=(2, 3))
 def _layer_norm(site: Site) -> Passed:
+    _refuse_statistics(site)
     x, normalised, _, _, eps = site.args
     size = math.prod(normalised)
     sets = _Sets((x.numel() // max(size, 1), size), (1,), cut=0)
@@ -296,6 +304,7 @@ def _layer_norm(site: Site) -> Passed:
 
 @rule(*overloads("native_group_norm"), adjoint=True, takes_gradient=(1, 2))
 def _group_norm(site: Site) -> Passed:
+    _refuse_statistics(site)
     x, _, _, samples, channels, _, groups, eps = site.args
     sets = _Sets((samples * groups, x.numel() // max(samples * groups, 1)), (1,), cut=0)
     return _normalised(site, sets, eps, 1, 2, [1, channels, *[1] * (x.dim() - 2)])

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.accumulate import flat
-from gnewton.summary.rules.arguments import call_with, moving_arguments, outgoing
-from gnewton.summary.rules.table import Passed
+from gnewton.summary.rules.arguments import call_with, moving_arguments
+from gnewton.summary.rules.parts import Parts
 from gnewton.summary.site import Site
 from gnewton.summary.tangents import union
 
 
-def reverse_rule(site: Site) -> Passed:
-    """Pass the tangents of any operation on that autograd differentiates often enough."""
+def reverse_parts(site: Site) -> Parts:
+    """Tangents and contributions of any operation that autograd differentiates often enough."""
     moving = moving_arguments(site)
     groups = union(*(tangent.first.groups for _, _, tangent in moving))
     first = [tangent.first.widen(groups) for _, _, tangent in moving]
@@ -61,12 +61,9 @@ def reverse_rule(site: Site) -> Passed:
         (flat(rows) @ flat(torch.stack([c[i] for c in columns])).T for i, rows in enumerate(first)),
         torch.zeros((), device=first[0].device),
     )
-    site.sums.add_block(groups, (block + block.T) / 2)
-    if site.third:
-        site.sums.add_third(groups, torch.stack(thirds))
     stacked = [torch.stack([row[j] for row in pushed]) for j in range(len(smooth))]
     curved = [torch.stack([row[j] for row in bent]) for j in range(len(smooth))] if site.third else None
-    return outgoing(site, several, smooth, groups, stacked, curved)
+    return Parts(groups, several, smooth, stacked, curved, block, torch.stack(thirds) if site.third else None)
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
