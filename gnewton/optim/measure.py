@@ -30,9 +30,9 @@ class Measured:
     Attributes:
         gradient, hessian, third: ḡ (R,), H̄ (R, R) or its diagonal (R,), D3 (R,): zeros where not asked for.
         norms: ‖P_s u_j‖, (R,).
-        silent: entries that cannot be told from rounding noise, (R,), bool: the gradient, or a curvature to
-            which there were contributions, is no larger than its level
-            (:class:`~gnewton.summary.result.Summary`).
+        silent: entries that cannot be told from rounding noise, (R,), bool: the gradient, along every
+            direction of the group, or a curvature to which there were contributions is no larger than its
+            level (:class:`~gnewton.summary.result.Summary`).
         sizes: ‖θ_s‖, (S,).
         loss: the loss of the batch, as the loss function gives it.
     """
@@ -128,7 +128,9 @@ class Measurer:
             gradient = gradient + slope
             hessian = hessian + (curvature.diagonal() if hessian.dim() == 1 else curvature)
         curved = hessian if hessian.dim() == 1 else hessian.diagonal()
-        silent = (gradient.abs() <= noise) | ((shaking > 0) & (curved.abs() <= shaking))
+        # with several directions one of them may be at its minimum, and matter by its interactions
+        still = (gradient.abs() <= noise).view(-1, len(directions)).all(1).repeat_interleave(len(directions))
+        silent = still | ((shaking > 0) & (curved.abs() <= shaking))
         norms = torch.stack([self._grouping.norms(u) for u in directions], 1).flatten()
         sizes = self._grouping.norms(self._grouping.parameters)
         pieces = [gradient, hessian.flatten(), third, norms, silent.double(), sizes, summary.loss.reshape(1)]

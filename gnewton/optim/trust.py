@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.errors import InputError
+from gnewton.arguments import check_number
 from gnewton.optim.grouping import Grouping
 
 FLOOR = 1e-3
@@ -38,8 +38,7 @@ class TrustRadius:
     """
 
     def __init__(self, cap: float, grouping: Grouping) -> None:
-        if isinstance(cap, bool) or not isinstance(cap, (int, float)) or not 0 < cap < float("inf"):
-            raise InputError(f"cap={cap}: must be a finite number > 0")
+        check_number("cap", cap, above=0)
         self.cap = float(cap)
         self.radius = FIRST * self.cap
         counts = torch.tensor([float(p.numel()) for p in grouping.parameters], dtype=torch.float64)

@@ -107,7 +107,7 @@ def test_ten_lines_train_a_model_that_returns_its_own_loss() -> None:
     optimizer = GroupedNewton(
         model, lambda outputs, batch: outputs.loss, forward=lambda model, batch: model(**batch)
     )
-    for _ in range(40):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = model(**batch).loss
         loss.backward()

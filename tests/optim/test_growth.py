@@ -217,7 +217,7 @@ def test_a_layer_that_the_model_has_grown_by() -> None:
     optimizer.add_param_group({"params": model[5].named_parameters(), "name": "head", "lr": 0.1})  # type: ignore[index]
     assert (optimizer.param_groups[-1]["name"], optimizer.param_groups[-1]["lr"]) == ("head", 0.1)
     before = model[5].weight.detach().clone()  # type: ignore[index]
-    advance(model, optimizer, 4, 12)
+    advance(model, optimizer, 4, 40)
     assert not torch.equal(model[5].weight, before)  # type: ignore[index]
     assert len(optimizer.rates) == len(optimizer.partition) == 7
 

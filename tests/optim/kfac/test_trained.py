@@ -107,7 +107,7 @@ def test_as_a_direction_the_group_is_asked_for_and_then_trained() -> None:
         optimizer.step(batch=batch)
     optimizer.add_param_group({"params": list(model[0].parameters()), "name": "below"})  # type: ignore[index]
     before = model[0].weight.detach().clone()  # type: ignore[index]
-    for _ in range(10):
+    for _ in range(40):
         optimizer.step(batch=backward(model))
     assert bool((before != model[0].weight).any())  # type: ignore[index]
 
