@@ -19,11 +19,12 @@ from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer
 from gnewton.optim.stack import Stack
 from gnewton.summary import Summarizer
-from tests.optim.problems import NOTHING, Quadratic, classification, tanh_net, value
+from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, tanh_net, value
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
 BARE: dict[str, Any] = {
+    **EXACT,
     "period": 1,
     "damping": 1.0,
     "internal_damping": 0.0,

@@ -78,7 +78,9 @@ def test_where_there_is_no_minimiser_the_first_radius_holds() -> None:
 def test_no_group_steps_further_than_the_cap(cap: float) -> None:
     model, updates = tanh_net(), []
     partition = Partition.weights_biases(model)
-    optimizer = GroupedNewton(model, F.cross_entropy, partition, period=3, damping=3.0, cap=cap, on_update=updates.append)
+    optimizer = GroupedNewton(
+        model, F.cross_entropy, partition, period=3, damping=3.0, cap=cap, on_update=updates.append
+    )
     groups = Grouping(model, partition)
     reached = 0.0
     sizes = groups.norms(groups.parameters)
