@@ -273,6 +273,8 @@ class _Replay(TorchDispatchMode):
             result = value.detach() if value is not None else self._compute(plain or func, args, kwargs)
             if result is not target:
                 target.set_(result)
+                if value is not None:  # lent from here on
+                    self._own.discard(id(target))
         elif own or not self._lend:
             name = self._names.of(signature(plain or func, args, kwargs, self.name))
             self._compute(func, args, kwargs)

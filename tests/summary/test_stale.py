@@ -7,10 +7,15 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils import _pytree as pytree
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, replay, traces
+from gnewton.summary import Summarizer, replay, traces, tracing
+from gnewton.summary.engine import forward
+from gnewton.summary.problem import Problem
+from gnewton.summary.undisturbed import undisturbed
 
+from . import zoo
 from .kinds import INPUTS, KINDS, TARGETS, net, penalised
 from .test_zoo import differences
 
@@ -186,3 +191,30 @@ def test_a_loss_that_never_stays_goes_to_the_reference_engine(caplog):
         for _ in range(4):
             summarizer.summarize(INPUTS, TARGETS, direction)
     assert sum("takes over" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("engine", ["values", "blank"])
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_a_replay_writes_into_nothing_that_is_lent(name, engine):
+    """Neither into the program's values nor into the draws that compiled passes will read."""
+    model, loss_fn, inputs, targets, _ = zoo.make(name)
+    problem = Problem(model, loss_fn, zoo.partitions(model)["per_tensor"])
+    with undisturbed(problem):
+        program = tracing.trace(problem, inputs, targets)
+    leaves = {n: p.requires_grad_() for n, p in problem.parameters().items()}
+    trees = (problem.constants(), inputs, targets)
+    with undisturbed(problem):
+        values = forward(program, leaves, pytree.tree_leaves(trees))
+    if engine == "blank":
+        values = [v if step.random else None for v, step in zip(values, program.steps, strict=True)]
+    before = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), [values, trees])
+    names = replay.Names(program)
+    results = [
+        replay.computed_name(problem, names, trees, leaves, values, blank=engine == "blank") for _ in range(3)
+    ]
+    assert results[0] is not None
+    assert len(set(results)) == 1
+    pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves([values, trees]), strict=True)
+    for a, b in pairs:
+        if isinstance(a, torch.Tensor):
+            torch.testing.assert_close(a, b.detach(), rtol=0, atol=0, equal_nan=True)
