@@ -70,9 +70,7 @@ class Safeguard:
         else:  # one loss says nothing about its deviation
             deviation *= 3
         deviation = max(deviation, 1e-3 * abs(self._first))
-        edge = mean + DEVIATIONS * deviation
-        ceiling = self._first + RISE * abs(self._first) + 10 * deviation
-        return loss > min(edge, ceiling)
+        return loss > min(mean + DEVIATIONS * deviation, self._first + RISE * abs(self._first))
 
     def keep(self, loss: float) -> None:
         """Take the present parameters for good ones, and their loss into the band."""
