@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
     from gnewton.experiment.run import Report
 
-SMALL = ("model.widths=[8]", "optimizer.curvature.batch_size=20", "data.subset=60", "trainer.batch_size=20")
+SMALL = (
+    "model.widths=[8]",
+    *("optimizer.curvature.source=independent", "optimizer.curvature.batch_size=20"),
+    *("data.subset=60", "trainer.batch_size=20"),
+)
 """Overrides that make the default run tiny: 3 steps an epoch, 4 groups."""
 
 SMALL_BASELINE = tuple(override for override in SMALL if "curvature" not in override)

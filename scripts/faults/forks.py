@@ -65,7 +65,8 @@ def small(optimizer: str = "grouped_newton") -> list[str]:
     tiny = [f"optimizer={optimizer}", "model.widths=[8]", "data.subset=60", "trainer.device=cpu"]
     tiny += [] if optimizer == "lbfgs" else ["trainer.batch_size=20"]
     if optimizer == "grouped_newton":
-        tiny += ["optimizer.curvature.batch_size=20", "optimizer.period=2"]
+        tiny += ["optimizer.curvature.source=independent", "optimizer.curvature.batch_size=20"]
+        tiny += ["optimizer.period=2"]
     return tiny
 
 

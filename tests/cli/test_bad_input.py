@@ -200,7 +200,10 @@ TABLE: list[tuple[str, str]] = [
         "train trainer.batch_size=5000",
         "trainer.batch_size=5000: must be <= 1200, the training samples of data=digits",
     ),
-    ("train optimizer.curvature.batch_size=5000", "optimizer.curvature.batch_size=5000: must be <= 1200"),
+    (
+        "train optimizer.curvature.source=independent optimizer.curvature.batch_size=5000",
+        "optimizer.curvature.batch_size=5000: must be <= 1200",
+    ),
     ("train data.subset=100000", "data.subset=100000: must be <= 1200"),
     ("train data=mnist data.subset=100000", "data.subset=100000: must be <= 54000"),
     ("train data.validation=100000", "must be < 1797"),

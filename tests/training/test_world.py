@@ -88,13 +88,27 @@ def test_a_batch_with_fewer_rows_than_processes_is_refused(
 @pytest.mark.parametrize(
     "optimizer",
     [
-        ["optimizer=grouped_newton", "optimizer.curvature.batch_size=51"],
         [
-            *("optimizer=grouped_newton", "optimizer.curvature.batch_size=51", "optimizer.period=1"),
+            "optimizer=grouped_newton",
+            "optimizer.curvature.source=independent",
+            "optimizer.curvature.batch_size=51",
+        ],
+        [
+            *(
+                "optimizer=grouped_newton",
+                "optimizer.curvature.source=independent",
+                "optimizer.curvature.batch_size=51",
+                "optimizer.period=1",
+            ),
             *("optimizer/controller=overshoot", "optimizer/direction=pair", "optimizer.cap=0.1"),
         ],
         [
-            *("optimizer=grouped_newton", "optimizer.curvature.batch_size=51", "optimizer.period=1"),
+            *(
+                "optimizer=grouped_newton",
+                "optimizer.curvature.source=independent",
+                "optimizer.curvature.batch_size=51",
+                "optimizer.period=1",
+            ),
             *(
                 "optimizer/controller=adaptive",
                 "optimizer.controller.slices=1",
