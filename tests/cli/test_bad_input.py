@@ -81,7 +81,7 @@ TABLE: list[tuple[str, str]] = [
         "train data.augment.flp=true",
         "data.augment.flp=true: no such option; did you mean 'data.augment.flip'?",
     ),
-    ("train optimizer.direction.momentm=1", "did you mean 'optimizer.direction.momentum'?"),
+    ("train optimizer.direction.weightdecay=1", "did you mean 'optimizer.direction.weight_decay'?"),
     (
         "train optimizer.engine=fast",
         "optimizer.engine=fast: no such option; did you mean 'optimizer.curvature.engine'? (options of",

@@ -26,6 +26,7 @@ EXPERIMENTS = [name for group, name in CHOICES if group == "experiment"]
 EXTRA = {
     "npz": ["data.path=x.npz"],
     "names": ["partition.groups=[[a]]"],
+    "static": ["optimizer.curvature.source=independent", "optimizer.curvature.batch_size=100"],
 }
 """What a choice cannot do without."""
 

@@ -123,7 +123,7 @@ def test_a_signal_ends_the_run_in_good_order(number, code, tmp_path):
     state = load_checkpoint(folder / "checkpoint" / "last.pt")
     assert state["step"] == result["step"]
     rates = pd.read_csv(folder / "rates.csv")
-    assert rates["step"].max() == ((state["step"] - 1 - 2) // 3) * 3 + 2  # no update is lost
+    assert rates["step"].max() == ((state["step"] - 1) // 3) * 3  # no update is lost
     assert sorted(entry.name for entry in (folder / "checkpoint").iterdir()) == [
         "best.pt",
         "last.pt",

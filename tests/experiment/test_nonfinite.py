@@ -236,7 +236,7 @@ def _with_summary(monkeypatch, spoil):
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_a_summary_that_is_not_finite(part, policy, run, monkeypatch, tmp_path):
     _with_summary(
-        monkeypatch, lambda number, s: {part: getattr(s, part) * math.nan} if number == 3 else {}
+        monkeypatch, lambda number, s: {part: getattr(s, part) * math.nan} if number == 2 else {}
     )  # the update at step 4
     overrides = [*OPTIMIZERS["grouped_newton"], *LENGTH, f"trainer.on_nonfinite={policy}"]
     if policy == "stop":
