@@ -72,7 +72,8 @@ def test_the_full_set_at_initial_weights(inspected, compose):
 
 def test_batches_of_a_run_along_its_own_direction(inspected, run, tmp_path):
     """GroupedNewton with momentum, restored from the checkpoint: u = 0.9 m + 0.1 g."""
-    report = run([*SMALL, "trainer.epochs=2", "trainer.dtype=float64"], tmp_path / "runs")
+    options = ["optimizer/direction=average", "trainer.epochs=2", "trainer.dtype=float64"]
+    report = run([*SMALL, *options], tmp_path / "runs")
     folder = inspected(
         str(report.folder), "--direction=optimizer", "--batches=2", "--batch-size=20", "--no-plots"
     )
