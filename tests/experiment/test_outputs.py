@@ -291,9 +291,7 @@ def test_full_batch_measures_on_the_whole_training_set_at_every_step(run):
     assert measured[1:] == pytest.approx(list(metrics["train_loss"])[:-1], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "column"), [("step", [1.0, 0.1, 0.01]), ("cosine", [1.0, 0.75, 0.25])]
-)
+@pytest.mark.parametrize(("schedule", "column"), [("step", [1.0, 0.1, 0.01]), ("cosine", [1.0, 0.75, 0.25])])
 def test_schedules_act_on_the_damping(run, schedule, column):
     changes = [
         "optimizer/schedule=" + schedule,
