@@ -18,7 +18,7 @@ from gnewton.summary import Summarizer
 AGREEMENT = 1e-9
 """Largest relative difference of two exact summaries in float64."""
 
-STEPS = 40
+STEPS = 120
 
 
 def selftest() -> Iterator[Finding]:
