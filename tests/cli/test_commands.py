@@ -140,7 +140,7 @@ def test_multirun_makes_one_folder_for_each_combination(cli, tmp_path):
 
 
 def test_multirun_a_failing_job_keeps_the_others(cli, tmp_path):
-    answer = cli(["train", "-m", "trainer.batch_size=5000,20,6000", *SMALL[:3], *QUICK])
+    answer = cli(["train", "-m", "trainer.batch_size=5000,20,6000", *SMALL[:4], *QUICK])
     assert answer.code == 2
     assert "trainer.batch_size=5000: must be <= 60" in answer.err
     assert "trainer.batch_size=6000: must be <= 60" in answer.err
