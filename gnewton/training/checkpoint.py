@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -27,7 +27,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: Path | None = None)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("wb") as file:
-            torch.save(state, file)
+            _write(state, file)
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
@@ -63,6 +63,16 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process had written aside in ``folder``."""
     for left in folder.glob(".*.pt.*"):
         left.unlink(missing_ok=True)
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    """Serialise into ``file``; where the disk is full torch's writer hides that behind an error of its own."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _damaged(path: Path) -> str | None:

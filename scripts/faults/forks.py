@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,10 @@ def fork(
     started = time.perf_counter()
     child = os.fork()
     if child == 0:
-        _become(arguments, folder, said, before)
+        try:
+            _become(arguments, folder, said, before)
+        finally:  # a signal that arrives while it ends must not let the fork go on as its parent
+            os._exit(71)
     if after is not None:
         time.sleep(after)
         os.kill(child, number)
@@ -150,7 +153,8 @@ def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):  # of a disk that is full
+            sys.stderr.flush()
         os._exit(code)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import pickle
 
@@ -95,3 +97,16 @@ def test_code_in_the_file_is_not_run(tmp_path, write):
     with pytest.raises(InputError, match="cannot be read"):
         load_checkpoint(tmp_path / "a.pt")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("room", [0, 10, 100, 1000, 2000])
+def test_a_full_disk_is_named(tmp_path, monkeypatch, room):
+    class Disk(io.BytesIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(type(tmp_path), "open", lambda self, mode: Disk())
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path / "last.pt", {"model": torch.zeros(1000)})
