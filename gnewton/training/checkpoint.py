@@ -66,7 +66,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:
-    """Serialise into ``file``; where the disk is full torch's writer hides that behind an error of its own."""
+    """Serialise into ``file``; torch's writer hides a full disk behind an error of its own."""
     try:
         torch.save(state, file)
     except RuntimeError as error:
