@@ -26,7 +26,7 @@ from gnewton.errors import GnewtonError, InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.bound import BoundOptimizer, evaluated
 from gnewton.optim.curvature import Batch, CurvatureBatches
-from gnewton.optim.damping import INTERNAL_DAMPING, Constant, Controller
+from gnewton.optim.damping import INTERNAL_DAMPING, Controller, Progress
 from gnewton.optim.directions import Directions
 from gnewton.optim.displacement import Displacement
 from gnewton.optim.grouping import Grouping
@@ -111,7 +111,10 @@ class GroupedNewton(BoundOptimizer):
             the first update, see :class:`~gnewton.optim.trust.TrustRadius`; None: no bound.
         safeguard: whether an update whose loss has left its band is undone
             (:class:`~gnewton.optim.safeguard.Safeguard`), which takes a copy of the parameters.
-        controller: moves λ_1 and λ_int from update to update (:mod:`gnewton.optim.damping`); None: constant.
+        controller: moves λ_1 and λ_int from update to update (:mod:`gnewton.optim.damping`), ``Constant()``
+            nothing; None: :class:`~gnewton.optim.damping.Progress`.
+        shrinkage: weight of the term that pulls the rates towards one common rate, which also keeps them
+            within a factor of 8 of it, >= 0; 0: none (:mod:`gnewton.optim.common`).
         proximal: weight of the proximal term that keeps rates near the previous ones, >= 0.
         averaging: the average of the summary over updates; by default exponential with coefficient 0.8.
         normalise: average summaries in units of ‖P_s u‖.
@@ -156,6 +159,7 @@ class GroupedNewton(BoundOptimizer):
         cap: float | None = 0.1,
         safeguard: bool = True,
         controller: Controller | None = None,
+        shrinkage: float = 1.0,
         proximal: float = 1.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
@@ -195,13 +199,16 @@ class GroupedNewton(BoundOptimizer):
             negative_rates=negative_rates,
             rate_momentum=rate_momentum,
             rate_median=rate_median,
+            shrinkage=shrinkage,
             proximal=proximal,
             averaging=averaging if averaging is not None else ExponentialAveraging(0.8),
             normalise=normalise,
+            directions=len(self._directions.labels),
         )
         self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
-        self._controller = controller if controller is not None else Constant()
+        self._controller = controller if controller is not None else Progress()
         _check_controller(self._controller, self._rule)
+        self._controller.begin(damping)
         how: dict[str, Any] = {
             "maximize": maximize,
             "forward": forward,
@@ -496,9 +503,13 @@ class GroupedNewton(BoundOptimizer):
 
     def _enforce(self, solved: Solved, measured: list[Measured]) -> Solved:
         """Put rates in force, with the longest step that each allows."""
-        if not measured or solved.status == INVALID:
+        if not measured:
             return solved
         last = measured[-1]
+        if solved.status == INVALID:
+            self._warn("a summary that is not finite leaves the rates in force as they are")
+            self._start(last)
+            return solved
         self._put_in_force(solved.rates.tolist())
         lengths = solved.rates.abs() * torch.tensor(self._damped(), dtype=torch.float64) * last.norms
         capped = 0
@@ -511,6 +522,17 @@ class GroupedNewton(BoundOptimizer):
         self._limits = lengths.to(self._withheld.device)
         self._reference = None if self._fresh else self._directions.weights()
         return replace(solved, capped=capped)
+
+    def _start(self, measured: Measured) -> None:
+        """Where no summary has been finite yet, steps as long as the first trust radius."""
+        lengths = measured.norms
+        if self._trust is None or self._limits is not None or not bool(lengths.isfinite().all()):
+            return
+        trusted = self._trust.lengths(measured.sizes, bounded=False)
+        trusted = torch.where(lengths > 0, per_entry(trusted, len(self._directions.labels)), 0.0)
+        rates = trusted / lengths.clamp(min=torch.finfo(torch.float64).tiny)
+        self._put_in_force((rates / torch.tensor(self._damped(), dtype=torch.float64)).tolist())
+        self._limits = trusted.to(self._withheld.device)
 
     def _plan(self) -> Plan:
         """The step to take: rates, limits, and what a unit of a rate is worth by now."""

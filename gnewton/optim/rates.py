@@ -18,6 +18,7 @@ from gnewton.arguments import check_flag, check_kind, check_number
 from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
+from gnewton.optim.common import Common, common_rates
 from gnewton.optim.median import MedianBound
 from gnewton.optim.records import Solved
 from gnewton.optim.solvers import Answer, Model, Solver, parse_solver
@@ -54,12 +55,14 @@ class Proposal:
         solved: the rates and how they were found.
         unclipped, clipped: η before and after bounds and clipping, in normalised units; None: at rest.
         certified: the solution itself in normalised units, where there was a minimiser.
+        common: the common rate of each direction; None: rates are not shrunk.
     """
 
     solved: Solved
     unclipped: Tensor | None = None
     clipped: Tensor | None = None
     certified: Tensor | None = None
+    common: list[float] | None = None
 
 
 def invalid(rates: Tensor, gradient: Tensor, hessian: Tensor, third: Tensor) -> Proposal:
@@ -86,11 +89,15 @@ class RateRule:
             rates >= 0.
         rate_momentum: μ in [0, 1): η ← μ η_old + (1 − μ) η, on the unclipped rates.
         rate_median: updates over whose median no rate may rise, see :class:`MedianBound`; None: no bound.
+        shrinkage: τ >= 0 of the term (τ/2)(η − c)ᵀ diag|H̄| (η − c) that pulls the rates of a direction
+            towards their common rate c; a shrunk rate is within a factor of 8 of it
+            (:mod:`gnewton.optim.common`). 0: none.
         proximal: μ >= 0 of the proximal term (μ/2)(η − η_prev)ᵀ diag|H̄| (η − η_prev).
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that old ones stay comparable
             while the length of u changes.
         bounds: the lowest and the highest rate, in units of the present u; None: no bounds.
+        directions: k; the entries are pairs (group, direction), the latter running faster.
     """
 
     def __init__(
@@ -102,13 +109,16 @@ class RateRule:
         negative_rates: str | NegativeRates = NegativeRates.CLIP,
         rate_momentum: float = 0.0,
         rate_median: int | None = None,
+        shrinkage: float = 0.0,
         proximal: float = 0.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
         bounds: tuple[float, float] | None = None,
+        directions: int = 1,
     ) -> None:
         check_number("internal_damping", internal_damping, at_least=0)
         check_number("rate_momentum", rate_momentum, at_least=0, below=1)
+        check_number("shrinkage", shrinkage, at_least=0)
         check_number("proximal", proximal, at_least=0)
         check_kind("averaging", averaging, Averaging, "ExponentialAveraging(0.95)")
         check_flag("normalise", normalise)
@@ -120,11 +130,13 @@ class RateRule:
         if self.negative_rates is NegativeRates.CONSTRAIN and not self.solver.constrains:
             raise InputError("negative_rates=constrain: solver=newton has no such form; use clip or keep")
         self.rate_momentum = rate_momentum
+        self.shrinkage = shrinkage
         self.proximal = proximal
         self.averaging = averaging if averaging is not None else NoAveraging()
         self._empty = copy.deepcopy(self.averaging.state_dict())
         self.normalise = normalise
         self.bounds = bounds
+        self._directions = directions
         self._median = MedianBound(rate_median) if rate_median is not None else None
         self.restart(groups)
 
@@ -137,6 +149,7 @@ class RateRule:
         self._unclipped: Tensor | None = None  # η before bounds and clipping, normalised units, averaged
         self._previous: Tensor | None = None  # η after them, normalised units
         self._accepted: Tensor | None = None  # the last certified solution, normalised: bounds the fallback
+        self._common = [math.nan] * self._directions  # in units of u
 
     @property
     def needs_third(self) -> bool:
@@ -177,9 +190,12 @@ class RateRule:
         if not active.any():
             return Proposal(self._at_rest(gradient, hessian, third, norms, silent, factor))
         scale = self._scale(norms)
-        answer = self._solve(gradient, hessian, third, active, factor)
+        common = self._shared(gradient, hessian, third, torch.where(active, scale, 0.0), factor)
+        answer = self._solve(gradient, hessian, third, active, factor, common)
         rates = torch.zeros(self._groups, dtype=torch.float64)
         rates[active] = answer.rates
+        if common is not None:
+            rates = common.bounded(rates)
         certified = None if answer.fell_back else rates
         if self.rate_momentum and self._unclipped is not None:
             rates = self.rate_momentum * self._unclipped + (1 - self.rate_momentum) * rates
@@ -199,7 +215,7 @@ class RateRule:
             silent=silent,
             internal_damping=self.internal_damping * factor,
         )
-        return Proposal(solved, rates, clipped, certified)
+        return Proposal(solved, rates, clipped, certified, None if common is None else common.rates)
 
     def predicted(self, average: Tensor, norms: Tensor, rates: Tensor, *, factor: float = 1.0) -> float:
         """The decrease of the model, without its proximal term, from rates 0 to ``rates``.
@@ -224,6 +240,8 @@ class RateRule:
                 self._median.record(proposal.unclipped)
         if proposal.certified is not None:
             self._accepted = proposal.certified
+        if proposal.common is not None:
+            self._common = proposal.common
         return proposal.solved
 
     def state_dict(self) -> dict[str, Any]:
@@ -233,6 +251,7 @@ class RateRule:
             "unclipped": self._unclipped,
             "previous": self._previous,
             "accepted": self._accepted,
+            "common": list(self._common),
             "median": None if self._median is None else self._median.state_dict(),
         }
 
@@ -240,7 +259,7 @@ class RateRule:
         """Restore what :meth:`state_dict` returned."""
         self.averaging.load_state_dict(state["averaging"])
         self._unclipped, self._previous = state["unclipped"], state["previous"]
-        self._accepted = state["accepted"]
+        self._accepted, self._common = state["accepted"], list(state["common"])
         if self._median is not None and state["median"] is not None:
             self._median.load_state_dict(state["median"])
 
@@ -252,13 +271,33 @@ class RateRule:
         gradient, hessian, third = average.split([size, size * size, size])
         return gradient, hessian.view(size, size), third
 
+    def _shared(
+        self, gradient: Tensor, hessian: Tensor, third: Tensor, lengths: Tensor, factor: float
+    ) -> Common | None:
+        """The common rates, in normalised units; ``lengths`` are 0 for the groups that take no part."""
+        if not self.shrinkage:
+            return None
+        damping = self.internal_damping * factor
+        return common_rates(gradient, hessian, third, lengths, damping, self.solver, self._common)
+
     def _solve(
-        self, gradient: Tensor, hessian: Tensor, third: Tensor, active: Tensor, factor: float
+        self,
+        gradient: Tensor,
+        hessian: Tensor,
+        third: Tensor,
+        active: Tensor,
+        factor: float,
+        common: Common | None,
     ) -> Answer:
-        """The solution over the active groups, proximal term included, in normalised units."""
+        """The solution over the active groups, shrinkage and proximal term included, in normalised units."""
         target, matrix = gradient[active], hessian[active][:, active]
+        curvature = matrix.diagonal().abs()
+        if common is not None:
+            pull = torch.where(common.known, self.shrinkage, 0.0)[active] * curvature
+            matrix = matrix + torch.diag(pull)
+            target = target + pull * common.target.nan_to_num()[active]
         if self.proximal and self._previous is not None:
-            pull = self.proximal * matrix.diagonal().abs()
+            pull = self.proximal * curvature
             matrix = matrix + torch.diag(pull)
             target = target + pull * self._previous[active]
         return self.solver.solve(

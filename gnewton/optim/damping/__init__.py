@@ -6,6 +6,7 @@ from gnewton.optim.damping.controller import DAMPING, INTERNAL_DAMPING, QUANTITI
 from gnewton.optim.damping.geometric import Geometric
 from gnewton.optim.damping.overshoot import Overshoot
 from gnewton.optim.damping.plateau import Plateau
+from gnewton.optim.damping.progress import Progress
 
 __all__ = [
     "DAMPING",
@@ -17,5 +18,6 @@ __all__ = [
     "Geometric",
     "Overshoot",
     "Plateau",
+    "Progress",
     "Site",
 ]

@@ -70,6 +70,9 @@ class Controller(ABC):
         """Which of :data:`QUANTITIES` is moved; None: neither."""
         return None
 
+    def begin(self, damping: float) -> None:  # noqa: B027: most rules have no use for it
+        """Learn what λ_1 the options give, before the first update."""
+
     @abstractmethod
     def settle(self, site: Site) -> Proposal:
         """Move the dampings and choose the rates of an update. Warm-up updates are not shown."""

@@ -82,6 +82,33 @@ class PlateauRecipe(_Moving):
         )
 
 
+@CONTROLLERS.register("progress")
+@dataclass(kw_only=True)
+class ProgressRecipe(ControllerRecipe):
+    """λ_1 by whether the loss on the curvature batches falls."""
+
+    rise: float = option(above=1)
+    fall: float = option(above=0, below=1)
+    highest: float = option(above=0)
+    lowest: float = option(above=0)
+    window: int = option(at_least=4)
+
+    def moves(self) -> str | None:
+        """λ_1."""
+        return "damping"
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The lowest is not above the highest."""
+        if self.lowest > self.highest:
+            yield "lowest", f"must be <= optimizer.controller.highest={self.highest}"
+
+    def build(self) -> Controller:
+        """The rule before its first update."""
+        from gnewton.optim.damping import Progress
+
+        return Progress(self.rise, self.fall, highest=self.highest, lowest=self.lowest, window=self.window)
+
+
 @CONTROLLERS.register("adaptive")
 @dataclass(kw_only=True)
 class AdaptiveRecipe(ControllerRecipe):

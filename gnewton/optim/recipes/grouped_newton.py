@@ -42,6 +42,7 @@ class GroupedNewtonRecipe(MeasuringRecipe):
     rate_median: int | None = option(at_least=2)
     cap: float | None = option(above=0)
     safeguard: bool = option()
+    shrinkage: float = option(at_least=0)
     proximal: float = option(at_least=0)
     normalise: bool = option()
 
@@ -75,6 +76,7 @@ class GroupedNewtonRecipe(MeasuringRecipe):
             cap=self.cap,
             safeguard=self.safeguard,
             controller=self.controller.build(),
+            shrinkage=self.shrinkage,
             proximal=self.proximal,
             averaging=self.averaging.build(),
             normalise=self.normalise,

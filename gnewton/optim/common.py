@@ -1,0 +1,90 @@
+"""One rate for all groups: the minimiser of the model along the whole direction, and the pull towards it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gnewton.optim.solvers import Model, Solver
+
+SPREAD = 8.0
+"""A shrunk rate is within this factor of the common one."""
+
+RISE = 1.3
+"""The common rate rises by no more than this from one update to the next."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """The common rate of each direction.
+
+    Attributes:
+        rates: c_j, one for each of the k directions; NaN: none is known yet.
+        target: c_j of each entry in units of the rates that are solved for, (S·k,), entries j running faster.
+    """
+
+    rates: list[float]
+    target: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """Which entries have one, (S·k,), bool."""
+        return self.target.isfinite()
+
+    def bounded(self, rates: Tensor) -> Tensor:
+        """Rates within a factor of the common one; entries that have none stay."""
+        within = torch.minimum(torch.maximum(rates, self.target / SPREAD), self.target * SPREAD)
+        return torch.where(self.known, within, rates)
+
+
+def common_rates(
+    gradient: Tensor,
+    hessian: Tensor,
+    third: Tensor,
+    lengths: Tensor,
+    internal_damping: float,
+    solver: Solver,
+    previous: list[float],
+) -> Common:
+    """The minimiser over c of the model along η = c n, for each direction.
+
+    Along one line the cubic term is (λ_int/6) c³ ‖Dn‖³, that of a third derivative of ‖Dn‖³.
+
+    Args:
+        gradient, hessian, third: the model, (R,), (R, R), (R,), with R = S·k.
+        lengths: n, which turns a rate in units of the direction into what is solved for, (R,).
+        internal_damping: λ_int.
+        solver: what the rates are solved with.
+        previous: c of the last update by direction; NaN: none.
+
+    Returns:
+        For a direction without minimiser the rate before it; along one that does not descend half of it.
+    """
+    count = len(previous)
+    rates, target = [], torch.full_like(gradient, math.nan)
+    for j, before in enumerate(previous):
+        n = lengths[j::count]
+        slope = gradient[j::count] @ n
+        answer = solver.solve(
+            Model(
+                gradient=slope.view(1),
+                hessian=(n @ hessian[j::count, j::count] @ n).view(1, 1),
+                third=(third[j::count].abs().pow(2 / 3) * n * n).sum().pow(1.5).view(1),
+                internal_damping=internal_damping,
+                nonnegative=False,
+                radius=math.inf,
+            )
+        )
+        rate = float(answer.rates)
+        if slope <= 0:
+            rate = before / 2
+        elif answer.fell_back or rate <= 0:
+            rate = before
+        if math.isfinite(before):
+            rate = min(rate, RISE * before)
+        rates.append(rate)
+        target[j::count] = rate * n
+    return Common(rates, target)

@@ -1,0 +1,108 @@
+"""λ_1 rises while the objective falls, and falls when it does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gnewton.arguments import check_number, check_whole
+from gnewton.errors import InputError
+from gnewton.optim.damping.controller import DAMPING, Controller, Site
+from gnewton.optim.rates import Proposal
+
+LEAST = 4
+"""Objectives that a trend takes; with fewer of them λ_1 rises."""
+
+FALLING, RESTING = -1.0, -0.25
+"""Trends below the first count as progress, above the second as none; between them λ_1 stays."""
+
+
+class Progress(Controller):
+    """Multiplies λ_1 by ``rise`` while the objective falls and by ``fall`` when it has stopped falling.
+
+    Rates measured on their own batch are the minimiser for that batch at λ_1 = 1. At 2 its loss does not fall
+    any more; beyond, the curvature gives way to longer steps, up to a point (docs/method.md, "How far to
+    go"). How far pays is seen from the objective alone: its trend is the slope of the regression line through
+    its last ``window`` values, in units of the standard error of that slope.
+
+    Args:
+        rise: > 1, at a trend below −1.
+        fall: in (0, 1), at a trend above −1/4.
+        highest: λ_1 beyond which it does not rise, unless it begins there.
+        lowest: λ_1 below which it does not fall, unless it begins there; > 0 and at most ``highest``.
+        window: updates the trend is taken over, >= 4.
+
+    Raises:
+        InputError: for a value out of range.
+    """
+
+    def __init__(
+        self,
+        rise: float = 1.2,
+        fall: float = 0.7,
+        *,
+        highest: float = 4.0,
+        lowest: float = 0.1,
+        window: int = 6,
+    ) -> None:
+        super().__init__()
+        check_number("rise", rise, above=1)
+        check_number("fall", fall, above=0, below=1)
+        check_number("highest", highest, above=0)
+        check_number("lowest", lowest, above=0)
+        check_whole("window", window, LEAST)
+        if lowest > highest:
+            raise InputError(f"lowest={lowest}: must be > 0 and <= highest={highest}")
+        self._rise, self._fall = rise, fall
+        self._highest, self._lowest = highest, lowest
+        self._window = window
+        self._values: list[float] = []
+
+    def begin(self, damping: float) -> None:
+        """Turn the bounds on λ_1 into bounds on the factor."""
+        self._highest, self._lowest = max(1.0, self._highest / damping), min(1.0, self._lowest / damping)
+
+    @property
+    def quantity(self) -> str | None:
+        """λ_1."""
+        return DAMPING
+
+    def settle(self, site: Site) -> Proposal:
+        """Take in the objective, move λ_1, then solve."""
+        self._values = [*self._values, site.objective][-self._window :]
+        slope = trend(self._values) if len(self._values) >= LEAST else -math.inf
+        if slope < FALLING:
+            self.damping = min(self._highest, self._rise * self.damping)
+        elif slope > RESTING:
+            self.damping = max(self._lowest, self._fall * self.damping)
+        return site.propose(self.damping, self.internal_damping)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factors and the last objectives."""
+        return {**super().state_dict(), "values": list(self._values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._values = list(state["values"])
+
+
+def trend(values: Sequence[float]) -> float:
+    """The slope of the regression line through three or more equally spaced values, over its standard error.
+
+    0 for values that are all alike or not all finite, ±inf on a line.
+    """
+    count = len(values)
+    if not all(map(math.isfinite, values)):
+        return 0.0
+    middle, mean = (count - 1) / 2, math.fsum(values) / count
+    offsets = [i - middle for i in range(count)]
+    spread = math.fsum(d * d for d in offsets)
+    slope = math.fsum(d * (value - mean) for d, value in zip(offsets, values, strict=True)) / spread
+    rest = math.fsum((value - mean - slope * d) ** 2 for d, value in zip(offsets, values, strict=True)) / (
+        count - 2
+    )
+    if rest == 0:
+        return math.copysign(math.inf, slope) if slope != 0 else 0.0
+    return slope / math.sqrt(rest / spread)
