@@ -208,7 +208,7 @@ class GroupedNewton(BoundOptimizer):
         self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
         self._controller = controller if controller is not None else Progress()
         _check_controller(self._controller, self._rule)
-        self._controller.begin(damping)
+        self._controller.begin(damping, period)
         how: dict[str, Any] = {
             "maximize": maximize,
             "forward": forward,

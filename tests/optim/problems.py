@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnewton.optim.damping import Constant
+
 
 class Quadratic(nn.Module):
     """½ xᵀAx − bᵀx over scalar parameters x_0 … x_(n−1), without data."""
@@ -64,5 +66,11 @@ class Stream:
         return classification(self.count, seed=1000 + self.position)
 
 
-EXACT: dict[str, Any] = {"along": "step", "cap": None, "safeguard": False}
+EXACT: dict[str, Any] = {
+    "along": "step",
+    "cap": None,
+    "safeguard": False,
+    "shrinkage": 0.0,
+    "controller": Constant(),
+}
 """Options of GroupedNewton without what keeps a training safe: the steps are those of the formulas alone."""

@@ -291,8 +291,7 @@ def test_adaptive_compares_model_and_objective(solver: str, decay: float, maximi
         proximal=0.0,
         averaging=NoAveraging(),
         warmup=0,
-        controller=Adaptive(trials=0, slices=7),
-        **EXACT,
+        **{**EXACT, "controller": Adaptive(trials=0, slices=7)},
         maximize=maximize,
         on_update=updates.append,
     )

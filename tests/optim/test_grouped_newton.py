@@ -41,7 +41,7 @@ BARE: dict[str, Any] = {
     "averaging": NoAveraging(),
     "warmup": 0,
 }
-PLAIN: dict[str, Any] = {"proximal": 0.0, "averaging": NoAveraging(), "warmup": 0}
+PLAIN: dict[str, Any] = {"shrinkage": 0.0, "proximal": 0.0, "averaging": NoAveraging(), "warmup": 0}
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
 
 

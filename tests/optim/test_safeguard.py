@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gnewton import GroupedNewton
 from gnewton.errors import OutOfMemory
 from gnewton.optim.records import RateUpdate
+from gnewton.optim.damping import Constant
 from gnewton.optim.safeguard import FALL, WINDOW, Safeguard
 from gnewton.summary.result import SummaryError
 from tests.optim.problems import classification, tanh_net
@@ -103,7 +104,7 @@ def trained(steps: int, **options: Any) -> tuple[nn.Module, GroupedNewton, list[
 
 
 def test_parameters_that_were_thrown_away_come_back() -> None:
-    model, optimizer, updates = trained(30)
+    model, optimizer, updates = trained(30, controller=Constant())
     guard = optimizer._safeguard
     assert guard is not None
     assert guard.kept is not None

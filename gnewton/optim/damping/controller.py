@@ -70,8 +70,8 @@ class Controller(ABC):
         """Which of :data:`QUANTITIES` is moved; None: neither."""
         return None
 
-    def begin(self, damping: float) -> None:  # noqa: B027: most rules have no use for it
-        """Learn what λ_1 the options give, before the first update."""
+    def begin(self, damping: float, period: int) -> None:  # noqa: B027 - most rules have no use for it
+        """Learn λ_1 as the options give it, and how many steps lie between two updates."""
 
     @abstractmethod
     def settle(self, site: Site) -> Proposal:

@@ -12,7 +12,10 @@ from gnewton.optim.damping.controller import DAMPING, Controller, Site
 from gnewton.optim.rates import Proposal
 
 LEAST = 4
-"""Objectives that a trend takes; with fewer of them λ_1 rises."""
+"""Values that a trend takes; with fewer of them λ_1 rises."""
+
+STEPS = 10
+"""Training steps that make one value, where updates are closer together than that: their objectives' mean."""
 
 FALLING, RESTING = -1.0, -0.25
 """Trends below the first count as progress, above the second as none; between them λ_1 stays."""
@@ -24,14 +27,15 @@ class Progress(Controller):
     Rates measured on their own batch are the minimiser for that batch at λ_1 = 1. At 2 its loss does not fall
     any more; beyond, the curvature gives way to longer steps, up to a point (docs/method.md, "How far to
     go"). How far pays is seen from the objective alone: its trend is the slope of the regression line through
-    its last ``window`` values, in units of the standard error of that slope.
+    its last ``window`` values, in units of the standard error of that slope. A value is the objective at an
+    update, or its mean over ten steps where updates are closer together.
 
     Args:
         rise: > 1, at a trend below −1.
         fall: in (0, 1), at a trend above −1/4.
         highest: λ_1 beyond which it does not rise, unless it begins there.
         lowest: λ_1 below which it does not fall, unless it begins there; > 0 and at most ``highest``.
-        window: updates the trend is taken over, >= 4.
+        window: values the trend is taken over, >= 4.
 
     Raises:
         InputError: for a value out of range.
@@ -57,11 +61,14 @@ class Progress(Controller):
         self._rise, self._fall = rise, fall
         self._highest, self._lowest = highest, lowest
         self._window = window
+        self._share = 1  # updates that make one value
+        self._recent: list[float] = []
         self._values: list[float] = []
 
-    def begin(self, damping: float) -> None:
-        """Turn the bounds on λ_1 into bounds on the factor."""
+    def begin(self, damping: float, period: int) -> None:
+        """Turn the bounds on λ_1 into bounds on the factor, and steps into updates."""
         self._highest, self._lowest = max(1.0, self._highest / damping), min(1.0, self._lowest / damping)
+        self._share = math.ceil(STEPS / period)
 
     @property
     def quantity(self) -> str | None:
@@ -69,23 +76,28 @@ class Progress(Controller):
         return DAMPING
 
     def settle(self, site: Site) -> Proposal:
-        """Take in the objective, move λ_1, then solve."""
-        self._values = [*self._values, site.objective][-self._window :]
-        slope = trend(self._values) if len(self._values) >= LEAST else -math.inf
-        if slope < FALLING:
-            self.damping = min(self._highest, self._rise * self.damping)
-        elif slope > RESTING:
-            self.damping = max(self._lowest, self._fall * self.damping)
+        """Take in the objective, move λ_1 if there is a new value, then solve."""
+        self._recent.append(site.objective)
+        if len(self._recent) == self._share:
+            self._values = [*self._values, math.fsum(self._recent) / self._share][-self._window :]
+            self._recent = []
+            self._move(trend(self._values) if len(self._values) >= LEAST else -math.inf)
         return site.propose(self.damping, self.internal_damping)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors and the last objectives."""
-        return {**super().state_dict(), "values": list(self._values)}
+        """The factors, the last values, and the objectives of the next."""
+        return {**super().state_dict(), "values": list(self._values), "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
-        self._values = list(state["values"])
+        self._values, self._recent = list(state["values"]), list(state["recent"])
+
+    def _move(self, slope: float) -> None:
+        if slope < FALLING:
+            self.damping = min(self._highest, self._rise * self.damping)
+        elif slope > RESTING:
+            self.damping = max(self._lowest, self._fall * self.damping)
 
 
 def trend(values: Sequence[float]) -> float:
