@@ -1,0 +1,133 @@
+"""The common rate of all groups, and the pull of the rates towards it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from gnewton.errors import InputError
+from gnewton.optim.averaging import NoAveraging
+from gnewton.optim.common import RISE, SPREAD, Common, common_rates
+from gnewton.optim.rates import RateRule
+from gnewton.optim.solvers import SOLVERS, parse_solver
+
+
+def model(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ḡ, H̄ > 0, D3 and lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    hessian = root @ root.T + 0.1 * torch.eye(size, dtype=torch.float64)
+    gradient, third = (torch.randn(2, size, generator=generator, dtype=torch.float64)).unbind()
+    lengths = 10 ** torch.randn(size, generator=generator, dtype=torch.float64)
+    return gradient.abs(), hessian, third, lengths
+
+
+def shared(
+    *parts: Tensor, damping: float = 0.7, solver: str = "cubic", previous: Any = (math.nan,)
+) -> Common:
+    return common_rates(*parts, damping, parse_solver(solver), list(previous))
+
+
+@pytest.mark.parametrize("solver", ["cubic", "ridge"])
+@pytest.mark.parametrize("seed", range(5))
+def test_it_minimises_the_model_along_the_whole_direction(solver: str, seed: int) -> None:
+    gradient, hessian, third, n = model(6, seed)
+
+    def value(c: float) -> float:
+        flat = -c * gradient @ n + c * c / 2 * n @ hessian @ n
+        if solver == "ridge":
+            return float(flat + 0.7 * c * c / 2 * abs(n @ hessian @ n))
+        return float(flat + 0.7 / 6 * (third.abs() ** (1 / 3) * c * n).norm() ** 3)
+
+    rate = shared(gradient, hessian, third, n, solver=solver).rates[0]
+    best = minimize_scalar(value, bounds=(0, 10 * rate), method="bounded", options={"xatol": 1e-12 * rate})
+    assert rate == pytest.approx(best.x, rel=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_group_has_the_rate_that_is_solved_for(solver: str) -> None:
+    parts = model(1, 0)
+    rule = RateRule(1, solver=solver, shrinkage=0.0)
+    average = rule.observe(*parts)
+    rate = rule.propose(average, parts[3]).solved.rates
+    common = shared(*(parts[0] / parts[3], parts[1] / parts[3] ** 2, parts[2] / parts[3] ** 3, parts[3]),
+                    damping=1.0, solver=solver)  # fmt: skip
+    assert common.rates[0] == pytest.approx(float(rate), rel=1e-9)
+
+
+def test_without_a_minimiser_the_rate_before_stays() -> None:
+    gradient, hessian, _, n = model(4, 1)
+    parts = gradient, -hessian, torch.zeros(4, dtype=torch.float64), n
+    assert math.isnan(shared(*parts).rates[0])
+    assert not shared(*parts).known.any()
+    assert shared(*parts, previous=[0.3]).rates == [0.3]
+    rates = torch.tensor([1.0, -2.0, 3.0, 0.0], dtype=torch.float64)
+    assert torch.equal(shared(*parts).bounded(rates), rates)
+
+
+def test_it_halves_along_what_does_not_descend() -> None:
+    gradient, hessian, third, n = model(4, 2)
+    assert shared(-gradient, hessian, third, n, previous=[0.3]).rates == [0.15]
+
+
+def test_it_rises_slowly_and_falls_at_once() -> None:
+    parts = model(4, 3)
+    free = shared(*parts).rates[0]
+    assert shared(*parts, previous=[free / 100]).rates[0] == pytest.approx(RISE * free / 100)
+    assert shared(*parts, previous=[100 * free]).rates[0] == free
+
+
+def test_each_direction_has_its_own() -> None:
+    gradient, hessian, third, n = model(6, 4)
+    both = shared(gradient, hessian, third, n, previous=[math.nan] * 2)
+    for j in range(2):
+        alone = shared(gradient[j::2], hessian[j::2, j::2], third[j::2], n[j::2])
+        assert both.rates[j] == pytest.approx(alone.rates[0], rel=1e-12)
+        assert torch.allclose(both.target[j::2], both.rates[j] * n[j::2])
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 1e9])
+def test_the_pull(weight: float) -> None:
+    """Against (H̄ + τ diag H̄) η = ḡ + τ diag(H̄) c, and no rate leaves its bounds."""
+    gradient, hessian, third, n = model(5, 5)
+    rule = RateRule(5, internal_damping=0.0, shrinkage=weight, averaging=NoAveraging(), negative_rates="keep")
+    proposal = rule.propose(rule.observe(gradient, hessian, third, n), n)
+    c = float(gradient.sum() / hessian.sum())
+    pull = weight * torch.diag(hessian.diagonal())
+    free = torch.linalg.solve(hessian + pull, gradient + pull @ torch.full_like(n, c))
+    assert torch.allclose(proposal.solved.rates, free.clamp(c / SPREAD, c * SPREAD), rtol=1e-7)
+    assert proposal.common == pytest.approx([c])
+    if weight > 1e3:
+        assert torch.allclose(proposal.solved.rates, torch.full_like(n, c), rtol=1e-3)
+
+
+def test_groups_that_take_no_part_stay_at_zero() -> None:
+    gradient, hessian, third, n = model(5, 6)
+    silent = torch.tensor([False, True, False, False, False])
+    n[3] = 0.0
+    rule = RateRule(5, shrinkage=1.0)
+    solved = rule.propose(rule.observe(gradient, hessian, third, n), n, silent=silent).solved
+    assert (solved.rates > 0).tolist() == [True, False, True, False, True]
+
+
+def test_a_restored_rule_goes_on() -> None:
+    rule, other = RateRule(4, shrinkage=1.0), RateRule(4, shrinkage=1.0)
+    for seed in range(3):
+        parts = model(4, seed)
+        rule.commit(rule.propose(rule.observe(*parts), parts[3]))
+    other.load_state_dict(rule.state_dict())
+    parts = model(4, 7)
+    ends = [each.propose(each.observe(*parts), parts[3]).solved.rates for each in (rule, other)]
+    assert torch.equal(*ends)
+    rule.restart(5)
+    assert all(map(math.isnan, rule._common))
+
+
+def test_bad_weights_are_refused() -> None:
+    with pytest.raises(InputError, match="shrinkage=-1.0: must be a finite number >= 0"):
+        RateRule(3, shrinkage=-1.0)

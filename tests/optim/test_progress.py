@@ -1,0 +1,131 @@
+"""λ_1 that rises while the objective falls: the trend against statistics, the rule on made-up objectives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import linregress
+from torch import nn
+
+from gnewton import GroupedNewton
+from gnewton.errors import InputError
+from gnewton.optim.damping import Progress
+from gnewton.optim.damping.progress import trend
+from gnewton.optim.records import RateUpdate
+from tests.optim.problems import classification, tanh_net
+from tests.optim.test_damping import Update
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_trend_is_the_statistic_of_the_slope(seed: int) -> None:
+    values = torch.randn(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+    fit = linregress(range(8), values)
+    assert trend(values) == pytest.approx(fit.slope / fit.stderr, rel=1e-10)
+
+
+def test_trends_without_scatter() -> None:
+    assert trend([3.0, 2.0, 1.0, 0.0]) == -math.inf
+    assert trend([1.0, 2.0, 3.0, 4.0]) == math.inf
+    assert trend([1.0] * 5) == 0.0
+    assert trend([1.0, math.nan, 1.0, 0.0]) == 0.0
+    assert trend([1.0, math.inf, 1.0, 0.0]) == 0.0
+
+
+def follow(rule: Progress, objectives: list[float]) -> list[float]:
+    for objective in objectives:
+        rule.settle(Update(objective=objective))
+    return [rule.damping]
+
+
+def test_it_rises_while_the_objective_falls_and_falls_when_it_rests() -> None:
+    rule = Progress(2.0, 0.5, highest=100.0, lowest=0.01, window=4)
+    rule.begin(1.0, 10)
+    assert follow(rule, [9.0, 8.0, 7.0]) == [8.0]
+    assert follow(rule, [6.0]) == [16.0]
+    assert follow(rule, [7.5]) == [16.0], "a trend between the two thresholds"
+    assert follow(rule, [8.0, 9.0]) == [4.0], "6, 7.5, 8, 9 rises"
+
+
+@pytest.mark.parametrize("damping", [0.3, 1.0, 3.0, 30.0])
+def test_the_bounds_are_those_of_the_damping_itself(damping: float) -> None:
+    up, down = Progress(), Progress()
+    up.begin(damping, 10)
+    down.begin(damping, 10)
+    follow(up, [float(-k) for k in range(100)])
+    follow(down, [0.0] * 100)
+    assert up.damping * damping == pytest.approx(max(4.0, damping))
+    assert down.damping * damping == pytest.approx(min(0.1, damping))
+
+
+@pytest.mark.parametrize(("period", "updates"), [(1, 10), (3, 4), (7, 2), (10, 1), (100, 1)])
+def test_a_value_is_the_mean_of_ten_steps(period: int, updates: int) -> None:
+    rule = Progress(2.0, 0.5, highest=1e9)
+    rule.begin(1.0, period)
+    follow(rule, [0.0] * (updates - 1))
+    assert rule.damping == 1.0
+    follow(rule, [float(updates)])
+    assert (rule.damping, rule._values) == (2.0, [1.0])
+
+
+def test_a_restored_rule_goes_on() -> None:
+    rule, other = Progress(), Progress()
+    for each in (rule, other):
+        each.begin(1.0, 3)
+    follow(rule, [5.0, 4.0, 4.5, 3.0, 3.5, 2.0] * 4)
+    other.load_state_dict(rule.state_dict())
+    rest = [2.0, 2.5, 3.0] * 9
+    assert follow(rule, rest) == follow(other, rest)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rise": 1.0}, "rise=1.0: must be a finite number > 1"),
+        ({"fall": 1.0}, "fall=1.0: must be a finite number > 0 and < 1"),
+        ({"highest": 0.0}, "highest=0.0: must be a finite number > 0"),
+        ({"lowest": 5.0}, "lowest=5.0: must be > 0 and <= highest=4.0"),
+        ({"window": 3}, "window=3: must be an integer >= 4"),
+    ],
+)
+def test_bad_values_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Progress(**options)
+
+
+def test_it_is_what_an_optimizer_has_by_default() -> None:
+    model, updates = tanh_net(), list[RateUpdate]()
+    optimizer = GroupedNewton(model, F.cross_entropy, on_update=updates.append, period=1)
+    batch = classification(60)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimizer.step(batch=batch)
+    assert updates[0].damping == [1.0] * 6
+    assert updates[-1].damping[0] == pytest.approx(1.2**6)
+
+
+def test_where_no_summary_is_finite_the_first_radius_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """torch's second derivative of a distance is NaN where two points coincide."""
+    model = nn.Linear(4, 2).double()
+    inputs = classification(20)[0]
+
+    def loss_fn(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (torch.cdist(outputs, outputs) - torch.cdist(targets, targets)).square().mean()
+
+    optimizer = GroupedNewton(model, loss_fn)
+    targets = inputs[:, :2] * 3
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = loss_fn(model(inputs), targets)
+        loss.backward()
+        before = model.weight.detach().clone()
+        optimizer.step(batch=(inputs, targets))
+        assert (model.weight - before).norm() <= 0.0101 * before.norm()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert caplog.text.count("a summary that is not finite") == 1
