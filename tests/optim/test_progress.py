@@ -46,8 +46,19 @@ def test_it_rises_while_the_objective_falls_and_falls_when_it_rests() -> None:
     rule.begin(1.0, 10)
     assert follow(rule, [9.0, 8.0, 7.0]) == [8.0]
     assert follow(rule, [6.0]) == [16.0]
-    assert follow(rule, [7.5]) == [16.0], "a trend between the two thresholds"
-    assert follow(rule, [8.0, 9.0]) == [4.0], "6, 7.5, 8, 9 rises"
+    assert trend([8.0, 7.0, 6.0, 7.0]) == pytest.approx(-1.265, abs=1e-3)
+    assert follow(rule, [7.0]) == [16.0], "a trend between the two thresholds"
+    assert follow(rule, [8.0, 9.0]) == [4.0]
+
+
+def test_the_window_grows_and_the_steps_shrink_with_it() -> None:
+    rule = Progress(2.0, 0.5, highest=1e9, window=4)
+    rule.begin(1.0, 10)
+    follow(rule, [float(-k) for k in range(23)])
+    before = rule.damping
+    follow(rule, [-23.0])
+    assert rule._values == [float(-k) for k in range(16, 24)], "a third of 24"
+    assert rule.damping / before == pytest.approx(2.0 ** (4 / 8))
 
 
 @pytest.mark.parametrize("damping", [0.3, 1.0, 3.0, 30.0])
@@ -58,7 +69,7 @@ def test_the_bounds_are_those_of_the_damping_itself(damping: float) -> None:
     follow(up, [float(-k) for k in range(100)])
     follow(down, [0.0] * 100)
     assert up.damping * damping == pytest.approx(max(4.0, damping))
-    assert down.damping * damping == pytest.approx(min(0.1, damping))
+    assert down.damping * damping == pytest.approx(min(0.3, damping))
 
 
 @pytest.mark.parametrize(("period", "updates"), [(1, 10), (3, 4), (7, 2), (10, 1), (100, 1)])

@@ -14,10 +14,13 @@ from gnewton.optim.rates import Proposal
 LEAST = 4
 """Values that a trend takes; with fewer of them λ_1 rises."""
 
+SHARE = 3
+"""The trend is taken over one in so many of all values so far, once these are more than the window."""
+
 STEPS = 10
 """Training steps that make one value, where updates are closer together than that: their objectives' mean."""
 
-FALLING, RESTING = -1.0, -0.25
+FALLING, RESTING = -2.0, -0.7
 """Trends below the first count as progress, above the second as none; between them λ_1 stays."""
 
 
@@ -31,11 +34,12 @@ class Progress(Controller):
     update, or its mean over ten steps where updates are closer together.
 
     Args:
-        rise: > 1, at a trend below −1.
-        fall: in (0, 1), at a trend above −1/4.
+        rise: > 1, at a trend below −2.
+        fall: in (0, 1), at a trend above −0.7.
         highest: λ_1 beyond which it does not rise, unless it begins there.
         lowest: λ_1 below which it does not fall, unless it begins there; > 0 and at most ``highest``.
-        window: values the trend is taken over, >= 4.
+        window: values the trend is taken over, >= 4; a third of all values so far, once that is more. As it
+            grows, λ_1 moves by the same factors for a window as a whole, hence more and more slowly.
 
     Raises:
         InputError: for a value out of range.
@@ -44,10 +48,10 @@ class Progress(Controller):
     def __init__(
         self,
         rise: float = 1.2,
-        fall: float = 0.7,
+        fall: float = 0.85,
         *,
         highest: float = 4.0,
-        lowest: float = 0.1,
+        lowest: float = 0.3,
         window: int = 6,
     ) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class Progress(Controller):
         self._highest, self._lowest = highest, lowest
         self._window = window
         self._share = 1  # updates that make one value
+        self._count = 0
         self._recent: list[float] = []
         self._values: list[float] = []
 
@@ -79,25 +84,35 @@ class Progress(Controller):
         """Take in the objective, move λ_1 if there is a new value, then solve."""
         self._recent.append(site.objective)
         if len(self._recent) == self._share:
-            self._values = [*self._values, math.fsum(self._recent) / self._share][-self._window :]
+            self._count += 1
+            window = max(self._window, self._count // SHARE)
+            self._values = [*self._values, math.fsum(self._recent) / self._share][-window:]
             self._recent = []
-            self._move(trend(self._values) if len(self._values) >= LEAST else -math.inf)
+            self._move(
+                trend(self._values) if len(self._values) >= LEAST else -math.inf, self._window / window
+            )
         return site.propose(self.damping, self.internal_damping)
 
     def state_dict(self) -> dict[str, Any]:
         """The factors, the last values, and the objectives of the next."""
-        return {**super().state_dict(), "values": list(self._values), "recent": list(self._recent)}
+        return {
+            **super().state_dict(),
+            "values": list(self._values),
+            "recent": list(self._recent),
+            "count": self._count,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._values, self._recent = list(state["values"]), list(state["recent"])
+        self._count = state["count"]
 
-    def _move(self, slope: float) -> None:
+    def _move(self, slope: float, power: float) -> None:
         if slope < FALLING:
-            self.damping = min(self._highest, self._rise * self.damping)
+            self.damping = min(self._highest, self._rise**power * self.damping)
         elif slope > RESTING:
-            self.damping = max(self._lowest, self._fall * self.damping)
+            self.damping = max(self._lowest, self._fall**power * self.damping)
 
 
 def trend(values: Sequence[float]) -> float:
