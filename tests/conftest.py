@@ -49,6 +49,12 @@ def _forks_may_differentiate() -> None:
     torch.ones((), requires_grad=True).backward()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_compiled_code(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A folder of this process alone: one that is killed, as some are here, leaves parts of files behind."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """The same random streams for every test, and one thread once torch is there."""
