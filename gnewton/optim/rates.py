@@ -251,7 +251,7 @@ class RateRule:
             "unclipped": self._unclipped,
             "previous": self._previous,
             "accepted": self._accepted,
-            "common": list(self._common),
+            "common": [rate if math.isfinite(rate) else None for rate in self._common],
             "median": None if self._median is None else self._median.state_dict(),
         }
 
@@ -259,7 +259,8 @@ class RateRule:
         """Restore what :meth:`state_dict` returned."""
         self.averaging.load_state_dict(state["averaging"])
         self._unclipped, self._previous = state["unclipped"], state["previous"]
-        self._accepted, self._common = state["accepted"], list(state["common"])
+        self._accepted = state["accepted"]
+        self._common = [math.nan if rate is None else rate for rate in state["common"]]
         if self._median is not None and state["median"] is not None:
             self._median.load_state_dict(state["median"])
 

@@ -1,0 +1,98 @@
+"""Whatever the network: no exception, nothing that is not finite, no loss far above the first."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gnewton import GroupedNewton
+from gnewton.optim.kfac import KFAC
+
+STEPS = 40
+ACTIVATIONS = (nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.LeakyReLU)
+NORMALISATIONS = (nn.BatchNorm1d, nn.LayerNorm, partial(nn.GroupNorm, 2), None)
+LOSSES = (F.cross_entropy, "mse", "l1")
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> nn.Module:
+    """Dense networks of one to five layers, with normalisations before or after the activation."""
+    torch.manual_seed(draw(st.integers(0, 10_000)))
+    layers: list[nn.Module] = []
+    width = 6
+    for _ in range(draw(st.integers(0, 4))):
+        new = draw(st.sampled_from((4, 8, 12)))
+        layers.append(nn.Linear(width, new, bias=draw(st.booleans())))
+        normalisation = draw(st.sampled_from(NORMALISATIONS))
+        rest = [draw(st.sampled_from(ACTIVATIONS))()]
+        if normalisation is not None:
+            rest.insert(draw(st.integers(0, 1)), normalisation(new))
+        layers += rest
+        width = new
+    model = nn.Sequential(*layers, nn.Linear(width, 3))
+    gain = draw(st.sampled_from((0.1, 1.0, 1.0, 3.0, 10.0)))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(gain)
+    if draw(st.integers(0, 4)) == 0:
+        model.register_parameter("unused", nn.Parameter(torch.randn(3)))
+    return model
+
+
+def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
+    """What the optimizer is built with."""
+    sgd = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
+    directions = {
+        "adam": partial(torch.optim.Adam, lr=1.0),
+        "adamw": partial(torch.optim.AdamW, lr=1.0),
+        "sgd": sgd,
+        "average": partial(sgd, dampening=0.9),
+        "kfac": lambda named: KFAC(model, params=named, lr=1.0),
+    }
+    names = [name for name in directions if name != "kfac" or not hasattr(model, "unused")]
+    return {
+        "direction": directions[draw(st.sampled_from(names))],
+        "damping": draw(st.sampled_from((0.3, 1.0, 3.0))),
+        "period": draw(st.sampled_from((1, 3, 10))),
+        "solver": draw(st.sampled_from(("cubic", "cubic_diagonal", "ridge"))),
+    }
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_a_training_goes_down_and_never_far_up(data: st.DataObject) -> None:
+    logging.getLogger("gnewton").setLevel(logging.ERROR)
+    model = data.draw(networks())
+    loss = data.draw(st.sampled_from(LOSSES))
+    inputs = torch.randn(96, 6) * data.draw(st.sampled_from((0.1, 1.0, 10.0)))
+    labels = inputs[:, :3].argmax(1)
+
+    def loss_fn(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if loss == "mse":
+            return F.mse_loss(outputs, F.one_hot(targets, 3).float())
+        if loss == "l1":
+            return F.l1_loss(outputs, F.one_hot(targets, 3).float())
+        return F.cross_entropy(outputs, targets)
+
+    optimizer = GroupedNewton(model, loss_fn, **data.draw(st.composite(options)(model)))
+    losses = []
+    for _ in range(STEPS):
+        chosen = torch.randperm(96)[:32]
+        optimizer.zero_grad()
+        value = loss_fn(model(inputs[chosen]), labels[chosen])
+        value.backward()
+        losses.append(value.item())
+        optimizer.step(batch=(inputs[chosen], labels[chosen]))
+        assert all(rate >= 0 for rate in optimizer.rates)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert max(losses) <= 10 * losses[0]
+    assert sum(losses[-10:]) / 10 <= 1.1 * max(losses[:5])
