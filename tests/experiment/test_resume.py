@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 import signal
+import zipfile
 
 import pytest
 import torch
