@@ -55,7 +55,7 @@ def test_an_override_is_taken_or_refused_in_one_message(names, monkeypatch, tmp_
     codes = []
 
     @settings(
-        max_examples=300,
+        max_examples=150,
         deadline=None,
         derandomize=True,
         database=None,

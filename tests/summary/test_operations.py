@@ -71,6 +71,8 @@ def operations():
         from torch.testing._internal.common_methods_invocations import op_db
     except Exception as error:
         pytest.skip(f"torch's table of operations cannot be imported: {error}")
+    finally:  # that import forbids every later test in this process to set a flag
+        torch.backends.__allow_nonbracketed_mutation_flag = True
     return [op for op in op_db if torch.float64 in op.dtypes and op.supports_autograd]
 
 
