@@ -10,6 +10,7 @@ import sys
 import types
 import unittest
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -68,11 +69,11 @@ def operations():
         stand_in.TestCase = unittest.TestCase  # all that importing the table takes
         sys.modules["expecttest"] = stand_in
     try:
-        from torch.testing._internal.common_methods_invocations import op_db
+        # the import would forbid every later test in this process to set a flag of a backend
+        with mock.patch.object(torch.backends, "disable_global_flags", return_value=None):
+            from torch.testing._internal.common_methods_invocations import op_db
     except Exception as error:
         pytest.skip(f"torch's table of operations cannot be imported: {error}")
-    finally:  # that import forbids every later test in this process to set a flag
-        torch.backends.__allow_nonbracketed_mutation_flag = True
     return [op for op in op_db if torch.float64 in op.dtypes and op.supports_autograd]
 
 
