@@ -26,6 +26,9 @@ from gnewton.experiment.schema import REGISTRIES
 from gnewton.options import did_you_mean, listing, nearest, quoted
 from gnewton.training.settings import TrainerSettings
 
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError, OverflowError, AssertionError)
+"""What composing raises: Hydra lets Python's own errors through, on long numbers and nameless overrides."""
+
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
 
 
@@ -36,7 +39,7 @@ def explained(overrides: Sequence[str]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except REFUSALS as error:
         raise explain(error, overrides) from error
 
 

@@ -10,11 +10,10 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from gnewton.cli.explain import explain
+from gnewton.cli.explain import REFUSALS, explain
 from gnewton.cli.overrides import for_resumed_run, prepared, require_effect
 from gnewton.errors import FULL_ERROR, GnewtonError, InputError, Interrupted
 from gnewton.experiment.locate import config_folder
@@ -62,8 +61,7 @@ def run_hydra(arguments: list[str], task: Task) -> None:
     sys.argv, os.environ[FULL_ERROR] = ["gnewton", *arguments], "1"
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
-        # the last two are what Hydra and OmegaConf let through of Python's own, on numbers that are too long
+    except REFUSALS as error:
         if asked == "1" or error in defects:
             raise
         raise explain(error, arguments) from error
