@@ -43,7 +43,7 @@ from gnewton.training.world import World, join_world
 
 log = logging.getLogger("gnewton")
 
-CHECKPOINT_FORMAT = "5"
+CHECKPOINT_FORMAT = "6"
 """Changes with what a checkpoint holds: one of another format cannot be continued."""
 
 _STATUS = {Diverged: "diverged", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}

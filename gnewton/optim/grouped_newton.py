@@ -508,14 +508,12 @@ class GroupedNewton(BoundOptimizer):
         last = measured[-1]
         if solved.status == INVALID:
             self._warn("a summary that is not finite leaves the rates in force as they are")
-            self._start(last)
-            return solved
+            return self._start(solved, last)
         self._put_in_force(solved.rates.tolist())
         lengths = solved.rates.abs() * torch.tensor(self._damped(), dtype=torch.float64) * last.norms
         capped = 0
         if self._trust is not None:
-            trusted = self._trust.lengths(last.sizes, bounded=not solved.fell_back)
-            trusted = per_entry(trusted, len(self._directions.labels))
+            trusted = self._trusted(self._trust, last, bounded=not solved.fell_back)
             capped = int((lengths > trusted).sum())
             lengths = torch.minimum(lengths, trusted)
             self._trust.grow(self._period)
@@ -523,16 +521,21 @@ class GroupedNewton(BoundOptimizer):
         self._reference = None if self._fresh else self._directions.weights()
         return replace(solved, capped=capped)
 
-    def _start(self, measured: Measured) -> None:
+    def _start(self, solved: Solved, measured: Measured) -> Solved:
         """Where no summary has been finite yet, steps as long as the first trust radius."""
         lengths = measured.norms
         if self._trust is None or self._limits is not None or not bool(lengths.isfinite().all()):
-            return
-        trusted = self._trust.lengths(measured.sizes, bounded=False)
-        trusted = torch.where(lengths > 0, per_entry(trusted, len(self._directions.labels)), 0.0)
+            return solved
+        trusted = torch.where(lengths > 0, self._trusted(self._trust, measured, bounded=False), 0.0)
         rates = trusted / lengths.clamp(min=torch.finfo(torch.float64).tiny)
-        self._put_in_force((rates / torch.tensor(self._damped(), dtype=torch.float64)).tolist())
+        rates = rates / torch.tensor(self._damped(), dtype=torch.float64)
+        self._put_in_force(rates.tolist())
         self._limits = trusted.to(self._withheld.device)
+        return replace(solved, rates=rates)
+
+    def _trusted(self, trust: TrustRadius, measured: Measured, *, bounded: bool) -> Tensor:
+        """The longest step of each entry."""
+        return per_entry(trust.lengths(measured.sizes, bounded=bounded), len(self._directions.labels))
 
     def _plan(self) -> Plan:
         """The step to take: rates, limits, and what a unit of a rate is worth by now."""

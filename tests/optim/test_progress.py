@@ -35,6 +35,13 @@ def test_trends_without_scatter() -> None:
     assert trend([1.0, math.inf, 1.0, 0.0]) == 0.0
 
 
+@pytest.mark.parametrize("power", [-600, 600])
+def test_a_trend_has_no_scale(power: int) -> None:
+    """The squares of such losses are no floats."""
+    values = [3.0, 1.0, 2.0, 0.5]
+    assert trend([math.ldexp(value, power) for value in values]) == trend(values)
+
+
 def follow(rule: Progress, objectives: list[float]) -> list[float]:
     for objective in objectives:
         rule.settle(Update(objective=objective))
@@ -127,7 +134,8 @@ def test_where_no_summary_is_finite_the_first_radius_is_gone(caplog: pytest.LogC
     def loss_fn(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (torch.cdist(outputs, outputs) - torch.cdist(targets, targets)).square().mean()
 
-    optimizer = GroupedNewton(model, loss_fn)
+    updates = list[RateUpdate]()
+    optimizer = GroupedNewton(model, loss_fn, on_update=updates.append)
     targets = inputs[:, :2] * 3
     losses = []
     for _ in range(100):
@@ -140,3 +148,4 @@ def test_where_no_summary_is_finite_the_first_radius_is_gone(caplog: pytest.LogC
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert caplog.text.count("a summary that is not finite") == 1
+    assert updates[0].solved.rates.tolist() == [group["rate"] for group in optimizer.param_groups]

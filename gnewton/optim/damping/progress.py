@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,14 +66,15 @@ class Progress(Controller):
         self._rise, self._fall = rise, fall
         self._highest, self._lowest = highest, lowest
         self._window = window
+        self._initial = 1.0  # λ_1 as the options give it
         self._share = 1  # updates that make one value
         self._count = 0
         self._recent: list[float] = []
         self._values: list[float] = []
 
     def begin(self, damping: float, period: int) -> None:
-        """Turn the bounds on λ_1 into bounds on the factor, and steps into updates."""
-        self._highest, self._lowest = max(1.0, self._highest / damping), min(1.0, self._lowest / damping)
+        """Keep what the bounds on λ_1 are bounds on the factor with, and turn steps into updates."""
+        self._initial = damping
         self._share = math.ceil(STEPS / period)
 
     @property
@@ -110,9 +112,9 @@ class Progress(Controller):
 
     def _move(self, slope: float, power: float) -> None:
         if slope < FALLING:
-            self.damping = min(self._highest, self._rise**power * self.damping)
+            self.damping = min(max(1.0, self._highest / self._initial), self._rise**power * self.damping)
         elif slope > RESTING:
-            self.damping = max(self._lowest, self._fall**power * self.damping)
+            self.damping = max(min(1.0, self._lowest / self._initial), self._fall**power * self.damping)
 
 
 def trend(values: Sequence[float]) -> float:
@@ -120,16 +122,13 @@ def trend(values: Sequence[float]) -> float:
 
     0 for values that are all alike or not all finite, ±inf on a line.
     """
-    count = len(values)
-    if not all(map(math.isfinite, values)):
+    if not all(map(math.isfinite, values)) or min(values) == max(values):
         return 0.0
-    middle, mean = (count - 1) / 2, math.fsum(values) / count
-    offsets = [i - middle for i in range(count)]
-    spread = math.fsum(d * d for d in offsets)
-    slope = math.fsum(d * (value - mean) for d, value in zip(offsets, values, strict=True)) / spread
-    rest = math.fsum((value - mean - slope * d) ** 2 for d, value in zip(offsets, values, strict=True)) / (
-        count - 2
-    )
-    if rest == 0:
-        return math.copysign(math.inf, slope) if slope != 0 else 0.0
-    return slope / math.sqrt(rest / spread)
+    # the squares of very large and very small losses are no floats; a power of two changes nothing else
+    exponent = math.frexp(max(map(abs, values)))[1]
+    scaled = [math.ldexp(value, -exponent) for value in values]
+    correlation = statistics.correlation(range(len(scaled)), scaled)
+    rest = 1 - correlation**2
+    if rest <= 0:
+        return math.copysign(math.inf, correlation)
+    return correlation * math.sqrt((len(scaled) - 2) / rest)
