@@ -36,7 +36,7 @@ class Common:
 
     def bounded(self, rates: Tensor) -> Tensor:
         """Rates within a factor of the common one; entries that have none stay."""
-        within = torch.minimum(torch.maximum(rates, self.target / SPREAD), self.target * SPREAD)
+        within = rates.clamp(min=self.target / SPREAD, max=self.target * SPREAD)
         return torch.where(self.known, within, rates)
 
 

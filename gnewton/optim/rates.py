@@ -293,14 +293,16 @@ class RateRule:
         """The solution over the active groups, shrinkage and proximal term included, in normalised units."""
         target, matrix = gradient[active], hessian[active][:, active]
         curvature = matrix.diagonal().abs()
+        pulls: list[tuple[Tensor | float, Tensor]] = []  # weights, and the rates they pull towards
         if common is not None:
-            pull = torch.where(common.known, self.shrinkage, 0.0)[active] * curvature
-            matrix = matrix + torch.diag(pull)
-            target = target + pull * common.target.nan_to_num()[active]
+            weights = torch.where(common.known, self.shrinkage, 0.0)[active]
+            pulls.append((weights, common.target.nan_to_num()[active]))
         if self.proximal and self._previous is not None:
-            pull = self.proximal * curvature
+            pulls.append((self.proximal, self._previous[active]))
+        for weight, towards in pulls:
+            pull = weight * curvature
             matrix = matrix + torch.diag(pull)
-            target = target + pull * self._previous[active]
+            target = target + pull * towards
         return self.solver.solve(
             Model(
                 gradient=target,
