@@ -100,10 +100,11 @@ def fork(
     started = time.perf_counter()
     child = os.fork()
     if child == 0:
+        code = 70
         try:
-            _become(arguments, folder, said, before)
-        finally:  # a signal that arrives while it ends must not let the fork go on as its parent
-            os._exit(71)
+            code = _become(arguments, folder, said, before)
+        finally:  # whatever is raised, a full disk or a late signal, the fork must not go on as its parent
+            os._exit(code)
     if after is not None:
         time.sleep(after)
         os.kill(child, number)
@@ -137,7 +138,7 @@ def _wait(child: int) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable[[], object]) -> None:
+def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable[[], object]) -> int:
     code = 70
     try:
         descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -152,10 +153,9 @@ def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable
         code = _main(arguments)
     except BaseException:
         traceback.print_exc()
-    finally:
-        with suppress(OSError):  # of a disk that is full
-            sys.stderr.flush()
-        os._exit(code)
+    with suppress(OSError):  # of a disk that is full
+        sys.stderr.flush()
+    return code
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -11,9 +11,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +19,7 @@ import yaml
 
 from gnewton import GroupedNewton
 from gnewton.optim.kfac import KFAC
-from scripts.zoo.tasks import TASKS, Task
-
-DIRECTIONS: dict[str, Callable[[Task], Any]] = {
-    "average": lambda task: partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9),
-    "sgd": lambda task: partial(torch.optim.SGD, lr=1.0, momentum=0.9),
-    "gradient": lambda task: partial(torch.optim.SGD, lr=1.0),
-    "adam": lambda task: partial(torch.optim.Adam, lr=1.0),
-    "adamw": lambda task: partial(torch.optim.AdamW, lr=1.0),
-    "kfac": lambda task: lambda named: KFAC(task.model, params=named, lr=1.0),
-}
+from scripts.zoo.tasks import TASKS
 
 
 def run(name: str, seed: int, options: dict[str, Any], adam: float | None, steps: int) -> dict[str, Any]:
@@ -46,9 +35,8 @@ def run(name: str, seed: int, options: dict[str, Any], adam: float | None, steps
             optimizer: Any = torch.optim.Adam(task.model.parameters(), lr=adam)
         else:
             options = dict(options)
-            direction = options.pop("direction", None)
-            if direction is not None:
-                options["direction"] = DIRECTIONS[direction](task)
+            if options.get("direction") == "kfac":  # the others go by their names
+                options["direction"] = lambda named: KFAC(task.model, params=named, lr=1.0)
             optimizer = GroupedNewton(task.model, task.loss_fn, **options)
         for _ in range(steps):
             chosen = torch.randperm(len(task.inputs))[: task.batch]

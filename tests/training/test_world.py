@@ -84,31 +84,23 @@ def test_a_batch_with_fewer_rows_than_processes_is_refused(
             World(0, 2).check(samples, batch_size, "trainer.batch_size")
 
 
+GROUPED = (
+    "optimizer=grouped_newton",
+    *("optimizer.curvature.source=independent", "optimizer.curvature.batch_size=51"),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
+        [*GROUPED],
         [
-            "optimizer=grouped_newton",
-            "optimizer.curvature.source=independent",
-            "optimizer.curvature.batch_size=51",
-        ],
-        [
-            *(
-                "optimizer=grouped_newton",
-                "optimizer.curvature.source=independent",
-                "optimizer.curvature.batch_size=51",
-                "optimizer.period=1",
-            ),
+            *(*GROUPED, "optimizer.period=1"),
             *("optimizer/controller=overshoot", "optimizer/direction=pair", "optimizer.cap=0.1"),
         ],
         [
-            *(
-                "optimizer=grouped_newton",
-                "optimizer.curvature.source=independent",
-                "optimizer.curvature.batch_size=51",
-                "optimizer.period=1",
-            ),
+            *(*GROUPED, "optimizer.period=1"),
             *(
                 "optimizer/controller=adaptive",
                 "optimizer.controller.slices=1",
