@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from gnewton.data import DATA, DataRecipe
 from gnewton.loggers import LOGGERS, LoggerRecipe
@@ -67,10 +68,21 @@ class Settings:
 
 
 def register_schemas() -> None:
-    """Put every schema into Hydra's ConfigStore under ``schema/<group>/<name>``."""
+    """Put every schema into Hydra's ConfigStore under ``schema/<group>/<name>``.
+
+    A YAML file that starts from another choice but is built by a derived recipe takes ``recipe/<group>/<name>``
+    instead: the class alone, which leaves the options as the other choice has them.
+    """
     store = ConfigStore.instance()
     store.store(group="schema", name="settings", node=Settings)
     store.store(group="schema", name="trainer", node=TrainerSettings)
     for registry in REGISTRIES:
         for name, recipe in registry.items():
             store.store(group=f"schema/{registry.kind}", name=name, node=recipe)
+            store.store(group=f"recipe/{registry.kind}", name=name, node=_without_options(recipe))
+
+
+def _without_options(recipe: type) -> DictConfig:
+    node = OmegaConf.create()
+    node._metadata.object_type = recipe
+    return node
