@@ -15,7 +15,7 @@ import gnewton
 PACKAGE = Path(gnewton.__file__).parent
 
 LAYERS = [
-    {"errors"},
+    {"errors", "runfiles"},
     {"options"},
     {"registry", "tasks", "processes", "compilation", "wrappers", "arguments"},
     {"partition", "cubic"},

@@ -17,6 +17,7 @@ from gnewton.errors import InputError
 from gnewton.experiment.resume import key_of, saved_config
 from gnewton.experiment.schema import REGISTRIES, Settings
 from gnewton.options import is_place, quoted
+from gnewton.runfiles import CONFIG_FILE
 
 _PATHS = ("resume", "optimizer.rates")
 """Options that name a file or folder, and are not kept as a place of the run."""
@@ -72,7 +73,7 @@ def for_resumed_run(arguments: Sequence[str]) -> list[str]:
     value = next((text.partition("=")[2] for text in arguments if key_of(text) == "resume"), "null")
     first = _values(value)[0] if value not in ("", "null") else ""
     folder = Path(first).expanduser()
-    if not first or not (folder / "config.yaml").is_file():
+    if not first or not (folder / CONFIG_FILE).is_file():
         return list(arguments)
     return with_choices_of(folder, arguments)
 

@@ -78,7 +78,8 @@ def _train(config: DictConfig, command: list[str]) -> Path | None:
 
 def _report(folder: Path, again: Path, tolerance: float) -> int:
     from gnewton.report.reproduction import compare_logs, environment_differences
-    from gnewton.report.runs import BROKEN, ENDED, read_run
+    from gnewton.report.runs import read_run
+    from gnewton.runfiles import BROKEN, ENDED
 
     first, second = read_run(folder), read_run(again)
     print(f"{folder}\n  once more: {again}")

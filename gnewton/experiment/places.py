@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gnewton.errors import InputError
 from gnewton.experiment.locate import config_folder
 from gnewton.options import is_place
+from gnewton.runfiles import ENVIRONMENT_FILE
 
 OUTPUTS = "output_root"
 VARIABLE = "GNEWTON_DATA"
@@ -86,7 +87,7 @@ def require_places(config: DictConfig, asked: str) -> None:
 
 def _starts(config: DictConfig, folder: Path) -> Iterator[Path]:
     """The folders in which the run in ``folder`` may have been started, as far as can be told."""
-    yield from _noted(folder / "environment.json")
+    yield from _noted(folder / ENVIRONMENT_FILE)
     outputs = Path(str(config.output_root)).expanduser()
     root = folder.absolute().parent.parent
     if (

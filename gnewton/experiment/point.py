@@ -16,16 +16,15 @@ from gnewton.errors import InputError
 from gnewton.experiment.build import build_parts, problem_of, split
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.device import choose_device, prepare_torch
-from gnewton.experiment.resume import CONFIG, recorded_digest
+from gnewton.experiment.resume import recorded_digest
 from gnewton.experiment.schema import Settings
 from gnewton.optim.recipes import Problem
 from gnewton.partition import Partition
-from gnewton.training.checkpoint import LAST, load_checkpoint
+from gnewton.runfiles import CHECKPOINT_FOLDER, CONFIG_FILE, LAST
+from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.world import World
 
 log = logging.getLogger("gnewton")
-
-CHECKPOINTS = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,15 @@ def run_of(path: Path) -> tuple[Path, Path]:
     Raises:
         InputError: if it is neither.
     """
-    checkpoint = path / CHECKPOINTS / LAST if path.is_dir() else path
+    checkpoint = path / CHECKPOINT_FOLDER / LAST if path.is_dir() else path
     folder = checkpoint.parent.parent
     if not checkpoint.is_file():
         what = "it holds no checkpoint/last.pt" if path.is_dir() else "there is no such file or folder"
         raise InputError(f"{path}: {what}; give a run folder or a checkpoint in one")
-    if checkpoint.parent.name != CHECKPOINTS or not (folder / CONFIG).is_file():
-        raise InputError(f"{path}: a checkpoint must lie in RUN/{CHECKPOINTS}/, beside RUN/{CONFIG}")
+    if checkpoint.parent.name != CHECKPOINT_FOLDER or not (folder / CONFIG_FILE).is_file():
+        raise InputError(
+            f"{path}: a checkpoint must lie in RUN/{CHECKPOINT_FOLDER}/, beside RUN/{CONFIG_FILE}"
+        )
     return folder, checkpoint
 
 

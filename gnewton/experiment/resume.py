@@ -17,11 +17,7 @@ from gnewton.experiment.inline import inlined
 from gnewton.experiment.places import absolute, find_places, places, require_places
 from gnewton.experiment.schema import REGISTRIES, Settings
 from gnewton.registry import Registry
-
-CONFIG = "config.yaml"
-ENVIRONMENT = "environment.json"
-DIGEST = "data_digest"
-"""The entry of environment.json that tells a file of data from another one."""
+from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
 
 MAY_CHANGE = (
     "trainer.epochs",
@@ -186,16 +182,16 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
     Raises:
         InputError: if it is no run folder, or its files do not fit this program.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     if not path.is_file():
-        what = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
+        what = f"it holds no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
         raise InputError(f"{asked}: {what}; give the folder of a run, OUTPUT_ROOT/NAME/…")
     try:
         saved = OmegaConf.load(path)
         if not isinstance(saved, DictConfig):
             raise InputError("it is not a mapping")
         config = OmegaConf.structured(Settings)
-        recipes = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["recipes"]
+        recipes = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))["recipes"]
         for place in sorted(recipes):  # a group stands before the groups within it
             schema = OmegaConf.structured(_registry_of(place)[str(recipes[place])])
             OmegaConf.update(config, place.replace("/", "."), schema, force_add=True)  # a logger is new
@@ -208,13 +204,15 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
             f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
         )
         reason = reason.strip().partition("\n")[0]
-        raise InputError(f"{asked}: its {CONFIG} and {ENVIRONMENT} cannot be used: {reason}") from error
+        raise InputError(
+            f"{asked}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
+        ) from error
 
 
 def recorded_digest(folder: Path) -> str | None:
     """The digest of the data that the run in ``folder`` was begun with; None where none was kept."""
     try:
-        digest = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get(DIGEST)
+        digest = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")).get(DATA_DIGEST)
     except (OSError, ValueError, AttributeError):
         return None
     return str(digest) if digest is not None else None

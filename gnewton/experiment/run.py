@@ -24,17 +24,19 @@ from gnewton.experiment.device import choose_device, prepare_torch
 from gnewton.experiment.environment import describe_environment
 from gnewton.experiment.folder import config_hash, create_run_folder, dotted, held, write_json, write_text
 from gnewton.experiment.places import with_absolute_places
-from gnewton.experiment.resume import (
-    CONFIG,
-    DIGEST,
-    ENVIRONMENT,
-    effective_config,
-    recipes_of,
-    recorded_digest,
-    trajectory_hash,
-)
+from gnewton.experiment.resume import effective_config, recipes_of, recorded_digest, trajectory_hash
 from gnewton.experiment.schema import Settings
 from gnewton.loggers import GuardedLoggers, RunCard
+from gnewton.runfiles import (
+    CONFIG_FILE,
+    DATA_DIGEST,
+    DIVERGED,
+    ENVIRONMENT_FILE,
+    FAILED,
+    INTERRUPTED,
+    LOG_FILE,
+    RESULT_FILE,
+)
 from gnewton.training.outcome import Outcome
 from gnewton.training.ratelog import RateLog
 from gnewton.training.resume import resume
@@ -46,7 +48,7 @@ log = logging.getLogger("gnewton")
 CHECKPOINT_FORMAT = "6"
 """Changes with what a checkpoint holds: one of another format cannot be continued."""
 
-_STATUS = {Diverged: "diverged", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
+_STATUS = {Diverged: DIVERGED, Interrupted: INTERRUPTED, KeyboardInterrupt: INTERRUPTED}
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
         environment = describe_environment(device, command or sys.argv, overrides)
         loggers = GuardedLoggers({name: recipe.build() for name, recipe in settings.logger.items()})
         environment |= {"processes": world.size, "recipes": recipes_of(config)}
-        environment |= {DIGEST: parts.data.digest} if parts.data.digest is not None else {}
+        environment |= {DATA_DIGEST: parts.data.digest} if parts.data.digest is not None else {}
         folder = (place or _start_folder(config, settings, environment)) if world.writes else None
         with _disk_explained(folder), _held(folder), _log_file(folder):
             log.info("run folder %s", folder)
@@ -116,7 +118,7 @@ def run(config: DictConfig, overrides: Sequence[str] = (), command: Sequence[str
             with _failure_recorded(folder, trainer), _reporting(loggers, folder, config, trainer.step):
                 outcome = trainer.fit()
                 if folder is not None:
-                    write_json(folder / "result.json", asdict(outcome))
+                    write_json(folder / RESULT_FILE, asdict(outcome))
             log.info("%s: results in %s", outcome.status, folder)
     return Report(folder, outcome)
 
@@ -140,8 +142,8 @@ def _start_folder(config: DictConfig, settings: Settings, environment: dict[str,
     folder = create_run_folder(Path(settings.output_root).expanduser() / settings.name, config_hash(config))
     try:
         with _disk_explained(folder):
-            write_json(folder / ENVIRONMENT, environment)
-            write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+            write_json(folder / ENVIRONMENT_FILE, environment)
+            write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
     except GnewtonError:  # a folder that says nothing is of no use
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -150,13 +152,13 @@ def _start_folder(config: DictConfig, settings: Settings, environment: dict[str,
 
 def _continue_folder(folder: Path, config: DictConfig, environment: dict[str, Any], step: int) -> None:
     """Note in a run folder that the run goes on, from which step, on what, and with which options."""
-    (folder / "result.json").unlink(missing_ok=True)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
     saved = config.copy()
     saved.resume = None
-    write_text(folder / CONFIG, OmegaConf.to_yaml(saved, resolve=True))
-    first = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(saved, resolve=True))
+    first = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     again = {"step": step, **environment}
-    write_json(folder / ENVIRONMENT, first | {"resumed": [*first.get("resumed", []), again]})
+    write_json(folder / ENVIRONMENT_FILE, first | {"resumed": [*first.get("resumed", []), again]})
 
 
 def _identity(config: DictConfig, settings: Settings, device: torch.device, world: World) -> dict[str, str]:
@@ -192,10 +194,10 @@ def _failure_recorded(folder: Path | None, trainer: Trainer) -> Iterator[None]:
     except BaseException as error:
         if folder is None:
             raise
-        status = next((name for kind, name in _STATUS.items() if isinstance(error, kind)), "failed")
+        status = next((name for kind, name in _STATUS.items() if isinstance(error, kind)), FAILED)
         message = str(error) or type(error).__name__
         with suppress(OSError):  # the disk may be what failed
-            write_json(folder / "result.json", {"status": status, "step": trainer.step, "message": message})
+            write_json(folder / RESULT_FILE, {"status": status, "step": trainer.step, "message": message})
             log.error("%s: %s", status, message)
         raise
 
@@ -253,7 +255,7 @@ def _log_file(folder: Path | None) -> Iterator[None]:
         finally:
             log.disabled = False
         return
-    handler = _LogFile(folder / "train.log", encoding="utf-8")
+    handler = _LogFile(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)

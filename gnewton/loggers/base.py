@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gnewton.registry import Registry
+from gnewton.runfiles import METRICS_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,10 @@ def numbers(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, float]:
     return {name: float(row[name]) for name in columns if row.get(name) is not None}
 
 
-METRICS = (
-    "epoch",
-    "running_loss",
-    "running_accuracy",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "lr",
-    "train_seconds",
-    "samples_per_second",
-    "peak_memory_mib",
+METRICS = tuple(
+    name
+    for name in METRICS_COLUMNS
+    if name not in ("step", "evaluation_seconds", "logging_seconds", "checkpoint_seconds")
 )
 """Columns of metrics.csv that are reported, where they have a value."""
 

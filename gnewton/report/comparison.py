@@ -12,10 +12,11 @@ from gnewton.errors import InputError
 from gnewton.options import listing
 from gnewton.report.hardware import describe, differences, require_same
 from gnewton.report.measures import SPREAD_FROM, flat_table, table_of_runs, table_of_setups
-from gnewton.report.runs import ENDED, Run, find_runs
+from gnewton.report.runs import Run, find_runs
 from gnewton.report.setups import Setup, group_runs
 from gnewton.report.tables import Table, as_markdown, build_tables
 from gnewton.report.target import Target
+from gnewton.runfiles import ENDED
 
 
 @dataclass(frozen=True)

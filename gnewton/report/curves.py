@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gnewton.report.measures import median_and_spread
-from gnewton.report.runs import BROKEN, Run
+from gnewton.report.runs import Run
 from gnewton.report.setups import Setup
+from gnewton.runfiles import BROKEN
 
 Array = npt.NDArray[np.float64]
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from gnewton.report.runs import BROKEN, ENDED, Run
+from gnewton.report.runs import Run
 from gnewton.report.setups import Setup
 from gnewton.report.target import Target
-from gnewton.training.settings import METRICS
+from gnewton.runfiles import BROKEN, ENDED, SCORES
 
 Array = npt.NDArray[np.float64]
 
@@ -26,7 +26,7 @@ TO_TARGET = {"target_seconds": "train_seconds", "target_steps": "step", "target_
 COSTS = ("seconds_per_step", "summary_share", "solve_share", "train_seconds", "peak_memory_mib")
 """What a run cost: seconds of training per step, shares of these in the summary and in the solve, …"""
 
-MEASURES = (*TO_TARGET, *METRICS, *COSTS, "epochs", "steps")
+MEASURES = (*TO_TARGET, *SCORES, *COSTS, "epochs", "steps")
 """All numbers that :func:`measure_run` finds."""
 
 
@@ -99,9 +99,9 @@ def measure_run(run: Run, target: Target | None) -> dict[str, float]:
             found["seconds_per_step"] = float(last["train_seconds"]) / float(last["step"])
         found |= _shares(run, float(last["step"]), float(last["train_seconds"]))
         if run.status in ENDED:
-            found |= {name: float(last[name]) for name in METRICS if name in last}
+            found |= {name: float(last[name]) for name in SCORES if name in last}
     if run.status in BROKEN:
-        found |= {name: -math.inf if name.endswith("accuracy") else math.inf for name in METRICS}
+        found |= {name: -math.inf if name.endswith("accuracy") else math.inf for name in SCORES}
     return found
 
 
@@ -128,7 +128,7 @@ def table_of_runs(setups: Iterable[Setup], targets: dict[str, Target | None]) ->
     """
     setups = list(setups)
     unmeasured = {
-        problem: [name for name in METRICS if not _measured(setups, problem, name)]
+        problem: [name for name in SCORES if not _measured(setups, problem, name)]
         for problem in {setup.problem for setup in setups}
     }
     return pd.DataFrame(

@@ -13,10 +13,11 @@ import pandas as pd
 from gnewton.errors import InputError
 from gnewton.options import listing
 from gnewton.report.files import first_line, read_json
-from gnewton.report.runs import BROKEN, ENDED, Run
+from gnewton.report.runs import Run
 from gnewton.report.setups import flatten
+from gnewton.runfiles import BROKEN, ENDED, ENVIRONMENT_FILE, METRICS_FILE, RATES_FILE
 
-LOGS = ("metrics.csv", "rates.csv")
+LOGS = (METRICS_FILE, RATES_FILE)
 
 _CLOCKS = ("_seconds", "_per_second", "_mib")
 """Endings of the columns that no two runs share."""
@@ -120,7 +121,7 @@ def environment_differences(first: Run, second: Run) -> list[str]:
 
 def threads_of(folder: Path) -> int | None:
     """The number of CPU threads a run had, by its environment.json."""
-    threads = read_json(folder / "environment.json").get("threads")
+    threads = read_json(folder / ENVIRONMENT_FILE).get("threads")
     return threads if isinstance(threads, int) else None
 
 

@@ -13,19 +13,19 @@ import yaml
 from gnewton.errors import InputError
 from gnewton.report.files import first_line, read_csv, read_json
 from gnewton.report.rates import Rates, read_rates
-from gnewton.training.settings import METRICS
-
-ENDED = ("done", "target", "limit")
-"""Statuses of runs that came to their end as asked."""
-
-BROKEN = ("diverged", "failed")
-"""Statuses of runs that ended, and have no final value."""
-
-UNFINISHED = "unfinished"
-"""Status of a run that says nothing of its end: it was killed, or it is still going on."""
+from gnewton.runfiles import (
+    CONFIG_FILE,
+    ENDED,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    RATES_FILE,
+    RESULT_FILE,
+    SCORES,
+    UNFINISHED,
+)
 
 _NEEDED = ["epoch", "step", "train_seconds"]
-_READ = (*_NEEDED, *METRICS, "peak_memory_mib")
+_READ = (*_NEEDED, *SCORES, "peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -95,23 +95,23 @@ def read_run(folder: Path) -> Run:
         InputError: if one of its files cannot be read.
     """
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{folder}: config.yaml cannot be read ({first_line(error)})") from error
     if not isinstance(config, dict):
         raise InputError(f"{folder}: config.yaml holds no options")
     if not isinstance(config.get("seed", 0), int):
         raise InputError(f"{folder}: config.yaml: seed={config['seed']} is no whole number")
-    metrics = folder / "metrics.csv"
+    metrics = folder / METRICS_FILE
     return Run(
         folder,
         config,
-        read_json(folder / "environment.json"),
-        read_json(folder / "result.json"),
+        read_json(folder / ENVIRONMENT_FILE),
+        read_json(folder / RESULT_FILE),
         read_csv(metrics, _READ, _NEEDED)
         if metrics.is_file()
         else pd.DataFrame(columns=_NEEDED, dtype=float),
-        read_rates(folder / "rates.csv"),
+        read_rates(folder / RATES_FILE),
     )
 
 
@@ -124,7 +124,7 @@ def require_end(run: Run) -> None:
     step = run.result.get("step")
     if run.status not in ENDED or not isinstance(step, int):
         return
-    path = run.folder / "metrics.csv"
+    path = run.folder / METRICS_FILE
     if run.metrics.empty:
         what = "has no row" if path.is_file() else "is not there"
         raise InputError(f"{path} {what}, although the run is {run.status}")
@@ -141,15 +141,15 @@ def _candidates(root: Path) -> Iterator[Path]:
     for path in root.rglob("*"):
         if path.is_symlink() and path.is_dir() and _is_run(path):
             yield path
-        if path.name in ("metrics.csv", "config.yaml") and _is_run(path.parent):
+        if path.name in (METRICS_FILE, CONFIG_FILE) and _is_run(path.parent):
             yield path.parent
     if _is_run(root):
         yield root
 
 
 def _is_run(folder: Path) -> bool:
-    if (folder / "metrics.csv").is_file():
+    if (folder / METRICS_FILE).is_file():
         return True
-    return (folder / "config.yaml").is_file() and (
-        (folder / "environment.json").is_file() or (folder / "result.json").is_file()
+    return (folder / CONFIG_FILE).is_file() and (
+        (folder / ENVIRONMENT_FILE).is_file() or (folder / RESULT_FILE).is_file()
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gnewton.report.measures import Spread, measure_run
-from gnewton.report.runs import BROKEN
 from gnewton.report.setups import Setup, distinguish, identity
+from gnewton.runfiles import BROKEN
 
 RATE_OPTIONS = ("optimizer.lr", "optimizer.damping")
 """What scales the steps: the learning rate, or the damping λ₁ of GroupedNewton."""

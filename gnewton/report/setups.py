@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gnewton.report.hardware import conditions, differences
-from gnewton.report.runs import BROKEN, ENDED, Run
+from gnewton.report.runs import Run
+from gnewton.runfiles import BROKEN, ENDED
 
 IGNORED = (
     "seed",

@@ -9,7 +9,7 @@ from gnewton.errors import InputError
 from gnewton.options import did_you_mean
 from gnewton.report.runs import Run
 from gnewton.report.setups import Setup
-from gnewton.training.settings import METRICS
+from gnewton.runfiles import SCORES
 
 MISSED = math.inf
 """Time, steps and epochs of a run that did not reach its target."""
@@ -32,9 +32,9 @@ class Target:
         metric, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--target {text}: must be metric=value, such as validation_accuracy=0.95")
-        if metric not in METRICS:
-            hint = did_you_mean(metric, METRICS)
-            raise InputError(f"--target {text}: the metric must be one of {', '.join(METRICS)}{hint}")
+        if metric not in SCORES:
+            hint = did_you_mean(metric, SCORES)
+            raise InputError(f"--target {text}: the metric must be one of {', '.join(SCORES)}{hint}")
         try:
             number = float(value)
         except ValueError:
@@ -48,7 +48,7 @@ class Target:
         """The target in the configuration of a set-up."""
         value = setup.options.get("trainer.target.value")
         metric = setup.options.get("trainer.target.metric")
-        return None if value is None or metric not in METRICS else cls(str(metric), float(value))
+        return None if value is None or metric not in SCORES else cls(str(metric), float(value))
 
     def __str__(self) -> str:
         sign = "≥" if self.metric.endswith("accuracy") else "≤"

@@ -5,19 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-PENDING = "pending"
-"""Not ended yet: not started, or under way."""
-
-INTERRUPTED = "interrupted"
-"""Stopped on request, with a checkpoint where there was time for one."""
-
-DONE, DIVERGED, FAILED = "done", "diverged", "failed"
+from gnewton.runfiles import DIVERGED, DONE
 
 FINAL = (DONE, DIVERGED)
 """These are not run again: a diverged run would diverge again."""
-
-BAD = (DIVERGED, FAILED)
-"""These make a sweep end with exit code 4."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,8 @@ class Ended:
 
     Attributes:
         digest: of the job.
-        status: one of the constants of this module.
+        status: ``DONE``, ``PENDING``, ``INTERRUPTED``, ``DIVERGED`` or ``FAILED``, see
+            :mod:`gnewton.runfiles`.
         attempts: how often it was started.
         exit_code: of the last attempt, negative for a signal; None if there was no attempt.
         seconds: how long the attempts took.

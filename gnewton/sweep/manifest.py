@@ -12,7 +12,8 @@ from pathlib import Path
 
 from gnewton.errors import InputError
 from gnewton.experiment.folder import write_text
-from gnewton.sweep.job import FINAL, PENDING, Ended, Job
+from gnewton.runfiles import PENDING
+from gnewton.sweep.job import FINAL, Ended, Job
 
 NAME = "manifest.csv"
 

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from gnewton.report.runs import ENDED
-from gnewton.sweep.job import DIVERGED, DONE, FAILED, INTERRUPTED, Ended
+from gnewton.runfiles import DIVERGED, DONE, ENDED, FAILED, INTERRUPTED, RESULT_FILE
+from gnewton.sweep.job import Ended
 
 _TAIL = 16384
 """Bytes of a log in which the last line is looked for."""
@@ -91,7 +91,7 @@ def _describe(exit_code: int | None, line: str) -> str:
 
 def _result(run: Path | None) -> dict[str, Any]:
     try:
-        found = json.loads(((run or Path()) / "result.json").read_text(encoding="utf-8")) if run else {}
+        found = json.loads(((run or Path()) / RESULT_FILE).read_text(encoding="utf-8")) if run else {}
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -13,7 +13,8 @@ from typing import Any
 
 from gnewton.errors import GnewtonError, InputError, Interrupted
 from gnewton.experiment.folder import try_hold, write_json
-from gnewton.sweep.job import BAD, DONE, FAILED, FINAL, PENDING, Ended
+from gnewton.runfiles import BROKEN, DONE, FAILED, INTERRUPTED, PENDING
+from gnewton.sweep.job import FINAL, Ended
 from gnewton.sweep.launchers import Launcher
 from gnewton.sweep.manifest import Entry, Manifest
 from gnewton.sweep.outcome import find_run, read_outcome, signal_name
@@ -48,7 +49,7 @@ class Orders:
     flags: tuple[str, ...] = ()
     retries: int = 0
     fail_fast: bool = False
-    bad: tuple[str, ...] = BAD
+    bad: tuple[str, ...] = BROKEN
     say: Callable[[str], None] = print
 
 
@@ -98,7 +99,7 @@ def summary(manifest: Manifest) -> str:
     """How many jobs ended how."""
     counts = manifest.counts()
     return f"{count(len(manifest.entries))}: " + ", ".join(
-        f"{counts[status]} {status}" for status in (DONE, *BAD, "interrupted", PENDING) if counts[status]
+        f"{counts[status]} {status}" for status in (DONE, *BROKEN, INTERRUPTED, PENDING) if counts[status]
     )
 
 

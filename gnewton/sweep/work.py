@@ -19,7 +19,8 @@ from pathlib import Path
 
 from gnewton.experiment.folder import try_hold
 from gnewton.options import quoted
-from gnewton.sweep.job import FAILED, FINAL, PENDING, Ended, Job
+from gnewton.runfiles import FAILED, PENDING
+from gnewton.sweep.job import FINAL, Ended, Job
 from gnewton.sweep.outcome import find_run, last_line, read_outcome
 from gnewton.sweep.stop import Stop
 

@@ -11,10 +11,6 @@ import torch
 
 from gnewton.errors import InputError
 
-LAST = "last.pt"
-PREVIOUS = "previous.pt"
-BEST = "best.pt"
-
 
 def save_checkpoint(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
     """Write ``state`` to ``path`` atomically: the file is the old one or the new one, never a part.

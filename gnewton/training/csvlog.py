@@ -1,4 +1,4 @@
-"""CSV logs whose rows reach the disk whole, and the columns of the two logs of a run."""
+"""CSV logs whose rows reach the disk whole."""
 
 from __future__ import annotations
 
@@ -9,57 +9,6 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-
-METRICS_COLUMNS = (
-    "epoch",
-    "step",
-    "running_loss",
-    "running_accuracy",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "lr",
-    "train_seconds",
-    "evaluation_seconds",
-    "logging_seconds",
-    "checkpoint_seconds",
-    "samples_per_second",
-    "peak_memory_mib",
-)
-"""Columns of metrics.csv, one row per evaluated epoch."""
-
-RATES_COLUMNS = (
-    "update",
-    "step",
-    "group",
-    "rate",
-    "damping",
-    "gradient",
-    "curvature",
-    "third",
-    "status",
-    "fallback",
-    "warmup",
-    "internal_damping",
-    "capped",
-    "silent",
-    "rejected",
-    "loss",
-    "radius",
-    "residual",
-    "curvature_margin",
-    "overshoot",
-    "trials_accepted",
-    "trials_rejected",
-    "decrease",
-    "predicted",
-    "summary_seconds",
-    "solve_seconds",
-)
-"""Columns of rates.csv, one row per update of the rates and group."""
 
 
 class CsvLog:

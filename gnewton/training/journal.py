@@ -10,8 +10,17 @@ from typing import Any
 
 from gnewton.errors import InputError
 from gnewton.loggers import Logger
-from gnewton.training.checkpoint import LAST, PREVIOUS, load_checkpoint, remove_leftovers, save_checkpoint
-from gnewton.training.csvlog import METRICS_COLUMNS, RATES_COLUMNS, CsvLog, check_log
+from gnewton.runfiles import (
+    CHECKPOINT_FOLDER,
+    LAST,
+    METRICS_COLUMNS,
+    METRICS_FILE,
+    PREVIOUS,
+    RATES_COLUMNS,
+    RATES_FILE,
+)
+from gnewton.training.checkpoint import load_checkpoint, remove_leftovers, save_checkpoint
+from gnewton.training.csvlog import CsvLog, check_log
 
 
 class Journal:
@@ -26,17 +35,17 @@ class Journal:
     def __init__(self, folder: Path | None, with_rates: bool, logger: Logger | None = None) -> None:
         self._folder = folder
         self._logger = logger
-        self._columns: dict[str, tuple[str, ...]] = {"metrics.csv": METRICS_COLUMNS}
+        self._columns: dict[str, tuple[str, ...]] = {METRICS_FILE: METRICS_COLUMNS}
         if with_rates:
-            self._columns["rates.csv"] = RATES_COLUMNS
+            self._columns[RATES_FILE] = RATES_COLUMNS
         self._open = ExitStack()
         self._logs: dict[str, CsvLog] = {}
         self._lengths: Mapping[str, int] = {}
 
     def __enter__(self) -> Journal:
         if self._folder is not None:
-            (self._folder / "checkpoint").mkdir(exist_ok=True)
-            remove_leftovers(self._folder / "checkpoint")
+            (self._folder / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
+            remove_leftovers(self._folder / CHECKPOINT_FOLDER)
             for name, columns in self._columns.items():
                 self._logs[name] = self._open.enter_context(CsvLog(self._folder / name, columns))
             if self._lengths:
@@ -54,13 +63,13 @@ class Journal:
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.csv."""
-        self._write("metrics.csv", [row])
+        self._write(METRICS_FILE, [row])
         if self._logger is not None:
             self._logger.metrics(row)
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to rates.csv."""
-        self._write("rates.csv", rows)
+        self._write(RATES_FILE, rows)
         if self._logger is not None and rows:
             self._logger.rates(rows)
 
@@ -99,7 +108,7 @@ class Journal:
 
     def checkpoint_path(self, name: str) -> Path:
         """Where a checkpoint of that name is written."""
-        return (self._folder or Path()) / "checkpoint" / name
+        return (self._folder or Path()) / CHECKPOINT_FOLDER / name
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if name in self._logs and rows:

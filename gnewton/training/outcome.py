@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gnewton.errors import Diverged
-from gnewton.training.settings import METRICS, Target
+from gnewton.runfiles import DONE, SCORES
+from gnewton.training.settings import Target
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Outcome:
         target: metric, value, step, epoch and training seconds at which the target was reached, or None.
     """
 
-    status: str = "done"
+    status: str = DONE
     epoch: float = 0.0
     step: int = 0
     skipped: int = 0
@@ -48,7 +49,7 @@ def require_finite(row: dict[str, Any]) -> None:
     Raises:
         Diverged: naming the loss and the step.
     """
-    for name in METRICS:
+    for name in SCORES:
         value = row[name]
         if value is not None and not math.isfinite(value):
             raise Diverged(f"the {name.replace('_', ' ')} is {value} after step {row['step']}")

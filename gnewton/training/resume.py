@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnewton.errors import InputError
-from gnewton.training.checkpoint import LAST, PREVIOUS, load_checkpoint
+from gnewton.runfiles import CHECKPOINT_FOLDER, LAST, PREVIOUS
+from gnewton.training.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from gnewton.training.recoverable import Resumable
@@ -39,7 +40,7 @@ def resume(trainer: Resumable, folder: Path) -> bool:
     Raises:
         InputError: if there are checkpoints and none is sound; one line each.
     """
-    paths = [folder / "checkpoint" / name for name in (LAST, PREVIOUS)]
+    paths = [folder / CHECKPOINT_FOLDER / name for name in (LAST, PREVIOUS)]
     reasons = []
     for path in paths:
         if not path.exists():

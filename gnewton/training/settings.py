@@ -7,17 +7,8 @@ from dataclasses import dataclass
 
 from gnewton.errors import InputError
 from gnewton.options import option, show
+from gnewton.runfiles import SCORES
 from gnewton.training.interval import Interval
-
-METRICS = (
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-)
-"""What an evaluation measures, and what a target may be set for."""
 
 
 @dataclass(kw_only=True)
@@ -34,7 +25,7 @@ class Evaluation:
 class Target:
     """A value of a metric at which the run stops and reports its time."""
 
-    metric: str = option(choices=METRICS)
+    metric: str = option(choices=SCORES)
     value: float | None = option()
 
 

@@ -20,7 +20,7 @@ from gnewton.data.splits import Batch, DataSet
 from gnewton.errors import Diverged, Interrupted
 from gnewton.loggers import Logger
 from gnewton.optim.recipes import OptimizerRecipe
-from gnewton.training.checkpoint import BEST, LAST
+from gnewton.runfiles import BEST, DONE, LAST, LIMIT, TARGET
 from gnewton.training.clocks import Clocks
 from gnewton.training.divergence import SAMPLES, LossCeiling
 from gnewton.training.evaluate import Score, evaluate, evaluate_splits
@@ -127,7 +127,7 @@ class Trainer:
             self._saved_at = time.monotonic()
             self.outcome.status = self._ended_before()
             try:
-                while self.epoch < self.settings.epochs and self.outcome.status == "done":
+                while self.epoch < self.settings.epochs and self.outcome.status == DONE:
                     self._run_epoch(signals, progress)
             finally:
                 self.clocks.pause_training()
@@ -153,10 +153,10 @@ class Trainer:
         """The status that a resumed run has already ended with, under its present limits; else "done"."""
         row = self.outcome.metrics
         if not row or row["step"] != self.step:
-            return "done"
+            return DONE
         if reached(self.settings.target, row):
-            return "target"
-        return "limit" if self._limit_reached() else "done"
+            return TARGET
+        return LIMIT if self._limit_reached() else DONE
 
     def _run_epoch(self, signals: StopSignals, progress: Progress) -> None:
         """Train and evaluate for the rest of an epoch, or go back as far as a fault asks for."""
@@ -166,18 +166,18 @@ class Trainer:
         except Diverged as fault:
             self.clocks.pause_training()
             self._recovery.recover(self, fault)
-            self.outcome.status = "done"
+            self.outcome.status = DONE
 
     def _train_epoch(self, signals: StopSignals, progress: Progress) -> str:
         """The steps of an epoch that are not made yet; the status with which it ended."""
-        status = "done"
+        status = DONE
         skip = self.step - self.epoch * self.steps_per_epoch
         self.model.train()
         if skip == 0:
             self._meter.reset()
         batches = self.data.train.epoch(self.epoch, self.batch_size, skip=skip)
         if self._resumed and self._limit_reached():  # interrupted while it evaluated at the limit
-            batches, status = iter(()), "limit"
+            batches, status = iter(()), LIMIT
         self._recovery.sound(self)
         self.clocks.resume_training()
         for whole in batches:
@@ -186,13 +186,13 @@ class Trainer:
             if self.step % self.settings.log_every == 0:
                 self._report(progress)
             if self._stop_wanted(signals.received):
-                status = "limit"
+                status = LIMIT
                 break
             if self._checkpoint_due():
                 self._checkpoint(LAST)
         self._report(progress)
         self.clocks.pause_training()
-        self._require_below_ceiling(ended=status == "limit" or self.epoch + 1 == self.settings.epochs)
+        self._require_below_ceiling(ended=status == LIMIT or self.epoch + 1 == self.settings.epochs)
         return status
 
     def _require_below_ceiling(self, *, ended: bool) -> None:
@@ -276,7 +276,7 @@ class Trainer:
         settings, outcome = self.settings, self.outcome
         whole = self.step == (self.epoch + 1) * self.steps_per_epoch
         epochs = self.epoch + whole
-        last = epochs >= settings.epochs or outcome.status != "done"
+        last = epochs >= settings.epochs or outcome.status != DONE
         outcome.epoch, outcome.step = round(self.step / self.steps_per_epoch, 4), self.step
         scores = None
         if last or epochs % settings.evaluation.every == 0:
@@ -298,7 +298,7 @@ class Trainer:
             self._keep_best(scores["validation"])
             outcome.target = reached(settings.target, outcome.metrics)
             if outcome.target is not None:
-                outcome.status, last = "target", True
+                outcome.status, last = TARGET, True
                 message = "target reached: %s %.6g after %.3f s of training"
                 log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):

@@ -7,11 +7,9 @@ from typing import Any
 
 from gnewton.errors import InputError
 from gnewton.options import option
+from gnewton.runfiles import VALIDATION_SCORES
 from gnewton.tuning.samplers import SAMPLERS
 from gnewton.tuning.space import Space
-
-METRICS = ("validation_loss", "validation_accuracy")
-"""What a winner may be chosen by: nothing that is measured on the training or the test split."""
 
 
 @dataclass(kw_only=True)
@@ -23,7 +21,7 @@ class TuneSettings:
     sampler: str = option(choices=tuple(SAMPLERS))
     batch: int = option(at_least=1)
     seed: int = option(at_least=0)
-    metric: str = option(choices=METRICS)
+    metric: str = option(choices=VALIDATION_SCORES)
     repeats: int = option(at_least=1)
 
     @property

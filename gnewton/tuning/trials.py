@@ -13,8 +13,9 @@ import pandas as pd
 
 from gnewton.experiment.folder import write_text
 from gnewton.options import show
-from gnewton.report.runs import ENDED, Run, read_run, require_end
-from gnewton.sweep.job import DIVERGED, DONE, Job
+from gnewton.report.runs import Run, read_run, require_end
+from gnewton.runfiles import DIVERGED, DONE, ENDED
+from gnewton.sweep.job import Job
 from gnewton.sweep.manifest import Manifest
 from gnewton.tuning.space import BUDGET
 

@@ -10,7 +10,8 @@ from typing import Any
 from gnewton.options import show
 from gnewton.report.measures import Spread
 from gnewton.report.tables import Column, Table, as_text, significant
-from gnewton.sweep.job import DIVERGED, FAILED, Job
+from gnewton.runfiles import DIVERGED, FAILED
+from gnewton.sweep.job import Job
 from gnewton.sweep.manifest import NAME, Manifest
 from gnewton.sweep.sweep import Orders, run_sweep
 from gnewton.tuning.samplers import SAMPLERS, Known, Point, Sampler

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from gnewton.runfiles import LAST
 from gnewton.training import trainer as trainer_module
-from gnewton.training.checkpoint import LAST, load_checkpoint
+from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.progress import Progress
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "csv.md"

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from gnewton.errors import Diverged, Interrupted
-from gnewton.training.checkpoint import LAST, load_checkpoint
+from gnewton.runfiles import LAST
+from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
 from tests.experiment.interruptions import after_step, rows, send
 

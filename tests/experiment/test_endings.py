@@ -14,6 +14,7 @@ import time
 import pandas as pd
 import pytest
 
+from gnewton.runfiles import METRICS_COLUMNS
 from gnewton.training import csvlog
 from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
@@ -73,7 +74,7 @@ def test_a_full_disk_is_one_message(cli, tmp_path, monkeypatch):
     assert "Traceback" not in answer.err
     folder = _only_run(tmp_path)
     assert _result(folder)["status"] == "failed"
-    assert (folder / "metrics.csv").read_text() == ",".join(csvlog.METRICS_COLUMNS) + "\n"
+    assert (folder / "metrics.csv").read_text() == ",".join(METRICS_COLUMNS) + "\n"
 
 
 class Started:

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 
+from gnewton.runfiles import LAST
 from gnewton.summary.problem import batch_size
 from gnewton.summary.tangent_engine import TangentEngine
 from gnewton.training import evaluate as evaluate_module
 from gnewton.training import passes
-from gnewton.training.checkpoint import LAST, load_checkpoint
+from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

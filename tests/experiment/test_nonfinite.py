@@ -14,9 +14,10 @@ import torch
 
 from gnewton.errors import Diverged
 from gnewton.optim.recipes import OptimizerRecipe
+from gnewton.runfiles import BEST, LAST, PREVIOUS
 from gnewton.training import passes
 from gnewton.training import trainer as trainer_module
-from gnewton.training.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint
+from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
 from tests.experiment.interruptions import assert_same_run, rows
 

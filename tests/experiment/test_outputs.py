@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 import gnewton
 from gnewton.experiment.folder import config_hash
+from gnewton.runfiles import METRICS_COLUMNS, RATES_COLUMNS
 from gnewton.training.checkpoint import load_checkpoint
-from gnewton.training.csvlog import METRICS_COLUMNS, RATES_COLUMNS
 from tests.conftest import SMALL, SMALL_BASELINE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "csv.md"

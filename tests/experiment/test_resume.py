@@ -13,7 +13,8 @@ import torch
 
 from gnewton.compilation import missing
 from gnewton.errors import InputError, Interrupted
-from gnewton.training.checkpoint import LAST, PREVIOUS, load_checkpoint
+from gnewton.runfiles import LAST, PREVIOUS
+from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
 from tests.experiment.interruptions import (
     after_step,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gnewton.training.csvlog import METRICS_COLUMNS, RATES_COLUMNS
+from gnewton.runfiles import METRICS_COLUMNS, RATES_COLUMNS
 
 CONFIG: dict[str, Any] = {
     "name": "mlp-digits-sgd",

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from gnewton.report.runs import find_runs
-from gnewton.training.csvlog import METRICS_COLUMNS
+from gnewton.runfiles import METRICS_COLUMNS
 from tests.conftest import SMALL_BASELINE
 from tests.sweep.conftest import Sweeps, until, with_stand_in
 

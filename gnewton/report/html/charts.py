@@ -21,7 +21,7 @@ from gnewton.report.html.traces import (
 )
 from gnewton.report.rates import median_rates
 from gnewton.report.setups import Setup
-from gnewton.training.settings import METRICS
+from gnewton.runfiles import SCORES
 
 X_AXES = {"epoch": "epochs", "step": "steps", "train_seconds": "training seconds"}
 
@@ -34,7 +34,7 @@ def all_charts(comparison: Comparison) -> list[dict[str, Any]]:
     A chart with several views lets the reader choose the metric and the horizontal axis.
     """
     runs = sum(len(setup.runs) + 3 for setup in comparison.setups)  # 3: the band and its median
-    limit = points_for(runs * len(METRICS) * len(X_AXES))
+    limit = points_for(runs * len(SCORES) * len(X_AXES))
     charts = [_progress(comparison.of_problem(problem), problem, limit) for problem in comparison.problems]
     charts += _all_rates(comparison.setups)
     charts += sensitivity_charts(comparison)
@@ -44,7 +44,7 @@ def all_charts(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _progress(setups: Sequence[Setup], problem: str, limit: int) -> dict[str, Any]:
     views = []
-    for metric in METRICS:
+    for metric in SCORES:
         for x, name in X_AXES.items():
             traces = [
                 trace

@@ -13,7 +13,8 @@ from types import ModuleType
 from gnewton.errors import InputError
 from gnewton.options import option
 from gnewton.registry import Registry
-from gnewton.sweep.job import FAILED, Ended
+from gnewton.runfiles import FAILED
+from gnewton.sweep.job import Ended
 from gnewton.sweep.machine import cores, gpus
 from gnewton.sweep.stop import Stop
 from gnewton.sweep.work import Slot, Task

@@ -10,7 +10,8 @@ from typing import Any
 
 from gnewton.errors import InputError
 from gnewton.options import option
-from gnewton.sweep.job import PENDING, Ended
+from gnewton.runfiles import PENDING
+from gnewton.sweep.job import Ended
 from gnewton.sweep.launchers.base import LAUNCHERS, THREADS, Launcher, engine, lost
 from gnewton.sweep.stop import Stop, without_interrupts
 from gnewton.sweep.work import INTERVAL, Slot, Task, run_task
