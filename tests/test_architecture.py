@@ -113,11 +113,11 @@ def test_the_library_needs_neither_recipes_nor_registries_to_compute(module):
 
 def test_the_optimizer_itself_is_free_of_recipes():
     for module, tree in MODULES.items():
-        if _part(module) == "optim" and not module.startswith("gnewton.optim.recipes"):
+        if _part(module) == "optim" and not module.startswith("gnewton.optim.options"):
             assert not [
                 name
                 for name in _imports(tree)
-                if name.startswith(("gnewton.optim.recipes", "gnewton.registry"))
+                if name.startswith(("gnewton.optim.options", "gnewton.registry"))
             ]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gnewton.experiment.point import Point
     from gnewton.inspection.observe import Observations
     from gnewton.inspection.suggest import Suggestion
-    from gnewton.optim.recipes.baselines import FirstOrderRecipe
+    from gnewton.optim.options.baselines import FirstOrderRecipe
 
 BATCH_SIZE = 300
 CHECK_SAMPLES = 10_000
@@ -70,7 +70,7 @@ def _subject(words: list[str]) -> Subject:
 
 
 def _recipe(point: Point) -> FirstOrderRecipe:
-    from gnewton.optim.recipes.baselines import FirstOrderRecipe
+    from gnewton.optim.options.baselines import FirstOrderRecipe
 
     recipe = point.settings.optimizer
     if not isinstance(recipe, FirstOrderRecipe):

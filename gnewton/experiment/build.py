@@ -13,7 +13,7 @@ from gnewton.data.splits import DataSet
 from gnewton.errors import InputError
 from gnewton.experiment.device import DTYPES
 from gnewton.experiment.schema import Settings
-from gnewton.optim.recipes import Problem
+from gnewton.optim.options import TrainingProblem
 from gnewton.partition import Partition
 from gnewton.tasks import Task
 from gnewton.training.world import SharedStream, World
@@ -66,7 +66,7 @@ def split(settings: Settings, model: nn.Module) -> Partition:
 
 def problem_of(
     settings: Settings, parts: Parts, world: World, on_update: Callable[[RateUpdate], None] | None = None
-) -> Problem:
+) -> TrainingProblem:
     """What the optimizer of a run may need to know of it.
 
     Args:
@@ -85,7 +85,7 @@ def problem_of(
             world.check(batch_size, None, "optimizer.curvature.batch_size")
         return SharedStream(parts.data.train.stream(batch_size, seed=settings.seed + CURVATURE_STREAM), world)
 
-    return Problem(
+    return TrainingProblem(
         model=parts.model,
         loss_fn=parts.data.task.loss,
         partition=parts.partition,

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from gnewton.errors import InputError
-from gnewton.optim.recipes.per_parameter import read_rates
+from gnewton.optim.options.baselines import read_rates
 
 RATES = "optimizer.rates"
 

@@ -18,7 +18,7 @@ from gnewton.experiment.check import settings_from
 from gnewton.experiment.device import choose_device, prepare_torch
 from gnewton.experiment.resume import recorded_digest
 from gnewton.experiment.schema import Settings
-from gnewton.optim.recipes import Problem
+from gnewton.optim.options import TrainingProblem
 from gnewton.partition import Partition
 from gnewton.runfiles import CHECKPOINT_FOLDER, CONFIG_FILE, LAST
 from gnewton.training.checkpoint import load_checkpoint
@@ -46,7 +46,7 @@ class Point:
     model: nn.Module
     device: torch.device
     partition: Partition
-    problem: Problem
+    problem: TrainingProblem
     optimizer_state: dict[str, Any] | None
     step: int
     epoch: int

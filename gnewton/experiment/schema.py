@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from gnewton.data import DATA, DataRecipe
 from gnewton.loggers import LOGGERS, LoggerRecipe
 from gnewton.models import MODELS, ModelRecipe
-from gnewton.optim.recipes import AVERAGINGS, CONTROLLERS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
+from gnewton.optim.options import AVERAGINGS, CONTROLLERS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
 from gnewton.options import option
 from gnewton.partition import PARTITIONS, PartitionRecipe
 from gnewton.registry import Registry

@@ -1,3 +1,3 @@
-"""Optimizers. GroupedNewton itself is in :mod:`gnewton.optim.grouped_newton`; :mod:`gnewton.optim.recipes`
-holds the options under which each optimizer can be chosen by name.
+"""Optimizers. GroupedNewton is in :mod:`gnewton.optim.grouped_newton`; :mod:`gnewton.optim.options` holds the
+options of every optimizer that can be chosen by name.
 """

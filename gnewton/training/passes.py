@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.data.splits import Batch
-from gnewton.optim.recipes import OptimizerRecipe
+from gnewton.optim.options import OptimizerRecipe
 from gnewton.tasks import Task
 from gnewton.training.gradient import add_gradient
 from gnewton.training.precision import Precision

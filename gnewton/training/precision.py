@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnewton.data.splits import Batch
-from gnewton.optim.recipes import OptimizerRecipe
+from gnewton.optim.options import OptimizerRecipe
 
 _DTYPES = {"full": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

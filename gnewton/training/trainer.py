@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gnewton.data.splits import Batch, DataSet
 from gnewton.errors import Diverged, Interrupted
 from gnewton.loggers import Logger
-from gnewton.optim.recipes import OptimizerRecipe
+from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, DONE, LAST, LIMIT, TARGET
 from gnewton.training.clocks import Clocks
 from gnewton.training.divergence import SAMPLES, LossCeiling

@@ -32,9 +32,9 @@ from gnewton.cli.choices import config_groups
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.locate import config_folder
 from gnewton.experiment.schema import register_schemas
-from gnewton.optim.recipes import OptimizerRecipe, Problem
-from gnewton.optim.recipes.grouped_newton import GroupedNewtonRecipe
-from gnewton.optim.recipes.kfac import KFACRecipe
+from gnewton.optim.options import OptimizerRecipe, TrainingProblem
+from gnewton.optim.options.kfac import KFACRecipe
+from gnewton.optim.options.newton import GroupedNewtonRecipe
 from gnewton.partition import Partition
 
 Batch = tuple[Tensor, Tensor]
@@ -88,7 +88,7 @@ class Side:
         self.frequency = frequencies(kinds(self.recipe))
         recipe = shortened(self.recipe)
         self.periods = kinds(recipe)  # those that are measured
-        problem = Problem(
+        problem = TrainingProblem(
             model=self.model,
             loss_fn=F.cross_entropy,
             partition=Partition.per_tensor(self.model) if recipe.uses_partition else None,

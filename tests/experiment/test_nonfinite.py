@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gnewton.errors import Diverged
-from gnewton.optim.recipes import OptimizerRecipe
+from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, LAST, PREVIOUS
 from gnewton.training import passes
 from gnewton.training import trainer as trainer_module

@@ -20,7 +20,7 @@ from gnewton.optim.averaging import ExponentialAveraging
 from gnewton.optim.damping import Constant
 from gnewton.optim.direction import inner_groups
 from gnewton.optim.named_directions import NAMED
-from gnewton.optim.recipes import DIRECTIONS
+from gnewton.optim.options import DIRECTIONS
 from gnewton.summary import Summarizer
 from tests.optim.problems import classification, tanh_net
 

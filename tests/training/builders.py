@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from gnewton.data.memory.tensors import Scaling, TensorSplit
 from gnewton.data.splits import DataSet
-from gnewton.optim.recipes import OptimizerRecipe, Problem
-from gnewton.optim.recipes.baselines import LBFGS, SGD
-from gnewton.optim.recipes.schedules import Constant
+from gnewton.optim.options import OptimizerRecipe, TrainingProblem
+from gnewton.optim.options.baselines import LBFGS, SGD
+from gnewton.optim.options.components import ConstantSchedule
 from gnewton.partition import Partition
 from gnewton.tasks import Classification, Regression, Task
 from gnewton.training.ratelog import RateLog
@@ -91,11 +91,11 @@ def sgd(lr: float = 0.1, schedule: Any = None, **changes: Any) -> SGD:
         "nesterov": False,
         "weight_decay": 0.0,
     } | changes
-    return SGD(name="sgd", schedule=schedule or Constant(name="constant"), lr=lr, **values)
+    return SGD(name="sgd", schedule=schedule or ConstantSchedule(name="constant"), lr=lr, **values)
 
 
 def lbfgs() -> LBFGS:
-    schedule = Constant(name="constant")
+    schedule = ConstantSchedule(name="constant")
     return LBFGS(name="lbfgs", schedule=schedule, lr=1.0, max_iter=5, history_size=5, line_search=True)
 
 
@@ -112,7 +112,7 @@ def trainer(
     model = model or network(data.task)
     partition = Partition.per_tensor(model) if recipe.uses_partition else None
     rate_log = RateLog() if partition is not None else None
-    problem = Problem(
+    problem = TrainingProblem(
         model=model,
         loss_fn=data.task.loss,
         partition=partition,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gnewton.errors import Diverged
-from gnewton.optim.recipes.schedules import Cosine, Plateau, Step
+from gnewton.optim.options.components import CosineSchedule, PlateauSchedule, StepSchedule
 from gnewton.training import clocks, journal
 from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.evaluate import evaluate
@@ -237,12 +237,12 @@ def test_clocks_are_apart(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        (Step(name="step", every=2, factor=0.1), [1, 1, 0.1, 0.1, 0.01]),
+        (StepSchedule(name="step", every=2, factor=0.1), [1, 1, 0.1, 0.1, 0.01]),
         (
-            Cosine(name="cosine", final_fraction=0.2),
+            CosineSchedule(name="cosine", final_fraction=0.2),
             [0.2 + 0.8 * (1 + math.cos(math.pi * e / 5)) / 2 for e in range(5)],
         ),
-        (Plateau(name="plateau", patience=0, threshold=0.999, factor=0.5), [1, 1, 0.5, 0.25, 0.125]),
+        (PlateauSchedule(name="plateau", patience=0, threshold=0.999, factor=0.5), [1, 1, 0.5, 0.25, 0.125]),
     ],
     ids=["step", "cosine", "plateau"],
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gnewton import KFAC, GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.experiment.check import settings_from
-from gnewton.optim.recipes import Problem
+from gnewton.optim.options import TrainingProblem
 from tests.optim.problems import classification, tanh_net
 
 RATE = 0.02
@@ -115,8 +115,8 @@ def test_a_restored_direction_continues_bit_for_bit(preconditioner: str) -> None
     assert torch.equal(advance(resumed, other, 5, 11, summary=True), whole)
 
 
-def problem(model: nn.Module, likelihood: str | None = "categorical") -> Problem:
-    return Problem(
+def problem(model: nn.Module, likelihood: str | None = "categorical") -> TrainingProblem:
+    return TrainingProblem(
         model=model,
         loss_fn=F.cross_entropy,
         partition=None,

@@ -1,16 +1,16 @@
-"""The first-order methods that propose the direction of GroupedNewton.
+"""The first-order methods that can propose the direction of GroupedNewton.
 
-Their learning rate is 1 throughout: its scale is undone by the rates.
+Their learning rate is 1: the rates of GroupedNewton cancel its scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from gnewton.optim.recipes.base import DIRECTIONS, DirectionRecipe, Problem
+from gnewton.optim.options import DIRECTIONS, DirectionRecipe, TrainingProblem
 from gnewton.options import option
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @DIRECTIONS.register("sgd")
 @dataclass(kw_only=True)
 class SGDDirection(DirectionRecipe):
-    """The gradient with momentum."""
+    """The gradient, with momentum."""
 
     momentum: float = option(at_least=0, below=1)
     dampening: float = option(at_least=0, at_most=1)
@@ -28,11 +28,11 @@ class SGDDirection(DirectionRecipe):
     weight_decay: float = option(at_least=0)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Nesterov's form needs plain momentum."""
+        """Nesterov momentum needs undampened momentum."""
         if self.nesterov and (self.momentum == 0 or self.dampening > 0):
             yield "nesterov", "needs direction.momentum > 0 and direction.dampening=0"
 
-    def build(self, problem: Problem) -> DirectionFactory:
+    def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.SGD at lr 1."""
         import torch
 
@@ -47,7 +47,7 @@ class SGDDirection(DirectionRecipe):
 
 
 @dataclass(kw_only=True)
-class _AdamOptions(DirectionRecipe):
+class _AdamFamily(DirectionRecipe):
     betas: list[float] = option(at_least=0, below=1, length=2)
     eps: float = option(above=0)
     weight_decay: float = option(at_least=0)
@@ -55,10 +55,10 @@ class _AdamOptions(DirectionRecipe):
 
 @DIRECTIONS.register("adam")
 @dataclass(kw_only=True)
-class AdamDirection(_AdamOptions):
+class AdamDirection(_AdamFamily):
     """Adam's step."""
 
-    def build(self, problem: Problem) -> DirectionFactory:
+    def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.Adam at lr 1."""
         import torch
 
@@ -70,10 +70,10 @@ class AdamDirection(_AdamOptions):
 
 @DIRECTIONS.register("adamw")
 @dataclass(kw_only=True)
-class AdamWDirection(_AdamOptions):
-    """Adam's step and a share of the parameters."""
+class AdamWDirection(_AdamFamily):
+    """Adam's step with decoupled weight decay."""
 
-    def build(self, problem: Problem) -> DirectionFactory:
+    def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.AdamW at lr 1."""
         import torch
 
@@ -85,13 +85,13 @@ class AdamWDirection(_AdamOptions):
 
 @DIRECTIONS.register("nadam")
 @dataclass(kw_only=True)
-class NAdamDirection(_AdamOptions):
+class NAdamDirection(_AdamFamily):
     """Adam's step with Nesterov momentum."""
 
     momentum_decay: float = option(at_least=0)
     decoupled: bool = option()
 
-    def build(self, problem: Problem) -> DirectionFactory:
+    def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.NAdam at lr 1."""
         import torch
 
@@ -110,7 +110,7 @@ class NAdamDirection(_AdamOptions):
 @DIRECTIONS.register("rmsprop")
 @dataclass(kw_only=True)
 class RMSpropDirection(DirectionRecipe):
-    """The gradient over the root of the average of its square."""
+    """The gradient over the root of its mean square."""
 
     alpha: float = option(at_least=0, below=1)
     eps: float = option(above=0)
@@ -118,7 +118,7 @@ class RMSpropDirection(DirectionRecipe):
     centered: bool = option()
     weight_decay: float = option(at_least=0)
 
-    def build(self, problem: Problem) -> DirectionFactory:
+    def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.RMSprop at lr 1."""
         import torch
 
@@ -135,14 +135,14 @@ class RMSpropDirection(DirectionRecipe):
 
 @DIRECTIONS.register("muon")
 @dataclass(kw_only=True)
-class MuonDirection(_AdamOptions):
-    """Muon on the matrices, AdamW on every other tensor; the options of Adam are those of the latter."""
+class MuonDirection(_AdamFamily):
+    """Muon on the matrices, AdamW on every other tensor; ``betas`` and ``eps`` belong to AdamW."""
 
     momentum: float = option(at_least=0, below=1)
     nesterov: bool = option()
 
-    def build(self, problem: Problem) -> DirectionFactory:
-        """torch.optim.Muon and torch.optim.AdamW at lr 1, their steps on one scale."""
+    def build(self, problem: TrainingProblem) -> DirectionFactory:
+        """torch.optim.Muon and torch.optim.AdamW at lr 1, with steps on one scale."""
         from gnewton.optim.composite import muon_with_adamw
 
         first, second = self.betas
@@ -154,3 +154,29 @@ class MuonDirection(_AdamOptions):
             betas=(first, second),
             eps=self.eps,
         )
+
+
+@DIRECTIONS.register("pair")
+@dataclass(kw_only=True)
+class PairDirection(DirectionRecipe):
+    """Two first-order methods; each group has one rate for each of them."""
+
+    single: ClassVar[bool] = False
+
+    first: DirectionRecipe
+    second: DirectionRecipe
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Pairs cannot be nested."""
+        for name in ("first", "second"):
+            if not getattr(self, name).single:
+                yield f"{name}.name", "must be a single direction"
+
+    def build(self, problem: TrainingProblem) -> Mapping[str, DirectionFactory]:
+        """Both methods, labelled ``first`` and ``second``."""
+        built = {}
+        for name, recipe in (("first", self.first), ("second", self.second)):
+            factory = recipe.build(problem)
+            assert callable(factory)
+            built[name] = factory
+        return built

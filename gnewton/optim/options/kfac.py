@@ -1,4 +1,4 @@
-"""K-FAC by name, as an optimizer and as the direction of GroupedNewton."""
+"""Options of K-FAC, as an optimizer and as the direction of GroupedNewton."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.errors import InputError
-from gnewton.optim.recipes.base import DIRECTIONS, OPTIMIZERS, DirectionRecipe, OptimizerRecipe, Problem
+from gnewton.optim.options import (
+    DIRECTIONS,
+    OPTIMIZERS,
+    DirectionRecipe,
+    OptimizerRecipe,
+    TrainingProblem,
+)
 from gnewton.options import option
 
 if TYPE_CHECKING:
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class _Options:
-    """What both have in common."""
+    """The options that both share."""
 
     momentum: float = option(at_least=0, below=1)
     weight_decay: float = option(at_least=0)
@@ -32,13 +38,14 @@ class _Options:
     start: str = option(choices=("first", "identity"))
     scaling: str = option(choices=("standard", "reference"))
 
-    def arguments(self, problem: Problem, where: str) -> dict[str, Any]:
+    def arguments(self, problem: TrainingProblem, where: str) -> dict[str, Any]:
         """The arguments of :class:`gnewton.optim.kfac.KFAC`.
 
         Raises:
-            InputError: naming the option ``where`` if labels are to be drawn and the loss is no likelihood.
+            InputError: if ``fisher`` is "true" and the loss is no negative log-likelihood; the message names
+                the option under ``where``.
         """
-        found = {
+        arguments = {
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
             "damping": self.damping,
@@ -57,22 +64,22 @@ class _Options:
                 raise InputError(
                     f"{where}.fisher=true: must be empirical, the loss is no likelihood to draw labels from"
                 )
-            found["likelihood"] = problem.likelihood
-        return found
+            arguments["likelihood"] = problem.likelihood
+        return arguments
 
 
 @OPTIMIZERS.register("kfac")
 @dataclass(kw_only=True)
 class KFACRecipe(_Options, OptimizerRecipe):
-    """Natural gradient with Kronecker-factored curvature."""
+    """K-FAC: natural gradient with Kronecker-factored curvature."""
 
     why_full_precision: ClassVar[str] = "whose factors are to be definite, which rounded products are not"
     why_uncompiled: ClassVar[str] = "which watches the single layers; compiled code has none"
 
     lr: float = option(above=0)
 
-    def build(self, problem: Problem) -> torch.optim.Optimizer:
-        """The optimizer of :mod:`gnewton.optim.kfac` on the run's model."""
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """KFAC on the run's model."""
         from gnewton.optim.kfac import KFAC
 
         return KFAC(problem.model, lr=self.lr, **self.arguments(problem, "optimizer"))
@@ -83,8 +90,8 @@ class KFACRecipe(_Options, OptimizerRecipe):
 class KFACDirection(_Options, DirectionRecipe):
     """K-FAC's step."""
 
-    def build(self, problem: Problem) -> DirectionFactory:
-        """K-FAC at lr 1, watching the run's model."""
+    def build(self, problem: TrainingProblem) -> DirectionFactory:
+        """KFAC at lr 1 on the run's model."""
         from gnewton.optim.kfac import KFAC
 
         arguments = self.arguments(problem, "optimizer.direction")

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gnewton.errors import InputError
-from gnewton.optim.recipes import OPTIMIZERS, Problem
-from gnewton.optim.recipes.per_parameter import as_mapping, assign
+from gnewton.optim.options import OPTIMIZERS, TrainingProblem
+from gnewton.optim.options.baselines import as_mapping, assign
 from tests.optim.problems import classification, tanh_net
 from tests.recipes import recipe
 
@@ -20,7 +20,7 @@ EXPECTED = {"0.weight": 0.5, "0.bias": 0.02, "2.weight": 0.0, "2.bias": 0.02, "4
 
 
 def problem_for(model):
-    return Problem(model, cross_entropy, None, lambda size: [], lambda update: None)
+    return TrainingProblem(model, cross_entropy, None, lambda size: [], lambda update: None)
 
 
 def test_names_come_before_expressions_and_the_first_expression_counts():

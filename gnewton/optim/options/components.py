@@ -1,0 +1,313 @@
+"""The parts of an optimizer that can be chosen by name: averages of the summary, controllers of the dampings,
+schedules of the learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnewton.optim.options import (
+    AVERAGINGS,
+    CONTROLLERS,
+    SCHEDULES,
+    AveragingRecipe,
+    ControllerRecipe,
+    ScheduleRecipe,
+)
+from gnewton.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+    from gnewton.optim.averaging import Averaging
+    from gnewton.optim.damping import Controller
+
+
+@AVERAGINGS.register("none")
+@dataclass(kw_only=True)
+class NoAveragingRecipe(AveragingRecipe):
+    """No average: the summary of the current update."""
+
+    def build(self) -> Averaging:
+        """An average without memory."""
+        from gnewton.optim.averaging import NoAveraging
+
+        return NoAveraging()
+
+
+@AVERAGINGS.register("exponential")
+@dataclass(kw_only=True)
+class ExponentialRecipe(AveragingRecipe):
+    """Exponentially decaying weights that sum to one."""
+
+    coefficient: float = option(at_least=0, below=1)
+
+    def build(self) -> Averaging:
+        """An empty exponential average."""
+        from gnewton.optim.averaging import ExponentialAveraging
+
+        return ExponentialAveraging(self.coefficient)
+
+
+@AVERAGINGS.register("uniform")
+@dataclass(kw_only=True)
+class UniformRecipe(AveragingRecipe):
+    """Two running means: one in use, one under construction."""
+
+    period: int = option(at_least=1)
+
+    def build(self) -> Averaging:
+        """Two empty means."""
+        from gnewton.optim.averaging import UniformAveraging
+
+        return UniformAveraging(self.period)
+
+
+@AVERAGINGS.register("static")
+@dataclass(kw_only=True)
+class StaticRecipe(AveragingRecipe):
+    """The mean over several batches of the same update."""
+
+    batches: int = option(at_least=1)
+
+    def per_update(self) -> int:
+        """The number of batches in the mean."""
+        return self.batches
+
+    def build(self) -> Averaging:
+        """An empty mean."""
+        from gnewton.optim.averaging import StaticAveraging
+
+        return StaticAveraging(self.batches)
+
+
+@CONTROLLERS.register("constant")
+@dataclass(kw_only=True)
+class ConstantRecipe(ControllerRecipe):
+    """Both dampings stay at their initial values."""
+
+    def build(self) -> Controller:
+        """A controller that moves nothing."""
+        from gnewton.optim.damping import Constant
+
+        return Constant()
+
+
+@dataclass(kw_only=True)
+class _QuantityRecipe(ControllerRecipe):
+    """A factor on one of the dampings, up to a limit."""
+
+    quantity: str = option(choices=("damping", "internal_damping"))
+    factor: float = option(above=0)
+    limit: float | None = option(above=0)
+
+    def moves(self) -> str | None:
+        """The chosen quantity."""
+        return self.quantity
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The limit must lie on the side to which the quantity moves."""
+        if self.factor == 1:
+            yield "factor", "must not be 1: nothing would move; for that choose optimizer/controller=constant"
+        if self.limit is not None and (self.limit > 1 if self.factor < 1 else self.limit < 1):
+            yield "limit", f"must be {'<= 1' if self.factor < 1 else '>= 1'} with a factor of {self.factor}"
+
+
+@CONTROLLERS.register("geometric")
+@dataclass(kw_only=True)
+class GeometricRecipe(_QuantityRecipe):
+    """Multiplication by the same factor at every update."""
+
+    def build(self) -> Controller:
+        """The controller before its first update."""
+        from gnewton.optim.damping import Geometric
+
+        return Geometric(self.quantity, self.factor, self.limit)
+
+
+@CONTROLLERS.register("plateau")
+@dataclass(kw_only=True)
+class PlateauRecipe(_QuantityRecipe):
+    """Multiplication whenever the loss on the curvature batches stops falling."""
+
+    window: int = option(at_least=1)
+    patience: int = option(at_least=0)
+    threshold: float = option(at_least=0)
+
+    def build(self) -> Controller:
+        """The controller before its first window."""
+        from gnewton.optim.damping import Plateau
+
+        return Plateau(
+            self.quantity,
+            self.factor,
+            self.limit,
+            window=self.window,
+            patience=self.patience,
+            threshold=self.threshold,
+        )
+
+
+@CONTROLLERS.register("progress")
+@dataclass(kw_only=True)
+class ProgressRecipe(ControllerRecipe):
+    """λ_1 rises while the loss on the curvature batches falls, and falls otherwise."""
+
+    rise: float = option(above=1)
+    fall: float = option(above=0, below=1)
+    highest: float = option(above=0)
+    lowest: float = option(above=0)
+    window: int = option(at_least=4)
+
+    def moves(self) -> str | None:
+        """λ_1 moves."""
+        return "damping"
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The bounds must be in order."""
+        if self.lowest > self.highest:
+            yield "lowest", f"must be <= optimizer.controller.highest={self.highest}"
+
+    def build(self) -> Controller:
+        """The controller before its first update."""
+        from gnewton.optim.damping import Progress
+
+        return Progress(self.rise, self.fall, highest=self.highest, lowest=self.lowest, window=self.window)
+
+
+@CONTROLLERS.register("adaptive")
+@dataclass(kw_only=True)
+class AdaptiveRecipe(ControllerRecipe):
+    """λ_int from the ratio of actual to predicted decrease on the curvature batch."""
+
+    accept: float = option(at_least=0, below=1)
+    succeed: float = option(above=0, at_most=1)
+    errors: float = option(at_least=0)
+    increase: float = option(above=1)
+    trials: int = option(at_least=0)
+    window: int = option(at_least=1)
+    pull: float = option(at_least=0, at_most=1)
+    slices: int = option(at_least=1)
+
+    def moves(self) -> str | None:
+        """λ_int moves."""
+        return "internal_damping"
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The thresholds must be in order; a standard error needs several slices."""
+        if self.accept >= self.succeed:
+            yield "accept", f"must be < optimizer.controller.succeed={self.succeed}"
+        if self.slices == 1 and self.errors > 0:
+            yield (
+                "errors",
+                "has no effect with optimizer.controller.slices=1; set it to 0 or take more slices",
+            )
+
+    def build(self) -> Controller:
+        """The controller before its first update."""
+        from gnewton.optim.damping import Adaptive
+
+        return Adaptive(
+            accept=self.accept,
+            succeed=self.succeed,
+            errors=self.errors,
+            increase=self.increase,
+            trials=self.trials,
+            window=self.window,
+            pull=self.pull,
+            slices=self.slices,
+        )
+
+
+@CONTROLLERS.register("overshoot")
+@dataclass(kw_only=True)
+class OvershootRecipe(ControllerRecipe):
+    """λ_1 from the overshoot of the steps since the last update."""
+
+    target: float = option(at_least=-1, below=1)
+    gain: float = option(above=0)
+    momentum: float = option(at_least=0, below=1)
+    bound: float = option(above=1)
+
+    def moves(self) -> str | None:
+        """λ_1 moves."""
+        return "damping"
+
+    def build(self) -> Controller:
+        """The controller before its first displacement."""
+        from gnewton.optim.damping import Overshoot
+
+        return Overshoot(self.target, self.gain, self.momentum, self.bound)
+
+
+@SCHEDULES.register("constant")
+@dataclass(kw_only=True)
+class ConstantSchedule(ScheduleRecipe):
+    """A constant learning rate."""
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+        """torch's LambdaLR with factor 1."""
+        from torch.optim.lr_scheduler import LambdaLR
+
+        return LambdaLR(optimizer, lambda epoch: 1.0)
+
+
+@SCHEDULES.register("cosine")
+@dataclass(kw_only=True)
+class CosineSchedule(ScheduleRecipe):
+    """Half a cosine wave over the whole run, from the initial value to a fraction of it."""
+
+    follows_length: ClassVar[bool] = True
+
+    final_fraction: float = option(at_least=0, at_most=1)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+        """torch's LambdaLR with factor f + (1 − f)(1 + cos(π epoch / epochs)) / 2."""
+        from torch.optim.lr_scheduler import LambdaLR
+
+        f = self.final_fraction
+        return LambdaLR(optimizer, lambda epoch: f + (1 - f) * (1 + math.cos(math.pi * epoch / epochs)) / 2)
+
+
+@SCHEDULES.register("step")
+@dataclass(kw_only=True)
+class StepSchedule(ScheduleRecipe):
+    """Multiplication by a constant factor every few epochs."""
+
+    every: int = option(at_least=1)
+    factor: float = option(above=0, at_most=1)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+        """torch's StepLR."""
+        from torch.optim.lr_scheduler import StepLR
+
+        return StepLR(optimizer, step_size=self.every, gamma=self.factor)
+
+
+@SCHEDULES.register("plateau")
+@dataclass(kw_only=True)
+class PlateauSchedule(ScheduleRecipe):
+    """Multiplication by a constant factor whenever the training loss stops falling."""
+
+    patience: int = option(at_least=0)
+    threshold: float = option(at_least=0)
+    factor: float = option(above=0, below=1)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+        """torch's ReduceLROnPlateau on the mean training loss of the epoch, relative threshold."""
+        from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+        return ReduceLROnPlateau(
+            optimizer,
+            factor=self.factor,
+            patience=self.patience,
+            threshold=self.threshold,
+            threshold_mode="rel",
+        )
+
+    def advance(self, scheduler: Any, train_loss: float) -> None:
+        """Pass the training loss to the scheduler."""
+        scheduler.step(train_loss)

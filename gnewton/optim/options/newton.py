@@ -1,0 +1,262 @@
+"""Options of the optimizers that differentiate the loss more than once: GroupedNewton, OuterNewton and
+HessianVector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnewton.optim.options import (
+    OPTIMIZERS,
+    AveragingRecipe,
+    ControllerRecipe,
+    DirectionRecipe,
+    OptimizerRecipe,
+    TrainingProblem,
+)
+from gnewton.options import option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from torch import Tensor
+
+    from gnewton.optim.direction import DirectionFactory
+
+SOLVERS = ("cubic", "cubic_diagonal", "ridge", "newton")
+
+
+@dataclass(kw_only=True)
+class CurvatureSource:
+    """The batches on which curvature is measured: their source and size."""
+
+    source: str = option(choices=("independent", "training"))
+    batch_size: int | None = option(at_least=1)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The size of the training batch is not chosen here."""
+        if self.source == "training" and self.batch_size is not None:
+            yield "batch_size", "has no effect with curvature.source=training; leave it null"
+
+    def batches(self, problem: TrainingProblem) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """The endless series of independent batches; None if the training batch is used."""
+        return problem.curvature(self.batch_size) if self.source == "independent" else None
+
+    def training_batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """The ``batch`` argument of the optimizer's ``step``: the training batch if it is used, else None."""
+        return batch if self.source == "training" else None
+
+
+@dataclass(kw_only=True)
+class SummarySource(CurvatureSource):
+    """The batches on which the summary is computed, and the engine that computes it."""
+
+    max_memory: float | None = option(above=0)
+    engine: str = option(choices=("auto", "tangent", "compiled", "reference"))
+
+    def arguments(self, problem: TrainingProblem) -> dict[str, Any]:
+        """The corresponding arguments of the optimizer."""
+        return {
+            "curvature": self.batches(problem),
+            "engine": self.engine,
+            "max_memory": None if self.max_memory is None else int(self.max_memory * 2**30),
+        }
+
+
+class RatesRecipe(OptimizerRecipe):
+    """An optimizer that solves for one rate per group; each subclass declares the fields in its own order."""
+
+    uses_partition: ClassVar[bool] = True
+
+    averaging: AveragingRecipe
+    curvature: SummarySource
+    solver: str
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Several summaries per update need several batches."""
+        if self.averaging.per_update() > 1 and self.curvature.source == "training":
+            yield "averaging.batches", "needs optimizer.curvature.source=independent, or 1"
+
+    def ineffective(self) -> Iterator[tuple[str, str]]:
+        """The bare Newton solver has no internal damping."""
+        if self.solver == "newton":
+            yield "internal_damping", "optimizer.solver=newton has no such term"
+
+    def compiled_engine(self) -> bool:
+        """Whether ``curvature.engine=compiled``."""
+        return self.curvature.engine == "compiled"
+
+    def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Make one step; the summary is taken on the training batch if the options say so."""
+        return optimizer.step(closure, batch=self.curvature.training_batch(batch))
+
+
+@OPTIMIZERS.register("grouped_newton")
+@dataclass(kw_only=True)
+class GroupedNewtonRecipe(RatesRecipe):
+    """GroupedNewton: one learning rate per group from an exact summary of the loss."""
+
+    direction: DirectionRecipe
+    averaging: AveragingRecipe
+    controller: ControllerRecipe
+    curvature: SummarySource
+    along: str = option(choices=("fresh", "step"))
+    period: int = option(at_least=1)
+    warmup: int = option(at_least=0)
+    damping: float = option(above=0)
+    solver: str = option(choices=SOLVERS)
+    internal_damping: float = option(at_least=0)
+    negative_rates: str = option(choices=("keep", "clip", "constrain"))
+    rate_momentum: float = option(at_least=0, below=1)
+    rate_median: int | None = option(at_least=2)
+    cap: float | None = option(above=0)
+    safeguard: bool = option()
+    shrinkage: float = option(at_least=0)
+    proximal: float = option(at_least=0)
+    normalise: bool = option()
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Combinations that the method does not allow."""
+        if self.solver == "newton" and self.negative_rates == "constrain":
+            yield "negative_rates", "optimizer.solver=newton has no such form; must be one of keep, clip"
+        yield from super().conflicts()
+        if self.controller.moves() == "internal_damping" and self.solver == "newton":
+            yield "solver", f"optimizer.controller={self.controller.name} moves λ_int, which it has not"
+        elif self.controller.moves() == "internal_damping" and self.internal_damping == 0:
+            yield "internal_damping", f"must be > 0, optimizer.controller={self.controller.name} moves it"
+
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """GroupedNewton on the run's model and partition."""
+        from gnewton.optim.grouped_newton import GroupedNewton
+
+        return GroupedNewton(
+            problem.model,
+            problem.loss_fn,
+            problem.partition,
+            direction=self.direction.build(problem),
+            along=self.along,
+            period=self.period,
+            damping=self.damping,
+            solver=self.solver,
+            internal_damping=self.internal_damping,
+            negative_rates=self.negative_rates,
+            rate_momentum=self.rate_momentum,
+            rate_median=self.rate_median,
+            cap=self.cap,
+            safeguard=self.safeguard,
+            controller=self.controller.build(),
+            shrinkage=self.shrinkage,
+            proximal=self.proximal,
+            averaging=self.averaging.build(),
+            normalise=self.normalise,
+            warmup=self.warmup,
+            on_update=problem.on_update,
+            **self.curvature.arguments(problem),
+        )
+
+    def proposal(self, problem: TrainingProblem) -> DirectionFactory | None:
+        """The direction, if there is a single one."""
+        built = self.direction.build(problem)
+        return built if callable(built) else None
+
+    def proposal_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of the direction; its parameters are in the order of the partition."""
+        member: dict[str, Any] = state["grouped_newton"]["directions"]["members"][0]
+        return member
+
+
+@OPTIMIZERS.register("grouped_newton_full_batch")
+@dataclass(kw_only=True)
+class FullBatchRecipe(GroupedNewtonRecipe):
+    """GroupedNewton along a direction made from the gradient of the whole training set."""
+
+    full_batch: ClassVar[bool] = True
+
+
+@OPTIMIZERS.register("outer_newton")
+@dataclass(kw_only=True)
+class OuterNewtonRecipe(RatesRecipe):
+    """An inner optimizer; every few steps, rates on its displacement."""
+
+    direction: DirectionRecipe
+    averaging: AveragingRecipe
+    curvature: SummarySource
+    lr: float = option(above=0)
+    period: int = option(at_least=1)
+    damping: float = option(above=0)
+    lowest: float = option()
+    highest: float = option()
+    solver: str = option(choices=SOLVERS)
+    internal_damping: float = option(at_least=0)
+    proximal: float = option(at_least=0)
+    normalise: bool = option()
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Combinations that the method does not allow."""
+        if not self.direction.single:
+            yield "direction.name", "must be a single direction: it is the inner optimizer"
+        if self.lowest >= self.highest:
+            yield "lowest", f"must be < optimizer.highest={self.highest}"
+        yield from super().conflicts()
+
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """OuterNewton on the run's model and partition."""
+        from gnewton.optim.outer_newton import OuterNewton
+
+        factory = self.direction.build(problem)
+        assert callable(factory)
+
+        def inner(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+            optimizer = factory(named)
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
+            return optimizer
+
+        return OuterNewton(
+            problem.model,
+            problem.loss_fn,
+            problem.partition,
+            inner=inner,
+            period=self.period,
+            damping=self.damping,
+            lowest=self.lowest,
+            highest=self.highest,
+            solver=self.solver,
+            internal_damping=self.internal_damping,
+            proximal=self.proximal,
+            averaging=self.averaging.build(),
+            normalise=self.normalise,
+            on_update=problem.on_update,
+            **self.curvature.arguments(problem),
+        )
+
+
+@OPTIMIZERS.register("hessian_vector")
+@dataclass(kw_only=True)
+class HessianVectorRecipe(OptimizerRecipe):
+    """The Newton direction, learned by gradient descent with one Hessian-vector product per step."""
+
+    lr: float = option(above=0)
+    lr_direction: float = option(above=0)
+    ridge: float = option(at_least=0)
+    curvature: CurvatureSource
+
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """HessianVector on the run's model."""
+        from gnewton.optim.hessian_vector import HessianVector
+
+        return HessianVector(
+            problem.model,
+            problem.loss_fn,
+            lr=self.lr,
+            lr_direction=self.lr_direction,
+            ridge=self.ridge,
+            curvature=self.curvature.batches(problem),
+        )
+
+    def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Make one step; the product is taken on the training batch if the options say so."""
+        return optimizer.step(closure, batch=self.curvature.training_batch(batch))
