@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 
 
 def require_compiler(device: torch.device, option: str, instead: str) -> None:
@@ -38,7 +38,7 @@ def missing(device: torch.device) -> str:
             probe: Any = torch.compile(_probe)
             probe(torch.ones(2, device=device))
         except Exception as error:  # of the compiler, the linker, Triton, …: of no common kind
-            return first_line(error)
+            return first_line(error, with_type=True)
     return ""
 
 
@@ -52,12 +52,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}{': ' if lines else ''}{lines[0] if lines else ''}"
 
 
 def _probe(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class InputError(GnewtonError, ValueError):
 
 
 class OutOfMemory(GnewtonError):
-    """The memory of the device did not do; the message names what to lower."""
+    """The device ran out of memory; the message names the option to lower."""
 
 
 class Diverged(GnewtonError):
@@ -34,3 +34,17 @@ class Interrupted(GnewtonError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def first_line(error: BaseException, *, with_type: bool = False) -> str:
+    """The first line of an error's message, or the name of its type where the message is empty.
+
+    Args:
+        error: the error.
+        with_type: whether to put the name of the type in front of the message.
+    """
+    name, message = type(error).__name__, str(error).strip()
+    if not message:
+        return name
+    line = message.splitlines()[0].strip()
+    return f"{name}: {line}" if with_type else line

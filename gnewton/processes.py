@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,20 +26,24 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of the tensors of all processes; the tensor itself where there is one process."""
+def sum_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of each tensor over all processes, by one all-reduce; the tensors themselves in one process.
+
+    Args:
+        tensors: of one type and device, in the same shapes in every process.
+    """
     if world_size() == 1:
-        return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+        return list(tensors)
+    packed = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(packed)
+    pieces = packed.split([tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
-def mean_over_processes(tensors: list[Tensor], samples: int) -> list[Tensor]:
+def mean_over_processes(tensors: Sequence[Tensor], samples: int) -> list[Tensor]:
     """The means over the global batch of tensors that are means over each process's own ``samples``."""
     if world_size() == 1:
-        return tensors
-    count = tensors[0].new_tensor([samples])
-    packed = sum_over_processes(torch.cat([*(tensor.flatten() * samples for tensor in tensors), count]))
-    pieces = (packed[:-1] / packed[-1]).split([tensor.numel() for tensor in tensors])
-    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+        return list(tensors)
+    count = tensors[0].new_tensor(samples)
+    *sums, total = sum_over_processes([*(tensor * samples for tensor in tensors), count])
+    return [piece / total for piece in sums]

@@ -1,6 +1,7 @@
 """The certificate: how well given rates satisfy the conditions of a global minimiser.
 
-A division by zero is dealt with after the fact; :func:`~gnewton.cubic.solve_cubic` silences numpy's warning.
+Results of a division by zero are corrected afterwards; :func:`~gnewton.cubic.solve_cubic` silences numpy's
+warning.
 """
 
 from __future__ import annotations
@@ -9,28 +10,27 @@ import math
 
 import numpy as np
 
-from gnewton.cubic.problem import Problem
+from gnewton.cubic.model import CubicModel
 
 
-def energy_scale(problem: Problem, r: float) -> np.ndarray:
+def energy_scale(model: CubicModel, r: float) -> np.ndarray:
     """``|H_ss| + σ r d_s²``, shape (S,): the units of the certificate."""
-    out: np.ndarray = np.abs(problem.diagonal) + problem.sigma * r * problem.weights
-    return out
+    return np.abs(model.diagonal) + model.sigma * r * model.weights
 
 
-def residual(problem: Problem, x: np.ndarray) -> float:
+def residual(model: CubicModel, x: np.ndarray) -> float:
     """Relative residual of ``M(‖Dx‖) x = g``; see :class:`gnewton.cubic.CubicSolution`."""
-    r = problem.radius(x)
-    return relative_size(problem.slope(x, r), problem, x, r)
+    r = model.radius(x)
+    return relative_size(model.slope(x, r), model, x, r)
 
 
-def relative_size(slope: np.ndarray, problem: Problem, x: np.ndarray, r: float) -> float:
+def relative_size(slope: np.ndarray, model: CubicModel, x: np.ndarray, r: float) -> float:
     """``‖slope‖ / (‖g‖ + ‖x‖)`` in the units of :func:`energy_scale`; infinite if it is not a number."""
-    unit = np.sqrt(energy_scale(problem, r))
-    value = _ratio(slope / unit, problem.gradient / unit, unit * x)
-    if not math.isfinite(value):  # a unit of zero is harmless where there is nothing to divide by it
+    unit = np.sqrt(energy_scale(model, r))
+    value = _ratio(slope / unit, model.gradient / unit, unit * x)
+    if not math.isfinite(value):  # a unit of zero is harmless where the numerator is zero
         error = np.where(slope == 0.0, 0.0, slope / unit)
-        force = np.where(problem.gradient == 0.0, 0.0, problem.gradient / unit)
+        force = np.where(model.gradient == 0.0, 0.0, model.gradient / unit)
         value = _ratio(error, force, unit * x)
     return value if math.isfinite(value) else math.inf
 
@@ -40,27 +40,27 @@ def _ratio(error: np.ndarray, force: np.ndarray, energy: np.ndarray) -> float:
     return wrong / (math.sqrt(force.dot(force)) + math.sqrt(energy.dot(energy))) if wrong else 0.0
 
 
-def curvature_margin(problem: Problem, r: float, vector: np.ndarray) -> float:
+def curvature_margin(model: CubicModel, r: float, vector: np.ndarray) -> float:
     """Rayleigh quotient of M(r) along the lowest eigenvector of (H, D²), relative to its own terms.
 
     ``vᵀM(r)v / (σ r vᵀD²v + |v|ᵀ|H||v|)``: at most one, zero in the hard case.
     """
-    cubic = problem.sigma * r * float(problem.weights.dot(vector * vector))
+    cubic = model.sigma * r * float(model.weights.dot(vector * vector))
     size = np.abs(vector)
-    scale = cubic + float(size.dot(np.abs(problem.hessian).dot(size)))
+    scale = cubic + float(size.dot(np.abs(model.hessian).dot(size)))
     if scale == 0.0:
         return 0.0
-    return (cubic + float(vector.dot(problem.hessian.dot(vector)))) / scale
+    return (cubic + float(vector.dot(model.hessian.dot(vector)))) / scale
 
 
-def natural_residual(problem: Problem, x: np.ndarray) -> float:
+def natural_residual(model: CubicModel, x: np.ndarray) -> float:
     """Relative residual of the KKT conditions of ``min m(x), x ≥ 0``.
 
     In the units of :func:`energy_scale`, ``‖min(x, ∇m)‖ / (‖g‖ + ‖x‖)``: zero iff x ≥ 0, ∇m ≥ 0 and
     ``x_s ∇m_s = 0`` for every group.
     """
-    r = problem.radius(x)
-    slope = problem.slope(x, r)
-    unit = energy_scale(problem, r)
+    r = model.radius(x)
+    slope = model.slope(x, r)
+    unit = energy_scale(model, r)
     step = np.where(slope == 0.0, 0.0, slope / unit)
-    return relative_size(np.where(step <= x, slope, unit * x), problem, x, r)
+    return relative_size(np.where(step <= x, slope, unit * x), model, x, r)

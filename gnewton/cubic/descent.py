@@ -1,4 +1,4 @@
-"""Projected Newton: from a start down to a KKT point of the model over x ≥ 0."""
+"""Projected Newton method: descent from a starting point to a KKT point of the model over x ≥ 0."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from scipy.linalg import lapack
 
 from gnewton.cubic.certificate import natural_residual
-from gnewton.cubic.problem import Problem
+from gnewton.cubic.model import CubicModel
 from gnewton.cubic.rays import falls_along
 
 _MAX_ITERATIONS = 100
 _DONE = 1e-14
-_AT_LEAST = 2  # steps, since the residual of a few groups hides that of far smaller ones
+_AT_LEAST = 2  # steps: the residual of some groups can hide that of much smaller ones
 _SUFFICIENT = 1e-4
 _SHIFTS = ((0.0, 8), (1e-6, 8), (1e-3, 8), (1e-1, 8), (10.0, 40))
 _ESCAPES = 3
@@ -22,14 +22,14 @@ _SADDLE = -1e-7
 
 @dataclass(frozen=True)
 class Descent:
-    """Where a descent ended.
+    """The result of a descent.
 
     Attributes:
         x: the last point, shape (S,), non-negative.
         value: the model there.
         residual: its KKT residual (:func:`~gnewton.cubic.certificate.natural_residual`).
         iterations: Newton steps taken.
-        endless: whether it met a direction along which the model falls without end.
+        endless: whether it met a direction along which the model decreases without bound.
     """
 
     x: np.ndarray
@@ -39,48 +39,49 @@ class Descent:
     endless: bool = False
 
 
-def descend(problem: Problem, x: np.ndarray, units: np.ndarray, *, watch: bool) -> Descent:
-    """Projected Newton method with an ε-active set (Bertsekas 1982), saddle points left along curvature.
+def descend(model: CubicModel, x: np.ndarray, units: np.ndarray, *, watch: bool) -> Descent:
+    """Projected Newton method with an ε-active set (Bertsekas 1982), with escapes from saddle points.
 
     Args:
-        problem: the model.
+        model: the cubic model.
         x: the start, shape (S,), non-negative.
-        units: positive curvature units of the variables, shape (S,), which make the step independent of the
+        units: positive curvature units of the variables, shape (S,). They make the step independent of the
             scale of the groups.
-        watch: look for rays along which the model falls without end; pointless where it has a lower bound.
+        watch: whether to look for rays along which the model decreases without bound; not needed where it has
+            a lower bound.
     """
-    state = _newton(problem, Descent(x, problem.value(x), natural_residual(problem, x), 0), units, watch)
+    state = _newton(model, Descent(x, model.value(x), natural_residual(model, x), 0), units, watch)
     for _ in range(_ESCAPES):
         if state.endless:
             break
-        elsewhere = _past_saddle(problem, state, units)
+        elsewhere = _past_saddle(model, state, units)
         if elsewhere is None:
             break
-        lower = _newton(problem, elsewhere, units, watch)
+        lower = _newton(model, elsewhere, units, watch)
         if not lower.value < state.value and not lower.endless:
             break
         state = lower
     return state
 
 
-def _newton(problem: Problem, state: Descent, units: np.ndarray, watch: bool) -> Descent:
+def _newton(model: CubicModel, state: Descent, units: np.ndarray, watch: bool) -> Descent:
     for step in range(1, _MAX_ITERATIONS + 1):
         if state.residual <= _DONE and step > _AT_LEAST:
             break
-        following = _advance(problem, state, units)
+        following = _advance(model, state, units)
         if following is None:
             break
         state = following
-        if watch and falls_along(problem, state.x):
+        if watch and falls_along(model, state.x):
             return Descent(state.x, state.value, state.residual, step, endless=True)
     return state
 
 
-def _advance(problem: Problem, state: Descent, units: np.ndarray) -> Descent | None:
-    """One step that lowers the model, or, at the level of rounding, the residual; None if there is none."""
-    x, r = state.x, problem.radius(state.x)
-    slope = problem.slope(x, r)
-    unit = np.sqrt(units + problem.sigma * r * problem.weights)
+def _advance(model: CubicModel, state: Descent, units: np.ndarray) -> Descent | None:
+    """One step that decreases the model or, at the level of rounding, the residual; None if no step does."""
+    x, r = state.x, model.radius(state.x)
+    slope = model.slope(x, r)
+    unit = np.sqrt(units + model.sigma * r * model.weights)
     z, force = unit * x, slope / unit
     reach = float(np.linalg.norm(np.minimum(z, force)))
     active = (z <= min(1e-3 * float(np.linalg.norm(z)), reach)) & (force > 0.0)
@@ -88,28 +89,28 @@ def _advance(problem: Problem, state: Descent, units: np.ndarray) -> Descent | N
     for shift, halvings in _SHIFTS:
         step = -force
         if free.size:
-            step[free] = -_newton_direction(problem, x, r, free, unit, force[free], shift)
-        found = _line_search(problem, state, slope, step / unit, halvings)
-        if found is not None:
-            return found
+            step[free] = -_newton_direction(model, x, r, free, unit, force[free], shift)
+        lower = _line_search(model, state, slope, step / unit, halvings)
+        if lower is not None:
+            return lower
     return None
 
 
 def _line_search(
-    problem: Problem, state: Descent, slope: np.ndarray, step: np.ndarray, halvings: int
+    model: CubicModel, state: Descent, slope: np.ndarray, step: np.ndarray, halvings: int
 ) -> Descent | None:
     """Armijo's rule along the projected step; at the level of rounding, a smaller residual instead."""
     x, t = state.x, 1.0
     for _ in range(halvings):
         trial = np.maximum(x + t * step, 0.0)
-        value = problem.value(trial)
+        value = model.value(trial)
         expected = float(slope @ (trial - x))
-        noise = 1e-14 * (float(np.abs(problem.gradient) @ (trial + x)) + abs(state.value))
+        noise = 1e-14 * (float(np.abs(model.gradient) @ (trial + x)) + abs(state.value))
         gain = value - state.value
         if gain <= _SUFFICIENT * min(expected, 0.0) and gain < -noise:
-            return Descent(trial, value, natural_residual(problem, trial), state.iterations + 1)
+            return Descent(trial, value, natural_residual(model, trial), state.iterations + 1)
         if abs(gain) <= 10.0 * noise:
-            now = natural_residual(problem, trial)
+            now = natural_residual(model, trial)
             if now < 0.9 * state.residual:
                 return Descent(trial, value, now, state.iterations + 1)
         t *= 0.5
@@ -117,7 +118,7 @@ def _line_search(
 
 
 def _newton_direction(
-    problem: Problem,
+    model: CubicModel,
     x: np.ndarray,
     r: float,
     free: np.ndarray,
@@ -126,7 +127,7 @@ def _newton_direction(
     shift: float,
 ) -> np.ndarray:
     """``(∇²m + τ)⁻¹∇m`` of the free variables in energy units, at the first definite τ ≥ shift."""
-    matrix = face_hessian(problem, x, r, free, unit)
+    matrix = face_hessian(model, x, r, free, unit)
     while True:
         trial = matrix.copy()
         trial.flat[:: free.size + 1] += shift
@@ -135,31 +136,32 @@ def _newton_direction(
             half, _ = lapack.dtrtrs(lower, force, lower=1)
             whole, _ = lapack.dtrtrs(lower, half, lower=1, trans=1)
             if np.isfinite(whole).all():
-                out: np.ndarray = whole
-                return out
+                return whole
         if shift > 1e30 or not np.isfinite(matrix).all():
             return force
         shift = 1e-12 if shift == 0.0 else shift * 10.0 if shift >= 1e-3 else shift * 1e3
 
 
-def face_hessian(problem: Problem, x: np.ndarray, r: float, free: np.ndarray, unit: np.ndarray) -> np.ndarray:
+def face_hessian(
+    model: CubicModel, x: np.ndarray, r: float, free: np.ndarray, unit: np.ndarray
+) -> np.ndarray:
     """``∇²m = M(r) + (σ/r) D²x xᵀD²`` of the free variables, divided by their units."""
-    matrix: np.ndarray = problem.hessian[np.ix_(free, free)]
+    matrix: np.ndarray = model.hessian[np.ix_(free, free)]
     if r > 0.0:
-        lean = problem.weights[free] * x[free]
-        matrix = matrix + (problem.sigma / r) * lean[:, None] * lean[None, :]
-        matrix.flat[:: free.size + 1] += problem.sigma * r * problem.weights[free]
+        lean = model.weights[free] * x[free]
+        matrix = matrix + (model.sigma / r) * lean[:, None] * lean[None, :]
+        matrix.flat[:: free.size + 1] += model.sigma * r * model.weights[free]
     return matrix / unit[free][:, None] / unit[free][None, :]
 
 
-def _past_saddle(problem: Problem, state: Descent, units: np.ndarray) -> Descent | None:
+def _past_saddle(model: CubicModel, state: Descent, units: np.ndarray) -> Descent | None:
     """A lower point along negative curvature within the face of the positive variables."""
-    x, r = state.x, problem.radius(state.x)
+    x, r = state.x, model.radius(state.x)
     free = np.flatnonzero(x > 0.0)
     if free.size == 0:
         return None
-    unit = np.sqrt(units + problem.sigma * r * problem.weights)
-    values, vectors = np.linalg.eigh(face_hessian(problem, x, r, free, unit))
+    unit = np.sqrt(units + model.sigma * r * model.weights)
+    values, vectors = np.linalg.eigh(face_hessian(model, x, r, free, unit))
     if values[0] >= _SADDLE:
         return None
     direction = np.zeros_like(x)
@@ -171,7 +173,7 @@ def _past_saddle(problem: Problem, state: Descent, units: np.ndarray) -> Descent
         longest = min(limit, 1e3 * float(np.linalg.norm(unit * x)))
         for part in (1.0, 0.3, 0.1, 1e-2, 1e-3):
             trial = np.maximum(x + sign * part * longest * direction, 0.0)
-            value = problem.value(trial)
+            value = model.value(trial)
             if value < best.value:
-                best = Descent(trial, value, natural_residual(problem, trial), state.iterations)
+                best = Descent(trial, value, natural_residual(model, trial), state.iterations)
     return best if best is not state else None

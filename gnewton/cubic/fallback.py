@@ -1,4 +1,4 @@
-"""What to do where the model has no minimiser."""
+"""A step for models without a minimiser, and for solves without a certified one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import math
 import numpy as np
 import torch
 
-from gnewton.cubic.convex import absolute_hessian, curvature_units
 from gnewton.cubic.inputs import checked
+from gnewton.cubic.model import curvature_units
 from gnewton.cubic.solution import Array
 from gnewton.cubic.solve import solve_cubic
 from gnewton.errors import InputError
+
+_FLOOR = 1e-2  # least eigenvalue of the positive definite Hessian, in units of the largest
 
 
 def fallback(
@@ -39,14 +41,14 @@ def fallback(
         third: D3, shape (S,), or None.
         damping: λ ≥ 0.
         radius: the largest length of the step. A number bounds the Euclidean norm of the rates
-            (``math.inf`` for no bound; 0 gives no step). The last accepted rates, shape (S,), bound it by
+            (``math.inf``: no bound; 0: no step). The last accepted rates, shape (S,), bound it by
             their own length in the norm ``(Σ |H̄_ss| η_s²)^½``, which does not change when groups are
             rescaled.
-        nonnegative: take step 2 over rates ≥ 0.
+        nonnegative: whether step 2 is over rates ≥ 0.
 
     Returns:
-        Rates, shape (S,), always finite, in the kind of array that ``hessian`` is; zeros where an input is
-        not finite.
+        Rates, shape (S,), always finite, a tensor or an array like ``hessian``; zeros where an input is not
+        finite.
 
     Raises:
         InputError: as :func:`~gnewton.cubic.solve_cubic`, and for a radius that is negative or NaN.
@@ -86,3 +88,16 @@ def _checked_radius(radius: float | Array, size: int) -> float | np.ndarray:
     if rates.shape != (size,) or not np.isfinite(rates).all():
         raise InputError(f"radius has shape {rates.shape}: must be a number or {size} finite rates")
     return rates
+
+
+def absolute_hessian(hessian: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """H with its eigenvalues, in the given units, replaced by their absolute values; positive definite.
+
+    Eigenvalues below a hundredth of the largest are raised to that. The result is ⪰ H.
+    """
+    p = 1.0 / np.sqrt(units)
+    values, vectors = np.linalg.eigh(hessian * p[:, None] * p[None, :])
+    size = np.abs(values)
+    size = np.maximum(size, _FLOOR * float(size.max()) if size.any() else 1.0)
+    positive = (vectors * size) @ vectors.T / p[:, None] / p[None, :]
+    return 0.5 * (positive + positive.T)

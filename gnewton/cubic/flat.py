@@ -1,4 +1,4 @@
-"""Groups without a cubic term: is the model bounded along them, and which directions are flat?"""
+"""Groups without a cubic term: whether the model is bounded along them, and its flat directions."""
 
 from __future__ import annotations
 
@@ -7,53 +7,52 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import lapack
 
-from gnewton.cubic.problem import EPSILON, Problem, equilibration
+from gnewton.cubic.model import EPSILON, CubicModel, equilibration
 
 _COMPATIBLE = 1e-10
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """A model without flat directions, and the way back from it.
+    """A model without flat directions, and the map back to the full model.
 
     Attributes:
-        problem: the model on the remaining variables.
+        model: the model on the remaining variables.
         basis: shape (S, S'); scaled variables of the full model are ``basis @ x``. None where nothing was
             removed.
     """
 
-    problem: Problem
+    model: CubicModel
     basis: np.ndarray | None
 
     def back(self, x: np.ndarray) -> np.ndarray:
         """Variables of the full model."""
         if self.basis is None:
             return x
-        out: np.ndarray = self.basis @ x
-        return out
+        return self.basis @ x
 
 
-def without_flat_directions(problem: Problem) -> Reduction | None:
+def without_flat_directions(model: CubicModel) -> Reduction | None:
     """Remove the directions along which the model is constant; None where it has no lower bound.
 
     Let Z be the groups with d = 0. The model is quadratic along them, so it is bounded below if H_ZZ is
     positive definite. If H_ZZ is only semidefinite, every z with H_ZZ z = 0 must also leave the gradient
-    (gᵀz = 0) and the coupling (H_RZ z = 0) at zero: then z changes nothing, and of all minimisers the one
-    without a component along z is meant. All of it is decided in units in which H_ZZ has a unit diagonal,
-    up to rounding.
+    (gᵀz = 0) and the coupling (H_RZ z = 0) at zero. Then the model is constant along z, and the minimiser
+    without a component along z is taken. All conditions are tested up to rounding, in units in which H_ZZ
+    has a unit diagonal.
     """
-    if problem.weights.all():
-        return Reduction(problem, None)
-    free = np.flatnonzero(problem.weights == 0.0)
-    diagonal = problem.diagonal[free]
+    if model.weights.all():
+        return Reduction(model, None)
+    free = np.flatnonzero(model.weights == 0.0)
+    diagonal = model.diagonal[free]
     if (diagonal < 0.0).any():
         return None
     dead = free[diagonal == 0.0]
-    if problem.hessian[dead].any() or problem.gradient[dead].any():
+    if model.hessian[dead].any() or model.gradient[dead].any():
         return None
-    kept = np.setdiff1d(np.arange(problem.size), dead)
-    reduced = problem if dead.size == 0 else _restricted(problem, kept)
-    outer = None if dead.size == 0 else np.eye(problem.size)[:, kept]
+    kept = np.setdiff1d(np.arange(model.size), dead)
+    reduced = model if dead.size == 0 else _restricted(model, kept)
+    outer = None if dead.size == 0 else np.eye(model.size)[:, kept]
     free = np.flatnonzero(reduced.weights == 0.0)
     if free.size == 0 or _safely_definite(reduced.hessian[np.ix_(free, free)]):
         return Reduction(reduced, outer)
@@ -70,20 +69,19 @@ def without_flat_directions(problem: Problem) -> Reduction | None:
     return Reduction(reduced, basis if outer is None else outer @ basis)
 
 
-def _restricted(problem: Problem, kept: np.ndarray) -> Problem:
-    return Problem(
-        hessian=problem.hessian[np.ix_(kept, kept)],
-        gradient=problem.gradient[kept],
-        weights=problem.weights[kept],
-        sigma=problem.sigma,
-        exponents=problem.exponents[kept],
+def _restricted(model: CubicModel, kept: np.ndarray) -> CubicModel:
+    return CubicModel(
+        hessian=model.hessian[np.ix_(kept, kept)],
+        gradient=model.gradient[kept],
+        weights=model.weights[kept],
+        sigma=model.sigma,
+        exponents=model.exponents[kept],
     )
 
 
 def _diagonal_weights(weights: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Weights of the rotated variables: the basis mixes groups of weight zero only."""
-    out: np.ndarray = weights @ (basis != 0.0)
-    return out
+    return weights @ (basis != 0.0)
 
 
 def _unit_diagonal(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,24 +101,24 @@ def _safely_definite(block: np.ndarray) -> bool:
     return bool(info == 0)
 
 
-def _curved_basis(problem: Problem, free: np.ndarray) -> np.ndarray | None:
-    """A basis of the variables without the null space of H_ZZ; None where that is not harmless."""
-    matrix, p = _unit_diagonal(problem.hessian[np.ix_(free, free)])
+def _curved_basis(model: CubicModel, free: np.ndarray) -> np.ndarray | None:
+    """A basis of the variables without the null space of H_ZZ; None where the model varies along it."""
+    matrix, p = _unit_diagonal(model.hessian[np.ix_(free, free)])
     values, vectors = np.linalg.eigh(matrix)
     tolerance = 4.0 * _tolerance(free.size)
     if values[0] < -tolerance:
         return None
     null = p[:, None] * vectors[:, values <= tolerance]
-    coupled = problem.hessian[:, free]
+    coupled = model.hessian[:, free]
     moved = np.abs(coupled @ null)
     allowed = _COMPATIBLE * np.linalg.norm(coupled * p[None, :], axis=1)[:, None]
-    pulled = np.abs(problem.gradient[free] @ null)
-    bearable = _COMPATIBLE * float(np.linalg.norm(problem.gradient[free] * p))
-    rest = np.setdiff1d(np.arange(problem.size), free)
+    pulled = np.abs(model.gradient[free] @ null)
+    bearable = _COMPATIBLE * float(np.linalg.norm(model.gradient[free] * p))
+    rest = np.setdiff1d(np.arange(model.size), free)
     if (moved[rest] > allowed[rest]).any() or (pulled > bearable).any():
         return None
     curved = p[:, None] * vectors[:, values > tolerance]
-    basis = np.zeros((problem.size, rest.size + curved.shape[1]))
+    basis = np.zeros((model.size, rest.size + curved.shape[1]))
     basis[rest, np.arange(rest.size)] = 1.0
     basis[free, rest.size :] = curved
     return basis

@@ -1,4 +1,4 @@
-"""From what the caller has (tensors anywhere, arrays) to checked float64 arrays, and back."""
+"""Inputs of the solver: tensors of any device or arrays, checked and converted to float64, and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gnewton.cubic.finite import all_finite
 from gnewton.cubic.solution import Array
 from gnewton.errors import InputError
 
@@ -22,7 +21,7 @@ class Inputs:
 
     Attributes:
         finite: whether every entry is.
-        as_tensor: whether the answer is due as a tensor.
+        as_tensor: whether the rates are returned as a tensor.
     """
 
     hessian: np.ndarray
@@ -33,12 +32,12 @@ class Inputs:
     as_tensor: bool
 
     def answer(self, rates: np.ndarray) -> Array:
-        """The rates in the kind of array the caller uses."""
+        """The rates as a tensor or an array, as the caller passed the Hessian."""
         return torch.from_numpy(rates) if self.as_tensor else rates
 
 
 def checked(hessian: Array, gradient: Array, third: Array | None, damping: float) -> Inputs:
-    """Bring the inputs to the CPU in one transfer and check them.
+    """Copy the inputs to the CPU in one transfer and check them.
 
     Raises:
         InputError: for an empty model, shapes that do not match, a Hessian that is asymmetric beyond the
@@ -90,7 +89,7 @@ def _as_float64(part: Array) -> np.ndarray:
 
 
 def _asymmetry(hessian: Array) -> float:
-    """The asymmetry that counts as rounding in the dtype the Hessian was given in."""
+    """The largest asymmetry that counts as rounding in the dtype of the Hessian."""
     dtype = hessian.dtype if isinstance(hessian, torch.Tensor) else _torch_dtype(np.asarray(hessian))
     return _ASYMMETRY.get(dtype, _ASYMMETRY_OF_OTHERS)
 
@@ -110,5 +109,13 @@ def _symmetrised(hessian: np.ndarray, tolerance: float) -> np.ndarray:
                 f"hessian[{s},{t}]={hessian[s, t]:g} and hessian[{t},{s}]={hessian[t, s]:g}: "
                 "must be symmetric up to rounding"
             )
-    out: np.ndarray = half + half.T
-    return out
+    return half + half.T
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether every entry is finite, at the price of a dot product.
+
+    A finite sum of squares settles it in one pass. Entries beyond 1e154 overflow the sum; then each entry is
+    examined.
+    """
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())

@@ -1,10 +1,10 @@
-"""Directions z ≥ 0 along which the model has no cubic term and falls without end."""
+"""Directions z ≥ 0 along which the model has no cubic term and decreases without bound."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from gnewton.cubic.problem import Problem
+from gnewton.cubic.model import CubicModel
 
 _SEED = 0
 _ROUNDING = 1e-12
@@ -12,35 +12,35 @@ _RANDOM_STARTS = 8
 _POWER_STEPS = 300
 
 
-def falls_along(problem: Problem, x: np.ndarray) -> bool:
+def falls_along(model: CubicModel, x: np.ndarray) -> bool:
     """Whether ``x ≥ 0``, with the groups that have a cubic term left out, is a ray without a lower bound.
 
     That is, z = x there, 0 elsewhere, has ``zᵀHz < 0``; or ``zᵀHz = 0`` within rounding, and either the
     gradient pulls along it or some other group, made positive, would (``(Hz)_s < 0``).
     """
-    z = np.where(problem.weights == 0.0, x, 0.0)
+    z = np.where(model.weights == 0.0, x, 0.0)
     if not z.any() or not np.isfinite(z).all():
         return False
     z = z / z.max()
-    bent = problem.hessian @ z
-    size = np.abs(problem.hessian) @ z
+    bent = model.hessian @ z
+    size = np.abs(model.hessian) @ z
     curvature, noise = float(z @ bent), _ROUNDING * float(z @ size)
     if curvature < -noise:
         return True
-    pull = float(problem.gradient @ z)
-    pulled = pull > _ROUNDING * float(np.abs(problem.gradient) @ z)
+    pull = float(model.gradient @ z)
+    pulled = pull > _ROUNDING * float(np.abs(model.gradient) @ z)
     return curvature <= noise and (pulled or bool((bent < -1e-8 * size).any()))
 
 
-def falls_forever(problem: Problem, units: np.ndarray) -> bool:
-    """Look for a direction z ≥ 0 without cubic term and with ``zᵀHz < 0``: a proof that there is no minimum.
+def falls_forever(model: CubicModel, units: np.ndarray) -> bool:
+    """Whether a direction z ≥ 0 without cubic term and with ``zᵀHz < 0`` is found: a proof of unboundedness.
 
-    Single groups, pairs, and projected power iterations from several starts. (To decide whether none exists
-    is NP-hard in general: Murty & Kabadi 1987.)
+    Tries single groups, pairs, and projected power iterations from several starts. Deciding that no such
+    direction exists is NP-hard in general (Murty & Kabadi 1987).
     """
-    flat = np.flatnonzero(problem.weights == 0.0)
+    flat = np.flatnonzero(model.weights == 0.0)
     p = 1.0 / np.sqrt(units[flat])
-    block = problem.hessian[np.ix_(flat, flat)] * p[:, None] * p[None, :]
+    block = model.hessian[np.ix_(flat, flat)] * p[:, None] * p[None, :]
     diagonal = np.diagonal(block)
     if (diagonal < 0.0).any():
         return True
@@ -66,9 +66,9 @@ def falls_forever(problem: Problem, units: np.ndarray) -> bool:
     for z in candidates:
         if z.min() < -1e-12:
             continue
-        ray = np.zeros(problem.size)
+        ray = np.zeros(model.size)
         ray[flat] = p * np.maximum(z, 0.0)
-        if falls_along(problem, ray):
+        if falls_along(model, ray):
             return True
     return False
 

@@ -1,11 +1,11 @@
-"""From a root of the secular equation to a vector, refined against the model itself."""
+"""From a root of the secular equation to the minimiser, refined by Newton steps on the model itself."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gnewton.cubic.certificate import residual
-from gnewton.cubic.problem import EPSILON, Problem
+from gnewton.cubic.model import EPSILON, CubicModel
 from gnewton.cubic.secular import Root
 from gnewton.cubic.spectrum import Spectrum
 
@@ -15,8 +15,8 @@ _SINGULAR = 1e-9
 _FAR_FROM_POLE = 1e-4
 
 
-def minimiser(problem: Problem, spectrum: Spectrum, root: Root) -> tuple[np.ndarray, bool]:
-    """The scaled minimiser that belongs to the root, and whether it is a hard case.
+def minimiser(model: CubicModel, spectrum: Spectrum, root: Root) -> tuple[np.ndarray, bool]:
+    """The scaled minimiser at a root, and whether it is a hard case.
 
     Where the pole's term dominates, its coefficient follows from ``‖y‖ = r`` instead of from a division by a
     number near zero (Nesterov & Polyak 2006, section 5; Moré & Sorensen 1983 for the hard case).
@@ -25,47 +25,47 @@ def minimiser(problem: Problem, spectrum: Spectrum, root: Root) -> tuple[np.ndar
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(spectrum.coordinates == 0.0, 0.0, spectrum.coordinates / root.terms)
     if root.offset >= _FAR_FROM_POLE * root.pole:
-        return _refined(problem, spectrum, root, spectrum.up(z), -1), False
-    vector = spectrum.up(_unit(problem.size, lowest))
-    pull = float(vector @ problem.gradient)
-    floor = 8.0 * problem.size * EPSILON * float(np.abs(vector) @ np.abs(problem.gradient))
+        return _refined(model, spectrum, root, spectrum.up(z), -1), False
+    vector = spectrum.up(_unit(model.size, lowest))
+    pull = float(vector @ model.gradient)
+    floor = 8.0 * model.size * EPSILON * float(np.abs(vector) @ np.abs(model.gradient))
     hard = abs(pull) <= floor and root.offset <= 1e-7 * root.pole
     z = np.where(root.terms <= 4.0 * EPSILON * np.abs(spectrum.alpha), 0.0, z)
     z[lowest] = 0.0
     x = _on_sphere(
-        problem,
+        model,
         spectrum.up(z),
         vector,
         root.radius,
-        _sign(np.sqrt(problem.weights) * vector) if hard else pull,
+        _sign(np.sqrt(model.weights) * vector) if hard else pull,
     )
-    return _refined(problem, spectrum, root, x, lowest), hard
+    return _refined(model, spectrum, root, x, lowest), hard
 
 
-def _on_sphere(problem: Problem, x: np.ndarray, vector: np.ndarray, r: float, sign: float) -> np.ndarray:
+def _on_sphere(model: CubicModel, x: np.ndarray, vector: np.ndarray, r: float, sign: float) -> np.ndarray:
     """``x + τ·vector`` of radius r, with τ of the given sign (the larger one if both are)."""
-    weighted = problem.weights * vector
+    weighted = model.weights * vector
     square, cross = float(weighted @ vector), float(weighted @ x)
-    missing = max(0.0, (r - problem.radius(x)) * (r + problem.radius(x)))
+    missing = max(0.0, (r - model.radius(x)) * (r + model.radius(x)))
     reach = float(np.sqrt(cross * cross + square * missing))
     tau = (-cross + reach if sign > 0.0 else -cross - reach) / square
     return x + tau * vector
 
 
-def _refined(problem: Problem, spectrum: Spectrum, root: Root, x: np.ndarray, lowest: int) -> np.ndarray:
+def _refined(model: CubicModel, spectrum: Spectrum, root: Root, x: np.ndarray, lowest: int) -> np.ndarray:
     """Newton's method on ``M(r)x = g, ‖Dx‖ = r`` with the spectrum as its (arrow-shaped) Jacobian."""
     r, terms = root.radius, root.terms.copy()
-    best, best_residual = x, residual(problem, x)
+    best, best_residual = x, residual(model, x)
     for step in range(_STEPS):
         if (
             step > 0 and best_residual <= _GOOD_ENOUGH
-        ):  # once at least: the norm hides groups of little energy
+        ):  # one step at least: the norm hides groups of low energy
             break
-        dx, dr = _arrow_step(problem, spectrum, terms, x, r, lowest)
+        dx, dr = _arrow_step(model, spectrum, terms, x, r, lowest)
         if not (np.isfinite(dx).all() and np.isfinite(dr)) or r + dr < 0.0:
             break
         x, r, terms = x + dx, r + dr, np.maximum(terms + spectrum.beta * dr, 0.0)
-        now = residual(problem, x)
+        now = residual(model, x)
         if not now < max(best_residual, _GOOD_ENOUGH):
             break
         improved = now < 0.5 * best_residual
@@ -76,16 +76,16 @@ def _refined(problem: Problem, spectrum: Spectrum, root: Root, x: np.ndarray, lo
 
 
 def _arrow_step(
-    problem: Problem, spectrum: Spectrum, terms: np.ndarray, x: np.ndarray, r: float, lowest: int
+    model: CubicModel, spectrum: Spectrum, terms: np.ndarray, x: np.ndarray, r: float, lowest: int
 ) -> tuple[np.ndarray, float]:
     """Solve ``terms·dz + σ q dr = f, qᵀdz − r dr = h`` without dividing by the term of the pole."""
-    norm = problem.radius(x)
-    f = spectrum.down(-problem.slope(x, r))
-    q = spectrum.down(problem.weights * x)
+    norm = model.radius(x)
+    f = spectrum.down(-model.slope(x, r))
+    q = spectrum.down(model.weights * x)
     h = 0.5 * (r - norm) * (r + norm)
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(terms > _SINGULAR * np.abs(spectrum.alpha), 1.0 / terms, 0.0)
-    sigma = problem.sigma
+    sigma = model.sigma
     if lowest < 0 or inverse[lowest] > 0.0:
         denominator = r + sigma * float(q * q @ inverse)
         dr = (float((q * f) @ inverse) - h) / denominator if denominator > 0.0 else 0.0

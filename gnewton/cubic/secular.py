@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gnewton.cubic.problem import EPSILON
+from gnewton.cubic.model import EPSILON
 
 _MAX_ITERATIONS = 200
 
 
 @dataclass(frozen=True)
 class Root:
-    """Where ``‖y(r)‖ = r``, written ``r = pole + offset`` so that a tiny offset keeps its digits.
+    """The root of ``‖y(r)‖ = r``, written ``r = pole + offset`` so that a tiny offset keeps its digits.
 
     Attributes:
         pole: r0, the smallest radius at which M(r) is positive semidefinite (0 if it is at r = 0).
         offset: ``r − r0 ≥ 0``.
-        gaps: ``α + β·r0`` of every term, shape (S,), non-negative, exactly zero for the pole's own term.
+        gaps: ``α + β·r0`` of every term, shape (S,), non-negative; exactly zero for the term of the pole.
         terms: values ``α + β·r`` at the root, shape (S,).
         iterations: number of evaluations.
     """
@@ -40,9 +40,9 @@ def solve_secular(alpha: np.ndarray, beta: np.ndarray, omega: np.ndarray) -> Roo
 
     With ``φ(r)² `` the left-hand side, Newton's method runs on ``1/φ(r) − 1/r``, which is increasing and
     concave on ``r > r0`` and close to linear (Conn, Gould & Toint, *Trust-Region Methods*, 2000, section
-    7.3; Cartis, Gould & Toint 2011, section 6.1, for the cubic model). Started below the root, it rises to
-    it without ever passing it, so that no bracket is needed. The start is the largest root of any single
-    term: exact where S = 1. If φ(r0) ≤ r0, there is no root above r0: the hard case, offset 0.
+    7.3; Cartis, Gould & Toint 2011, section 6.1, for the cubic model). From a start below the root it
+    converges monotonically from below, so no bracket is needed. The start is the largest root of any single
+    term, which is exact for S = 1. If φ(r0) ≤ r0, there is no root above r0: the hard case, offset 0.
 
     Args:
         alpha: α, shape (S,), of any sign.

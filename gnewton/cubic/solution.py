@@ -1,8 +1,8 @@
-"""What a solve returns: the rates, a status from a closed list, and the certificate that backs it."""
+"""The result of a solve: the rates, their status and their certificate."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -18,6 +18,13 @@ MARGIN_LIMIT = -1e-8
 """Smallest relative curvature margin that counts as positive semidefinite."""
 
 
+TRUSTED_NOISE = 1e-10
+"""Rounding error of the lowest curvature, relative to κ_min and σr, below which its sign is certain."""
+
+TRUSTED_RESIDUAL = 1e-12
+"""Largest residual at which a more accurate solve is skipped."""
+
+
 class CubicStatus(str, Enum):
     """How a solve ended. The first five have a usable minimiser, the others none.
 
@@ -31,7 +38,7 @@ class CubicStatus(str, Enum):
             (KKT) conditions, but nothing proves that no better one exists.
         UNBOUNDED: the model has no lower bound, hence no minimiser.
         INVALID_INPUT: an input is not finite, or the minimiser is too large for float64.
-        UNCERTIFIED: a candidate was found but misses the limits of the certificate (rounding).
+        UNCERTIFIED: the candidate misses the limits of the certificate (rounding).
     """
 
     INTERIOR = "interior"
@@ -52,7 +59,7 @@ _WITHOUT_MINIMISER = (CubicStatus.UNBOUNDED, CubicStatus.INVALID_INPUT, CubicSta
 
 @dataclass(frozen=True)
 class CubicSolution:
-    """The minimiser of the cubic model with what certifies it.
+    """The minimiser of the cubic model with its certificate.
 
     Attributes:
         rates: learning rates η, shape (S,), float64 on the CPU: a tensor if the inputs were tensors, else a
@@ -90,3 +97,33 @@ class CubicSolution:
             and self.residual <= RESIDUAL_LIMIT
             and self.curvature_margin >= MARGIN_LIMIT
         )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate for the minimiser, in scaled variables, with its certificate.
+
+    Attributes:
+        x: the point, shape (S,).
+        status: the kind of minimiser.
+        residual: relative residual of the first-order condition at x.
+        margin: relative curvature margin at x.
+        iterations: number of iterations.
+        lowest: the lowest eigenvector of (H, D²), shape (S,); None without a cubic term.
+    """
+
+    x: np.ndarray
+    status: CubicStatus
+    residual: float
+    margin: float
+    iterations: int
+    lowest: np.ndarray | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether the certificate is within its limits."""
+        return self.residual <= RESIDUAL_LIMIT and self.margin >= MARGIN_LIMIT
+
+    def judged(self) -> Candidate:
+        """The candidate, marked as uncertified if it does not pass."""
+        return self if self.passes else replace(self, status=CubicStatus.UNCERTIFIED)

@@ -1,4 +1,4 @@
-"""The public entry: check the inputs, choose the case, return rates with their certificate."""
+"""Entry point of the cubic solver: check the inputs, choose the case, return rates with their certificate."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import math
 import numpy as np
 
 from gnewton.arguments import explained
-from gnewton.cubic.finite import all_finite
-from gnewton.cubic.inputs import Inputs, checked
+from gnewton.cubic.inputs import Inputs, all_finite, checked
+from gnewton.cubic.model import CubicModel, scaled
 from gnewton.cubic.nonnegative import nonnegative_minimiser
-from gnewton.cubic.problem import Problem, scaled
-from gnewton.cubic.solution import Array, CubicSolution, CubicStatus
-from gnewton.cubic.trust import Candidate
+from gnewton.cubic.solution import Array, Candidate, CubicSolution, CubicStatus
 from gnewton.cubic.unconstrained import unconstrained
 
 
@@ -29,49 +27,54 @@ def solve_cubic(
 
     ``m(η) = −ḡᵀη + ½ ηᵀH̄η + (λ/6)·‖Dη‖³`` with ``D = Diag(|D3_s|^{1/3})`` (Wolinski, arXiv 2312.03885; after
     Nesterov & Polyak 2006). η minimises m globally iff ``M(r)η = ḡ`` and ``M(r) = H̄ + (λ/2) r D² ⪰ 0`` with
-    ``r = ‖Dη‖``. Both are computed from the rates that are returned, and returned with them.
+    ``r = ‖Dη‖``. Both conditions are evaluated at the returned rates and returned with them.
 
     Args:
         hessian: H̄, shape (S, S), symmetric up to rounding; a tensor of any device and dtype, or an array.
         gradient: ḡ, shape (S,); the direction points uphill, so positive rates step downhill.
         third: D3, shape (S,), of any sign; None for no cubic term.
         damping: λ ≥ 0, the internal damping.
-        nonnegative: minimise over rates ≥ 0 instead (which is not the same as clipping afterwards).
+        nonnegative: whether to minimise over rates ≥ 0, which differs from clipping the minimiser.
 
     Returns:
-        The rates with their status and certificate; zeros where there is no minimiser. Work is done in
+        The rates with their status and certificate; zeros where there is no minimiser. The computation is in
         float64 on the CPU.
 
     Raises:
         InputError: for an empty model, shapes that do not match, a Hessian that is asymmetric beyond
-            rounding, or a damping that is negative or not finite. Never for finite numbers as such.
+            rounding, or a damping that is negative or not finite. Finite entries never raise it.
     """
     inputs = checked(hessian, gradient, third, damping)
     if not inputs.finite:
         return _nothing(inputs, CubicStatus.INVALID_INPUT)
     with np.errstate(all="ignore"):
-        problem = scaled(inputs.hessian, inputs.gradient, inputs.third, inputs.damping)
-        if not (all_finite(problem.hessian) and all_finite(problem.gradient)):
+        model = scaled(inputs.hessian, inputs.gradient, inputs.third, inputs.damping)
+        if not (all_finite(model.hessian) and all_finite(model.gradient)):
             return _nothing(inputs, CubicStatus.INVALID_INPUT)
         try:
-            found = nonnegative_minimiser(problem) if nonnegative else unconstrained(problem)
-        except (ArithmeticError, np.linalg.LinAlgError):  # numbers at the ends of float64
-            found = CubicStatus.UNCERTIFIED
-        if isinstance(found, CubicStatus):
-            return _nothing(inputs, found)
-        return _solution(inputs, problem, found)
+            candidate = nonnegative_minimiser(model) if nonnegative else unconstrained(model)
+        except (ArithmeticError, np.linalg.LinAlgError):  # entries near the limits of float64
+            candidate = CubicStatus.UNCERTIFIED
+        if isinstance(candidate, CubicStatus):
+            return _nothing(inputs, candidate)
+        return _solution(inputs, model, candidate)
 
 
-def _solution(inputs: Inputs, problem: Problem, found: Candidate) -> CubicSolution:
-    rates = problem.rates(found.x)
+def _solution(inputs: Inputs, model: CubicModel, candidate: Candidate) -> CubicSolution:
+    rates = model.rates(candidate.x)
     lengths = np.cbrt(np.abs(inputs.third)) * rates
     radius = math.sqrt(lengths.dot(lengths))
     if not (all_finite(rates) and math.isfinite(radius)):
         return _nothing(inputs, CubicStatus.INVALID_INPUT)
-    if found.status is CubicStatus.UNCERTIFIED:
+    if candidate.status is CubicStatus.UNCERTIFIED:
         rates, radius = np.zeros_like(rates), 0.0
     return CubicSolution(
-        inputs.answer(rates), radius, found.status, found.residual, found.margin, found.iterations
+        inputs.answer(rates),
+        radius,
+        candidate.status,
+        candidate.residual,
+        candidate.margin,
+        candidate.iterations,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from gnewton.errors import first_line
+
 
 class Level(Enum):
     """How a finding is to be taken."""
@@ -39,6 +41,7 @@ def examine(title: str, check: Check) -> list[Finding]:
     try:
         found.extend(check())
     except Exception as error:  # whatever it is, the examination goes on
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        found.append(Finding(Level.BROKEN, title, f"the check ended in {type(error).__name__}: {message}"))
+        found.append(
+            Finding(Level.BROKEN, title, f"the check ended in {type(error).__name__}: {first_line(error)}")
+        )
     return found

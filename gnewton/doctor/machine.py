@@ -13,6 +13,7 @@ import torch
 
 from gnewton.compilation import missing
 from gnewton.doctor.finding import Finding, Level
+from gnewton.errors import first_line
 from gnewton.experiment.environment import processor
 
 LITTLE = 2**30
@@ -44,7 +45,7 @@ def _cuda(index: int) -> Finding:
         ones = torch.ones(64, 64, device=device)
         right = bool(((ones @ ones) == 64).all())
     except RuntimeError as error:
-        return Finding(Level.BROKEN, subject, str(error).splitlines()[0])
+        return Finding(Level.BROKEN, subject, first_line(error))
     name = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if not right:
         return Finding(Level.BROKEN, subject, f"{name}: a matrix product came out wrong")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from gnewton.errors import first_line
 from gnewton.loggers.base import Logger, RunCard
 
 log = logging.getLogger("gnewton")
@@ -55,5 +56,4 @@ class GuardedLoggers(Logger):
                 call(logger)
             except Exception as error:  # noqa: PERF203 - a service that is away must not cost a run
                 del self._loggers[name]
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                log.warning("logger %s failed and is left out from here on: %s", name, reason)
+                log.warning("logger %s failed and is left out from here on: %s", name, first_line(error))

@@ -21,8 +21,7 @@ from gnewton.arguments import (
     check_whole,
     explained,
 )
-from gnewton.compilation import first_line
-from gnewton.errors import GnewtonError, InputError
+from gnewton.errors import GnewtonError, InputError, first_line
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.bound import BoundOptimizer, evaluated
 from gnewton.optim.curvature import Batch, CurvatureBatches
@@ -465,7 +464,7 @@ class GroupedNewton(BoundOptimizer):
         """
         if self._how["engine"] in ("tangent", "compiled") or self._updated is None:
             raise error
-        self._warn(f"no summary, so the rates in force stay: {first_line(error)}")
+        self._warn(f"no summary, so the rates in force stay: {first_line(error, with_type=True)}")
 
     def _warn(self, text: str) -> None:
         """Each text once."""

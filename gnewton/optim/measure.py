@@ -155,7 +155,7 @@ class Measurer:
         inputs, targets = opened((inputs, targets))
         count = batch_size(inputs, targets)
         loss = self._loss(dict(zip(self._grouping.names, parameters, strict=True)), (inputs, targets))
-        total, weight = sum_over_processes(torch.stack([loss * count, torch.full_like(loss, count)]))
+        total, weight = sum_over_processes([loss * count, torch.full_like(loss, count)])
         return self.sign * float(total / weight)
 
     def decreases(
@@ -184,7 +184,7 @@ class Measurer:
                 part = _rows((inputs, targets), count, start, stop)
                 change = self._loss(here, part) - self._loss(there, part)
                 totals[0, i], totals[1, i] = self.sign * change * (stop - start), stop - start
-        sums, weights = sum_over_processes(totals)
+        sums, weights = sum_over_processes(list(totals))
         regular = self._decay_decrease(step, sums.new_tensor(list(decay))) if any(decay) else 0.0
         found = torch.stack([sums / weights + regular, weights]).cpu()
         return found[0][found[1] > 0]

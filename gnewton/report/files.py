@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 
 
 def read_csv(
@@ -71,8 +71,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no JSON object")
     return content
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 from gnewton.options import listing
-from gnewton.report.files import first_line, read_json
+from gnewton.report.files import read_json
 from gnewton.report.runs import Run
 from gnewton.report.setups import flatten
 from gnewton.runfiles import BROKEN, ENDED, ENVIRONMENT_FILE, METRICS_FILE, RATES_FILE

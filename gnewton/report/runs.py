@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gnewton.errors import InputError
-from gnewton.report.files import first_line, read_csv, read_json
+from gnewton.errors import InputError, first_line
+from gnewton.report.files import read_csv, read_json
 from gnewton.report.rates import Rates, read_rates
 from gnewton.runfiles import (
     CONFIG_FILE,

@@ -9,12 +9,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from gnewton.arguments import check_flag, check_name, check_number, explained
-from gnewton.compilation import first_line
-from gnewton.errors import GnewtonError, InputError, OutOfMemory
+from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
-from gnewton.processes import world_size
+from gnewton.processes import mean_over_processes, sum_over_processes, world_size
 from gnewton.summary.batch import hidden, opened
-from gnewton.summary.distributed import all_reduced
 from gnewton.summary.graph import TraceError
 from gnewton.summary.memory import is_exhausted
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, batch_size
@@ -121,7 +119,7 @@ class Summarizer:
         inputs, targets = opened((inputs, targets))
         summary = self._local(inputs, targets, u)
         if self.distributed and world_size() > 1:
-            summary = all_reduced(summary, batch_size(inputs, targets), self.reduction)
+            summary = self._over_processes(summary, batch_size(inputs, targets))
         return summary
 
     def _local(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
@@ -142,7 +140,7 @@ class Summarizer:
         except Exception as error:
             if self.engine != "auto" or is_exhausted(error):
                 raise
-            reason = str(error) if isinstance(error, GnewtonError) else first_line(error)
+            reason = str(error) if isinstance(error, GnewtonError) else first_line(error, with_type=True)
         traces = self.tangents.traces
         kind = traces.kind(inputs, targets)
         if not traces.is_refused(kind):
@@ -155,6 +153,20 @@ class Summarizer:
         except Exception:
             traces.refuse(kind, "")
             raise
+
+    def _over_processes(self, summary: Summary, samples: int) -> Summary:
+        """The summary of the global batch, by one all-reduce of at most 2S² + 4S + 2 numbers.
+
+        Exact where the global loss is the mean (or sum) of the samples' losses and the direction is the same
+        in every process. A mean is weighted by ``samples``, the size of this process's part. Where samples
+        mix within a part (batch normalisation in training mode), the result is that of the mean of the parts'
+        losses. The noise of an entry is joined like the entry.
+        """
+        parts = summary.parts()
+        entries = list(parts.values())
+        mean = self.reduction == "mean"
+        entries = mean_over_processes(entries, samples) if mean else sum_over_processes(entries)
+        return Summary.of(dict(zip(parts, entries, strict=True)))
 
     def _by_reference(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
         return reference_summary(self.problem, inputs, targets, u, third=self.third, diagonal=self.diagonal)

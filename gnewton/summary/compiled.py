@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from gnewton.compilation import first_line
+from gnewton.errors import first_line
 from gnewton.summary.accumulate import TOTALS, Accumulator
 from gnewton.summary.engine import Passes, Plan, run
 from gnewton.summary.graph import Program, TraceError
@@ -125,4 +125,4 @@ class CompiledPasses:
         except Exception as error:  # of the tracer, the compiler, …: of no common kind
             if is_exhausted(error):
                 raise
-            raise TraceError(f"the passes cannot be compiled: {first_line(error)}") from error
+            raise TraceError(f"the passes cannot be compiled: {first_line(error, with_type=True)}") from error

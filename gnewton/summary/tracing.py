@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 from gnewton.summary.answers import Answered, Recorded
 from gnewton.summary.graph import CONSTANT, Form, Program, Ref, Step, TraceError, analyse, draw_like
 from gnewton.summary.problem import Problem
@@ -157,9 +157,8 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
                 raise error
             traced = _traced(problem, inputs, targets, answers)
         except Exception as again:
-            raise TraceError(
-                f"the model cannot be traced: {type(again).__name__}: {_first_line(again)}"
-            ) from again
+            reason = first_line(again, with_type=True)
+            raise TraceError(f"the model cannot be traced: {reason}") from again
     return _program(traced, list(problem.parameters()))
 
 
@@ -182,11 +181,6 @@ def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any
     with undisturbed(problem), plain_kernels(), Recorded() as record:
         problem.loss(leaves, *copies)
     return record.answers
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else "no message"
 
 
 def _program(traced: fx.GraphModule, parameter_names: list[str]) -> Program:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gnewton.data.splits import Batch, BatchStream
 from gnewton.errors import InputError
-from gnewton.processes import rank
+from gnewton.processes import rank, sum_over_processes
 
 
 class World:
@@ -75,13 +75,10 @@ class World:
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         hits = correct.to(loss.dtype) if correct is not None else torch.zeros_like(loss)
         count = torch.full_like(loss, rows)
-        packed = torch.cat([*(g.flatten() * rows for g in grads), torch.stack([loss * rows, hits, count])])
-        dist.all_reduce(packed)
-        total = packed[-1]
-        pieces = (packed[:-3] / total).split([p.numel() for p in parameters])
-        for p, piece in zip(parameters, pieces, strict=True):
-            p.grad = piece.view_as(p)
-        return packed[-3] / total, packed[-2] if correct is not None else None
+        *sums, loss, hits, total = sum_over_processes([*(g * rows for g in grads), loss * rows, hits, count])
+        for p, gradient in zip(parameters, sums, strict=True):
+            p.grad = gradient / total
+        return loss / total, hits if correct is not None else None
 
     def agree(self, value: int, device: torch.device) -> int:
         """The largest ``value`` that any process brings: what one of them wants, all of them do."""

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from gnewton.cubic import CubicStatus, solve_cubic
-from gnewton.cubic.finite import all_finite
-from gnewton.cubic.problem import EPSILON, scaled
-from gnewton.cubic.single import single_candidate
+from gnewton.cubic.inputs import all_finite
+from gnewton.cubic.model import EPSILON, scaled
 from gnewton.cubic.spectrum import plain_spectrum
 from gnewton.cubic.tridiagonal import _Reduction, quick_candidate
-from gnewton.cubic.unconstrained import _from
+from gnewton.cubic.unconstrained import _from, single_candidate
 from tests.cubic.families import instance
 
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gnewton.optim.kfac.layers import Layer, Module, rows
-from gnewton.processes import world_size
+from gnewton.processes import sum_over_processes, world_size
 
 _SQUARES_NUMBERS = 2**25
 """Gradients of single samples are held for so many samples at once that they count at most these numbers."""
@@ -111,11 +110,7 @@ def moments(
             parts.append(sums.squares.mul_(gradient_scale**2))
     total: float | Tensor = float(samples)
     if world_size() > 1:
-        packed = torch.cat([*(part.flatten() for part in parts), parts[0].new_full((1,), samples)])
-        dist.all_reduce(packed)
-        pieces = packed[:-1].split([part.numel() for part in parts])
-        parts = [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
-        total = packed[-1]
+        *parts, total = sum_over_processes([*parts, parts[0].new_tensor(samples)])
     found = {}
     remaining = iter(parts)
     for layer, sums in pending.items():

@@ -1,7 +1,7 @@
-"""The model in numbers that neither overflow nor depend on the units of the groups.
+"""The cubic model in variables scaled so that nothing overflows or depends on the units of the groups.
 
-Small models are bound by the overhead of each call into numpy, and that of ``a.dot(b)`` is half that of
-``a @ b``: the common way through the solver prefers it.
+The time for a small model is the overhead of the calls into numpy. ``a.dot(b)`` has half the overhead of
+``a @ b``, so the common path through the solver uses it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _PLAIN_SQUARES = (1e-290, 1e290)
 
 
 @dataclass(frozen=True)
-class Problem:
+class CubicModel:
     """``m(x) = −gᵀx + ½ xᵀHx + (σ/3)·‖Dx‖³`` in scaled variables ``x_s = η_s·2^exponents[s]``.
 
-    The scales are powers of two, so scaling loses nothing.
+    The scales are powers of two, so scaling is exact.
 
     Attributes:
         hessian: H, shape (S, S), symmetric.
@@ -58,19 +58,17 @@ class Problem:
 
     def slope(self, x: np.ndarray, r: float) -> np.ndarray:
         """``M(r)x − g``, shape (S,): the gradient of the model where ``r = ‖Dx‖``."""
-        out: np.ndarray = self.hessian.dot(x) + (self.sigma * r) * (self.weights * x) - self.gradient
-        return out
+        return self.hessian.dot(x) + (self.sigma * r) * (self.weights * x) - self.gradient
 
     def rates(self, x: np.ndarray) -> np.ndarray:
         """Learning rates of the scaled variables ``x``; infinite where float64 cannot hold them."""
-        out: np.ndarray = np.ldexp(x, -self.exponents)
-        return out
+        return np.ldexp(x, -self.exponents)
 
 
-def scaled(hessian: np.ndarray, gradient: np.ndarray, third: np.ndarray, damping: float) -> Problem:
-    """Bring the model to units in which the groups with a cubic term have ``1 ≤ d < 2`` and r is near one.
+def scaled(hessian: np.ndarray, gradient: np.ndarray, third: np.ndarray, damping: float) -> CubicModel:
+    """Scale the model such that ``1 ≤ d < 2`` for the groups with a cubic term and r is near one.
 
-    Groups without a cubic term get a diagonal of the Hessian near one instead.
+    For groups without a cubic term the diagonal of the Hessian is near one instead.
 
     Args:
         hessian: H̄, shape (S, S), symmetric and finite.
@@ -85,7 +83,7 @@ def scaled(hessian: np.ndarray, gradient: np.ndarray, third: np.ndarray, damping
     diagonal = hessian.diagonal()
     if not d.any():
         exponents = _half_log2(diagonal)
-        return Problem(_congruent(hessian, exponents), np.ldexp(gradient, -exponents), d, 0.0, exponents)
+        return CubicModel(_congruent(hessian, exponents), np.ldexp(gradient, -exponents), d, 0.0, exponents)
     mantissa, exponents = np.frexp(d)  # zero, hence of weight zero, for the bare groups
     exponents -= 1
     sigma_mantissa, sigma_exponent = math.frexp(sigma)
@@ -96,7 +94,7 @@ def scaled(hessian: np.ndarray, gradient: np.ndarray, third: np.ndarray, damping
     stiffness = sigma_exponent + length
     if bare is not None:
         exponents[bare] = _half_log2(diagonal[bare], stiffness)
-    return Problem(
+    return CubicModel(
         hessian=_congruent(hessian, exponents, stiffness),
         gradient=np.ldexp(gradient, -(stiffness + length) - exponents),
         weights=4.0 * mantissa * mantissa,
@@ -107,8 +105,24 @@ def scaled(hessian: np.ndarray, gradient: np.ndarray, third: np.ndarray, damping
 
 def equilibration(diagonal: np.ndarray) -> np.ndarray:
     """Powers of two p, shape (S,), that bring the positive ``diagonal·p²`` into [1/2, 2]."""
-    out: np.ndarray = np.ldexp(1.0, -_half_log2(diagonal))
-    return out
+    return np.ldexp(1.0, -_half_log2(diagonal))
+
+
+def curvature_units(hessian: np.ndarray, gradient: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    """Positive curvature units of each group, shape (S,), that scale with the group (by a⁴ if η by 1/a²).
+
+    A unit is the group's ``curvature ≥ 0``. Where that is zero, it is the largest ``H_st² / curvature_t``.
+    Where that is zero too, it makes ``g_s² / unit_s`` as large as that of the other groups; else it is one.
+    """
+    units = curvature.copy()
+    known = units > 0.0
+    for s in np.flatnonzero(~known):
+        units[s] = (hessian[s, known] ** 2 / curvature[known]).max(initial=0.0)
+    known = units > 0.0
+    energy = (gradient[known] ** 2 / units[known]).max(initial=0.0)
+    own = gradient**2 / (energy if energy > 0.0 else max(float(np.abs(gradient).max()), 1.0))
+    units = np.where(known, units, own)
+    return np.where((units > 0.0) & np.isfinite(units), units, 1.0)
 
 
 def _half_log2(diagonal: np.ndarray, shift: int = 0) -> np.ndarray:
@@ -118,20 +132,19 @@ def _half_log2(diagonal: np.ndarray, shift: int = 0) -> np.ndarray:
 
 
 def _congruent(hessian: np.ndarray, exponents: np.ndarray, shift: int = 0) -> np.ndarray:
-    """``hessian[s, t]·2^−(exponents[s] + exponents[t] + shift)``, by products where they cannot overflow."""
+    """``hessian[s, t]·2^−(exponents[s] + exponents[t] + shift)``, by products where these cannot overflow."""
     left = -exponents
     widest = max(left.max(), -left.min()) + abs(shift)
     if widest < _PLAIN_EXPONENT and _PLAIN_SQUARES[0] < np.vdot(hessian, hessian) < _PLAIN_SQUARES[1]:
         p = np.ldexp(1.0, left)
-        product: np.ndarray = hessian * p[:, None]
+        product = hessian * p[:, None]
         product *= p * 2.0**-shift
         return product
-    out: np.ndarray = np.ldexp(hessian, (left - shift)[:, None] + left[None, :])
-    return out
+    return np.ldexp(hessian, (left - shift)[:, None] + left[None, :])
 
 
 def _radius_exponent(diagonal: np.ndarray, gradient: np.ndarray, d: np.ndarray, sigma: float) -> int:
-    """Binary exponent of the largest radius that any single group would take on its own."""
+    """Binary exponent of the largest radius that a single group would have on its own."""
     stiffness = diagonal / d / d
     force = np.abs(gradient) / d
     root = np.hypot(stiffness, (2.0 * math.sqrt(sigma)) * np.sqrt(force))
