@@ -17,14 +17,14 @@ def run(arguments: list[str]) -> int:
     """``gnewton compare DIR…``: tables, plots and perhaps a page; returns 0 or raises."""
     options = _parser().parse_args(arguments)
     from gnewton.report.comparison import compare, write_tables
-    from gnewton.report.target import Target
+    from gnewton.report.measures import MetricTarget
 
-    target = None if options.target is None else Target.parse(options.target)
+    target = None if options.target is None else MetricTarget.parse(options.target)
     comparison = compare(options.folders, target=target, mixed_hardware=options.mixed_hardware)
     folder = options.output or options.folders[0] / "comparison"
     written = write_tables(comparison, folder)
     if options.plots:
-        from gnewton.report.plots.all import write_plots
+        from gnewton.report.plots.comparison_plots import write_plots
 
         written += write_plots(comparison, folder)
     if options.html:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from gnewton.cli.parser import Parser, path
 
 if TYPE_CHECKING:
-    from gnewton.doctor.finding import Check, Finding
+    from gnewton.doctor.installation import Check, Finding
 
 
 def run(arguments: list[str]) -> int:
     """``gnewton doctor``; returns 0, or 1 if something is broken."""
     options = _parser().parse_args(arguments)
-    from gnewton.doctor.finding import Level, examine
+    from gnewton.doctor.installation import Level, examine
 
     found: list[Finding] = []
     for title, check in _checks(options):
@@ -44,7 +44,7 @@ def _checks(options: argparse.Namespace) -> list[tuple[str, Check]]:
         ("installation", _check("installation", "installation")),
         ("devices", _check("machine", "devices")),
         ("output folder", _check("machine", "output_folder", options.output_root)),
-        ("data", _check("datasets", "datasets", options.data_root)),
+        ("data", _check("machine", "datasets", options.data_root)),
         ("self-test", _check("selftest", "selftest")),
     ]
 

@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     from gnewton.experiment.point import open_point
     from gnewton.inspection.files import inspection_files
     from gnewton.report.comparison import write_file
-    from gnewton.report.inspection import describe_inspection, read_inspection
+    from gnewton.report.inspection_report import describe_inspection, read_inspection
 
     point = open_point(subject.config, subject.checkpoint)
     inspection, samples = _inspect(point, options)
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     found = read_inspection(folder)
     print(describe_inspection(found))
     if options.plots:
-        from gnewton.report.plots.inspection import write_inspection_plots
+        from gnewton.report.plots.inspection_plots import write_inspection_plots
 
         written += write_inspection_plots(found, folder)
     print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")

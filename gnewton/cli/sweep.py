@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gnewton.cli.composing import Composer
     from gnewton.sweep.job import Job
-    from gnewton.sweep.sweep import Orders
+    from gnewton.sweep.runner import Orders
 
 GROUPS = ("launcher",)
 
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
         return _resume(options)
     from gnewton.cli.composing import Composer
     from gnewton.sweep.manifest import Manifest
-    from gnewton.sweep.sweep import count, run_sweep, shown, taken, write_description
+    from gnewton.sweep.runner import count, locked, run_sweep, short_path, write_description
 
     composer = Composer(options.config_dir)
     of_runs, own = composer.split(options.overrides, GROUPS)
@@ -41,24 +41,24 @@ def run(arguments: list[str]) -> int:
         show_jobs(jobs, orders)
         return 0
     folder = make_folder(Path(composed[0].config.output_root).expanduser() / "sweeps", jobs)
-    with taken(folder):
+    with locked(folder):
         write_description(folder, describe_sweep(["gnewton", "sweep", *arguments], own, options))
         manifest = Manifest(folder)
         manifest.add(jobs)
-        print(f"{count(len(jobs))}, {orders.launcher.describe()}: {shown(folder)}", flush=True)
+        print(f"{count(len(jobs))}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
         run_sweep(manifest, orders)
     return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
     from gnewton.sweep.manifest import Manifest
-    from gnewton.sweep.sweep import count, read_description, run_sweep, taken
+    from gnewton.sweep.runner import count, locked, read_description, run_sweep
 
     folder = options.resume.resolve()
     description = read_description(folder)
     composer, own = resumed_composer(description, options)
     orders = make_orders(composer, own, options, Path(description["directory"]))
-    with taken(folder):
+    with locked(folder):
         manifest = Manifest.load(folder)
         left = [entry.job for entry in manifest.open_entries()]
         check_unchanged(composer, left)
@@ -73,7 +73,7 @@ def _resume(options: argparse.Namespace) -> int:
 def resumed_composer(
     description: dict[str, Any], options: argparse.Namespace, groups: Sequence[str] = GROUPS
 ) -> tuple[Composer, list[str]]:
-    """What composes the jobs of a sweep that is taken up, and its own overrides with the new ones.
+    """The composer of a sweep that is resumed, and its launcher overrides followed by the new ones.
 
     Raises:
         InputError: for an override of the runs, which are what they are.
@@ -102,7 +102,7 @@ def make_orders(
         InputError: for a launcher that is not what it should be or cannot work here.
     """
     from gnewton.sweep.launchers import LAUNCHERS
-    from gnewton.sweep.sweep import Orders
+    from gnewton.sweep.runner import Orders
 
     launcher = composer.options(
         "launch", {"launcher": LAUNCHERS}, [text for text in own if text.lstrip("+~").startswith("launcher")]
@@ -162,7 +162,7 @@ def describe_sweep(
 
 def show_jobs(jobs: Sequence[Job], orders: Orders) -> None:
     """What ``--dry-run`` prints: the command of each job."""
-    from gnewton.sweep.sweep import count
+    from gnewton.sweep.runner import count
 
     for job in jobs:
         print(shlex.join(["gnewton", "train", *orders.flags, *job.overrides]))

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gnewton.cli.composing import Composed, Composer
-    from gnewton.tuning.settings import SpaceSettings
-    from gnewton.tuning.tune import Contestant, Search
+    from gnewton.tuning.search import Contestant, Search
+    from gnewton.tuning.space import SpaceSettings
 
 GROUPS = ("launcher", "tune", "space")
 
@@ -34,8 +34,8 @@ def run(arguments: list[str]) -> int:
     """``gnewton tune OVERRIDES`` or ``gnewton tune --resume DIR``; returns 0 or raises."""
     options = _parser().parse_intermixed_args(arguments)
     from gnewton.cli.composing import Composer
-    from gnewton.sweep.sweep import shown, taken, write_description
-    from gnewton.tuning.tune import tune
+    from gnewton.sweep.runner import locked, short_path, write_description
+    from gnewton.tuning.search import tune
 
     if options.resume is not None:
         return _resume(options)
@@ -48,17 +48,17 @@ def run(arguments: list[str]) -> int:
         show_jobs(jobs, orders)
         return 0
     folder = make_folder(root / "tune", jobs)
-    with taken(folder):
+    with locked(folder):
         description = describe_sweep(["gnewton", "tune", *arguments], own, options, overrides=of_runs)
         write_description(folder, description)
-        print(f"{_announced(search)}, {orders.launcher.describe()}: {shown(folder)}", flush=True)
+        print(f"{_announced(search)}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
         tune(folder, search, orders)
     return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from gnewton.sweep.sweep import read_description, shown, taken
-    from gnewton.tuning.tune import open_manifest, tune
+    from gnewton.sweep.runner import locked, read_description, short_path
+    from gnewton.tuning.search import open_manifest, tune
 
     folder = options.resume.resolve()
     description = read_description(folder)
@@ -70,14 +70,14 @@ def _resume(options: argparse.Namespace) -> int:
     composer, own = resumed_composer(description, options, GROUPS)
     orders = make_orders(composer, own, options, Path(description["directory"]))
     search, _ = _search(composer, description["overrides"], own)
-    with taken(folder):
+    with locked(folder):
         for part in ("trials", "winners"):
             check_unchanged(composer, [entry.job for entry in open_manifest(folder / part).entries])
         if options.dry_run:
             manifests = [open_manifest(folder / part) for part in ("trials", "winners")]
             show_jobs([entry.job for each in manifests for entry in each.open_entries()], orders)
             return 0
-        print(f"{_announced(search)}, {orders.launcher.describe()}: {shown(folder)}", flush=True)
+        print(f"{_announced(search)}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
         tune(folder, search, orders)
     return 0
 
@@ -89,8 +89,8 @@ def _search(composer: Composer, of_runs: Sequence[str], own: Sequence[str]) -> t
         InputError: if the optimizers would not be given the same.
     """
     from gnewton.sweep.job import Job
-    from gnewton.tuning.settings import SpaceSettings, TuneSettings
-    from gnewton.tuning.tune import Search
+    from gnewton.tuning.search import Search, TuneSettings
+    from gnewton.tuning.space import SpaceSettings
 
     mine = [text for text in own if text.lstrip("+~").startswith(_FIXED)]
     given = composer.options("tune", {"tune": TuneSettings, "space": SpaceSettings}, mine)
@@ -114,8 +114,8 @@ def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Co
     from omegaconf import OmegaConf
 
     from gnewton.options import show
+    from gnewton.tuning.search import Contestant
     from gnewton.tuning.space import BUDGET
-    from gnewton.tuning.tune import Contestant
 
     found: dict[str, Contestant] = {}
     for each in composed:

@@ -1,1 +1,1 @@
-"""Is this installation sound? Checks that each answer with findings, run one after the other."""
+"""Checks of the installation, each of which yields findings."""

@@ -1,16 +1,59 @@
-"""Python, the package, and whether what it depends on is there in the versions it was tested with."""
+"""Findings, and the check of Python, the package and the packages it requires."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
 from importlib import metadata
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 import gnewton
-from gnewton.doctor.finding import Finding, Level
+from gnewton.errors import first_line
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+
+class Level(Enum):
+    """Severity of a finding."""
+
+    GOOD = "ok"
+    WARNING = "warning"
+    BROKEN = "BROKEN"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of output.
+
+    Attributes:
+        level: its severity.
+        subject: what was checked.
+        message: the result; if something is wrong, also how to repair it.
+    """
+
+    level: Level
+    subject: str
+    message: str
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def examine(title: str, check: Check) -> list[Finding]:
+    """Run one check; an exception it raises becomes a finding."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(check())
+    except Exception as error:  # any error is a finding, and the other checks still run
+        findings.append(
+            Finding(Level.BROKEN, title, f"the check ended in {type(error).__name__}: {first_line(error)}")
+        )
+    return findings
+
 
 PACKAGE = "gnewton"
 
@@ -18,7 +61,9 @@ HYDRA, OMEGACONF = "hydra-core", "omegaconf"
 
 
 def installation() -> Iterator[Finding]:
-    """Versions of Python, the package and everything it requires."""
+    """Versions of Python, the package and its requirements."""
+    from packaging.requirements import Requirement
+
     yield Finding(Level.GOOD, "python", f"{platform.python_version()} ({sys.executable})")
     yield Finding(Level.GOOD, PACKAGE, gnewton.__version__)
     try:
@@ -43,7 +88,7 @@ def installation() -> Iterator[Finding]:
 
 
 def dependency(requirement: Requirement) -> Finding:
-    """Whether one package is there, and in a version that was asked for."""
+    """Whether a required package is installed in a version that satisfies the requirement."""
     name = requirement.name
     installed = version_of(name)
     if installed is None:
@@ -60,18 +105,18 @@ def dependency(requirement: Requirement) -> Finding:
 
 
 def optional(extra: str, requirements: list[Requirement]) -> Finding:
-    """Which packages of an extra are there: none of them is needed."""
-    there = {r.name: version_of(r.name) for r in requirements}
-    missing = [name for name, version in there.items() if version is None]
+    """Which packages of an extra are installed; none of them is required."""
+    installed = {r.name: version_of(r.name) for r in requirements}
+    missing = [name for name, version in installed.items() if version is None]
     if missing:
         return Finding(Level.GOOD, f"[{extra}]", f"not installed (optional: pip install 'gnewton[{extra}]')")
     return Finding(
-        Level.GOOD, f"[{extra}]", ", ".join(f"{name} {version}" for name, version in there.items())
+        Level.GOOD, f"[{extra}]", ", ".join(f"{name} {version}" for name, version in installed.items())
     )
 
 
 def version_of(name: str) -> str | None:
-    """The installed version of a package; None where it is missing."""
+    """The installed version of a package; None if it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -79,7 +124,7 @@ def version_of(name: str) -> str | None:
 
 
 def requirement_text(requirement: Requirement) -> str:
-    """Name and versions, as pip takes them."""
+    """Name and version specifier in the syntax of pip."""
     return f"{requirement.name}{requirement.specifier}"
 
 

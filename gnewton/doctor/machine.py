@@ -1,4 +1,4 @@
-"""Processor, devices and the folder that runs are written to."""
+"""The processor, the accelerators, the output folder and the data sets on this machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from pathlib import Path
 import torch
 
 from gnewton.compilation import missing
-from gnewton.doctor.finding import Finding, Level
+from gnewton.data.fetch import available
+from gnewton.data.fetch.cache import Unavailable, cached_file, read_cached
+from gnewton.data.fetch.catalogue import CATALOGUE
+from gnewton.doctor.installation import Finding, Level
 from gnewton.errors import first_line
 from gnewton.experiment.environment import processor
 
-LITTLE = 2**30
-"""Bytes: with less room on the disk a run may not end."""
+MINIMUM_FREE = 2**30
+"""Bytes of free disk space below which a run may fail to write its files."""
 
 
 def devices() -> Iterator[Finding]:
-    """The processor, and the accelerators that torch can use."""
+    """The processor and the accelerators that torch can use."""
     threads = f"{torch.get_num_threads()} torch threads"
     yield Finding(Level.GOOD, "cpu", f"{processor()}, {os.cpu_count()} cores, {threads}")
     if torch.cuda.is_available():
@@ -38,22 +41,22 @@ def devices() -> Iterator[Finding]:
 
 
 def _cuda(index: int) -> Finding:
-    """Whether a device can be computed on: a driver that is too old shows here."""
+    """Whether a device computes a matrix product correctly; a driver that is too old fails here."""
     subject, device = f"cuda:{index}", torch.device("cuda", index)
     try:
         free, total = torch.cuda.mem_get_info(device)
         ones = torch.ones(64, 64, device=device)
-        right = bool(((ones @ ones) == 64).all())
+        correct = bool(((ones @ ones) == 64).all())
     except RuntimeError as error:
         return Finding(Level.BROKEN, subject, first_line(error))
     name = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    if not right:
+    if not correct:
         return Finding(Level.BROKEN, subject, f"{name}: a matrix product came out wrong")
     return Finding(Level.GOOD, subject, name)
 
 
 def output_folder(root: Path) -> Iterator[Finding]:
-    """Whether run folders can be made below ``root``, and how much room there is."""
+    """Whether run folders can be created below ``root``, and the free disk space."""
     subject = f"output_root={root}"
     place = root
     while not place.exists() and place != place.parent:
@@ -68,7 +71,29 @@ def output_folder(root: Path) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(place).free
     room = f"{free / 2**30:.1f} GiB free"
-    if free < LITTLE:
+    if free < MINIMUM_FREE:
         yield Finding(Level.WARNING, subject, f"writable, but only {room}")
     else:
         yield Finding(Level.GOOD, subject, f"writable, {room}")
+
+
+def datasets(root: Path) -> Iterator[Finding]:
+    """Every data set that can be fetched: verified, damaged, or not downloaded yet."""
+    missing = []
+    for name in available():
+        path = cached_file(name, root)
+        if not path.exists():
+            missing.append(name)
+            continue
+        try:
+            read_cached(CATALOGUE[name], root)
+        except Unavailable as error:
+            yield Finding(
+                Level.WARNING, f"data={name}", f"{error}; gnewton data fetch {name} obtains it anew"
+            )
+        else:
+            source = "against published digests" if CATALOGUE[name].digests else "against its own digests"
+            yield Finding(Level.GOOD, f"data={name}", f"{path}, verified {source}")
+    if missing:
+        advice = "not there yet; the first run that needs one fetches it, or gnewton data fetch NAME"
+        yield Finding(Level.GOOD, f"data in {root}", f"{', '.join(missing)}: {advice}")

@@ -1,4 +1,4 @@
-"""A test of two seconds: what the results rest on, on this machine with these versions."""
+"""A self-test of two seconds: engines, solver and optimizer on this machine with the installed versions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gnewton.cubic import solve_cubic
-from gnewton.doctor.finding import Finding, Level
+from gnewton.doctor.installation import Finding, Level
 from gnewton.optim.grouped_newton import GroupedNewton
 from gnewton.partition import Partition
 from gnewton.summary import Summarizer
 
 AGREEMENT = 1e-9
-"""Largest relative difference of two exact summaries in float64."""
+"""Largest relative difference allowed between two exact summaries in float64."""
 
 STEPS = 120
 
 
 def selftest() -> Iterator[Finding]:
-    """The engines agree, the solver certifies what it returns, training lowers the loss."""
+    """The engines agree, the solver certifies its solution, and training lowers the loss."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield engines()
@@ -31,7 +31,7 @@ def selftest() -> Iterator[Finding]:
 
 
 def engines() -> Finding:
-    """The tangent engine against the reference engine on a small network, float64."""
+    """The tangent engine agrees with the reference engine on a small network in float64."""
     model, inputs, targets = _problem(torch.float64)
     partition = Partition.per_tensor(model)
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
@@ -48,21 +48,21 @@ def engines() -> Finding:
         )
         if a is not None and b is not None
     )
-    return _judged("summary", f"engines agree to {gap:.0e}", gap < AGREEMENT)
+    return _finding("summary", f"engines agree to {gap:.0e}", passed=gap < AGREEMENT)
 
 
 def solver() -> Finding:
-    """The cubic solver on an indefinite model of which it must prove its minimiser."""
+    """The cubic solver certifies the global minimiser of an indefinite model."""
     random = np.random.default_rng(0)
     root = random.standard_normal((12, 12))
     hessian, gradient, third = root + root.T, random.standard_normal(12), random.standard_normal(12)
-    found = solve_cubic(hessian, gradient, third, 1.0)
-    message = f"{found.status}, residual {found.residual:.0e}, margin {found.curvature_margin:.2g}"
-    return _judged("cubic solver", message, found.certified)
+    solution = solve_cubic(hessian, gradient, third, 1.0)
+    message = f"{solution.status}, residual {solution.residual:.0e}, margin {solution.curvature_margin:.2g}"
+    return _finding("cubic solver", message, passed=solution.certified)
 
 
 def training() -> Finding:
-    """Some steps of GroupedNewton in float32."""
+    """GroupedNewton lowers the loss in float32."""
     model, inputs, targets = _problem(torch.float32)
     optimizer = GroupedNewton(model, cross_entropy, period=5)
     losses = []
@@ -73,19 +73,19 @@ def training() -> Finding:
         optimizer.step(batch=(inputs, targets))
         losses.append(float(loss.detach()))
     message = f"GroupedNewton: loss {losses[0]:.3f} to {losses[-1]:.3f} in {STEPS} steps"
-    return _judged("training", message, losses[-1] < 0.8 * losses[0])
+    return _finding("training", message, passed=losses[-1] < 0.8 * losses[0])
 
 
 def _problem(dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """Three classes, told apart by a line through the first two features."""
+    """A network, and three classes separated by thresholds on the first two features."""
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.ELU(), nn.Linear(8, 3))
     inputs = torch.randn(64, 6, dtype=dtype)
     targets = (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0.5).long()
     return model.to(dtype), inputs, targets
 
 
-def _judged(subject: str, message: str, right: bool) -> Finding:
-    if right:
+def _finding(subject: str, message: str, *, passed: bool) -> Finding:
+    if passed:
         return Finding(Level.GOOD, subject, message)
     advice = "the results of this installation cannot be trusted; run the test suite"
     return Finding(Level.BROKEN, subject, f"{message}: {advice}")

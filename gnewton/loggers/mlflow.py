@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gnewton.loggers.base import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.loggers.logger import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
 
 TAG = "gnewton.run"
-"""The tag that holds the name of the run folder, by which a run that goes on is found again."""
+"""Tag with the name of the run folder, by which a continued run finds its MLflow run."""
 
-_FOLDERS = "MLFLOW_ALLOW_FILE_STORE"
-_MOST = 1000  # metrics that MLflow takes at once
-_MOST_OPTIONS = 100
+_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # limits of MLflow for one batch
 
 
 @LOGGERS.register("mlflow")
@@ -30,16 +29,16 @@ class MlflowRecipe(LoggerRecipe):
     experiment: str
 
     def build(self) -> Logger:
-        """A logger that connects when the run starts."""
+        """Build the logger; it connects when the run starts."""
         return MlflowLogger(self.tracking_uri, self.experiment)
 
 
 class MlflowLogger(Logger):
-    """One MLflow run for each run folder, by the client alone, which leaves MLflow's global state as it is.
+    """One MLflow run per run folder, through the client, which does not touch MLflow's global state.
 
     Args:
         tracking_uri: of the server or the store.
-        experiment: its name; made where it is missing.
+        experiment: its name; it is created if missing.
     """
 
     def __init__(self, tracking_uri: str, experiment: str) -> None:
@@ -49,14 +48,14 @@ class MlflowLogger(Logger):
         self._run = ""
 
     def start(self, card: RunCard) -> None:
-        """Begin the MLflow run, or go on with it."""
-        os.environ.setdefault(_FOLDERS, "true")  # where the store is a folder, MLflow asks for consent
+        """Create the MLflow run, or continue it."""
+        os.environ.setdefault(_FILE_STORE, "true")  # MLflow refuses a folder as its store without it
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         self._client = MlflowClient(self._tracking_uri)
-        found = self._client.get_experiment_by_name(self._experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
+        known = self._client.get_experiment_by_name(self._experiment)
+        experiment = known.experiment_id if known else self._client.create_experiment(self._experiment)
         runs = self._client.search_runs([experiment], f"tags.`{TAG}` = '{card.folder.name}'")
         if runs:
             self._run = runs[0].info.run_id
@@ -65,27 +64,27 @@ class MlflowLogger(Logger):
         tags = {TAG: card.folder.name, "gnewton.name": card.experiment}
         self._run = self._client.create_run(experiment, run_name=card.folder.name, tags=tags).info.run_id
         options = [Param(name, str(value)) for name, value in card.config.items()]
-        for start in range(0, len(options), _MOST_OPTIONS):
-            self._client.log_batch(self._run, params=options[start : start + _MOST_OPTIONS])
+        for start in range(0, len(options), _MAX_PARAMS):
+            self._client.log_batch(self._run, params=options[start : start + _MAX_PARAMS])
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """The columns that have a value, at their step."""
+        """Log the columns that have a value, at their step."""
         self._log({int(row["step"]): numbers(row, METRICS)})
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The rate of each group, at the step of the update."""
+        """Log the rate of each group, at the step of the update."""
         self._log(rate_numbers(rows))
 
     def finish(self, ended_well: bool) -> None:
-        """Say how the run ended."""
+        """Set the status of the MLflow run."""
         self._client.set_terminated(self._run, "FINISHED" if ended_well else "FAILED")
 
     def _log(self, values: Mapping[int, Mapping[str, float]]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        found = [
+        batch = [
             Metric(name, value, now, step) for step, row in values.items() for name, value in row.items()
         ]
-        for start in range(0, len(found), _MOST):
-            self._client.log_batch(self._run, metrics=found[start : start + _MOST])
+        for start in range(0, len(batch), _MAX_METRICS):
+            self._client.log_batch(self._run, metrics=batch[start : start + _MAX_METRICS])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnewton.loggers.base import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.loggers.logger import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
 from gnewton.options import option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ FOLDER = "tensorboard"
 @LOGGERS.register("tensorboard")
 @dataclass(kw_only=True)
 class TensorBoardRecipe(LoggerRecipe):
-    """Event files in ``tensorboard/`` of the run folder."""
+    """Options of the TensorBoard logger, which writes event files into ``tensorboard/`` of the run folder."""
 
     package: ClassVar[str] = "tensorboard"
     extra: ClassVar[str] = "tensorboard"
@@ -26,15 +26,15 @@ class TensorBoardRecipe(LoggerRecipe):
     flush_seconds: int = option(at_least=1)
 
     def build(self) -> Logger:
-        """A writer that opens its file when the run starts."""
+        """Build the logger; it opens its file when the run starts."""
         return TensorBoardLogger(self.flush_seconds)
 
 
 class TensorBoardLogger(Logger):
-    """Scalars by torch's writer; a run that goes on from a checkpoint hides what was at later steps.
+    """Scalars through torch's writer; a run continued from a checkpoint hides the events of later steps.
 
     Args:
-        flush_seconds: how often the file is forced to the disk.
+        flush_seconds: interval at which the file is flushed to the disk.
     """
 
     def __init__(self, flush_seconds: int) -> None:
@@ -42,7 +42,7 @@ class TensorBoardLogger(Logger):
         self._writer: SummaryWriter | None = None
 
     def start(self, card: RunCard) -> None:
-        """Open an event file, and put the configuration into it as text."""
+        """Open an event file and write the configuration into it as text."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(
@@ -54,19 +54,19 @@ class TensorBoardLogger(Logger):
         self._writer.add_text("config", lines, card.step)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """One scalar for each column that has a value."""
+        """Write a scalar for each column that has a value."""
         assert self._writer is not None
         for name, value in numbers(row, METRICS).items():
             self._writer.add_scalar(name, value, int(row["step"]))
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One scalar for each group."""
+        """Write a scalar for each group."""
         assert self._writer is not None
         for step, values in rate_numbers(rows).items():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
     def finish(self, ended_well: bool) -> None:
-        """Close the file."""
+        """Close the event file."""
         assert self._writer is not None
         self._writer.close()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gnewton.loggers.base import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.loggers.logger import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
 from gnewton.options import option
 
 MODES = ("online", "offline", "disabled")
@@ -16,7 +16,7 @@ MODES = ("online", "offline", "disabled")
 @LOGGERS.register("wandb")
 @dataclass(kw_only=True)
 class WandbRecipe(LoggerRecipe):
-    """A run of a project of Weights & Biases."""
+    """Options of the Weights & Biases logger."""
 
     package: ClassVar[str] = "wandb"
     extra: ClassVar[str] = "wandb"
@@ -26,17 +26,17 @@ class WandbRecipe(LoggerRecipe):
     mode: str | None = option(choices=MODES)
 
     def build(self) -> Logger:
-        """A logger that logs in when the run starts."""
+        """Build the logger; it logs in when the run starts."""
         return WandbLogger(self.project, self.entity, self.mode)
 
 
 class WandbLogger(Logger):
-    """One W&B run for each run folder, continued under the same id.
+    """One W&B run per run folder, continued under the same id.
 
     Args:
-        project, entity: where it belongs; None: as WANDB_PROJECT and WANDB_ENTITY have it.
-        mode: "online"; "offline": files in the run folder for ``wandb sync``; "disabled"; None: as WANDB_MODE
-            has it, else online.
+        project, entity: of the run; None: the values of WANDB_PROJECT and WANDB_ENTITY.
+        mode: "online"; "offline": files in the run folder for ``wandb sync``; "disabled"; None: the value of
+            WANDB_MODE, else online.
     """
 
     def __init__(self, project: str | None, entity: str | None, mode: str | None) -> None:
@@ -46,7 +46,7 @@ class WandbLogger(Logger):
         self._run: Any = None
 
     def start(self, card: RunCard) -> None:
-        """Begin the W&B run, or go on with it."""
+        """Start the W&B run, or continue it."""
         import wandb
 
         self._run = wandb.init(
@@ -63,14 +63,14 @@ class WandbLogger(Logger):
         )
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """The columns that have a value, at their step."""
+        """Log the columns that have a value, at their step."""
         self._run.log(numbers(row, METRICS), step=int(row["step"]))
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The rate of each group, at the step of the update."""
+        """Log the rate of each group, at the step of the update."""
         for step, values in rate_numbers(rows).items():
             self._run.log(values, step=step)
 
     def finish(self, ended_well: bool) -> None:
-        """Wait until everything is handed over."""
+        """Close the run; this waits until all data are sent."""
         self._run.finish(exit_code=0 if ended_well else 1)

@@ -11,11 +11,10 @@ import pandas as pd
 from gnewton.errors import InputError
 from gnewton.options import listing
 from gnewton.report.hardware import describe, differences, require_same
-from gnewton.report.measures import SPREAD_FROM, flat_table, table_of_runs, table_of_setups
+from gnewton.report.measures import SPREAD_FROM, MetricTarget, flat_table, table_of_runs, table_of_setups
 from gnewton.report.runs import Run, find_runs
 from gnewton.report.setups import Setup, group_runs
 from gnewton.report.tables import Table, as_markdown, build_tables
-from gnewton.report.target import Target
 from gnewton.runfiles import ENDED
 
 
@@ -33,7 +32,7 @@ class Comparison:
     """
 
     setups: list[Setup]
-    targets: dict[str, Target | None]
+    targets: dict[str, MetricTarget | None]
     runs: pd.DataFrame = field(repr=False)
     table: pd.DataFrame = field(repr=False)
     hardware: str
@@ -54,7 +53,7 @@ class Comparison:
 
 
 def compare(
-    folders: Sequence[Path], *, target: Target | None = None, mixed_hardware: bool = False
+    folders: Sequence[Path], *, target: MetricTarget | None = None, mixed_hardware: bool = False
 ) -> Comparison:
     """Compare all runs in or below ``folders``.
 
@@ -73,7 +72,7 @@ def compare(
     if not mixed_hardware:
         for runs_of_problem in problems:
             require_same(runs_of_problem)
-    targets = {setup.label: target or Target.of(setup) for setup in setups}
+    targets = {setup.label: target or MetricTarget.of(setup) for setup in setups}
     runs = table_of_runs(setups, targets)
     if target is not None and runs["target_seconds"].isna().all():
         raise InputError(f"--target {target.metric}={target.value:g}: no run has measured {target.metric}")
@@ -136,7 +135,7 @@ def _runs_by_problem(setups: Sequence[Setup]) -> list[list[Run]]:
     return [sorted(runs, key=lambda run: run.folder) for runs in problems.values()]
 
 
-def _notes(setups: Sequence[Setup], targets: dict[str, Target | None], runs: pd.DataFrame) -> list[str]:
+def _notes(setups: Sequence[Setup], targets: dict[str, MetricTarget | None], runs: pd.DataFrame) -> list[str]:
     most = max(len(setup.runs) for setup in setups)
     notes = []
     if most > 1:

@@ -12,8 +12,7 @@ import pandas as pd
 
 from gnewton.errors import InputError, first_line
 from gnewton.options import listing
-from gnewton.report.files import read_json
-from gnewton.report.runs import Run
+from gnewton.report.runs import Run, read_json
 from gnewton.report.setups import flatten
 from gnewton.runfiles import BROKEN, ENDED, ENVIRONMENT_FILE, METRICS_FILE, RATES_FILE
 

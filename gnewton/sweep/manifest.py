@@ -1,4 +1,4 @@
-"""manifest.csv: the jobs of a sweep and how each ended, always whole on the disk."""
+"""manifest.csv: the jobs of a sweep and their states, always complete on the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from gnewton.errors import InputError
 from gnewton.experiment.folder import write_text
 from gnewton.runfiles import PENDING
-from gnewton.sweep.job import FINAL, Ended, Job
+from gnewton.sweep.job import FINAL, Job, JobEnd
 
 NAME = "manifest.csv"
 
@@ -23,19 +23,19 @@ COLUMNS = ("job", "hash", "status", "attempts", "exit_code", "seconds", "run", "
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: a job, its number from 1, and how it ended."""
+    """One line of the manifest: a job, its number from 1, and its state."""
 
     number: int
     job: Job
-    ended: Ended
+    end: JobEnd
 
 
 class Manifest:
-    """The jobs of a sweep by the hash of their configuration, and how each ended.
+    """The jobs of a sweep by the hash of their configuration, with their states.
 
     Args:
         folder: of the sweep.
-        entries: by number.
+        entries: in the order of their numbers.
     """
 
     def __init__(self, folder: Path, entries: Iterable[Entry] = ()) -> None:
@@ -44,10 +44,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read it.
+        """Read the manifest in ``folder``.
 
         Raises:
-            InputError: if it is not there or not what :meth:`save` wrote.
+            InputError: if there is none, or it is not of the form that :meth:`save` writes.
         """
         path = folder / NAME
         try:
@@ -60,28 +60,26 @@ class Manifest:
             raise InputError(f"{path}: cannot be read ({reason})") from error
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Take in jobs; one whose configuration is there already is not taken twice."""
+        """Add jobs, except those whose configuration is in the manifest already."""
         for job in jobs:
             number = len(self._entries) + 1
-            self._entries.setdefault(job.digest, Entry(number, job, Ended(job.digest, PENDING)))
+            self._entries.setdefault(job.digest, Entry(number, job, JobEnd(job.digest, PENDING)))
         self.save()
 
-    def record(self, ended: Ended) -> Entry:
-        """Note how a job ended; attempts and seconds add up."""
-        entry = self._entries[ended.digest]
-        summed = replace(
-            ended,
-            attempts=entry.ended.attempts + ended.attempts,
-            seconds=entry.ended.seconds + ended.seconds,
+    def record(self, end: JobEnd) -> Entry:
+        """Store the state of a job; attempts and seconds add up over invocations of the sweep."""
+        entry = self._entries[end.digest]
+        total = replace(
+            end, attempts=entry.end.attempts + end.attempts, seconds=entry.end.seconds + end.seconds
         )
-        if ended.status == PENDING and entry.ended.status != PENDING:  # not started this time
-            summed = entry.ended
-        self._entries[ended.digest] = replace(entry, ended=summed)
+        if end.status == PENDING and entry.end.status != PENDING:  # the job was not started this time
+            total = entry.end
+        self._entries[end.digest] = replace(entry, end=total)
         self.save()
-        return self._entries[ended.digest]
+        return self._entries[end.digest]
 
     def save(self) -> None:
-        """Write it whole, or not at all."""
+        """Write the manifest; a crash leaves either the old file or the new one."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -90,48 +88,48 @@ class Manifest:
 
     @property
     def entries(self) -> list[Entry]:
-        """All of them, by number."""
+        """The entries in the order of their numbers."""
         return list(self._entries.values())
 
     def title(self, entry: Entry) -> str:
-        """A job by its number and what tells it from the others."""
-        common = set.intersection(*(set(each.job.overrides) for each in self.entries))
-        own = [text for text in entry.job.overrides if text not in common]
-        return f"job {entry.number}  {shlex.join(own or entry.job.overrides)}"
+        """The number of a job and the overrides in which it differs from the others."""
+        common = set.intersection(*(set(other.job.overrides) for other in self.entries))
+        specific = [text for text in entry.job.overrides if text not in common]
+        return f"job {entry.number}  {shlex.join(specific or entry.job.overrides)}"
 
     def of(self, job: Job) -> Entry:
         """The entry of a job."""
         return self._entries[job.digest]
 
     def open_entries(self) -> list[Entry]:
-        """Those that are still to be run."""
-        return [entry for entry in self.entries if entry.ended.status not in FINAL]
+        """The entries of jobs that are still to be run."""
+        return [entry for entry in self.entries if entry.end.status not in FINAL]
 
     def counts(self) -> Counter[str]:
-        """How many jobs have each status."""
-        return Counter(entry.ended.status for entry in self.entries)
+        """Number of jobs by status."""
+        return Counter(entry.end.status for entry in self.entries)
 
 
 def _row(entry: Entry, folder: Path) -> list[object]:
-    ended = entry.ended
-    run = "" if ended.folder is None else ended.folder.relative_to(folder).as_posix()
-    code = "" if ended.exit_code is None else ended.exit_code
+    end = entry.end
+    run = "" if end.folder is None else end.folder.relative_to(folder).as_posix()
+    code = "" if end.exit_code is None else end.exit_code
     return [
         entry.number,
         entry.job.digest,
-        ended.status,
-        ended.attempts,
+        end.status,
+        end.attempts,
         code,
-        f"{ended.seconds:.1f}",
+        f"{end.seconds:.1f}",
         run,
-        ended.error,
+        end.error,
         shlex.join(entry.job.overrides),
     ]
 
 
 def _entry(row: dict[str, str], folder: Path) -> Entry:
     job = Job(row["hash"], tuple(shlex.split(row["overrides"])))
-    ended = Ended(
+    end = JobEnd(
         job.digest,
         row["status"],
         int(row["attempts"]),
@@ -140,4 +138,4 @@ def _entry(row: dict[str, str], folder: Path) -> Entry:
         folder / row["run"] if row["run"] else None,
         row["error"],
     )
-    return Entry(int(row["job"]), job, ended)
+    return Entry(int(row["job"]), job, end)

@@ -1,4 +1,4 @@
-"""How a sweep asks its jobs to stop, wherever they run: by a file that whoever runs a job looks for."""
+"""The request to stop a sweep: a file, so that jobs see it in any process and on any machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ _KILL = "kill"
 
 
 @dataclass(frozen=True)
-class Stop:
-    """The file of one invocation of a sweep; a later one has another, so old requests do not count."""
+class StopRequest:
+    """The file through which one invocation of a sweep asks its jobs to stop.
+
+    Each invocation has a file of its own, so that a request to an earlier one has no effect.
+    """
 
     path: Path
 
     @classmethod
-    def of(cls, folder: Path) -> Stop:
-        """A request that has not been made yet, to the jobs of the sweep in ``folder``."""
+    def of(cls, folder: Path) -> StopRequest:
+        """A request, not yet made, to the jobs of the sweep in ``folder``."""
         return cls(folder / f".stop-{uuid.uuid4().hex}")
 
     def request(self, *, kill: bool = False) -> None:
@@ -30,12 +33,12 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether the jobs are asked to stop."""
+        """Whether the jobs shall stop."""
         return self.path.exists()
 
     @property
     def kills(self) -> bool:
-        """Whether they are not even given time for a checkpoint."""
+        """Whether the jobs shall stop without a checkpoint."""
         try:
             return self.path.read_text(encoding="utf-8") == _KILL
         except OSError:
@@ -43,42 +46,41 @@ class Stop:
 
 
 class StopOnSignals:
-    """Within the block SIGINT, SIGTERM, SIGUSR1 and SIGHUP make the request; :attr:`received` is the first.
+    """Within the block, SIGINT, SIGTERM, SIGUSR1 and SIGHUP make the request; :attr:`received` is the first.
 
-    A second SIGINT does not give the jobs time for a checkpoint. A signal that is ignored stays so, as under
-    ``nohup``.
+    A second SIGINT kills the jobs. A signal that was ignored before stays ignored, as under ``nohup``.
     """
 
-    def __init__(self, stop: Stop) -> None:
+    def __init__(self, stop: StopRequest) -> None:
         self.received: int | None = None
         self._stop = stop
-        self._before: dict[int, object] = {}
+        self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> StopOnSignals:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._note)
+                self._handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *reason: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._stop.path.unlink(missing_ok=True)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self._stop.request(kill=self.received is not None and number == signal.SIGINT)
         self.received = self.received or number
 
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Processes that are started within the block ignore SIGINT, which a terminal sends to all of them.
+    """Processes started within the block ignore SIGINT, which a terminal sends to the whole process group.
 
-    The sweep gets it too and passes the request on in its own way.
+    The sweep receives the signal too and passes the request on through its file.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)

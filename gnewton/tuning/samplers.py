@@ -1,6 +1,6 @@
-"""Samplers: where the next trials of an optimizer are placed, given how those before ended.
+"""Samplers: the settings of the next trials of an optimizer, given the scores of the earlier ones.
 
-Each is a function of its arguments alone, so that a search that is taken up places the same trials.
+A sampler depends on nothing but its arguments, so that a resumed search places the same trials.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Known:
-    """A trial that has ended: its settings and its score, less is better, infinite where it diverged."""
+class ScoredPoint:
+    """The settings of a trial that has ended, and its score: lower is better, infinite if it diverged."""
 
     point: Point
     score: float
 
 
 class Sampler(ABC):
-    """Places trials.
+    """Chooses the settings of trials.
 
     Args:
-        seed: of its random numbers.
-        batch: how many trials are placed at a time, by samplers that learn from those before.
+        seed: of the random numbers.
+        batch: number of trials placed at a time by samplers that learn from earlier ones.
+
+    Attributes:
+        learns: whether the scores of earlier trials are used.
     """
 
     learns = True
@@ -40,67 +43,69 @@ class Sampler(ABC):
         self.seed = seed
         self.batch = batch
 
-    def at_a_time(self, trials: int) -> int:
-        """How many trials are placed at a time; all of them where nothing is learned from the others."""
+    def batch_size(self, trials: int) -> int:
+        """Number of trials placed at a time: all of them, unless the sampler learns from earlier ones."""
         return self.batch if self.learns else trials
 
     @abstractmethod
-    def place(self, space: Space, known: Sequence[Known], count: int) -> list[Point]:
-        """The next ``count`` trials after those in ``known``."""
+    def place(self, space: Space, known: Sequence[ScoredPoint], count: int) -> list[Point]:
+        """The settings of the next ``count`` trials after those in ``known``."""
 
     def check(self) -> None:  # noqa: B027 (most need nothing)
-        """Make sure that it can work here.
+        """Check that the sampler works with the installed packages.
 
         Raises:
-            InputError: if it cannot.
+            InputError: if it does not.
         """
 
 
-class Sobol(Sampler):
-    """Points of a scrambled Sobol sequence: they fill the space more evenly than random ones."""
+class SobolSampler(Sampler):
+    """Points of a scrambled Sobol sequence, which fill the space more evenly than random points."""
 
     learns = False
 
-    def place(self, space: Space, known: Sequence[Known], count: int) -> list[Point]:
+    def place(self, space: Space, known: Sequence[ScoredPoint], count: int) -> list[Point]:
         """See :meth:`Sampler.place`."""
-        from scipy.stats.qmc import Sobol as Sequence_
+        from scipy.stats.qmc import Sobol
 
         total = len(known) + count
-        sequence = Sequence_(len(space.dimensions), seed=np.random.default_rng(self.seed))
+        sequence = Sobol(len(space.dimensions), seed=np.random.default_rng(self.seed))
         cube = sequence.random_base2(max(total - 1, 0).bit_length())
         return [space.point(shares) for shares in cube[len(known) : total]]
 
 
-class Random(Sampler):
+class RandomSampler(Sampler):
     """Independent uniform points."""
 
     learns = False
 
-    def place(self, space: Space, known: Sequence[Known], count: int) -> list[Point]:
+    def place(self, space: Space, known: Sequence[ScoredPoint], count: int) -> list[Point]:
         """See :meth:`Sampler.place`."""
         cube = np.random.default_rng(self.seed).random((len(known) + count, len(space.dimensions)))
         return [space.point(shares) for shares in cube[len(known) :]]
 
 
-class Optuna(Sampler):
-    """Optuna's tree-structured Parzen estimator, which looks near the better of the trials before."""
+class OptunaSampler(Sampler):
+    """Optuna's tree-structured Parzen estimator, which samples near the better of the earlier trials."""
 
-    def place(self, space: Space, known: Sequence[Known], count: int) -> list[Point]:
+    def place(self, space: Space, known: Sequence[ScoredPoint], count: int) -> list[Point]:
         """See :meth:`Sampler.place`."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # a seed of its own for each batch: one that is placed again gets the same numbers
+        # each batch has its own seed, so that a batch that is placed again gets the same numbers
         sampler = optuna.samplers.TPESampler(seed=self.seed + len(known), constant_liar=True)
         study = optuna.create_study(direction="minimize", sampler=sampler)
-        there = {each.option: _distribution(each) for each in space.dimensions}
+        distributions = {dim.option: _distribution(dim) for dim in space.dimensions}
         for trial in known:
-            inner = {each.option: _to_optuna(each, trial.point[each.option]) for each in space.dimensions}
-            study.add_trial(optuna.trial.create_trial(params=inner, distributions=there, value=trial.score))
-        asked = [study.ask(there).params for _ in range(count)]
+            params = {dim.option: _to_optuna(dim, trial.point[dim.option]) for dim in space.dimensions}
+            study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=distributions, value=trial.score)
+            )
+        proposals = [study.ask(distributions).params for _ in range(count)]
         return [
-            {each.option: _from_optuna(each, params[each.option]) for each in space.dimensions}
-            for params in asked
+            {dim.option: _from_optuna(dim, params[dim.option]) for dim in space.dimensions}
+            for params in proposals
         ]
 
     def check(self) -> None:
@@ -113,13 +118,13 @@ class Optuna(Sampler):
             ) from None
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"sobol": Sobol, "random": Random, "optuna": Optuna}
+SAMPLERS: dict[str, type[Sampler]] = {"sobol": SobolSampler, "random": RandomSampler, "optuna": OptunaSampler}
 
 
 def _distribution(dimension: Dimension) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if dimension.values:  # by their numbers: a value may be a list
+    if dimension.values:  # by index, since a value may be a list
         return CategoricalDistribution(range(len(dimension.values)))
     if dimension.integer:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)

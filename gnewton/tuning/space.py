@@ -1,4 +1,4 @@
-"""Search spaces: for each option an interval or a list of values, and points in the unit cube as settings."""
+"""Search spaces: an interval or a list of values for each option; a point of the unit cube gives settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gnewton.errors import InputError
 from gnewton.options import listing, show
 
 DIGITS = 4
-"""Significant digits of a sampled number: enough to tune by, and short enough to write down."""
+"""Significant digits of a sampled number: enough for tuning, and short enough to write down."""
 
 BUDGET = ("trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.target.value", "seed")
-"""Options that every trial must share."""
+"""Options in which all trials must agree."""
 
 _NO_SETTINGS = ("optimizer", "experiment", "resume", "output_root", "name")
 
@@ -23,14 +23,14 @@ _KEYS = ("low", "high", "log", "integer", "values")
 
 @dataclass(frozen=True)
 class Dimension:
-    """One option and where its values come from.
+    """The range of one option.
 
     Attributes:
         option: its name on the command line.
-        low, high: the ends of the interval, both of which can be reached.
-        log: whether the logarithm is uniform, not the number.
-        integer: whether only whole numbers count.
-        values: instead of an interval, the values themselves.
+        low, high: ends of the interval, both included.
+        log: whether the logarithm of the value is uniform, rather than the value.
+        integer: whether the values are whole numbers.
+        values: a list of values instead of an interval.
     """
 
     option: str
@@ -42,10 +42,10 @@ class Dimension:
 
     @classmethod
     def parse(cls, option: str, entry: Mapping[str, Any]) -> Dimension:
-        """From ``{low, high, log, integer}`` or ``{values}``.
+        """Parse ``{low, high, log, integer}`` or ``{values}``.
 
         Raises:
-            InputError: if it is neither.
+            InputError: if ``entry`` has neither form.
         """
         unknown = [key for key in entry if key not in _KEYS]
         if unknown:
@@ -70,16 +70,16 @@ class Dimension:
         return cls(option, float(low), float(high), log, integer)
 
     def value(self, share: float) -> Any:
-        """The value at a share in [0, 1] of the way through the interval or list."""
+        """The value at the position ``share`` in [0, 1] of the interval or list."""
         if self.values:
             return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
-        # every whole number has a stretch of its own, from itself to the next
+        # the integer n stands for the interval [n, n + 1)
         high = self.high + 1 if self.integer else self.high
         number = self.low * (high / self.low) ** share if self.log else self.low + (high - self.low) * share
         return min(math.floor(number), int(self.high)) if self.integer else self.rounded(number)
 
     def rounded(self, number: float) -> float:
-        """A number of the interval with few digits, still in it."""
+        """A number of the interval rounded to :data:`DIGITS` digits, but not out of the interval."""
         return min(max(float(f"{number:.{DIGITS}g}"), self.low), self.high)
 
 
@@ -92,10 +92,10 @@ class Space:
 
     @classmethod
     def parse(cls, optimizer: str, entries: Mapping[str, Mapping[str, Any]]) -> Space:
-        """From a mapping of options to what :meth:`Dimension.parse` reads.
+        """Parse a mapping from options to entries of :meth:`Dimension.parse`.
 
         Raises:
-            InputError: naming the option that is wrong.
+            InputError: naming the first option with a bad entry.
         """
         try:
             return cls(optimizer, tuple(Dimension.parse(name, entry) for name, entry in entries.items()))
@@ -108,25 +108,49 @@ class Space:
         return {dimension.option: dimension.value(share) for dimension, share in pairs}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row of space.csv for each option."""
+        """The rows of space.csv, one per option."""
         return [
             {
                 "optimizer": self.optimizer,
-                "option": each.option,
-                "low": None if each.values else each.low,
-                "high": None if each.values else each.high,
-                "log": None if each.values else each.log,
-                "integer": None if each.values else each.integer,
-                "values": show(each.values) if each.values else None,
+                "option": dim.option,
+                "low": None if dim.values else dim.low,
+                "high": None if dim.values else dim.high,
+                "log": None if dim.values else dim.log,
+                "integer": None if dim.values else dim.integer,
+                "values": show(dim.values) if dim.values else None,
             }
-            for each in self.dimensions
+            for dim in self.dimensions
         ]
 
 
 def overrides_of(point: Mapping[str, Any]) -> list[str]:
-    """Settings as they are written on the command line."""
+    """Settings as overrides of the command line."""
     return [f"{name}={show(value)}" for name, value in point.items()]
 
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(kw_only=True)
+class SpaceSettings:
+    """The search space of each optimizer, as configured."""
+
+    name: str
+    optimizers: dict[str, dict[str, dict[str, Any]]]
+
+    def of(self, optimizer: str) -> Space:
+        """The search space of one optimizer.
+
+        Raises:
+            InputError: if there is none, or it cannot be parsed.
+        """
+        if not self.optimizers.get(optimizer):
+            raise InputError(
+                f"optimizer={optimizer}: space={self.name} has nothing for it; give it a space in a file of "
+                "your own, see docs/sweeps.md"
+            )
+        try:
+            return Space.parse(optimizer, self.optimizers[optimizer])
+        except InputError as error:
+            raise InputError(f"space={self.name}: {error}") from None

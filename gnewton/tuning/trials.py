@@ -1,4 +1,4 @@
-"""Trials and reruns as they ended: their scores, and the CSV files they stay in."""
+"""Trials and reruns that have ended: their scores and their CSV files."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from gnewton.sweep.manifest import Manifest
 from gnewton.tuning.space import BUDGET
 
 _SHOWN = ("train_loss", "validation_loss", "validation_accuracy", "step", "epoch", "train_seconds")
-"""Columns of the last row of metrics.csv that trials.csv repeats: none of the test split."""
+"""Columns of the last row of metrics.csv that trials.csv repeats; none is of the test split."""
 
 _ALL = ("test_loss", "test_accuracy", "train_accuracy")
-"""Further ones in winners.csv."""
+"""Further columns of winners.csv."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of an optimizer at one point of its space.
+    """One run of an optimizer at one point of its search space.
 
     Attributes:
         optimizer: its name.
         number: from 1.
-        point: the settings that were sampled.
-        job: what is run.
+        point: the sampled settings.
+        job: the run.
         seed: of the run.
-        budget: the options of :data:`BUDGET` that it has.
+        budget: values of the options in :data:`BUDGET`.
     """
 
     optimizer: str
@@ -48,14 +48,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A trial that came to its end, or diverged.
+class TrialResult:
+    """A trial that came to its end or diverged.
 
     Attributes:
-        trial: which.
+        trial: the trial.
         run: its run folder, as read.
         status: "done" or "diverged".
-        score: by which trials are compared, less is better; infinite where it diverged.
+        score: lower is better; infinite if the trial diverged.
     """
 
     trial: Trial
@@ -65,27 +65,27 @@ class Finished:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The last row of metrics.csv; empty where there is none, or where it is not that of an end."""
+        """The last row of metrics.csv; empty if there is none or the run diverged."""
         if self.status != DONE or self.run.metrics.empty:
             return {}
         return dict(self.run.metrics.iloc[-1])
 
 
-def finished(trials: Iterable[Trial], manifest: Manifest, metric: str, sign: int) -> list[Finished]:
-    """Read the runs of trials, all of which are done or diverged.
+def read_results(trials: Iterable[Trial], manifest: Manifest, metric: str, sign: int) -> list[TrialResult]:
+    """Read the runs of trials, each of which is done or diverged.
 
     Args:
-        trials: in order; two at equal settings have one run.
+        trials: the trials; two with equal settings share a run.
         manifest: of their sweep.
-        metric: the column of metrics.csv that counts.
-        sign: what it is multiplied by so that less is better.
+        metric: the column of metrics.csv that is compared.
+        sign: factor on the metric that makes lower values better.
 
     Raises:
         InputError: if the files of a run cannot be read, or lack its end.
     """
-    found = []
+    results = []
     for trial in trials:
-        folder = manifest.of(trial.job).ended.folder
+        folder = manifest.of(trial.job).end.folder
         assert folder is not None, "a run that ended has a folder"
         run = read_run(folder)
         status = DONE if run.status in ENDED else DIVERGED
@@ -94,61 +94,63 @@ def finished(trials: Iterable[Trial], manifest: Manifest, metric: str, sign: int
             require_end(run)
             value = float(run.metrics.iloc[-1][metric])
             score = sign * value if math.isfinite(value) else math.inf
-        found.append(Finished(trial, run, status, score))
-    return found
+        results.append(TrialResult(trial, run, status, score))
+    return results
 
 
-def best(trials: Sequence[Finished]) -> Finished:
-    """The trial with the least score, of equal ones the first."""
-    return min(trials, key=lambda each: each.score)
+def best(trials: Sequence[TrialResult]) -> TrialResult:
+    """The trial with the lowest score; the first of equal ones."""
+    return min(trials, key=lambda result: result.score)
 
 
-def write_trials(path: Path, trials: Sequence[Finished], chosen: Iterable[Finished], folder: Path) -> None:
-    """trials.csv: a row for each trial with its budget, settings and end.
+def write_trials(
+    path: Path, trials: Sequence[TrialResult], chosen: Iterable[TrialResult], folder: Path
+) -> None:
+    """Write trials.csv: a row per trial with its budget, settings and final metrics.
 
     Args:
         path: the file.
-        trials: of all optimizers.
+        trials: the trials of all optimizers.
         chosen: the winners, once they are known.
-        folder: what the run folders are relative to.
+        folder: run folders are written relative to it.
     """
-    winners = [each.trial for each in chosen]
-    options = dict.fromkeys(option for each in trials for option in each.trial.point)
+    winners = [result.trial for result in chosen]
+    options = dict.fromkeys(option for result in trials for option in result.trial.point)
     rows = [
         {
-            "optimizer": each.trial.optimizer,
-            "trial": each.trial.number,
-            "status": each.status,
-            "winner": each.trial in winners,
-            **{option: _cell(each.trial.point.get(option, "")) for option in options},
-            **{name: each.last.get(name) for name in _SHOWN},
-            **{name: each.trial.budget.get(name) for name in BUDGET},
-            "run": each.run.folder.relative_to(folder).as_posix(),
+            "optimizer": result.trial.optimizer,
+            "trial": result.trial.number,
+            "status": result.status,
+            "winner": result.trial in winners,
+            **{option: _cell(result.trial.point.get(option, "")) for option in options},
+            **{name: result.last.get(name) for name in _SHOWN},
+            **{name: result.trial.budget.get(name) for name in BUDGET},
+            "run": result.run.folder.relative_to(folder).as_posix(),
         }
-        for each in trials
+        for result in trials
     ]
     write_csv(path, rows)
 
 
-def write_winners(path: Path, reruns: Sequence[Finished], folder: Path) -> None:
-    """winners.csv: a row for each rerun of each winner."""
-    options = dict.fromkeys(option for each in reruns for option in each.trial.point)
+def write_winners(path: Path, reruns: Sequence[TrialResult], folder: Path) -> None:
+    """Write winners.csv: a row per rerun of a winner."""
+    options = dict.fromkeys(option for result in reruns for option in result.trial.point)
     rows = [
         {
-            "optimizer": each.trial.optimizer,
-            "seed": each.trial.seed,
-            "status": each.status,
-            **{option: _cell(each.trial.point.get(option, "")) for option in options},
-            **{name: each.last.get(name) for name in (*_SHOWN, *_ALL)},
-            "run": each.run.folder.relative_to(folder).as_posix(),
+            "optimizer": result.trial.optimizer,
+            "seed": result.trial.seed,
+            "status": result.status,
+            **{option: _cell(result.trial.point.get(option, "")) for option in options},
+            **{name: result.last.get(name) for name in (*_SHOWN, *_ALL)},
+            "run": result.run.folder.relative_to(folder).as_posix(),
         }
-        for each in reruns
+        for result in reruns
     ]
     write_csv(path, rows)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows whole, or not at all."""
+    """Write rows as CSV; a crash leaves either the old file or the new one."""
     text = io.StringIO()
     pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n")
     write_text(path, text.getvalue())

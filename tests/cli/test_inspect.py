@@ -13,8 +13,13 @@ from torch.nn.functional import cross_entropy
 from gnewton.experiment.build import CURVATURE_STREAM
 from gnewton.experiment.point import open_point
 from gnewton.partition import Partition
-from gnewton.report.inspection import read_inspection
-from gnewton.report.plots.inspection import distances_figure, hessian_figure, rates_figure, spectrum_figure
+from gnewton.report.inspection_report import read_inspection
+from gnewton.report.plots.inspection_plots import (
+    distances_figure,
+    hessian_figure,
+    rates_figure,
+    spectrum_figure,
+)
 from gnewton.summary import summarize
 from tests.conftest import SMALL, SMALL_BASELINE
 

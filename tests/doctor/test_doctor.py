@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from gnewton.doctor import datasets, installation, selftest
-from gnewton.doctor.finding import Finding, Level, examine
+from gnewton.doctor import installation, machine, selftest
+from gnewton.doctor.installation import Finding, Level, examine
 from gnewton.doctor.machine import output_folder
 
 
@@ -107,11 +107,11 @@ def test_data_damaged_and_sound(monkeypatch, tmp_path):
     for name in ("mnist", "cifar10"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.npz").write_bytes(b"not an archive")
-    real = datasets.read_cached
+    real = machine.read_cached
     monkeypatch.setattr(
-        datasets, "read_cached", lambda entry, root: None if entry.name == "cifar10" else real(entry, root)
+        machine, "read_cached", lambda entry, root: None if entry.name == "cifar10" else real(entry, root)
     )
-    found = by_subject(datasets.datasets(tmp_path))
+    found = by_subject(machine.datasets(tmp_path))
     assert found["data=cifar10"].level is Level.GOOD
     assert found["data=mnist"].level is Level.WARNING
     assert "gnewton data fetch mnist obtains it anew" in found["data=mnist"].message

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gnewton.report.comparison import Comparison, compare
-from gnewton.report.target import Target
+from gnewton.report.measures import MetricTarget
 from tests.report.builders import grouped_newton, row, update, write_run
 
 GROUPS = {"hidden.weight": 0.5, "hidden.bias": 0.25, "head.weight": 0.125}
 
-TARGET = Target("validation_loss", 0.5)
+TARGET = MetricTarget("validation_loss", 0.5)
 
 
 def rows_of(speed: float, seed: int, epochs: int = 4, seconds: float = 1.0) -> list[dict[str, Any]]:

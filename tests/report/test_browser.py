@@ -14,7 +14,7 @@ import pytest
 
 from gnewton.report.comparison import compare
 from gnewton.report.html.page import write_page
-from gnewton.report.target import Target
+from gnewton.report.measures import MetricTarget
 from tests.report.builders import falling, grouped_newton, update, write_run
 from tests.report.sweeps import GROUPS, compared
 
@@ -235,7 +235,9 @@ def test_names_are_text_and_not_markup(show, tmp_path):
             options = {**shared, **grouped_newton(extra=extra)}
             rates = update(1, 0, {NASTY: 0.5, "other": 0.25})
             write_run(tmp_path, f"gn{place}{seed}", options, rows=falling([1.0, 0.4]), rates=rates)
-    path = write_page(compare([tmp_path], target=Target("validation_loss", 0.5)), tmp_path / "report.html")
+    path = write_page(
+        compare([tmp_path], target=MetricTarget("validation_loss", 0.5)), tmp_path / "report.html"
+    )
     shown = show(path)
     assert shown.complaints() == []
     assert shown.requests() == [path.as_uri()]

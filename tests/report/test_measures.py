@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from gnewton.errors import InputError
 from gnewton.report.comparison import compare
-from gnewton.report.measures import MEASURES, SPREAD_FROM, Spread, flat_table, measure_run
+from gnewton.report.measures import MEASURES, SPREAD_FROM, MetricTarget, Spread, flat_table, measure_run
 from gnewton.report.runs import read_run
-from gnewton.report.target import Target
 from tests.report.builders import falling, grouped_newton, row, update, write_run
 
 INF = math.inf
@@ -47,7 +46,7 @@ def test_a_run_by_hand(tmp_path):
     ]
     found = _measured(
         write_run(tmp_path, "run", grouped_newton(), rows=rows, rates=rates),
-        Target("validation_accuracy", 0.7),
+        MetricTarget("validation_accuracy", 0.7),
     )
     expected = {
         "target_seconds": 4.5,
@@ -114,7 +113,7 @@ def test_a_target_is_reached_at_the_first_row_that_shows_it(target, steps, tmp_p
         row(3, 30, 3.0, validation_loss=0.4, validation_accuracy=0.9),
         row(4, 40, 4.0, validation_loss=0.7, validation_accuracy=0.7),
     ]
-    found = _measured(write_run(tmp_path, "run", rows=rows), Target.parse(target))
+    found = _measured(write_run(tmp_path, "run", rows=rows), MetricTarget.parse(target))
     assert (found["target_steps"], found["target_seconds"]) == (steps, steps / 10)
 
 
@@ -134,7 +133,9 @@ def test_a_target_is_reached_at_the_first_row_that_shows_it(target, steps, tmp_p
     ],
 )
 def test_what_misses_a_target(status, rows, expected, tmp_path):
-    found = _measured(write_run(tmp_path, "run", rows=rows, result=status), Target("validation_loss", 0.5))
+    found = _measured(
+        write_run(tmp_path, "run", rows=rows, result=status), MetricTarget("validation_loss", 0.5)
+    )
     assert found["target_steps"] == pytest.approx(expected, nan_ok=True)
 
 
@@ -151,7 +152,7 @@ def test_what_misses_a_target(status, rows, expected, tmp_path):
 )
 def test_bad_targets(text, message):
     with pytest.raises(InputError, match=message) as refused:
-        Target.parse(text)
+        MetricTarget.parse(text)
     assert text in str(refused.value)
 
 
@@ -203,7 +204,7 @@ def _seeds(tmp_path, name, options, losses, statuses=None):
 def test_the_table_of_set_ups(tmp_path):
     _seeds(tmp_path, "sgd", {}, [0.4, 0.6, 0.5, 0.9, 0.3], ["done", "limit", "target", "diverged", None])
     _seeds(tmp_path, "gn", grouped_newton(), [0.2, 0.1])
-    comparison = compare([tmp_path], target=Target("validation_loss", 0.5))
+    comparison = compare([tmp_path], target=MetricTarget("validation_loss", 0.5))
     sgd = comparison.table.set_index("setup").loc["sgd"]
     counts = ["runs", "ended", "diverged", "failed", "unfinished", "reached", "missed"]
     assert sgd[counts].tolist() == [5, 3, 1, 0, 1, 3, 2]
@@ -249,20 +250,20 @@ def test_the_target_of_the_configuration_is_taken(tmp_path):
     comparison = compare([tmp_path])
     assert str(comparison.targets["sgd"]) == "validation loss ≤ 0.5"
     assert comparison.runs["target_steps"].tolist() == [20, INF]
-    overridden = compare([tmp_path], target=Target("validation_loss", 0.7))
+    overridden = compare([tmp_path], target=MetricTarget("validation_loss", 0.7))
     assert overridden.runs["target_steps"].tolist() == [20, 20]
 
 
 def test_a_target_that_nobody_measured_is_refused(tmp_path):
     _seeds(tmp_path, "sgd", {}, [0.4])
     with pytest.raises(InputError, match="--target train_loss=0.5: no run has measured train_loss"):
-        compare([tmp_path], target=Target("train_loss", 0.5))
+        compare([tmp_path], target=MetricTarget("train_loss", 0.5))
 
 
 def test_a_target_that_some_have_not_measured_is_noted(tmp_path):
     _seeds(tmp_path, "sgd", {}, [0.4])
     write_run(tmp_path, "gn", grouped_newton(), rows=[row(1, 10, 1.0, train_loss=0.3)])
-    comparison = compare([tmp_path], target=Target("validation_loss", 0.5))
+    comparison = compare([tmp_path], target=MetricTarget("validation_loss", 0.5))
     assert "grouped_newton: the metric of the target was not measured" in comparison.notes
 
 

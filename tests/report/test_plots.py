@@ -14,13 +14,11 @@ from matplotlib.image import imread
 
 from gnewton.errors import InputError
 from gnewton.report.comparison import compare
-from gnewton.report.plots.all import write_plots
-from gnewton.report.plots.progress import progress_figure
-from gnewton.report.plots.rates import LEGEND_UP_TO, rates_figure
-from gnewton.report.plots.studies import profile_figure, sensitivity_figure
+from gnewton.report.plots.comparison_plots import write_plots
+from gnewton.report.plots.study_plots import profile_figure, sensitivity_figure
 from gnewton.report.plots.style import COLORS, DASHES, looks, save, slug
-from gnewton.report.profile import find_profile
-from gnewton.report.sensitivity import find_sensitivities
+from gnewton.report.plots.training_plots import LEGEND_UP_TO, progress_figure, rates_figure
+from gnewton.report.studies import find_profile, find_sensitivities
 from tests.report.builders import falling, grouped_newton, row, update, write_run
 from tests.report.sweeps import GROUPS, compared, rows_of
 

@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare
-from gnewton.report.profile import Profile, find_profile
-from gnewton.report.sensitivity import find_sensitivities
-from gnewton.report.target import Target
+from gnewton.report.measures import MetricTarget
+from gnewton.report.studies import Profile, find_profile, find_sensitivities
 from tests.report.builders import falling, grouped_newton, write_run
 
 INF = math.inf
-TARGET = Target("validation_loss", 0.5)
+TARGET = MetricTarget("validation_loss", 0.5)
 
 
 def _reach(tmp_path, name, options, epochs, *, seed=0, seconds=1.0):

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from gnewton.errors import InputError
-from gnewton.report.rates import median_rates
-from gnewton.report.runs import find_runs, read_run
+from gnewton.report.runs import find_runs, median_rates, read_run
 from gnewton.training.csvlog import CsvLog
 from tests.conftest import SMALL
 from tests.report.builders import csv_text, falling, grouped_newton, row, update, write_run

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare, markdown_page, write_tables
-from gnewton.report.measures import Spread
+from gnewton.report.measures import MetricTarget, Spread
 from gnewton.report.tables import Column, as_markdown, as_text, significant
-from gnewton.report.target import Target
 from tests.report.builders import falling, grouped_newton, row, write_run
 
 INF = math.inf
@@ -76,7 +75,7 @@ def _two_set_ups(tmp_path):
         for seed, loss in enumerate(losses):
             rows = falling([1.0, loss], validation_accuracy=1 - loss)
             write_run(tmp_path, f"{name}{seed}", {**options, "seed": seed}, rows=rows)
-    return compare([tmp_path], target=Target("validation_loss", 0.5))
+    return compare([tmp_path], target=MetricTarget("validation_loss", 0.5))
 
 
 def test_the_whole_text(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 from gnewton.cli.composing import Composer
 from gnewton.sweep.job import Job
 from gnewton.sweep.launchers import LAUNCHERS
-from gnewton.sweep.stop import Stop
-from gnewton.sweep.work import Task
+from gnewton.sweep.stop import StopRequest
+from gnewton.sweep.worker import JobTask
 from tests.sweep.test_sweep import FAULTS
 
 SLURM = ["launcher=slurm", "launcher.cluster=local", "launcher.gpus=0", "launcher.threads=1"]
@@ -45,9 +45,9 @@ def test_slurm_jobs_are_stopped_with_the_sweep(start, sweeps, behave):
 
 
 def test_slurm_asks_the_cluster_for_what_it_was_told():
-    from gnewton.sweep.launchers.slurm import Slurm
+    from gnewton.sweep.launchers.slurm import SlurmLauncher
 
-    launcher = Slurm(
+    launcher = SlurmLauncher(
         name="slurm",
         cluster="slurm",
         jobs=3,
@@ -89,7 +89,7 @@ def test_ray(cli, sweeps, behave):
     assert (answer.code, "launcher.threads=1000: must be <= " in answer.err) == (2, True)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "local", "ray", "slurm"])
+@pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
 def test_every_launcher_knows_how_many_jobs_at_a_time(launcher):
     options = Composer().options(
         "test", {"launcher": LAUNCHERS}, [f"launcher={launcher}", "launcher.jobs=3"]
@@ -113,8 +113,8 @@ def test_ray_is_given_so_many_jobs_at_a_time(monkeypatch, tmp_path):
 
     ray.wait = wait
     monkeypatch.setitem(sys.modules, "ray", ray)
-    stop = Stop.of(tmp_path)
-    tasks = [Task(Job(str(number), ()), tmp_path, tmp_path, stop) for number in range(5)]
+    stop = StopRequest.of(tmp_path)
+    tasks = [JobTask(Job(str(number), ()), tmp_path, tmp_path, stop) for number in range(5)]
     for jobs, expected in ((2, 2), (None, 5)):
         most[0] = 0
         launcher = LAUNCHERS["ray"](name="ray", address=None, threads=1, gpus=0, jobs=jobs)

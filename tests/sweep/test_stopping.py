@@ -18,11 +18,10 @@ def _alive(pid):
     return True
 
 
-@pytest.mark.parametrize("launcher", ["local", "joblib"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_lets_the_jobs_write_a_checkpoint(start, cli, sweeps, behave, launcher, number, code):
+def test_a_signal_lets_the_jobs_write_a_checkpoint(start, cli, sweeps, behave, number, code):
     behave({0: "done", 1: "wait", 2: "wait"})
-    process = start("sweep", "seed=range(4)", f"launcher={launcher}", "launcher.jobs=2")
+    process = start("sweep", "seed=range(4)", "launcher.jobs=2")
     sweeps.wait_for_starts(3)
     os.killpg(process.pid, number)  # as a terminal does: all processes of the sweep get it
     _, err = process.communicate(timeout=60)

@@ -34,10 +34,9 @@ def test_every_combination_is_run_once(cli, sweeps):
     assert [entry["seed"] for entry in sweeps.starts()] == ["0", "1", "0", "1"]
 
 
-@pytest.mark.parametrize("launcher", ["local", "joblib"])
-def test_a_failure_harms_no_other(cli, sweeps, behave, launcher):
+def test_a_failure_harms_no_other(cli, sweeps, behave):
     behave(FAULTS)
-    answer = cli(["sweep", "seed=range(7)", f"launcher={launcher}", "launcher.jobs=2"])
+    answer = cli(["sweep", "seed=range(7)", "launcher.jobs=2"])
     assert answer.code == 4
     assert sweeps.statuses() == ["done", *["failed"] * 4, "diverged", "done"]
     lines = answer.err.splitlines()
@@ -128,7 +127,7 @@ def test_equal_configurations_are_run_once(cli, sweeps):
 
 
 def test_jobs_share_cores_and_gpus(cli, sweeps, behave, monkeypatch):
-    monkeypatch.setattr("gnewton.sweep.launchers.base.cores", lambda: 8)
+    monkeypatch.setattr("gnewton.sweep.launchers.local.cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS")
     behave({0: "wait", 1: "wait"})
@@ -156,7 +155,7 @@ def test_jobs_share_cores_and_gpus(cli, sweeps, behave, monkeypatch):
         (["seed=0", "hydra.run.dir=x"], "hydra.run.dir=x: has no effect"),
         (["seed=interval(0,1)"], "must be a list of values"),
         (["output_root=a,b"], "all runs of a sweep are in one folder"),
-        (["launcher=foo"], "launcher=foo: must be one of joblib, local, ray, slurm"),
+        (["launcher=foo"], "launcher=foo: must be one of local, ray, slurm"),
         (["launcher.jobs=0"], "launcher.jobs=0: must be a whole number >= 1"),
         (["launcher.jobs=1,2"], "launcher.jobs=1,2: one value is allowed"),
         (["launcher.job=1"], "did you mean 'launcher.jobs'?"),

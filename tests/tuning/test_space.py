@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.errors import InputError
-from gnewton.tuning.samplers import SAMPLERS, Known
+from gnewton.tuning.samplers import SAMPLERS, ScoredPoint
 from gnewton.tuning.space import Dimension, Space, overrides_of
 
 SPACE = Space.parse(
@@ -91,9 +91,9 @@ def test_a_sampler_is_a_function_of_what_is_known(name):
             assert 1e-4 <= point["optimizer.lr"] <= 1
             assert point["optimizer.period"] in (1, 2, 3, 4)
             assert point["optimizer/schedule"] in ("constant", "cosine")
-            known.append(Known(point, math.inf if point["optimizer.lr"] > 0.5 else _score(point)))
+            known.append(ScoredPoint(point, math.inf if point["optimizer.lr"] > 0.5 else _score(point)))
     assert SAMPLERS[name](seed=4, batch=4).place(SPACE, known, 4) != points
-    assert sampler.at_a_time(12) == (4 if name == "optuna" else 12)
+    assert sampler.batch_size(12) == (4 if name == "optuna" else 12)
 
 
 @pytest.mark.parametrize("name", ["sobol", "random"])

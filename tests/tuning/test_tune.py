@@ -195,7 +195,7 @@ def test_a_search_keeps_its_budget(cli, sweeps, search):
 def test_every_space_is_that_of_an_optimizer():
     from gnewton.cli.choices import config_groups
     from gnewton.cli.composing import Composer
-    from gnewton.tuning.settings import SpaceSettings
+    from gnewton.tuning.space import SpaceSettings
 
     spaces = Composer().options("test", {"space": SpaceSettings}, [])["space"]
     assert set(spaces.optimizers) <= {choice.name for choice in config_groups()["optimizer"]}

@@ -19,7 +19,7 @@ from gnewton.report.html.traces import (
     numbers,
     translucent,
 )
-from gnewton.report.rates import median_rates
+from gnewton.report.runs import median_rates
 from gnewton.report.setups import Setup
 from gnewton.runfiles import SCORES
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from gnewton.report.comparison import Comparison
 from gnewton.report.html.traces import Trace, all_positive, look, named, numbers
-from gnewton.report.profile import find_profile
-from gnewton.report.sensitivity import Sensitivity, find_sensitivities
+from gnewton.report.studies import Sensitivity, find_profile, find_sensitivities
 
 _MEASURES = {"target_steps": "steps", "target_seconds": "training seconds"}
 

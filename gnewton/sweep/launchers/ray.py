@@ -1,4 +1,4 @@
-"""Tasks of a Ray cluster, or of a Ray that is started on this machine for the sweep."""
+"""Jobs as tasks of Ray: of a running cluster, or of a Ray started on this machine for the sweep."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from typing import Any
 
 from gnewton.errors import InputError
 from gnewton.options import option
-from gnewton.sweep.job import Ended
-from gnewton.sweep.launchers.base import LAUNCHERS, THREADS, Launcher, engine, lost
-from gnewton.sweep.stop import Stop, without_interrupts
-from gnewton.sweep.work import Task, run_task
+from gnewton.sweep.job import JobEnd
+from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, require_package
+from gnewton.sweep.stop import StopRequest, without_interrupts
+from gnewton.sweep.worker import JobTask, run_task
 
 PACKAGE = EXTRA = "ray"
 
 
 @LAUNCHERS.register("ray")
 @dataclass(kw_only=True)
-class Ray(Launcher):
-    """What each job asks of Ray, which runs as many as it has room for, and ``jobs`` at most."""
+class RayLauncher(Launcher):
+    """Ray schedules the jobs by the resources they request, at most ``jobs`` at a time.
+
+    Attributes:
+        address: of a running cluster; None: the one Ray finds, else a new one on this machine.
+        threads: cores and CPU threads of a job.
+        gpus: GPUs of a job; jobs may share one by fractions.
+    """
 
     address: str | None = option()
     threads: int = option(at_least=1)
     gpus: float = option(at_least=0)
 
     def describe(self) -> str:
-        """How many jobs run at a time, and with what, in a few words."""
+        """The number of concurrent jobs and the resources of each."""
         most = (
             "as many at a time as Ray has room for" if self.jobs is None else f"at most {self.jobs} at a time"
         )
@@ -35,28 +41,28 @@ class Ray(Launcher):
 
     def check(self) -> None:
         """Ray must be installed."""
-        engine(self.name, PACKAGE, EXTRA)
+        require_package(self.name, PACKAGE, EXTRA)
 
-    def run(self, tasks: Sequence[Task], folder: Path, stop: Stop) -> Generator[Ended, None, None]:
-        """Submit all, and take what ends; see :meth:`Launcher.run`."""
-        ray = engine(self.name, PACKAGE, EXTRA)
+    def run(self, tasks: Sequence[JobTask], folder: Path, stop: StopRequest) -> Generator[JobEnd, None, None]:
+        """Submit the tasks and yield the results as they arrive; see :meth:`Launcher.run`."""
+        ray = require_package(self.name, PACKAGE, EXTRA)
         with without_interrupts():
             try:
                 ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(f"launcher.address={self.address}: {error}") from error
         try:
-            self._require_room(ray.cluster_resources())
+            self._require_resources(ray.cluster_resources())
             remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(run_task)
             environment = {THREADS: str(self.threads)}
-            left = [replace(task, environment=environment) for task in reversed(tasks)]
-            waiting: dict[Any, Task] = {}
-            while left or waiting:
-                while left and (self.jobs is None or len(waiting) < self.jobs):
-                    task = left.pop()
-                    waiting[remote.remote(task)] = task
-                for reference in ray.wait(list(waiting), timeout=1.0)[0]:
-                    task = waiting.pop(reference)
+            queue = [replace(task, environment=environment) for task in reversed(tasks)]
+            running: dict[Any, JobTask] = {}
+            while queue or running:
+                while queue and (self.jobs is None or len(running) < self.jobs):
+                    task = queue.pop()
+                    running[remote.remote(task)] = task
+                for reference in ray.wait(list(running), timeout=1.0)[0]:
+                    task = running.pop(reference)
                     try:
                         yield ray.get(reference)
                     except ray.exceptions.RayError as error:
@@ -64,11 +70,11 @@ class Ray(Launcher):
         finally:
             ray.shutdown()
 
-    def _require_room(self, resources: dict[str, float]) -> None:
-        """Ray would wait forever for what it does not have."""
-        for name, wanted, there in (
+    def _require_resources(self, resources: dict[str, float]) -> None:
+        """Refuse a job that exceeds the cluster: Ray would wait for the resources forever."""
+        for name, requested, total in (
             ("threads", self.threads, resources.get("CPU", 0)),
             ("gpus", self.gpus, resources.get("GPU", 0)),
         ):
-            if wanted > there:
-                raise InputError(f"launcher.{name}={wanted:g}: must be <= {there:g}, what Ray has")
+            if requested > total:
+                raise InputError(f"launcher.{name}={requested:g}: must be <= {total:g}, what Ray has")

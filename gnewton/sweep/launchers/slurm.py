@@ -1,4 +1,4 @@
-"""Jobs of a Slurm cluster, submitted as one array by submitit."""
+"""Jobs on a Slurm cluster, submitted by submitit as one job array."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ from typing import Any
 from gnewton.errors import InputError
 from gnewton.options import option
 from gnewton.runfiles import PENDING
-from gnewton.sweep.job import Ended
-from gnewton.sweep.launchers.base import LAUNCHERS, THREADS, Launcher, engine, lost
-from gnewton.sweep.stop import Stop, without_interrupts
-from gnewton.sweep.work import INTERVAL, Slot, Task, run_task
+from gnewton.sweep.job import JobEnd
+from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, require_package
+from gnewton.sweep.stop import StopRequest, without_interrupts
+from gnewton.sweep.worker import INTERVAL, JobTask, Slot, run_task
 
 PACKAGE, EXTRA = "submitit", "slurm"
 
 
 @LAUNCHERS.register("slurm")
 @dataclass(kw_only=True)
-class Slurm(Launcher):
-    """What each job asks of the cluster. The folder of the sweep must be on a file system that all share."""
+class SlurmLauncher(Launcher):
+    """The resources each job requests. All nodes must see the folder of the sweep on a shared file system.
+
+    Attributes:
+        cluster: "slurm", or "local" for submitit's own processes on this machine.
+        threads: cores and CPU threads of a job.
+        gpus: GPUs of a job.
+        memory_gib: memory of a job; None: the cluster's default.
+        minutes: time limit of a job.
+        partition: of the cluster; None: its default.
+        options: further options of ``sbatch``.
+    """
 
     cluster: str = option(choices=("slurm", "local"))
     threads: int = option(at_least=1)
@@ -33,26 +43,28 @@ class Slurm(Launcher):
     options: dict[str, Any] = option()
 
     def describe(self) -> str:
-        """How many jobs run at a time, and with what, in a few words."""
+        """The number of concurrent jobs and the resources of each."""
         where = "on Slurm" if self.cluster == "slurm" else "through submitit on this machine"
         most = "all" if self.jobs is None else f"at most {self.jobs}"
         return f"{where}, {most} at a time, {self.threads} cores and {self.gpus} GPUs each"
 
     def check(self) -> None:
-        """submitit and, unless the cluster is played by this machine, Slurm must be there."""
-        submitit = engine(self.name, PACKAGE, EXTRA)
+        """submitit must be installed, and Slurm too unless ``cluster`` is "local"."""
+        submitit = require_package(self.name, PACKAGE, EXTRA)
         if self.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise InputError(
                 f"launcher={self.name}: there is no Slurm on this machine (no srun); submit from a node that "
                 "has it, or give launcher.cluster=local to try it here"
             )
 
-    def run(self, tasks: Sequence[Task], folder: Path, stop: Stop) -> Generator[Ended, None, None]:
-        """Submit all, then look for what has ended; see :meth:`Launcher.run`."""
-        executor = engine(self.name, PACKAGE, EXTRA).AutoExecutor(folder / "submitit", cluster=self.cluster)
+    def run(self, tasks: Sequence[JobTask], folder: Path, stop: StopRequest) -> Generator[JobEnd, None, None]:
+        """Submit all tasks, then poll for those that have ended; see :meth:`Launcher.run`."""
+        executor = require_package(self.name, PACKAGE, EXTRA).AutoExecutor(
+            folder / "submitit", cluster=self.cluster
+        )
         executor.update_parameters(**self._parameters(len(tasks)))
         tasks = [replace(task, environment={THREADS: str(self.threads)}) for task in tasks]
-        if self.cluster == "local" and self.jobs is not None:  # it starts all at once
+        if self.cluster == "local" and self.jobs is not None:  # its executor starts all jobs at once
             slots = self._slots(folder, self.jobs)
             tasks = [replace(task, slots=slots) for task in tasks]
         with without_interrupts():
@@ -94,11 +106,11 @@ class Slurm(Launcher):
         return tuple(map(Slot, paths))
 
 
-def _outcome(task: Task, job: Any, stop: Stop) -> Ended:
+def _outcome(task: JobTask, job: Any, stop: StopRequest) -> JobEnd:
     error = job.exception()
     if error is None:
-        result: Ended = job.result()
+        result: JobEnd = job.result()
         return result
     if stop.requested:
-        return Ended(task.job.digest, PENDING)
+        return JobEnd(task.job.digest, PENDING)
     return lost(task, error)

@@ -1,4 +1,4 @@
-"""Run what is open in the manifest of a sweep, and keep the manifest right whatever happens."""
+"""Run the open jobs of a sweep; the manifest stays correct whatever happens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 from gnewton.errors import GnewtonError, InputError, Interrupted
 from gnewton.experiment.folder import try_hold, write_json
 from gnewton.runfiles import BROKEN, DONE, FAILED, INTERRUPTED, PENDING
-from gnewton.sweep.job import FINAL, Ended
+from gnewton.sweep.job import FINAL, JobEnd, find_run, read_job_end, signal_name
 from gnewton.sweep.launchers import Launcher
 from gnewton.sweep.manifest import Entry, Manifest
-from gnewton.sweep.outcome import find_run, read_outcome, signal_name
-from gnewton.sweep.stop import Stop, StopOnSignals
-from gnewton.sweep.work import LOG, Task
+from gnewton.sweep.stop import StopOnSignals, StopRequest
+from gnewton.sweep.worker import LOG, JobTask
 
 DESCRIPTION = "sweep.json"
 
@@ -32,16 +31,16 @@ class SweepFailed(GnewtonError):
 
 @dataclass(frozen=True)
 class Orders:
-    """How the jobs of a sweep are to be run.
+    """How the jobs of a sweep are run.
 
     Attributes:
-        launcher: who runs them.
-        directory: the working directory of all of them.
-        flags: of ``gnewton train``, beside the overrides.
-        retries: how often a failed job is continued before it counts as failed.
+        launcher: starts the jobs.
+        directory: their working directory.
+        flags: of ``gnewton train``, besides the overrides.
+        retries: number of times a failed job is continued before it counts as failed.
         fail_fast: whether the first failure stops the sweep.
-        bad: the statuses that count as failures.
-        say: takes each line that is shown.
+        bad: statuses that count as failures.
+        say: receives each line of output.
     """
 
     launcher: Launcher
@@ -62,20 +61,20 @@ def run_sweep(manifest: Manifest, orders: Orders) -> None:
         GnewtonError: if the launcher itself fails.
     """
     folder = manifest.folder
-    _settle(manifest)
+    _record_late_ends(manifest)
     entries = manifest.open_entries()
     for entry in entries:
         job_folder(folder, entry).mkdir(parents=True, exist_ok=True)
-    stop = Stop.of(folder)
+    stop = StopRequest.of(folder)
     received = None
     if entries:
         tasks = [_task(entry, folder, stop, orders) for entry in entries]
-        with StopOnSignals(stop) as signals, closing(orders.launcher.run(tasks, folder, stop)) as results:
+        with StopOnSignals(stop) as signals, closing(orders.launcher.run(tasks, folder, stop)) as ends:
             try:
-                for ended in results:
-                    _note(manifest, ended, stop, orders)
+                for end in ends:
+                    _record(manifest, end, stop, orders)
             except BaseException as error:
-                stop.request()  # before the launcher waits for what it has started
+                stop.request()  # before the launcher waits for the jobs it has started
                 if isinstance(error, (GnewtonError, KeyboardInterrupt)):
                     raise
                 reason = f"{type(error).__name__}: {error}"
@@ -83,20 +82,20 @@ def run_sweep(manifest: Manifest, orders: Orders) -> None:
         received = signals.received
     if received is not None:
         raise Interrupted(f"stopped by {signal_name(received)}: {summary(manifest)}", _exit_signal(received))
-    bad = [entry for entry in manifest.entries if entry.ended.status in orders.bad]
+    bad = [entry for entry in manifest.entries if entry.end.status in orders.bad]
     if bad:
-        lines = [f"  {manifest.title(entry)}: {entry.ended.status}, {entry.ended.error}" for entry in bad]
+        lines = [f"  {manifest.title(entry)}: {entry.end.status}, {entry.end.error}" for entry in bad]
         raise SweepFailed("\n".join([summary(manifest), *lines]))
     orders.say(summary(manifest))
 
 
 def job_folder(folder: Path, entry: Entry) -> Path:
-    """Where a job keeps its log and its run."""
+    """The folder of a job, with its log and its run."""
     return folder / "jobs" / f"{entry.number:03d}"
 
 
 def summary(manifest: Manifest) -> str:
-    """How many jobs ended how."""
+    """Number of jobs by status, in words."""
     counts = manifest.counts()
     return f"{count(len(manifest.entries))}: " + ", ".join(
         f"{counts[status]} {status}" for status in (DONE, *BROKEN, INTERRUPTED, PENDING) if counts[status]
@@ -108,18 +107,18 @@ def count(jobs: int) -> str:
     return "1 job" if jobs == 1 else f"{jobs} jobs"
 
 
-def shown(path: Path) -> str:
-    """A path as it is shortest from here."""
+def short_path(path: Path) -> str:
+    """A path relative to the working directory, where it lies below."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @contextmanager
-def taken(folder: Path) -> Iterator[None]:
-    """Within the block no other process may run the sweep in ``folder``.
+def locked(folder: Path) -> Iterator[None]:
+    """Within the block, no other process can run the sweep in ``folder``.
 
     Raises:
-        InputError: if one does.
+        InputError: if another process runs it already.
     """
     descriptor = try_hold(folder)
     if descriptor is None:
@@ -131,36 +130,36 @@ def taken(folder: Path) -> Iterator[None]:
 
 
 def write_description(folder: Path, content: dict[str, Any]) -> None:
-    """Keep what a sweep was asked for, for whoever resumes it."""
+    """Write the command and the options of a sweep, from which it can be resumed."""
     write_json(folder / DESCRIPTION, content)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What :func:`write_description` kept.
+    """The content that :func:`write_description` wrote.
 
     Raises:
-        InputError: if it is not there, or cannot be read.
+        InputError: if there is none, or it cannot be read.
     """
     path = folder / DESCRIPTION
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"--resume {folder}: no sweep there, it holds no {DESCRIPTION}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    return found
+    return description
 
 
-def _settle(manifest: Manifest) -> None:
-    """Note the ends that came after the last sweep was killed."""
+def _record_late_ends(manifest: Manifest) -> None:
+    """Record the jobs that ended after the last invocation of the sweep was killed."""
     for entry in manifest.open_entries():
-        found = read_outcome(entry.job.digest, find_run(job_folder(manifest.folder, entry)))
-        if found.status in FINAL:
-            manifest.record(found)
+        end = read_job_end(entry.job.digest, find_run(job_folder(manifest.folder, entry)))
+        if end.status in FINAL:
+            manifest.record(end)
 
 
-def _task(entry: Entry, folder: Path, stop: Stop, orders: Orders) -> Task:
-    return Task(
+def _task(entry: Entry, folder: Path, stop: StopRequest, orders: Orders) -> JobTask:
+    return JobTask(
         job=entry.job,
         folder=job_folder(folder, entry),
         directory=orders.directory,
@@ -170,22 +169,23 @@ def _task(entry: Entry, folder: Path, stop: Stop, orders: Orders) -> Task:
     )
 
 
-def _note(manifest: Manifest, ended: Ended, stop: Stop, orders: Orders) -> None:
-    entry = manifest.record(ended)
-    if ended.status == PENDING:
+def _record(manifest: Manifest, end: JobEnd, stop: StopRequest, orders: Orders) -> None:
+    """Store the end of a job, report it in a line, and stop the sweep if it was the first failure."""
+    entry = manifest.record(end)
+    if end.status == PENDING:
         return
     counts = manifest.counts()
     over = sum(counts[status] for status in (*FINAL, FAILED))
-    said = ended.error or ended.value
-    line = f"[{over}/{len(manifest.entries)}] {ended.status}, {ended.seconds:.1f} s: {manifest.title(entry)}"
-    orders.say(f"{line}  ({said})" if said else line)
-    if ended.status == FAILED:
-        orders.say(f"    log: {shown(job_folder(manifest.folder, entry) / LOG)}")
-    if ended.status in orders.bad and orders.fail_fast and not stop.requested:
+    detail = end.error or end.value
+    line = f"[{over}/{len(manifest.entries)}] {end.status}, {end.seconds:.1f} s: {manifest.title(entry)}"
+    orders.say(f"{line}  ({detail})" if detail else line)
+    if end.status == FAILED:
+        orders.say(f"    log: {short_path(job_folder(manifest.folder, entry) / LOG)}")
+    if end.status in orders.bad and orders.fail_fast and not stop.requested:
         orders.say("--fail-fast: the other jobs are asked to stop")
         stop.request()
 
 
 def _exit_signal(number: int) -> int:
-    """Every signal but SIGINT ends the command as SIGTERM does, like a run."""
+    """The signal whose exit code the command returns: SIGTERM for every signal but SIGINT, as for a run."""
     return number if number == signal.SIGINT else signal.SIGTERM

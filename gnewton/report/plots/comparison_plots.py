@@ -9,12 +9,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gnewton.report.comparison import Comparison
-from gnewton.report.plots.progress import X_AXES, progress_figure
-from gnewton.report.plots.rates import rates_figure
-from gnewton.report.plots.studies import profile_figure, sensitivity_figure
+from gnewton.report.plots.study_plots import profile_figure, sensitivity_figure
 from gnewton.report.plots.style import save, slug
-from gnewton.report.profile import find_profile
-from gnewton.report.sensitivity import find_sensitivities
+from gnewton.report.plots.training_plots import X_AXES, progress_figure, rates_figure
+from gnewton.report.studies import find_profile, find_sensitivities
 
 
 def write_plots(comparison: Comparison, folder: Path) -> list[Path]:

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, title
-from gnewton.report.profile import Profile
-from gnewton.report.sensitivity import Sensitivity
+from gnewton.report.studies import Profile, Sensitivity
 
 _MARKED = 0.97  # height at which diverged runs are marked, as a share of the axes
 

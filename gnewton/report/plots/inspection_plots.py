@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
-from gnewton.report.inspection import RATES, Inspected
+from gnewton.report.inspection_report import RATES, Inspected
 from gnewton.report.plots.style import COLORS, figure, legend_below, save, title
 
 Floats = npt.NDArray[np.float64]

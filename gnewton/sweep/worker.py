@@ -1,0 +1,169 @@
+"""Run one job to its end: the function that every launcher calls on its workers.
+
+The run is a separate process, so that a crash cannot reach the worker or another job. The worker holds a lock
+on the folder of the job, and the process inherits it. If a sweep is killed while its jobs go on, whoever
+resumes the sweep waits for the lock: no job ever runs twice at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gnewton.experiment.folder import try_hold
+from gnewton.options import quoted
+from gnewton.runfiles import FAILED, PENDING
+from gnewton.sweep.job import FINAL, Job, JobEnd, find_run, last_line, read_job_end
+from gnewton.sweep.stop import StopRequest
+
+INTERVAL = 0.2
+"""Seconds between two polls of a process, a lock or the stop request."""
+
+LOG = "output.log"
+
+BAD_INPUT = 2
+"""Exit code of ``gnewton train`` for bad input: another attempt would end the same way."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one job at a time.
+
+    Attributes:
+        path: the file that the job in this slot locks.
+        gpu: value of CUDA_VISIBLE_DEVICES for that job; None leaves the variable as it is.
+    """
+
+    path: Path
+    gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class JobTask:
+    """A job with everything a worker needs to run it; plain values that can be sent to another machine.
+
+    Attributes:
+        job: the job.
+        folder: its folder, absolute; it must exist.
+        directory: the working directory.
+        stop: the stop request of the sweep.
+        retries: number of times a failed run is continued.
+        flags: of ``gnewton train``, besides the overrides.
+        slots: the job waits for the first free one of these; empty: it starts at once.
+        environment: environment variables of the process, besides those of the worker.
+    """
+
+    job: Job
+    folder: Path
+    directory: Path
+    stop: StopRequest
+    retries: int = 0
+    flags: tuple[str, ...] = ()
+    slots: tuple[Slot, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def run_task(task: JobTask) -> JobEnd:
+    """Run a job, retry it after failures, and return its end.
+
+    A job that was run before is continued from its checkpoint, and one that has ended is left alone. After a
+    stop request, a job that has not started stays pending and a running one is interrupted.
+    """
+    with _lock((task.folder,), task.stop) as lock:
+        if lock is None:
+            return JobEnd(task.job.digest, PENDING)
+        end = read_job_end(task.job.digest, find_run(task.folder))
+        if end.status in FINAL:
+            return end
+        with _lock([slot.path for slot in task.slots], task.stop) as slot:
+            if task.stop.requested:
+                return JobEnd(task.job.digest, PENDING)
+            return _attempt(task, [lock] if slot is None else [lock, slot], _environment(task, slot))
+
+
+def _attempt(task: JobTask, descriptors: Sequence[int], environment: dict[str, str]) -> JobEnd:
+    """Start the run and continue it after failures, ``retries`` times at most."""
+    start = time.monotonic()
+    attempts = 0
+    while True:
+        attempts += 1
+        offset = (task.folder / LOG).stat().st_size if (task.folder / LOG).exists() else 0
+        code = _run_process(task, descriptors, environment)
+        end = read_job_end(
+            task.job.digest,
+            find_run(task.folder),
+            attempts=attempts,
+            exit_code=code,
+            seconds=time.monotonic() - start,
+            line=last_line(task.folder / LOG, offset),
+            stopped=task.stop.requested,
+        )
+        if end.status != FAILED or code == BAD_INPUT or attempts > task.retries:
+            return end
+
+
+def _run_process(task: JobTask, descriptors: Sequence[int], environment: dict[str, str]) -> int:
+    """Run ``gnewton train`` and return its exit code; pass a stop request on as SIGTERM, then SIGKILL."""
+    run = find_run(task.folder)
+    if run is None:
+        overrides = [*task.job.overrides, f"output_root={quoted(str(task.folder))}"]
+    else:
+        overrides = [f"resume={quoted(str(run))}"]
+    with (task.folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gnewton", "train", *task.flags, *overrides],
+            cwd=task.directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # signals of the terminal reach the sweep only
+            pass_fds=descriptors,
+        )
+    terminated = False
+    while True:
+        try:
+            return process.wait(INTERVAL)
+        except subprocess.TimeoutExpired:  # noqa: PERF203
+            if task.stop.requested and not terminated:
+                process.send_signal(signal.SIGTERM)
+                terminated = True
+            elif terminated and task.stop.kills:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment(task: JobTask, descriptor: int | None) -> dict[str, str]:
+    """The environment of the process; ``descriptor`` is the lock of its slot, which decides the GPU."""
+    environment = {**os.environ, **task.environment}
+    for slot in task.slots:
+        if (
+            descriptor is not None
+            and slot.gpu is not None
+            and os.path.samestat(os.fstat(descriptor), slot.path.stat())
+        ):
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+    return environment
+
+
+@contextmanager
+def _lock(paths: Sequence[Path], stop: StopRequest) -> Iterator[int | None]:
+    """Wait for the first free one of ``paths`` and hold it; None without paths or after a stop request."""
+    descriptor = None
+    while paths and not stop.requested:
+        descriptor = next((lock for path in paths if (lock := try_hold(path)) is not None), None)
+        if descriptor is not None:
+            break
+        time.sleep(INTERVAL)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -1,0 +1,236 @@
+"""Tune several optimizers with equal budgets: trials, winners by validation metric, reruns of the winners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gnewton.options import option, show
+from gnewton.report.measures import Spread
+from gnewton.report.tables import Column, Table, as_text, significant
+from gnewton.runfiles import DIVERGED, FAILED, VALIDATION_SCORES
+from gnewton.sweep.job import Job
+from gnewton.sweep.manifest import NAME, Manifest
+from gnewton.sweep.runner import Orders, run_sweep
+from gnewton.tuning.samplers import SAMPLERS, Point, Sampler, ScoredPoint
+from gnewton.tuning.space import SpaceSettings, overrides_of
+from gnewton.tuning.trials import (
+    Trial,
+    TrialResult,
+    best,
+    read_results,
+    write_csv,
+    write_trials,
+    write_winners,
+)
+
+Compose = Callable[[Sequence[Sequence[str]]], list[Job]]
+"""Composes and checks a configuration for each list of overrides, and returns the jobs."""
+
+
+@dataclass(kw_only=True)
+class TuneSettings:
+    """The options of ``gnewton tune``, the same for every optimizer."""
+
+    name: str
+    trials: int = option(at_least=1)
+    sampler: str = option(choices=tuple(SAMPLERS))
+    batch: int = option(at_least=1)
+    seed: int = option(at_least=0)
+    metric: str = option(choices=VALIDATION_SCORES)
+    repeats: int = option(at_least=1)
+
+    @property
+    def sign(self) -> int:
+        """Factor on the metric that makes lower scores better."""
+        return -1 if self.metric.endswith("accuracy") else 1
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An optimizer and the settings that all its runs share.
+
+    Attributes:
+        optimizer: its name.
+        overrides: of all its runs.
+        seed: of its trials.
+        budget: values of the options in :data:`~gnewton.tuning.space.BUDGET`, equal for all optimizers.
+    """
+
+    optimizer: str
+    overrides: tuple[str, ...]
+    seed: int
+    budget: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search: the optimizers, their spaces and the common options.
+
+    Attributes:
+        settings: the options of the search.
+        spaces: the search spaces of the optimizers.
+        contestants: the optimizers.
+        compose: turns overrides into jobs.
+    """
+
+    settings: TuneSettings
+    spaces: SpaceSettings
+    contestants: tuple[Contestant, ...]
+    compose: Compose
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler that places the trials."""
+        return SAMPLERS[self.settings.sampler](self.settings.seed, self.settings.batch)
+
+    def check(self) -> None:
+        """Compose the corners of every space, so that no trial is refused later.
+
+        Raises:
+            InputError: if the sampler is not installed, a space is missing, or a corner is not a valid run.
+        """
+        self.sampler.check()
+        corners = []
+        for contestant in self.contestants:
+            space = self.spaces.of(contestant.optimizer)
+            for share in (0.0, 1.0):
+                point = space.point([share] * len(space.dimensions))
+                corners.append([*contestant.overrides, *overrides_of(point)])
+        self.compose(corners)
+
+    def next_trials(self, known: dict[str, list[TrialResult]]) -> list[Trial]:
+        """The next trials after those in ``known``, equally many for each optimizer."""
+        trials = []
+        for contestant in self.contestants:
+            results = known[contestant.optimizer]
+            remaining = self.settings.trials - len(results)
+            count = min(remaining, self.sampler.batch_size(self.settings.trials))
+            history = [ScoredPoint(dict(result.trial.point), result.score) for result in results]
+            space = self.spaces.of(contestant.optimizer)
+            points = self.sampler.place(space, history, count) if count else []
+            jobs = self.compose([[*contestant.overrides, *overrides_of(point)] for point in points])
+            for number, (point, job) in enumerate(zip(points, jobs, strict=True), len(results) + 1):
+                trials.append(
+                    Trial(contestant.optimizer, number, point, job, contestant.seed, contestant.budget)
+                )
+        return trials
+
+    def reruns(self, winners: Sequence[TrialResult]) -> list[Trial]:
+        """The winners again, with seeds that no trial had."""
+        trials = []
+        for contestant, winner in zip(self.contestants, winners, strict=True):
+            shared = [text for text in contestant.overrides if not text.startswith("seed=")]
+            seeds = [contestant.seed + number for number in range(1, self.settings.repeats + 1)]
+            point: Point = dict(winner.trial.point)
+            jobs = self.compose([[*shared, *overrides_of(point), f"seed={seed}"] for seed in seeds])
+            for number, (seed, job) in enumerate(zip(seeds, jobs, strict=True), 1):
+                trials.append(Trial(contestant.optimizer, number, point, job, seed, contestant.budget))
+        return trials
+
+
+def tune(folder: Path, search: Search, orders: Orders) -> None:
+    """Run all trials and reruns that are not done yet, write the CSV files and print the result.
+
+    A trial that diverged has the worst score. A trial that failed or was killed ends the search, which can be
+    resumed: otherwise one winner would be chosen from fewer trials than the others.
+
+    Args:
+        folder: of the search; its subfolders trials/ and winners/ are the folders of two sweeps.
+        search: the search.
+        orders: how jobs are run.
+
+    Raises:
+        SweepFailed, Interrupted: see :func:`gnewton.sweep.runner.run_sweep`.
+    """
+    settings, names = search.settings, [contestant.optimizer for contestant in search.contestants]
+    orders = replace(orders, bad=(FAILED,))
+    write_csv(folder / "space.csv", [row for name in names for row in search.spaces.of(name).rows()])
+    manifest = open_manifest(folder / "trials")
+    known: dict[str, list[TrialResult]] = {name: [] for name in names}
+    while trials := search.next_trials(known):
+        for result in _run(trials, manifest, search, orders):
+            known[result.trial.optimizer].append(result)
+        write_trials(folder / "trials.csv", _all(known), [], folder)
+    winners = [best(results) for results in known.values()]
+    write_trials(folder / "trials.csv", _all(known), winners, folder)
+    for winner in winners:
+        if winner.status == DIVERGED:
+            orders.say(f"{winner.trial.optimizer}: every trial diverged; the first one stands for it")
+    manifest = open_manifest(folder / "winners")
+    reruns = _run(search.reruns(winners), manifest, search, orders)
+    write_winners(folder / "winners.csv", reruns, folder)
+    orders.say("\n" + as_text([result_table(settings, known, winners, reruns)]))
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """The manifest of the sweep in ``folder``; a new one if the sweep has not begun."""
+    folder.mkdir(exist_ok=True)
+    return Manifest.load(folder) if (folder / NAME).exists() else Manifest(folder)
+
+
+def result_table(
+    settings: TuneSettings,
+    known: dict[str, list[TrialResult]],
+    winners: Sequence[TrialResult],
+    reruns: Sequence[TrialResult],
+) -> Table:
+    """One row per optimizer: the winning settings, the number of trials, and the result of the reruns."""
+    columns = [
+        Column("validation loss", "validation_loss", infinite=DIVERGED),
+        Column("test loss", "test_loss", infinite=DIVERGED),
+        Column("test accuracy", "test_accuracy", scale=100, unit=" %", infinite=DIVERGED),
+        Column("training s", "train_seconds", infinite=DIVERGED),
+    ]
+    rows = []
+    for winner in winners:
+        name = winner.trial.optimizer
+        results = [result for result in reruns if result.trial.optimizer == name]
+        ends = {
+            column.measure: Spread.over(_final_value(result, column.measure) for result in results)
+            for column in columns
+        }
+        rows.append(
+            [
+                name,
+                ", ".join(f"{option}={show(value)}" for option, value in winner.trial.point.items()),
+                _count(known[name]),
+                significant(settings.sign * winner.score) if winner.status != DIVERGED else DIVERGED,
+                *(column.cell(ends) for column in columns),
+            ]
+        )
+    metric = settings.metric.replace("_", " ")
+    title = f"{settings.trials} trials each, chosen by {metric}; {settings.repeats} reruns with fresh seeds"
+    headings = [
+        "optimizer",
+        "chosen",
+        "trials",
+        f"{metric} of the trial",
+        *(column.title for column in columns),
+    ]
+    return Table(title, headings, rows, [[False] * len(headings) for _ in rows])
+
+
+def _count(results: Sequence[TrialResult]) -> str:
+    """The number of trials, and how many of them diverged."""
+    diverged = sum(result.status == DIVERGED for result in results)
+    return f"{len(results)} ({diverged} diverged)" if diverged else str(len(results))
+
+
+def _run(trials: Sequence[Trial], manifest: Manifest, search: Search, orders: Orders) -> list[TrialResult]:
+    manifest.add(trial.job for trial in trials)
+    run_sweep(manifest, orders)
+    return read_results(trials, manifest, search.settings.metric, search.settings.sign)
+
+
+def _all(known: dict[str, list[TrialResult]]) -> list[TrialResult]:
+    return [result for results in known.values() for result in results]
+
+
+def _final_value(result: TrialResult, measure: str) -> float:
+    """A metric at the end of a run; the worst possible value for a diverged one."""
+    if result.status == DIVERGED:
+        return float("-inf") if measure.endswith("accuracy") else float("inf")
+    return float(result.last.get(measure, float("nan")))
