@@ -19,7 +19,7 @@ from gnewton.tasks import Task
 from gnewton.training.world import SharedStream, World
 
 if TYPE_CHECKING:
-    from gnewton.optim.records import RateUpdate
+    from gnewton.optim.rate_update import RateUpdate
 
 CURVATURE_STREAM = 0x5EED
 """Added to the seed of the run for the order of the curvature batches, so that it is a stream of its own."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gnewton.optim.direction import DirectionFactory, ShadowDirection
+from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
 
 
 class Proposal:

@@ -1,16 +1,141 @@
-"""The directions of a step: one, or several per group whose rates come from one problem."""
+"""The directions of a step, chosen by name or factory: one, or several whose rates come from one problem."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gnewton.arguments import shown
 from gnewton.errors import InputError
-from gnewton.optim.direction import ShadowDirection
-from gnewton.optim.named_directions import DirectionChoice, chosen_directions
+from gnewton.optim.inner_optimizers import CompositeOptimizer
+from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
+from gnewton.options import did_you_mean
+
+
+def muon_with_adamw(
+    parameters: Sequence[tuple[str, Tensor]],
+    *,
+    lr: float = 1.0,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) on the matrices, AdamW on every other tensor, on one scale of steps.
+
+    torch's Muon takes tensors of two dimensions only. Its steps are scaled to the root mean square of
+    AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+
+    Args:
+        parameters: (name, tensor) pairs.
+        lr: learning rate of both.
+        momentum, nesterov: of Muon.
+        weight_decay: decoupled, of both.
+        betas, eps: of AdamW.
+
+    Raises:
+        InputError: where torch has no Muon.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(
+            f"direction=muon: torch {torch.__version__} has no Muon; it needs torch 2.9 or later"
+        )
+    matrices = [(name, p) for name, p in parameters if p.ndim == 2]
+    others = [(name, p) for name, p in parameters if p.ndim != 2]
+    parts: list[torch.optim.Optimizer] = []
+    if matrices:
+        parts.append(
+            torch.optim.Muon(
+                matrices,
+                lr=lr,
+                weight_decay=weight_decay,
+                momentum=momentum,
+                nesterov=nesterov,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    if others:
+        parts.append(torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+    return CompositeOptimizer(parts)
+
+
+AVERAGE: DirectionFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9)
+"""The exponential average of the gradient, which keeps the length of a gradient."""
+
+ADAM: DirectionFactory = partial(torch.optim.Adam, lr=1.0)
+"""The default direction of GroupedNewton: the average gradient over the root of its mean square."""
+
+NAMED: dict[str, DirectionFactory] = {
+    "average": AVERAGE,
+    "gradient": partial(torch.optim.SGD, lr=1.0),
+    "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9),
+    "adam": ADAM,
+    "adamw": partial(torch.optim.AdamW, lr=1.0),
+    "nadam": partial(torch.optim.NAdam, lr=1.0),
+    "rmsprop": partial(torch.optim.RMSprop, lr=1.0),
+    "muon": muon_with_adamw,
+}
+"""Directions by name, with the options they have on the command line (``optimizer/direction=…``)."""
+
+DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
+"""A name, a factory, or several of them by a name of their own."""
+
+
+def chosen_directions(choice: DirectionChoice) -> dict[str, DirectionFactory]:
+    """The factories that an argument stands for, by label; a single one has the empty label.
+
+    Raises:
+        InputError: for an unknown name, an optimizer instead of what builds one, or anything else.
+    """
+    if not isinstance(choice, Mapping):
+        return {"": _factory("direction", choice)}
+    if not choice:
+        raise InputError("direction: the mapping is empty; at least one direction is needed")
+    return {label: _factory(f"direction['{label}']", member) for label, member in choice.items()}
+
+
+def check_factory(argument: str, choice: Any) -> None:
+    """What builds an optimizer from (name, tensor) pairs.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(choice, torch.optim.Optimizer):
+        kind = type(choice).__name__
+        raise InputError(
+            f"{argument}=<{kind}>: must be what builds an optimizer, not an optimizer; pass "
+            f"functools.partial({kind}, lr=1.0)"
+        )
+    if not callable(choice):
+        raise InputError(
+            f"{argument}={shown(choice)}: must be a function from (name, tensor) pairs to an optimizer, such "
+            "as functools.partial(torch.optim.SGD, lr=1.0)"
+        )
+
+
+def _factory(argument: str, choice: Any) -> DirectionFactory:
+    if isinstance(choice, str):
+        if choice not in NAMED:
+            kfac = "; pass lambda named: KFAC(model, params=named)" if choice == "kfac" else ""
+            raise InputError(
+                f"{argument}={choice}: must be one of {', '.join(NAMED)}, or a function from (name, tensor) "
+                f"pairs to an optimizer{kfac or did_you_mean(choice, NAMED)}"
+            )
+        return NAMED[choice]
+    if isinstance(choice, (list, tuple)):
+        raise InputError(
+            f"{argument}=<{type(choice).__name__}>: several directions are given by name, as in "
+            "{'gradient': …, 'average': …}"
+        )
+    check_factory(argument, choice)
+    factory: Callable[..., torch.optim.Optimizer] = choice
+    return factory
 
 
 class Directions:
@@ -19,14 +144,14 @@ class Directions:
     Args:
         parameters: (name, parameter) pairs whose ``.grad`` feeds the directions.
         choice: a factory or the name of one, or several by a name of their own
-            (:mod:`gnewton.optim.named_directions`).
-        maximize: as in :class:`~gnewton.optim.direction.ShadowDirection`.
+            (:mod:`gnewton.optim.directions`).
+        maximize: as in :class:`~gnewton.optim.shadow_direction.ShadowDirection`.
 
     Attributes:
         labels: the names, one empty one for a single factory.
 
     Raises:
-        InputError: if there is none, or as for :class:`~gnewton.optim.direction.ShadowDirection`.
+        InputError: if there is none, or as for :class:`~gnewton.optim.shadow_direction.ShadowDirection`.
     """
 
     def __init__(

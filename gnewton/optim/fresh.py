@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.optim.decay import DecayKind, add_decoupled, decay_kind
+from gnewton.optim.inner_optimizers import DecayKind, add_decoupled, decay_kind
 
 Group = Mapping[str, Any]
 Gradients = Mapping[Tensor, Tensor]

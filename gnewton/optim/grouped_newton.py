@@ -23,24 +23,17 @@ from gnewton.arguments import (
 )
 from gnewton.errors import GnewtonError, InputError, first_line
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
-from gnewton.optim.bound import BoundOptimizer, evaluated
-from gnewton.optim.curvature import Batch, CurvatureBatches
-from gnewton.optim.damping import INTERNAL_DAMPING, Controller, Progress
-from gnewton.optim.directions import Directions
-from gnewton.optim.displacement import Displacement
-from gnewton.optim.grouping import Grouping
-from gnewton.optim.growth import growth
-from gnewton.optim.measure import Measured, Measurer
-from gnewton.optim.named_directions import ADAM, DirectionChoice
-from gnewton.optim.rates import INVALID, NegativeRates, Proposal, RateRule, invalid, unmeasured
-from gnewton.optim.records import RateUpdate, Solved
+from gnewton.optim.bound_optimizer import Batch, BoundOptimizer, CurvatureBatches, evaluated, own_part
+from gnewton.optim.controllers import INTERNAL_DAMPING, Controller, Displacement, Progress
+from gnewton.optim.directions import ADAM, DirectionChoice, Directions
+from gnewton.optim.finite_step import Plan, take
+from gnewton.optim.grouping import Grouping, growth
+from gnewton.optim.measure import Measured, Measurer, entries
+from gnewton.optim.rate_rule import INVALID, NegativeRates, Proposal, RateRule, Solved, invalid, unmeasured
+from gnewton.optim.rate_update import RateUpdate, Update
 from gnewton.optim.safeguard import Safeguard
 from gnewton.optim.solvers import Solver
-from gnewton.optim.stack import entries
-from gnewton.optim.state import own_part
-from gnewton.optim.step import Plan, take
-from gnewton.optim.trust import TrustRadius, per_entry
-from gnewton.optim.update import Update
+from gnewton.optim.trust_radius import TrustRadius, per_entry
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.api import Engine
 from gnewton.summary.problem import Forward, LossFunction, check_loss
@@ -90,9 +83,9 @@ class GroupedNewton(BoundOptimizer):
         partition: the groups; one per parameter tensor by default. Also the name of a scheme, "by_layer" for
             instance, or lists of names (:func:`~gnewton.partition.choice.chosen_partition`).
         direction: builds the first-order optimizer that proposes u from (name, tensor) pairs, which every
-            torch optimizer takes, or names one (:data:`~gnewton.optim.named_directions.NAMED`); by default
+            torch optimizer takes, or names one (:data:`~gnewton.optim.directions.NAMED`); by default
             Adam. Its weight decay is part of u
-            (:class:`~gnewton.optim.direction.ShadowDirection`), and a coupled one of the loss too.
+            (:class:`~gnewton.optim.shadow_direction.ShadowDirection`), and a coupled one of the loss too.
             Several of them by name, ``{"gradient": …, "momentum": …}``, give every group a rate for each:
             the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem.
         along: what the summary is taken along. "fresh": v, the part of u that the present gradient adds
@@ -105,15 +98,15 @@ class GroupedNewton(BoundOptimizer):
         negative_rates: "keep", "clip" (to 0, after the solve) or "constrain" (solve over rates >= 0).
         rate_momentum: averages the unclipped rates over updates, in [0, 1).
         rate_median: bounds each rate by its median over so many updates, see
-            :class:`~gnewton.optim.median.MedianBound`; None: no bound.
+            :class:`~gnewton.optim.rate_bounds.MedianBound`; None: no bound.
         cap: bounds the step of each group to this fraction of the length of its parameters, a tenth of it at
-            the first update, see :class:`~gnewton.optim.trust.TrustRadius`; None: no bound.
+            the first update, see :class:`~gnewton.optim.trust_radius.TrustRadius`; None: no bound.
         safeguard: whether an update whose loss has left its band is undone
             (:class:`~gnewton.optim.safeguard.Safeguard`), which takes a copy of the parameters.
-        controller: moves λ_1 and λ_int from update to update (:mod:`gnewton.optim.damping`), ``Constant()``
-            nothing; None: :class:`~gnewton.optim.damping.Progress`.
+        controller: moves λ_1 and λ_int from update to update (:mod:`gnewton.optim.controllers`);
+            ``Constant()`` moves nothing; None: :class:`~gnewton.optim.controllers.Progress`.
         shrinkage: weight of the term that pulls the rates towards one common rate, which also keeps them
-            within a factor of 8 of it, >= 0; 0: none (:mod:`gnewton.optim.common`).
+            within a factor of 8 of it, >= 0; 0: none (:mod:`gnewton.optim.rate_bounds`).
         proximal: weight of the proximal term that keeps rates near the previous ones, >= 0.
         averaging: the average of the summary over updates; by default exponential with coefficient 0.8.
         normalise: average summaries in units of ‖P_s u‖.
@@ -178,7 +171,7 @@ class GroupedNewton(BoundOptimizer):
         check_flag("maximize", maximize)
         check_flag("safeguard", safeguard)
         check_name("along", along, ALONG)
-        check_kind("controller", controller, Controller, "Plateau(…) of gnewton.optim.damping")
+        check_kind("controller", controller, Controller, "Plateau(…) of gnewton.optim.controllers")
         check_function("on_update", on_update, "of a RateUpdate")
         self.partition = chosen_partition(model, partition)
         self._grouping = Grouping(model, self.partition)

@@ -1,17 +1,22 @@
-"""Parameters in the order of a partition, and sums over each of its groups, on the device."""
+"""Which parameters an optimizer steps: groups in the order of a partition, and changes to them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnewton.errors import InputError
-from gnewton.optim.trained import Trained, difference, trainable
+from gnewton.options import listing
 from gnewton.partition import Partition
+from gnewton.wrappers import named_parameters
 
 _MISSING = "no group holds {}; freeze it or add a group for it"
+_KEYS = ("params", "name", "lr")
 
 
 class Grouping:
@@ -76,3 +81,132 @@ def dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """⟨a_i, b_i⟩ of each pair of tensors, float64, on the device."""
     pairs = zip(a, b, strict=True)
     return torch.stack([(x.detach() * y.detach()).sum(dtype=torch.float64) for x, y in pairs])
+
+
+class Trained:
+    """Notices parameters that are unfrozen, frozen, added, removed or replaced later.
+
+    Args:
+        model: the network.
+        parameters: those that the optimizer steps, by name.
+        holder: what they are parts of, as errors begin.
+        missing: what to say of a parameter that the model trains besides, ``{}`` standing for the names;
+            None: such parameters are somebody else's.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, Tensor], *, holder: str, missing: str | None
+    ) -> None:
+        self._model = model
+        self._parameters = dict(parameters)
+        self._identities = {id(p) for p in parameters.values()}
+        self._holder = holder
+        self._missing = missing
+
+    def check(self) -> None:
+        """See to it that the model trains these parameters and, unless they may, no others.
+
+        Raises:
+            InputError: if it does not.
+        """
+        now = {id(p) for p in self._model.parameters() if p.requires_grad}
+        if now == self._identities or (self._missing is None and now >= self._identities):
+            return
+        named = trainable(self._model)
+        if set(named) == set(self._parameters):
+            replaced = [name for name, p in self._parameters.items() if named[name] is not p]
+            raise InputError(
+                f"{self._holder}: the model has other tensors now as {listing(replaced)}; "
+                "build a new optimizer"
+            )
+        raise InputError(
+            f"{self._holder}: the model no longer trains what it was built for: "
+            + difference(set(named), set(self._parameters), self._missing)
+        )
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that a model trains, by name."""
+    return {name: p for name, p in named_parameters(model).items() if p.requires_grad}
+
+
+def difference(trained: set[str], held: set[str], missing: str | None) -> str:
+    """What the model trains and nobody holds, and the other way round."""
+    parts = []
+    if missing is not None and trained - held:
+        parts.append(missing.format(listing(sorted(trained - held))))
+    if held - trained:
+        parts.append(f"it has no trainable {listing(sorted(held - trained))}")
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A checked new group.
+
+    Attributes:
+        partition: the old groups and the new one behind them.
+        named: (name, parameter) pairs of the new one, in model order.
+        lr: its damping λ_1.
+    """
+
+    partition: Partition
+    named: list[tuple[str, Tensor]]
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """The name of the new group."""
+        return self.partition.names[-1]
+
+
+def growth(model: nn.Module, partition: Partition, asked: Mapping[str, Any], lr: float) -> Growth:
+    """Check what is asked for.
+
+    Args:
+        model: the network.
+        partition: its groups so far.
+        asked: ``params``, a parameter, or several, or (name, parameter) pairs; optionally ``name``, by
+            default that of the first parameter, and ``lr``.
+        lr: λ_1 where none is asked for.
+
+    Raises:
+        InputError: for an unknown key, a tensor that is no parameter of the model, is frozen, in a group
+            already or on another device, or an λ_1 out of range.
+    """
+    unknown = [key for key in asked if key not in _KEYS]
+    if unknown:
+        raise InputError(f"add_param_group {unknown[0]}=…: must be one of {', '.join(_KEYS)}")
+    lr = asked.get("lr", lr)
+    if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
+        raise InputError(f"add_param_group lr={lr}: must be a finite number > 0")
+    parameters = named_parameters(model)
+    known = {id(p): name for name, p in parameters.items()}
+    names = [_name(tensor, known) for tensor in _tensors(asked.get("params", ()))]
+    for name in names:
+        if name in partition.index:
+            owner = partition.names[partition.index[name]]
+            raise InputError(f"add_param_group params={name}: must be in no group yet; '{owner}' holds it")
+    grown = partition.extended(model, names, asked.get("name"))
+    device = parameters[partition.groups[0].parameters[0]].device
+    elsewhere = [name for name in names if parameters[name].device != device]
+    if elsewhere:
+        raise InputError(
+            f"add_param_group params={listing(elsewhere)}: must be on {device}, as the other groups are; "
+            f"found {parameters[elsewhere[0]].device}"
+        )
+    return Growth(grown, [(name, parameters[name]) for name in grown.groups[-1].parameters], float(lr))
+
+
+def _tensors(params: Any) -> list[Any]:
+    """The tensors in any of the forms that torch takes."""
+    if isinstance(params, Tensor):
+        return [params]
+    return [entry[1] if isinstance(entry, tuple) else entry for entry in params]
+
+
+def _name(tensor: Any, known: dict[int, str]) -> str:
+    if id(tensor) in known:
+        return known[id(tensor)]
+    what = f"a tensor of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+    raise InputError(f"add_param_group params={what}: must be parameters of the model")

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from gnewton.arguments import check_number, explained
 from gnewton.errors import InputError
-from gnewton.optim.bound import BoundOptimizer, evaluated
-from gnewton.optim.curvature import CurvatureBatches
-from gnewton.optim.trained import Trained, trainable
+from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated
+from gnewton.optim.grouping import Trained, trainable
 from gnewton.partition import Partition
 from gnewton.processes import mean_over_processes, world_size
 from gnewton.summary.batch import batch_size, opened

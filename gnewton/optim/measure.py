@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from gnewton.optim.grouping import Grouping, dots
-from gnewton.optim.stack import Stack
+from gnewton.partition import Partition
+from gnewton.partition.groups import Group
 from gnewton.processes import sum_over_processes
 from gnewton.summary import Summarizer
 from gnewton.summary.api import Engine
 from gnewton.summary.batch import batch_size, divisible, opened
+from gnewton.summary.carrier import Carrier
 from gnewton.summary.problem import Forward, LossFunction, Problem, untouched
+from gnewton.wrappers import plain_name
 
 
 @dataclass(frozen=True)
@@ -216,3 +220,55 @@ def _rows(batch: Any, count: int, start: int, stop: int) -> Any:
         return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.shape[:1] == (count,) else leaf
 
     return pytree.tree_map(cut, batch)
+
+
+class Stack(Carrier):
+    """θ = θ_1 + θ_2 + … + θ_k, with θ_1 the parameters of ``base`` and the other copies zero.
+
+    Along the direction that moves copy j by ε_j u_j the model moves by Σ_j ε_j u_j. A partition whose groups
+    are the pairs (group s, copy j) therefore has the derivatives along all P_s u_j as its summary, exactly.
+
+    Args:
+        base: the network, which stays as it is.
+        copies: k >= 2.
+    """
+
+    def __init__(self, base: nn.Module, copies: int) -> None:
+        super().__init__(base)
+        self._names = [name for name, p in base.named_parameters() if p.requires_grad]
+        self._order = {plain_name(base, name): i for i, name in enumerate(self._names)}
+        zeros = [p.new_zeros(()).expand(p.shape) for p in base.parameters() if p.requires_grad]
+        self.others = nn.ModuleList(
+            [nn.ParameterList([nn.Parameter(zero) for zero in zeros]) for _ in range(copies - 1)]
+        )
+
+    def forward(self, function: Callable[[nn.Module], Any]) -> Any:
+        """What ``function`` makes of the base at the sum of the copies."""
+        values: dict[str, Tensor] = dict(self.base.named_parameters())
+        moved = {}
+        for i, name in enumerate(self._names):
+            total = values[name]
+            for other in self.others:
+                total = total + other[i]  # type: ignore[index]
+            moved[f"base.{name}"] = total
+        return functional_call(Carrier(self.base), moved, (function,))
+
+    def name(self, parameter: str, copy: int) -> str:
+        """What a copy of a parameter of the base is called here."""
+        return f"base.{parameter}" if copy == 0 else f"others.{copy - 1}.{self._order[parameter]}"
+
+    def partition(self, partition: Partition, labels: tuple[str, ...]) -> Partition:
+        """The pairs of a group and a copy, copies of one group next to each other, called ``group:label``."""
+        names = iter(entries(partition, labels))
+        return Partition(
+            Group(next(names), tuple(self.name(p, j) for p in group.parameters), group.size)
+            for group in partition
+            for j in range(len(labels))
+        )
+
+
+def entries(partition: Partition, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the pairs of a group and a direction; those of the groups where there is one direction."""
+    if len(labels) == 1:
+        return partition.names
+    return tuple(f"{name}:{label}" for name in partition.names for label in labels)

@@ -13,19 +13,17 @@ from torch import Tensor, nn
 from gnewton.arguments import check_function, check_number, check_whole, explained
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging
-from gnewton.optim.bound import BoundOptimizer, evaluated
-from gnewton.optim.curvature import CurvatureBatches
-from gnewton.optim.decay import coupled_decay
-from gnewton.optim.direction import DirectionFactory, inner_groups, restore
-from gnewton.optim.displacement import Mark
+from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated, own_part
+from gnewton.optim.directions import check_factory
+from gnewton.optim.finite_step import Plan, take
 from gnewton.optim.grouping import Grouping
+from gnewton.optim.inner_optimizers import coupled_decay, inner_groups, restore
 from gnewton.optim.measure import Measurer
-from gnewton.optim.named_directions import check_factory
-from gnewton.optim.rates import Proposal, RateRule, invalid
-from gnewton.optim.records import RateUpdate
+from gnewton.optim.rate_rule import Proposal, RateRule, invalid
+from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.safeguard import Mark
+from gnewton.optim.shadow_direction import DirectionFactory
 from gnewton.optim.solvers import Solver
-from gnewton.optim.state import own_part
-from gnewton.optim.step import Plan, take
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.api import Engine
 from gnewton.summary.problem import Forward, LossFunction, check_loss
@@ -49,11 +47,11 @@ class OuterNewton(BoundOptimizer):
         damping: λ_1 > 0.
         lowest, highest: bounds on the rates, lowest < highest.
         solver, internal_damping, proximal, averaging, normalise: see
-            :class:`~gnewton.optim.rates.RateRule`; nothing is averaged by default.
+            :class:`~gnewton.optim.rate_rule.RateRule`; nothing is averaged by default.
         curvature: batches for the summary; None: the batch passed to :meth:`step`.
         forward: for other batches, as for GroupedNewton.
         engine, max_memory: see :func:`gnewton.summarize`.
-        on_update: called with a :class:`~gnewton.optim.records.RateUpdate` after each outer step.
+        on_update: called with a :class:`~gnewton.optim.rate_update.RateUpdate` after each outer step.
 
     Raises:
         InputError: for a value out of range, or a partition that does not fit the model.

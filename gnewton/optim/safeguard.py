@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.optim.displacement import Mark
-
 WINDOW = 10
 """Updates whose losses make the band."""
 
@@ -26,6 +24,45 @@ RISE = 2.0
 FALL, RECOVERY, LOWEST = 0.5, 1.1, 2.0**-10
 """What λ_1 is multiplied by at a rejection, at most ten times over, and at each update that is kept until it
 is whole again."""
+
+
+class Mark:
+    """A copy of the parameters, and the way back to it.
+
+    Args:
+        parameters: θ, in the order of a partition.
+
+    Attributes:
+        before: θ when the mark was set; None before the first time.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self.before: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def set(self) -> None:
+        """Count from here on."""
+        self.before = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def way_back(self) -> list[Tensor] | None:
+        """w = θ at the mark − θ now; None where there is no mark."""
+        if self.before is None:
+            return None
+        return list(torch._foreach_sub(self.before, self._parameters))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Set the parameters to what they were at the mark; the mark stays."""
+        if self.before is not None:
+            for p, before in zip(self._parameters, self.before, strict=True):
+                p.copy_(before)
+
+    def restore(self, before: list[Tensor] | None) -> None:
+        """Set it to a saved ``before``, on the device of the parameters."""
+        device = self._parameters[0].device
+        self.before = None if before is None else [tensor.to(device) for tensor in before]
 
 
 class Safeguard:

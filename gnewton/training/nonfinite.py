@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gnewton.errors import Diverged
-from gnewton.optim.finite import all_finite
+from gnewton.optim.finite_step import all_finite
 from gnewton.training.ratelog import RateLog
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gnewton.optim.rates import INVALID
+from gnewton.optim.rate_rule import INVALID
 
 if TYPE_CHECKING:
-    from gnewton.optim.records import RateUpdate
+    from gnewton.optim.rate_update import RateUpdate
 
 
 class RateLog:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnewton.optim.damping import Constant
+from gnewton.optim.controllers import Constant
 
 
 class Quadratic(nn.Module):

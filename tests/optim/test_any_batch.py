@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from gnewton import GroupedNewton, HessianVector, OuterNewton
 from gnewton.errors import InputError
 from gnewton.optim.averaging import StaticAveraging
-from gnewton.optim.damping import Adaptive, Overshoot
+from gnewton.optim.controllers import Adaptive, Overshoot
 from tests import batches
 from tests.batches import Case
 

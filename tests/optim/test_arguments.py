@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -17,14 +15,14 @@ from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton, solve_cubic
 from gnewton.arguments import explained
 from gnewton.errors import InputError
 from gnewton.optim.averaging import ExponentialAveraging
-from gnewton.optim.damping import Constant
-from gnewton.optim.direction import inner_groups
-from gnewton.optim.named_directions import NAMED
-from gnewton.optim.options import DIRECTIONS
+from gnewton.optim.controllers import Constant
+from gnewton.optim.directions import NAMED
+from gnewton.optim.inner_optimizers import inner_groups
+from gnewton.optim.options import DIRECTIONS, OPTIMIZERS
 from gnewton.summary import Summarizer
 from tests.optim.problems import classification, tanh_net
+from tests.recipes import recipe
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "optimizer" / "direction"
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
@@ -296,9 +294,8 @@ def test_a_batch_by_position_is_no_closure(build: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name != "muon" or hasattr(torch.optim, "Muon")])
 def test_names_mean_the_same_on_the_command_line(name: str) -> None:
-    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    kind = next(str(entry) for entry in options.pop("defaults")).rpartition("/")[2].removesuffix("@_here_")
-    factory: Any = DIRECTIONS[kind](**options).build(None)  # type: ignore[arg-type]
+    chosen = recipe(OPTIMIZERS, "grouped_newton", "grouped_newton", f"optimizer/direction={name}")
+    factory: Any = chosen.direction.build(None)
     named = [("w", torch.zeros(3, 2)), ("b", torch.zeros(3))]
     one, other = inner_groups(NAMED[name](named)), inner_groups(factory(named))
     assert len(one) == len(other)

@@ -16,8 +16,7 @@ from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim.averaging import NoAveraging
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.measure import Measurer
-from gnewton.optim.stack import Stack
+from gnewton.optim.measure import Measurer, Stack
 from gnewton.summary import Summarizer
 from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, tanh_net, value
 

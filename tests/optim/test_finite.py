@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gnewton import GroupedNewton
-from gnewton.optim.composite import muon_with_adamw
-from gnewton.optim.direction import DirectionFactory
-from gnewton.optim.finite import all_finite, subtract_finite
+from gnewton.optim.directions import muon_with_adamw
+from gnewton.optim.finite_step import all_finite, subtract_finite
 from gnewton.optim.grouped_newton import RateUpdate
 from gnewton.optim.kfac import KFAC
+from gnewton.optim.shadow_direction import DirectionFactory
 from tests.optim.problems import classification, tanh_net
 
 BAD = [float("nan"), float("inf"), float("-inf")]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from gnewton.optim.direction import ShadowDirection
 from gnewton.optim.kfac import KFAC
+from gnewton.optim.shadow_direction import ShadowDirection
 from tests.optim.problems import classification, tanh_net
 
 LINEAR: dict[str, partial[optim.Optimizer]] = {

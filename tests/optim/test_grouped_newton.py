@@ -23,8 +23,8 @@ from gnewton.optim.averaging import (
     StaticAveraging,
     UniformAveraging,
 )
-from gnewton.optim.damping import Adaptive, Geometric, Overshoot, Plateau
-from gnewton.optim.records import RateUpdate
+from gnewton.optim.controllers import Adaptive, Geometric, Overshoot, Plateau
+from gnewton.optim.rate_update import RateUpdate
 from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim.averaging import ExponentialAveraging, StaticAveraging, UniformAveraging
-from gnewton.optim.composite import muon_with_adamw
-from gnewton.optim.damping import Adaptive, Overshoot
-from gnewton.optim.direction import DirectionFactory
+from gnewton.optim.controllers import Adaptive, Overshoot
+from gnewton.optim.directions import muon_with_adamw
 from gnewton.optim.kfac import KFAC
-from gnewton.optim.records import RateUpdate
+from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.shadow_direction import DirectionFactory
 from tests.optim.problems import EXACT, Stream, classification, tanh_net
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)

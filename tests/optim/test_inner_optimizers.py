@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
-from gnewton.optim import composite
+from gnewton.optim import directions
 from gnewton.optim.averaging import NoAveraging
 from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, tanh_net, value
 
@@ -37,7 +37,7 @@ INNER: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamax": partial(torch_optim.Adamax, weight_decay=0.1),
 }
 if hasattr(torch_optim, "Muon"):
-    INNER["muon"] = partial(composite.muon_with_adamw, weight_decay=0.1)
+    INNER["muon"] = partial(directions.muon_with_adamw, weight_decay=0.1)
 RATE = 0.02
 
 
@@ -151,7 +151,7 @@ def test_muon_takes_matrices_and_adamw_the_rest() -> None:
     if not hasattr(torch_optim, "Muon"):
         pytest.skip("this torch has no Muon")
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
-    muon, adamw = composite.muon_with_adamw(list(model.named_parameters())).parts  # type: ignore[attr-defined]
+    muon, adamw = directions.muon_with_adamw(list(model.named_parameters())).parts  # type: ignore[attr-defined]
     assert muon.param_groups[0]["param_names"] == ["2.weight"]
     assert adamw.param_groups[0]["param_names"] == ["0.weight", "0.bias", "2.bias"]
 
@@ -159,4 +159,4 @@ def test_muon_takes_matrices_and_adamw_the_rest() -> None:
 def test_where_torch_has_no_muon_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch_optim, "Muon", raising=False)
     with pytest.raises(InputError, match="direction=muon: torch .* has no Muon"):
-        composite.muon_with_adamw([("w", torch.zeros(2, 2))])
+        directions.muon_with_adamw([("w", torch.zeros(2, 2))])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnewton.optim import direction as module
-from gnewton.optim.direction import ShadowDirection
-from gnewton.optim.momentum import readable
+from gnewton.optim import shadow_direction as module
+from gnewton.optim.inner_optimizers import readable
+from gnewton.optim.shadow_direction import ShadowDirection
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "gradient": {},

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from gnewton import Partition
 from gnewton.errors import InputError
 from gnewton.optim.averaging import ExponentialAveraging, StaticAveraging
-from gnewton.optim.composite import muon_with_adamw
+from gnewton.optim.directions import muon_with_adamw
 from gnewton.optim.outer_newton import OuterNewton
-from gnewton.optim.records import RateUpdate
+from gnewton.optim.rate_update import RateUpdate
 from tests.optim.problems import NOTHING, Quadratic, Stream, classification, tanh_net, value
 
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)

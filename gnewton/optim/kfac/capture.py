@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from gnewton.errors import InputError
-from gnewton.optim.kfac.gradient import LowRankGradient
 from gnewton.optim.kfac.layers import Layer, Module
 from gnewton.optim.kfac.likelihoods import Sampler
+from gnewton.optim.kfac.preconditioner import LowRankGradient
 from gnewton.optim.kfac.statistics import Basis, Sums
 from gnewton.processes import world_size
 

@@ -8,6 +8,7 @@ a negative log-likelihood but 1/K of one; the factors 1/√K below put its curva
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean
+from gnewton.processes import rank
 
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 """(outputs, generator) -> δ, both of the shape of the outputs, samples along the first axis."""
@@ -80,3 +82,29 @@ def sampler(likelihood: str | Sampler) -> Sampler:
 
 def _numbers(outputs: Tensor) -> int:
     return max(outputs.numel() // max(len(outputs), 1), 1)
+
+
+class Draws:
+    """Generators for one draw after the other, each seeded by (seed, process, number of the draw).
+
+    Args:
+        seed: of the stream; None: torch's initial seed.
+
+    Attributes:
+        seed: of the stream.
+        count: draws so far.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.count = 0
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def next(self, device: torch.device) -> torch.Generator:
+        """The generator for the next draw, valid until the one after it."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        key = f"{self.seed},{rank()},{self.count}"
+        self.count += 1
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+        return self._generators[device].manual_seed(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -10,16 +10,21 @@ from torch import Tensor, nn
 
 from gnewton.arguments import check_name, check_number, check_whole, explained
 from gnewton.errors import InputError
-from gnewton.optim.bound import BoundOptimizer, evaluated
+from gnewton.optim.bound_optimizer import BoundOptimizer, evaluated
+from gnewton.optim.grouping import Trained
 from gnewton.optim.kfac.capture import Capture
-from gnewton.optim.kfac.draws import Draws
-from gnewton.optim.kfac.gradient import DenseGradient, LayerGradient
 from gnewton.optim.kfac.layers import Layer, find_layers
-from gnewton.optim.kfac.likelihoods import Sampler, sampler
-from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner, refresh_inverses
+from gnewton.optim.kfac.likelihoods import Draws, Sampler, sampler
+from gnewton.optim.kfac.preconditioner import (
+    Corrected,
+    DenseGradient,
+    Eigen,
+    Inverses,
+    LayerGradient,
+    Preconditioner,
+    refresh_inverses,
+)
 from gnewton.optim.kfac.statistics import Factors, moments
-from gnewton.optim.kfac.step import clip, move
-from gnewton.optim.trained import Trained
 from gnewton.wrappers import is_compiled, named_parameters, unwrapped
 
 _KINDS: dict[str, type[Inverses] | type[Eigen]] = {"inverse": Inverses, "eigen": Eigen, "ekfac": Corrected}
@@ -363,3 +368,48 @@ def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> d
     if len(devices) > 1:
         raise InputError(f"model: its parameters must be on one device; found {devices}")
     return named
+
+
+def clip(vectors: list[Tensor], products: list[Tensor], group: Mapping[str, Any]) -> None:
+    """V ← νV in place, ν = min(1, √(κ/(lr² Σ ⟨V, ∇W⟩))); nothing without κ.
+
+    Args:
+        vectors: V.
+        products: ⟨V, ∇W⟩ of each of them, scalars.
+        group: ``lr`` and ``kl_clip``, κ or None.
+    """
+    if group["kl_clip"] is None or not products:
+        return
+    size = torch.stack(products).sum().clamp_min(0).mul_(float(group["lr"]) ** 2)
+    factor = (float(group["kl_clip"]) / size).sqrt_().clamp_max(1.0)
+    torch._foreach_mul_(vectors, factor)
+
+
+def move(
+    parameters: list[Tensor],
+    vectors: list[Tensor],
+    group: Mapping[str, Any],
+    state: MutableMapping[Tensor, Any],
+) -> None:
+    """m ← μ m + V, θ ← (1 − lr·wd) θ − lr m.
+
+    Args:
+        parameters: θ, changed in place.
+        vectors: V of each.
+        group: ``lr``, ``momentum`` and ``weight_decay``.
+        state: of the optimizer, which holds m as ``momentum_buffer``.
+    """
+    if not parameters:
+        return
+    lr, momentum = float(group["lr"]), float(group["momentum"])
+    if momentum > 0:
+        fresh = [p for p in parameters if "momentum_buffer" not in state[p]]
+        for p in fresh:
+            state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, vectors)
+        vectors = buffers
+    if group["weight_decay"] > 0:
+        torch._foreach_mul_(parameters, 1 - lr * float(group["weight_decay"]))
+    torch._foreach_add_(parameters, vectors, alpha=-lr)

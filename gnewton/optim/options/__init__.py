@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gnewton.optim.averaging import Averaging
-    from gnewton.optim.damping import Controller
-    from gnewton.optim.direction import DirectionFactory
-    from gnewton.optim.records import RateUpdate
+    from gnewton.optim.controllers import Controller
+    from gnewton.optim.rate_update import RateUpdate
+    from gnewton.optim.shadow_direction import DirectionFactory
     from gnewton.partition import Partition
 
 

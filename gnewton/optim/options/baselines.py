@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gnewton.optim.direction import DirectionFactory
+    from gnewton.optim.shadow_direction import DirectionFactory
 
 
 @dataclass(kw_only=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from gnewton.optim.averaging import Averaging
-    from gnewton.optim.damping import Controller
+    from gnewton.optim.controllers import Controller
 
 
 @AVERAGINGS.register("none")
@@ -91,7 +91,7 @@ class ConstantRecipe(ControllerRecipe):
 
     def build(self) -> Controller:
         """A controller that moves nothing."""
-        from gnewton.optim.damping import Constant
+        from gnewton.optim.controllers import Constant
 
         return Constant()
 
@@ -123,7 +123,7 @@ class GeometricRecipe(_QuantityRecipe):
 
     def build(self) -> Controller:
         """The controller before its first update."""
-        from gnewton.optim.damping import Geometric
+        from gnewton.optim.controllers import Geometric
 
         return Geometric(self.quantity, self.factor, self.limit)
 
@@ -139,7 +139,7 @@ class PlateauRecipe(_QuantityRecipe):
 
     def build(self) -> Controller:
         """The controller before its first window."""
-        from gnewton.optim.damping import Plateau
+        from gnewton.optim.controllers import Plateau
 
         return Plateau(
             self.quantity,
@@ -173,7 +173,7 @@ class ProgressRecipe(ControllerRecipe):
 
     def build(self) -> Controller:
         """The controller before its first update."""
-        from gnewton.optim.damping import Progress
+        from gnewton.optim.controllers import Progress
 
         return Progress(self.rise, self.fall, highest=self.highest, lowest=self.lowest, window=self.window)
 
@@ -208,7 +208,7 @@ class AdaptiveRecipe(ControllerRecipe):
 
     def build(self) -> Controller:
         """The controller before its first update."""
-        from gnewton.optim.damping import Adaptive
+        from gnewton.optim.controllers import Adaptive
 
         return Adaptive(
             accept=self.accept,
@@ -238,7 +238,7 @@ class OvershootRecipe(ControllerRecipe):
 
     def build(self) -> Controller:
         """The controller before its first displacement."""
-        from gnewton.optim.damping import Overshoot
+        from gnewton.optim.controllers import Overshoot
 
         return Overshoot(self.target, self.gain, self.momentum, self.bound)
 

@@ -14,7 +14,7 @@ from gnewton.optim.options import DIRECTIONS, DirectionRecipe, TrainingProblem
 from gnewton.options import option
 
 if TYPE_CHECKING:
-    from gnewton.optim.direction import DirectionFactory
+    from gnewton.optim.shadow_direction import DirectionFactory
 
 
 @DIRECTIONS.register("sgd")
@@ -143,7 +143,7 @@ class MuonDirection(_AdamFamily):
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.Muon and torch.optim.AdamW at lr 1, with steps on one scale."""
-        from gnewton.optim.composite import muon_with_adamw
+        from gnewton.optim.directions import muon_with_adamw
 
         first, second = self.betas
         return partial(

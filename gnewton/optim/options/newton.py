@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gnewton.optim.direction import DirectionFactory
+    from gnewton.optim.shadow_direction import DirectionFactory
 
 SOLVERS = ("cubic", "cubic_diagonal", "ridge", "newton")
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from gnewton import KFAC
 from gnewton.errors import GnewtonError
-from gnewton.optim.kfac.gradient import DenseGradient, LowRankGradient
-from gnewton.optim.kfac.preconditioner import damped_inverses, split_damping
+from gnewton.optim.kfac.preconditioner import DenseGradient, LowRankGradient, damped_inverses, split_damping
 from gnewton.optim.kfac.statistics import Factors
 from tests.optim.kfac.cases import CASES, DOUBLE, dense, fixed, joined, labels_from, pi
 

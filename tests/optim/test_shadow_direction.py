@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gnewton.errors import InputError
-from gnewton.optim.direction import ShadowDirection
+from gnewton.optim.shadow_direction import ShadowDirection
 
 FACTORIES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "gradient": partial(torch.optim.SGD, lr=1.0),

@@ -9,10 +9,10 @@ from torch import nn
 
 from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
+from gnewton.optim.finite_step import Plan, combined
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.records import RateUpdate
-from gnewton.optim.step import Plan, combined
-from gnewton.optim.trust import FIRST, FLOOR, GROWTH, TrustRadius
+from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.trust_radius import FIRST, FLOOR, GROWTH, TrustRadius
 from tests.optim.problems import classification, tanh_net
 
 

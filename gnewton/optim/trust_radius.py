@@ -71,11 +71,6 @@ class TrustRadius:
         self.radius = state["radius"]
 
 
-def shortened(lengths: Tensor, limits: Tensor) -> Tensor:
-    """What to multiply steps of these lengths by to keep within the limits: at most 1."""
-    return torch.where(lengths > limits, limits / lengths, 1.0)
-
-
 def per_entry(lengths: Tensor, directions: int) -> Tensor:
     """The length of each group shared out evenly among its directions, which stand next to each other."""
     return (lengths / directions).repeat_interleave(directions)

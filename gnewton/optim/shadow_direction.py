@@ -1,4 +1,4 @@
-"""The direction u of the step, proposed by any first-order torch optimizer (method, section 1)."""
+"""The direction u of the step, proposed by any first-order torch optimizer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.optim.decay import DecayKind, add_coupled, add_decoupled, coupled_decay, decay_kind
-from gnewton.optim.finite import all_finite
+from gnewton.optim.finite_step import all_finite
 from gnewton.optim.fresh import add_decay, fresh_parts, weight
-from gnewton.optim.momentum import advance, buffers, readable
+from gnewton.optim.inner_optimizers import (
+    DecayKind,
+    add_coupled,
+    add_decoupled,
+    advance,
+    buffers,
+    coupled_decay,
+    decay_kind,
+    inner_groups,
+    parts,
+    readable,
+    restore,
+)
 
 NamedTensors = list[tuple[str, Tensor]]
 DirectionFactory = Callable[[NamedTensors], torch.optim.Optimizer]
@@ -31,7 +42,7 @@ class ShadowDirection:
 
     The shadows start every step at zero, so u = −(shadow after the step) carries no cancellation error, at
     any scale of the parameters. Weight decay, which the inner optimizer cannot see there, is added here
-    exactly: a coupled one to the gradient it is fed, a decoupled one to u (:mod:`gnewton.optim.decay`).
+    exactly: a coupled one to the gradient, a decoupled one to u (:mod:`gnewton.optim.inner_optimizers`).
 
     Args:
         parameters: (name, parameter) pairs whose ``.grad`` feeds the direction.
@@ -223,34 +234,3 @@ class ShadowDirection:
         if shadows:
             parameters = [self._of_shadow[shadow] for shadow in shadows]
             add_decoupled(shadows, parameters, float(group["lr"]) * float(decay))
-
-
-def inner_groups(inner: torch.optim.Optimizer) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
-    """The parameter groups of an optimizer, or of the parts it is composed of, each with its own."""
-    return [(part, group) for part in parts(inner) for group in part.param_groups]
-
-
-def parts(inner: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
-    """What an optimizer is composed of; itself, mostly."""
-    return getattr(inner, "parts", (inner,))
-
-
-def restore(inner: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state of an optimizer, bit for bit."""
-    inner.load_state_dict(state)
-    for part, saved in zip(parts(inner), state.get("parts", [state]), strict=True):
-        _restore_scalars(part, saved)
-
-
-def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Give scalars of the state (NAdam's ``mu_product``) the dtype they were saved in.
-
-    torch casts every floating-point entry to the dtype of its parameter, which changes the next step.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    for number, parameter in zip(numbers, parameters, strict=True):
-        for key, value in saved["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and value.dim() == 0:
-                state = optimizer.state[parameter]
-                state[key] = state[key].to(value.dtype)

@@ -1,18 +1,47 @@
-"""An update of the rates, as the controllers of the dampings see it."""
+"""One update of the rates: as the controllers of the dampings see it, and as it is logged."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from gnewton.optim.curvature import Batch
-from gnewton.optim.damping import Site
-from gnewton.optim.displacement import Displacement
+from gnewton.optim.bound_optimizer import Batch
+from gnewton.optim.controllers import Displacement, Site
+from gnewton.optim.finite_step import Plan, combined
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measured, Measurer
-from gnewton.optim.rates import Proposal, RateRule
-from gnewton.optim.step import Plan, combined
+from gnewton.optim.rate_rule import Proposal, RateRule, Solved
+
+
+@dataclass(frozen=True)
+class RateUpdate:
+    """One update of the rates, for logs.
+
+    Attributes:
+        step: number of training steps made before it.
+        solved: the rates before damping, with what they were solved from.
+        names: what each entry of the vectors in ``solved`` belongs to: a group of the partition, or
+            ``group:direction`` where there are several directions.
+        damping: λ_1 of each entry at this update.
+        loss: of the curvature batch, at the parameters before the step.
+        summary_seconds, solve_seconds: wall time of the two parts; trials of the controller count as solving.
+        warming_up: whether the update only fed the average, and its rates are not put in force.
+        rejected: updates rejected so far (:class:`~gnewton.optim.safeguard.Safeguard`).
+        readings: what the controller of the dampings measured, by column of rates.csv.
+    """
+
+    step: int
+    solved: Solved
+    names: tuple[str, ...]
+    damping: list[float]
+    loss: float
+    summary_seconds: float
+    solve_seconds: float
+    warming_up: bool
+    rejected: int = 0
+    readings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from gnewton import GroupedNewton, Partition, summarize
 from gnewton.errors import InputError
 from gnewton.optim.averaging import NoAveraging
-from gnewton.optim.damping import Adaptive, Constant, Controller, Geometric, Overshoot, Plateau, Site
-from gnewton.optim.rates import Proposal
-from gnewton.optim.records import RateUpdate, Solved
+from gnewton.optim.controllers import Adaptive, Constant, Controller, Geometric, Overshoot, Plateau, Site
+from gnewton.optim.rate_rule import Proposal, Solved
+from gnewton.optim.rate_update import RateUpdate
 from tests.optim.problems import EXACT, Stream, classification, tanh_net
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from gnewton.arguments import check_number, check_whole
 from gnewton.errors import InputError
-from gnewton.optim.damping.controller import DAMPING, Controller, Site
-from gnewton.optim.rates import Proposal
+from gnewton.optim.controllers.controller import DAMPING, Controller, Site
+from gnewton.optim.rate_rule import Proposal
 
 LEAST = 4
 """Values that a trend takes; with fewer of them λ_1 rises."""

@@ -1,14 +1,15 @@
-"""What every rule for the dampings offers, and what it may ask for at an update of the rates."""
+"""What a controller of the dampings offers, and the simple ones: constant, geometric, on a plateau."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.optim.rates import Proposal
+from gnewton.optim.rate_rule import Proposal
 
 DAMPING = "damping"
 INTERNAL_DAMPING = "internal_damping"
@@ -90,6 +91,14 @@ class Controller(ABC):
         self.damping, self.internal_damping = state["damping"], state["internal_damping"]
 
 
+class Constant(Controller):
+    """λ_1 and λ_int at the values of the options."""
+
+    def settle(self, site: Site) -> Proposal:
+        """The rates at these dampings."""
+        return site.propose(1.0, 1.0)
+
+
 class QuantityController(Controller):
     """A controller that multiplies one of the two dampings, whichever is asked for, down or up to a limit.
 
@@ -130,3 +139,95 @@ class QuantityController(Controller):
     def propose(self, site: Site) -> Proposal:
         """The rates at the present dampings."""
         return site.propose(self.damping, self.internal_damping)
+
+
+class Geometric(QuantityController):
+    """λ_k = λ_0 · factor^k at the k-th update after the warm-up, k = 0, 1, …, within a limit.
+
+    Args:
+        quantity, factor, limit: see :class:`~gnewton.optim.controllers.controller.QuantityController`.
+    """
+
+    def __init__(self, quantity: str, factor: float, limit: float | None = None) -> None:
+        super().__init__(quantity, factor, limit)
+        self._started = False
+
+    def settle(self, site: Site) -> Proposal:
+        """Multiply, except at the first update, then solve."""
+        if self._started:
+            self.multiply()
+        self._started = True
+        return self.propose(site)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factors, and whether there has been an update."""
+        return {**super().state_dict(), "started": self._started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._started = bool(state["started"])
+
+
+class Plateau(QuantityController):
+    """Multiplies a damping when the objective on the curvature batches, averaged over ``window`` updates, has
+    not improved for more than ``patience`` windows in a row.
+
+    Args:
+        quantity, factor, limit: see :class:`~gnewton.optim.controllers.controller.QuantityController`.
+        window: updates whose mean is one value, >= 1.
+        patience: windows without improvement that are let pass, >= 0.
+        threshold: share of the best value by which a better one must be lower, >= 0.
+    """
+
+    def __init__(
+        self,
+        quantity: str,
+        factor: float,
+        limit: float | None = None,
+        *,
+        window: int = 20,
+        patience: int = 2,
+        threshold: float = 1e-3,
+    ) -> None:
+        super().__init__(quantity, factor, limit)
+        for name, value, least in (("window", window, 1), ("patience", patience, 0)):
+            if not (isinstance(value, int) and value >= least):
+                raise InputError(f"{name}={value}: must be an integer >= {least}")
+        if not threshold >= 0:
+            raise InputError(f"threshold={threshold}: must be >= 0")
+        self._window = window
+        self._patience = patience
+        self._threshold = threshold
+        self._values: list[float] = []
+        self._best = math.inf
+        self._bad = 0
+
+    def settle(self, site: Site) -> Proposal:
+        """Take in the objective, multiply if it is time, then solve."""
+        self._values.append(site.objective)
+        if len(self._values) == self._window:
+            mean = math.fsum(self._values) / self._window
+            self._values = []
+            if mean < self._best - self._threshold * abs(self._best) or self._best == math.inf:
+                self._best, self._bad = mean, 0
+            else:
+                self._bad += 1
+            if self._bad > self._patience:
+                self.multiply()
+                self._bad = 0
+        return self.propose(site)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factors, the values of the present window, the best one and the windows since."""
+        return {
+            **super().state_dict(),
+            "values": list(self._values),
+            "best": self._best,
+            "bad": self._bad,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._values, self._best, self._bad = list(state["values"]), state["best"], state["bad"]

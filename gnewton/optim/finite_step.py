@@ -1,4 +1,4 @@
-"""The step from directions and rates."""
+"""The step from directions and rates, made only if it is finite, which is decided on the device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
-from gnewton.optim.finite import subtract_finite
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.trust import shortened
 
 
 @dataclass(frozen=True)
@@ -99,3 +98,63 @@ def _effective(
             rates.append([eta * factor for eta, factor in zip(etas, factors.tolist(), strict=True)])
     assert total is not None
     return rates, total.isfinite().all()
+
+
+def shortened(lengths: Tensor, limits: Tensor) -> Tensor:
+    """What to multiply steps of these lengths by to keep within the limits: at most 1."""
+    return torch.where(lengths > limits, limits / lengths, 1.0)
+
+
+_FUSED = ("cpu", "cuda")
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether every entry of every tensor is finite, and so is each tensor's length: a scalar bool.
+
+    One pass over the numbers and no wait; in float32 a length overflows from about 1e19 on.
+    """
+    if not tensors:
+        return torch.tensor(True)
+    return torch.stack(torch._foreach_norm(list(tensors))).isfinite().all()
+
+
+@torch.no_grad()
+def subtract_finite(parameters: list[Tensor], steps: list[Tensor], finite: Tensor | None = None) -> Tensor:
+    """θ ← θ − step for all parameters, or for none of them if an entry of any step is not finite.
+
+    Args:
+        parameters: changed in place.
+        steps: one of the same shape for each parameter.
+        finite: whether they are, where that is known: a scalar bool on their device.
+
+    Returns:
+        Whether the steps were finite, so that they have been made: a scalar bool, still on the device.
+    """
+    finite = all_finite(steps) if finite is None else finite
+    if all(map(_dense, parameters, steps)):
+        # fused kernels look at found_inf themselves: no NaN meets a parameter, and nobody waits for the flag
+        sgd(
+            parameters,
+            steps,
+            [None] * len(steps),
+            fused=True,
+            found_inf=(~finite).float(),
+            weight_decay=0.0,
+            momentum=0.0,
+            lr=1.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+    else:
+        torch._foreach_sub_(parameters, [torch.where(finite, step, 0) for step in steps])
+    return finite
+
+
+def _dense(parameter: Tensor, step: Tensor) -> bool:
+    """Whether a fused kernel, which counts through memory, may take both."""
+    if parameter.device.type not in _FUSED or not parameter.is_floating_point():
+        return False
+    if parameter.dtype is not step.dtype:
+        return False
+    return parameter.is_contiguous() and step.is_contiguous()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gnewton.errors import InputError
 from gnewton.optim.averaging import NoAveraging
-from gnewton.optim.median import MedianBound
-from gnewton.optim.rates import RateRule
+from gnewton.optim.rate_bounds import MedianBound
+from gnewton.optim.rate_rule import RateRule
 from gnewton.optim.solvers import SOLVERS
 
 SIZE = 5

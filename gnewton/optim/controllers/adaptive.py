@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from gnewton.errors import InputError
-from gnewton.optim.damping.controller import INTERNAL_DAMPING, Controller, Site
-from gnewton.optim.rates import Proposal
+from gnewton.optim.controllers.controller import INTERNAL_DAMPING, Controller, Site
+from gnewton.optim.rate_rule import Proposal
 
 
 class Verdict(Enum):

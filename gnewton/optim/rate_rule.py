@@ -1,4 +1,4 @@
-"""From a summary to learning rates: normalise, average, solve, post-process (method, sections 2 and 4).
+"""From a summary to learning rates: normalise, average, solve, post-process.
 
 All of it happens in float64 on the CPU on a handful of numbers; the caller makes one transfer each way.
 """
@@ -18,9 +18,7 @@ from gnewton.arguments import check_flag, check_kind, check_number
 from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
-from gnewton.optim.common import Common, common_rates
-from gnewton.optim.median import MedianBound
-from gnewton.optim.records import Solved
+from gnewton.optim.rate_bounds import Common, MedianBound, common_rates
 from gnewton.optim.solvers import Answer, Model, Solver, parse_solver
 
 INVALID = CubicStatus.INVALID_INPUT.value
@@ -45,6 +43,40 @@ class NegativeRates(str, Enum):
         except ValueError:
             allowed = ", ".join(member.value for member in cls)
             raise InputError(f"negative_rates={value}: must be one of {allowed}") from None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The outcome of one solve; vectors are float64 on the CPU, in units of the present u.
+
+    Each has one entry per group and direction, (S,) where there is one direction.
+
+    Attributes:
+        rates: η in force, (S,): averaged, bounded and clipped as asked, before the damping λ_1.
+        gradient, curvature, third: ḡ_s, H̄_ss and D3_s that were solved with, (S,), averaged as asked.
+        status: how the solve ended, a value of :class:`~gnewton.cubic.CubicStatus`, or one of
+            :mod:`gnewton.optim.rate_rule`.
+        radius: r = ‖Dη‖ of the solution.
+        residual: relative residual of the first-order condition.
+        curvature_margin: smallest eigenvalue of D⁻¹M(r)D⁻¹ (see :class:`~gnewton.cubic.CubicSolution`).
+        fell_back: whether the model was unbounded below and the fallback supplied the rates.
+        capped: entries whose rate the trust radius lowered.
+        silent: entries that take no part, as they cannot be told from rounding noise, (S,), bool; None: none.
+        internal_damping: λ_int the rates were solved with.
+    """
+
+    rates: Tensor
+    gradient: Tensor
+    curvature: Tensor
+    third: Tensor
+    status: str
+    radius: float
+    residual: float
+    curvature_margin: float
+    fell_back: bool
+    capped: int = 0
+    silent: Tensor | None = None
+    internal_damping: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -91,7 +123,7 @@ class RateRule:
         rate_median: updates over whose median no rate may rise, see :class:`MedianBound`; None: no bound.
         shrinkage: τ >= 0 of the term (τ/2)(η − c)ᵀ diag|H̄| (η − c) that pulls the rates of a direction
             towards their common rate c; a shrunk rate is within a factor of 8 of it
-            (:mod:`gnewton.optim.common`). 0: none.
+            (:mod:`gnewton.optim.rate_rule`). 0: none.
         proximal: μ >= 0 of the proximal term (μ/2)(η − η_prev)ᵀ diag|H̄| (η − η_prev).
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that old ones stay comparable

@@ -13,11 +13,11 @@ from torch import nn
 
 from gnewton import GroupedNewton
 from gnewton.errors import InputError
-from gnewton.optim.damping import Progress
-from gnewton.optim.damping.progress import trend
-from gnewton.optim.records import RateUpdate
+from gnewton.optim.controllers import Progress
+from gnewton.optim.controllers.trend import trend
+from gnewton.optim.rate_update import RateUpdate
+from tests.optim.controllers.test_controllers import Update
 from tests.optim.problems import classification, tanh_net
-from tests.optim.test_damping import Update
 
 
 @pytest.mark.parametrize("seed", range(5))

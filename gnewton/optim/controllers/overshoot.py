@@ -1,13 +1,22 @@
-"""λ_1 controlled by how far the steps since the last update overshot."""
+"""λ_1 controlled by how far the steps since the last update overshot, and the measurement of that."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import nn
+
 from gnewton.errors import InputError
-from gnewton.optim.damping.controller import DAMPING, Controller, Site
-from gnewton.optim.rates import Proposal
+from gnewton.optim.controllers.controller import DAMPING, Controller, Site
+from gnewton.optim.grouping import Grouping
+from gnewton.optim.measure import Measurer
+from gnewton.optim.rate_rule import Proposal
+from gnewton.optim.safeguard import Mark
+from gnewton.partition import Partition
+from gnewton.summary.api import Engine
+from gnewton.summary.problem import Forward, LossFunction
 
 
 class Overshoot(Controller):
@@ -83,3 +92,69 @@ class Overshoot(Controller):
         if self._curvature <= 0:
             return math.copysign(1.0, self._slope) if self._slope else 0.0
         return min(max(self._slope / self._curvature, -1.0), 1.0)
+
+
+class Displacement:
+    """Keeps a copy of the parameters, and measures the objective along what has changed since.
+
+    Args:
+        model, loss_fn, maximize, forward, engine, max_memory: as in :class:`~gnewton.optim.measure.Measurer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        *,
+        maximize: bool,
+        engine: Engine,
+        max_memory: int | None,
+        forward: Forward | None = None,
+    ) -> None:
+        self._grouping = Grouping(model, Partition.single(model))
+        self._measurer = Measurer(
+            model,
+            loss_fn,
+            self._grouping,
+            maximize=maximize,
+            forward=forward,
+            third=False,
+            engine=engine,
+            max_memory=max_memory,
+        )
+        self._mark = Mark(self._grouping.parameters)
+
+    def mark(self) -> None:
+        """Measure from here on."""
+        self._mark.set()
+
+    def forget(self) -> None:
+        """There is no mark until the next one is set."""
+        self._mark.before = None
+
+    def measure(self, inputs: Any, targets: Any, decay: Mapping[str, float]) -> tuple[float, float] | None:
+        """⟨∇f, w⟩ and wᵀ∇²f w at the present parameters, w = θ at the mark − θ now.
+
+        Args:
+            inputs, targets: the batch.
+            decay: wd by parameter name, 0 for none.
+
+        Returns:
+            None where there is no mark, nothing moved, or a number is not finite.
+        """
+        w = self._mark.way_back()
+        if w is None:
+            return None
+        names = self._grouping.names
+        found = self._measurer.measure(inputs, targets, [w], [decay[name] for name in names])
+        slope, curvature = float(found.gradient), float(found.hessian)
+        moved = float(found.norms) > 0
+        return (slope, curvature) if moved and math.isfinite(slope) and math.isfinite(curvature) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parameters at the mark."""
+        return {"before": self._mark.before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._mark.restore(state["before"])

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gnewton import Partition
-from gnewton.optim.finite import subtract_finite
+from gnewton.optim.finite_step import Plan, combined, subtract_finite, take
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.step import Plan, combined, take
-from gnewton.optim.trust import TrustRadius, per_entry
+from gnewton.optim.trust_radius import TrustRadius, per_entry
 from tests.optim.problems import tanh_net
 
 

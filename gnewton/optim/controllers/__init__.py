@@ -1,0 +1,30 @@
+"""What moves the dampings λ_1 and λ_int from update to update, one class per rule."""
+
+from gnewton.optim.controllers.adaptive import Adaptive
+from gnewton.optim.controllers.controller import (
+    DAMPING,
+    INTERNAL_DAMPING,
+    QUANTITIES,
+    Constant,
+    Controller,
+    Geometric,
+    Plateau,
+    Site,
+)
+from gnewton.optim.controllers.overshoot import Displacement, Overshoot
+from gnewton.optim.controllers.trend import Progress
+
+__all__ = [
+    "DAMPING",
+    "INTERNAL_DAMPING",
+    "QUANTITIES",
+    "Adaptive",
+    "Constant",
+    "Controller",
+    "Displacement",
+    "Geometric",
+    "Overshoot",
+    "Plateau",
+    "Progress",
+    "Site",
+]

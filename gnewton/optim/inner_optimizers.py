@@ -1,0 +1,206 @@
+"""What is known of the optimizers that propose directions: parts, state, weight decay, momentum buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.errors import InputError
+from gnewton.optim.bound_optimizer import BoundOptimizer, evaluated
+
+_COUPLED = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+)
+_DECOUPLED: tuple[type, ...] = (torch.optim.AdamW,)
+if hasattr(torch.optim, "Muon"):
+    _DECOUPLED = (*_DECOUPLED, torch.optim.Muon)
+
+
+class DecayKind(Enum):
+    """Where an optimizer puts its weight decay."""
+
+    COUPLED = "coupled"
+    """wd·θ is added to the gradient, as the derivative of (wd/2)‖θ‖²: SGD, Adam, RMSprop, NAdam …"""
+
+    DECOUPLED = "decoupled"
+    """lr·wd·θ is subtracted from the parameter besides the step: AdamW, Muon, or by their option."""
+
+
+def decay_kind(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> DecayKind:
+    """How ``optimizer`` applies ``group["weight_decay"]``.
+
+    An optimizer that torch does not provide says so by ``decoupled_weight_decay`` in its param_groups.
+
+    Raises:
+        InputError: if that cannot be known.
+    """
+    if "decoupled_weight_decay" in group:
+        return DecayKind.DECOUPLED if group["decoupled_weight_decay"] else DecayKind.COUPLED
+    if isinstance(optimizer, _DECOUPLED):
+        return DecayKind.DECOUPLED
+    if isinstance(optimizer, _COUPLED):
+        return DecayKind.COUPLED
+    raise InputError(
+        f"direction={type(optimizer).__name__} weight_decay={group['weight_decay']}: must be 0, or "
+        "'decoupled_weight_decay' in its param_groups has to say how it is applied"
+    )
+
+
+def coupled_decay(groups: Iterable[tuple[torch.optim.Optimizer, dict[str, Any]]]) -> dict[Tensor, float]:
+    """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, by tensor; the rest has none."""
+    return {
+        tensor: float(group["weight_decay"])
+        for optimizer, group in groups
+        if group.get("weight_decay") and decay_kind(optimizer, group) is DecayKind.COUPLED
+        for tensor in group["params"]
+    }
+
+
+def add_coupled(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], decay: float, maximize: bool
+) -> list[Tensor]:
+    """g + wd·θ as new tensors: what the optimizer would have seen on the parameters themselves.
+
+    With ``maximize`` torch turns the gradient round before it adds the decay, hence g − wd·θ.
+    """
+    return list(torch._foreach_add(list(gradients), list(parameters), alpha=-decay if maximize else decay))
+
+
+@torch.no_grad()
+def add_decoupled(directions: list[Tensor], parameters: Sequence[Tensor], factor: float) -> None:
+    """u + lr·wd·θ in place, ``factor`` being lr·wd."""
+    torch._foreach_add_(directions, list(parameters), alpha=factor)
+
+
+def inner_groups(inner: torch.optim.Optimizer) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
+    """The parameter groups of an optimizer, or of the parts it is composed of, each with its own."""
+    return [(part, group) for part in parts(inner) for group in part.param_groups]
+
+
+def parts(inner: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
+    """What an optimizer is composed of; itself, mostly."""
+    return getattr(inner, "parts", (inner,))
+
+
+def restore(inner: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer, bit for bit."""
+    inner.load_state_dict(state)
+    for part, saved in zip(parts(inner), state.get("parts", [state]), strict=True):
+        _restore_scalars(part, saved)
+
+
+def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give scalars of the state (NAdam's ``mu_product``) the dtype they were saved in.
+
+    torch casts every floating-point entry to the dtype of its parameter, which changes the next step.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.dim() == 0:
+                state = optimizer.state[parameter]
+                state[key] = state[key].to(value.dtype)
+
+
+class CompositeOptimizer(BoundOptimizer):
+    """Steps each of its parts in turn; ``param_groups`` are theirs, so schedulers reach all of them.
+
+    Args:
+        parts: optimizers that share no parameter.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = tuple(parts)
+        parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
+        super().__init__(parameters, {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of every part."""
+        loss = evaluated(closure)
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the parts, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def readable(inner: torch.optim.Optimizer) -> bool:
+    """Whether ``inner`` is SGD that would subtract its momentum buffers, or the gradients, as they are."""
+    return (
+        type(inner) is torch.optim.SGD
+        and not inner._optimizer_step_pre_hooks
+        and not inner._optimizer_step_post_hooks
+        and all(map(_is_plain, inner.param_groups))
+    )
+
+
+def _is_plain(group: dict[str, Any]) -> bool:
+    if not isinstance(group["lr"], (int, float)) or group["lr"] != 1:
+        return False
+    return not (group["nesterov"] or group["maximize"] or group["differentiable"])
+
+
+def buffers(inner: torch.optim.Optimizer) -> list[Tensor]:
+    """The momentum buffers that ``inner`` has by now."""
+    held = (state.get("momentum_buffer") for state in inner.state.values())
+    return [buffer for buffer in held if buffer is not None]
+
+
+@torch.no_grad()
+def advance(inner: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """Advance the momentum buffers of ``inner`` by one step, from the gradients of its parameters.
+
+    Weight decay is not added here.
+
+    Returns:
+        What the step would subtract, by parameter; those without gradient are missing. The tensors are the
+        buffers or the gradients themselves, so they must not be written to.
+    """
+    found: dict[Tensor, Tensor] = {}
+    for group in inner.param_groups:
+        gradients = {p: p.grad for p in group["params"] if p.grad is not None}
+        found |= gradients if group["momentum"] == 0 else _averages(inner, group, gradients)
+    return found
+
+
+def _averages(
+    inner: torch.optim.Optimizer, group: dict[str, Any], gradients: dict[Tensor, Tensor]
+) -> dict[Tensor, Tensor]:
+    averages: dict[Tensor, Tensor] = {}
+    older, newer = [], []
+    for p, gradient in gradients.items():
+        buffer = inner.state[p].get("momentum_buffer")
+        if buffer is None:  # the first gradient counts in full, as in torch
+            averages[p] = inner.state[p]["momentum_buffer"] = gradient.detach().clone()
+        else:
+            averages[p] = buffer
+            older.append(buffer)
+            newer.append(gradient)
+    momentum, dampening = group["momentum"], group["dampening"]
+    if older and momentum == dampening:  # a true average: one pass over memory in place of two
+        torch._foreach_lerp_(older, newer, 1 - momentum)
+    elif older:
+        torch._foreach_mul_(older, momentum)
+        torch._foreach_add_(older, newer, alpha=1 - dampening)
+    return averages
