@@ -87,11 +87,12 @@ def compose() -> Callable[..., DictConfig]:
 @pytest.fixture
 def run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Report]:
     """run(overrides, root=tmp_path) -> the report of a run in this process, on the CPU."""
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     def started(overrides: Sequence[str] = (), root: Path = tmp_path) -> Report:
         overrides = [f"output_root={root}", "trainer.device=cpu", *overrides]
-        return run_experiment(compose(overrides), overrides)
+        return run_experiment(prepare(compose(overrides), overrides))
 
     return started
 

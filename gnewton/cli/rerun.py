@@ -63,13 +63,14 @@ def _train(config: DictConfig, command: list[str]) -> Path | None:
     """Run it; the new run folder, or None in a process that writes none."""
     import logging
 
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     root = Path(config.output_root) / config.name
     before = set(root.iterdir()) if root.is_dir() else set()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return run_experiment(config, (), command).folder
+        return run_experiment(prepare(config), command).folder
     except Diverged as error:  # as it may have done before
         print(f"gnewton: {error}", file=sys.stderr)
         new = [folder for folder in root.iterdir() if folder not in before]

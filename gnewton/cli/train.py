@@ -13,14 +13,12 @@ def run(arguments: list[str]) -> int:
     from gnewton.cli.hydra_app import run_hydra
 
     def train(config: DictConfig, overrides: list[str]) -> None:
-        from gnewton.experiment.check import settings_from
-        from gnewton.experiment.resume import effective_config
+        from gnewton.experiment.prepare import prepare
 
-        # before torch is loaded: a bad option is answered at once
-        settings_from(effective_config(config, overrides), overrides)
+        prepared = prepare(config, overrides)  # a bad option is answered before torch is loaded
         from gnewton.experiment.run import run as run_experiment
 
-        run_experiment(config, overrides, ["gnewton", "train", *arguments])
+        run_experiment(prepared, ["gnewton", "train", *arguments])
 
     run_hydra(arguments, train)
     return 0

@@ -1,25 +1,30 @@
-"""From settings to parts: the data, the model, its partition, and what an optimizer may know of them."""
+"""From settings to parts: the device, the data, the model, its partition, and what an optimizer may know."""
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gnewton.data.splits import DataSet
 from gnewton.errors import InputError
-from gnewton.experiment.device import DTYPES
 from gnewton.experiment.schema import Settings
 from gnewton.optim.options import TrainingProblem
 from gnewton.partition import Partition
 from gnewton.tasks import Task
+from gnewton.training.settings import TrainerSettings
 from gnewton.training.world import SharedStream, World
 
 if TYPE_CHECKING:
     from gnewton.optim.rate_update import RateUpdate
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 CURVATURE_STREAM = 0x5EED
 """Added to the seed of the run for the order of the curvature batches, so that it is a stream of its own."""
@@ -32,6 +37,40 @@ class Parts:
     data: DataSet
     model: nn.Module
     partition: Partition | None
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The torch device named by ``trainer.device``; "auto" takes CUDA, then CPU.
+
+    Of several processes on a machine, each takes the CUDA device of its ``local_rank``.
+
+    Raises:
+        InputError: if the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", local_rank) if device.index is None else device
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(f"trainer.device={name}: this machine has {count} CUDA devices; use cpu or auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"trainer.device={name}: this machine has no MPS device; use cpu or auto")
+    return device
+
+
+def prepare_torch(settings: TrainerSettings, seed: int) -> None:
+    """Set number formats, determinism and every random stream."""
+    torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+    torch.backends.cudnn.allow_tf32 = settings.tf32
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def build_parts(settings: Settings, device: torch.device, world: World) -> Parts:

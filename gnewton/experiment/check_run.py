@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 
 from gnewton.errors import Diverged
+from gnewton.experiment.prepare import prepare
 from gnewton.experiment.run import run
 
 METRICS = ("train_loss", "validation_loss", "validation_accuracy")
@@ -64,7 +65,7 @@ def try_rates(
         for seed in seeds:
             with tempfile.TemporaryDirectory(prefix="gnewton-check-") as folder:
                 try:
-                    report = run(_configured(config, choice, steps, seed, samples, folder))
+                    report = run(prepare(_configured(config, choice, steps, seed, samples, folder)))
                 except Diverged:
                     diverged += 1
                     continue

@@ -1,12 +1,13 @@
-"""The folder of a run: made atomically, never shared, with everything needed to know what was run."""
+"""The folder of a run: created atomically, locked while a process runs in it, with its log."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +15,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gnewton.errors import InputError
+from gnewton.errors import Diverged, GnewtonError, InputError, Interrupted
+from gnewton.runfiles import DIVERGED, FAILED, INTERRUPTED, LOG_FILE, RESULT_FILE
+
+log = logging.getLogger("gnewton")
 
 PATIENCE = 8.0
 """Seconds: torch's data workers notice within five that their parent is gone."""
+
+_STATUS = {Diverged: DIVERGED, Interrupted: INTERRUPTED, KeyboardInterrupt: INTERRUPTED}
+"""Status of a run by the error that ended it; any other error: failed."""
 
 
 def config_hash(config: DictConfig) -> str:
@@ -135,3 +142,72 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary as indented JSON, atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def failure_recorded(folder: Path | None, step: Callable[[], int]) -> Iterator[None]:
+    """Note in result.json and train.log how the block failed, whatever the reason, and after which step."""
+    try:
+        yield
+    except BaseException as error:
+        if folder is None:
+            raise
+        status = next((name for kind, name in _STATUS.items() if isinstance(error, kind)), FAILED)
+        message = str(error) or type(error).__name__
+        with suppress(OSError):  # the disk may be what failed
+            write_json(folder / RESULT_FILE, {"status": status, "step": step(), "message": message})
+            log.error("%s: %s", status, message)
+        raise
+
+
+@contextmanager
+def disk_errors_explained(folder: Path | None) -> Iterator[None]:
+    """One message for an error of the file system: a full disk, missing permissions, a folder that is gone.
+
+    Raises:
+        GnewtonError: in place of the error, naming the run folder, or the file if it lies elsewhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or folder is None:
+            raise
+        name = error.filename
+        elsewhere = name is not None and not Path(str(name)).absolute().is_relative_to(folder.absolute())
+        place, problem = (name, "cannot be read") if elsewhere else (folder, "cannot be written")
+        raise GnewtonError(f"{place}: {problem} ({error.strerror})") from error
+
+
+class _LogFile(logging.FileHandler):
+    """train.log; its lines may be lost on a full disk, where the CSV logs fail with a message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Stay silent; logging itself would print a traceback for each line."""
+
+    def close(self) -> None:
+        """Close, even if the last lines cannot be written."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def log_file(folder: Path | None) -> Iterator[None]:
+    """Within the block the log goes to train.log as well; without a folder nothing is logged at all."""
+    if folder is None:
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = False
+        return
+    handler = _LogFile(folder / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()

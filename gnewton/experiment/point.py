@@ -13,9 +13,8 @@ from torch import nn
 
 from gnewton.data.splits import DataSet
 from gnewton.errors import InputError
-from gnewton.experiment.build import build_parts, problem_of, split
+from gnewton.experiment.build import build_parts, choose_device, prepare_torch, problem_of, split
 from gnewton.experiment.check import settings_from
-from gnewton.experiment.device import choose_device, prepare_torch
 from gnewton.experiment.resume import recorded_digest
 from gnewton.experiment.schema import Settings
 from gnewton.optim.options import TrainingProblem

@@ -12,11 +12,11 @@ from types import TracebackType
 
 
 class CsvLog:
-    """A CSV file that is extended by whole rows.
+    """A CSV file to which whole rows are appended.
 
     Every call of :meth:`write` is one ``os.write`` of complete lines to a file opened for appending. A kill
-    can cut it only in the microseconds between two of its memory pages; a last line without an end, left in
-    that way, is taken off when the file is opened again. Empty cells mean that there is no value.
+    can cut it only in the microseconds between two of its memory pages. A last line that was cut in this way
+    is removed when the file is opened again. An empty cell means that there is no value.
 
     Args:
         path: the file; its header is written if it does not exist yet.
@@ -49,7 +49,7 @@ class CsvLog:
         """Force what was written to the disk; returns the length of the file in bytes.
 
         Raises:
-            OSError: also if somebody has removed the file, to which one could go on writing unnoticed.
+            OSError: also if the file was removed: the system would go on writing to it without a word.
         """
         os.fsync(self._descriptor)
         status = os.fstat(self._descriptor)
@@ -58,11 +58,11 @@ class CsvLog:
         return status.st_size
 
     def cut(self, length: int) -> None:
-        """Take off everything after the first ``length`` bytes, as :meth:`sync` returned them."""
+        """Remove everything after the first ``length`` bytes, a length that :meth:`sync` returned."""
         os.ftruncate(self._descriptor, length)
 
     def clear(self) -> None:
-        """Take off everything but the header."""
+        """Remove everything but the header."""
         os.ftruncate(self._descriptor, 0)
         self._append([self._columns])
 
@@ -92,7 +92,7 @@ class CsvLog:
 
 
 def check_log(path: Path, columns: tuple[str, ...], length: int) -> str | None:
-    """Why the first ``length`` bytes of a file are no whole rows under the header ``columns``, or None."""
+    """Why the first ``length`` bytes of a file are not whole rows of ``columns``; None if they are."""
     if not path.is_file():
         return f"{path.name} is gone"
     with path.open("rb") as file:

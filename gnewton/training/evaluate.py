@@ -10,13 +10,13 @@ from torch import nn
 
 from gnewton.data.splits import DataSet, Split
 from gnewton.tasks import Task
-from gnewton.training.exhaustion import memory_suffices
+from gnewton.training.resources import memory_suffices
 from gnewton.training.settings import Evaluation
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss and share of right answers on a split; None where there is no such thing."""
+    """Mean loss and share of right answers on a split; None if the split is empty or the task has neither."""
 
     loss: float | None
     accuracy: float | None
@@ -34,14 +34,14 @@ def evaluate(
     """Mean loss and accuracy of ``model`` in evaluation mode, weighted by samples.
 
     The losses of the batches stay on the device, are read once at the end and averaged in float64. The
-    training mode of the model is put back.
+    model is left in the mode it was in.
 
     Args:
         model: the network.
         task: its loss and its notion of a right answer.
         split: the samples; an empty split scores None.
         batch_size: samples per forward pass; it does not change the result.
-        limit: the first so many samples only.
+        limit: how many samples, from the first; None: all.
         between: called after each batch; what it raises ends the evaluation.
     """
     mode = model.training
@@ -71,7 +71,7 @@ def evaluate(
 def evaluate_splits(
     model: nn.Module, data: DataSet, options: Evaluation, between: Callable[[], None] = lambda: None
 ) -> dict[str, Score]:
-    """The score on each split by name; on the training split only if ``options`` ask for it.
+    """The score on each split by name; on the training split only if ``options.train``.
 
     ``between`` is called after each batch, see :func:`evaluate`.
     """

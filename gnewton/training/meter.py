@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.training.nonfinite import StepFault
+from gnewton.training.faults import StepFault
 
 
 class Meter:
@@ -23,13 +23,13 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new average, for the next epoch."""
+        """Start a new average, for the next epoch."""
         self._loss_sum = 0.0
         self._samples = 0
         self._hits = None
 
     def record(self, step: int, loss: Tensor, correct: Tensor | None, samples: int) -> None:
-        """Take in the mean loss and the right answers of training step ``step``, both still on the device."""
+        """Collect the mean loss and the right answers of training step ``step``, both still on the device."""
         if not self._pending:
             self._first_step = step
         self._pending.append(loss.detach())
@@ -38,7 +38,7 @@ class Meter:
             self._hits = correct if self._hits is None else self._hits + correct
 
     def read(self) -> list[float]:
-        """Read what was recorded since the last call: the loss of each step.
+        """The loss of each step since the last call.
 
         Raises:
             StepFault: naming the first training step whose loss is not finite.
@@ -71,7 +71,7 @@ class Meter:
         return self._samples
 
     def state_dict(self) -> dict[str, float | int]:
-        """What a resumed epoch needs to report the mean over all of it; call :meth:`read` before."""
+        """What a resumed epoch needs for the mean over all its steps; call :meth:`read` before."""
         hits = 0 if self._hits is None else int(self._hits)
         return {
             "loss_sum": self._loss_sum,

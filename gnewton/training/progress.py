@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a bar on a terminal, plain lines elsewhere."""
+"""What a run shows while it trains: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 
 class Progress:
-    """A progress bar over training steps, or nothing where no terminal would show it.
+    """A progress bar over training steps, or nothing if no terminal would show it.
 
     Args:
         style: "bar", "lines", or "auto": a bar if standard error is a terminal.
-        total: training steps of the whole run, if known.
+        total: training steps of the whole run; None if unknown.
         done: training steps made before.
     """
 
@@ -26,7 +27,7 @@ class Progress:
         self._bar = tqdm(
             total=total, initial=done, unit="step", disable=not shown, dynamic_ncols=True, leave=False
         )
-        # lines are printed by the root logger, where there are any: above the bar then, not through it
+        # the root logger prints the lines, if any: it shall print them above the bar, not through it
         self._redirect = logging_redirect_tqdm() if shown and logging.root.handlers else None
 
     def __enter__(self) -> Progress:
@@ -51,8 +52,14 @@ class Progress:
         self._bar.set_postfix_str(f"loss {loss:.4g}, rate {span}", refresh=False)
 
 
+def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The rates in force: one per partition group, or one per parameter group of a baseline."""
+    rates: list[float] | None = getattr(optimizer, "rates", None)
+    return rates if rates is not None else [float(group["lr"]) for group in optimizer.param_groups]
+
+
 def summary_line(row: Mapping[str, Any]) -> str:
-    """A row of metrics.csv as a line to read."""
+    """A row of metrics.csv as one line of text."""
     parts = [f"epoch {row['epoch']:g}", f"step {row['step']}", f"running loss {row['running_loss']:.4g}"]
     for name in ("train", "validation", "test"):
         loss, accuracy = row[f"{name}_loss"], row[f"{name}_accuracy"]

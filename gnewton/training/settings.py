@@ -1,14 +1,54 @@
-"""The options of the trainer. Torch-free: they are read before anything is built."""
+"""The options of the training loop. Torch-free: they are checked before anything is built."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gnewton.errors import InputError
 from gnewton.options import option, show
 from gnewton.runfiles import SCORES
-from gnewton.training.interval import Interval
+
+STEPS, EPOCHS, SECONDS = "steps", "epochs", "seconds"
+
+_UNITS = {"": EPOCHS, "epoch": EPOCHS, "epochs": EPOCHS, "step": STEPS, "steps": STEPS} | dict.fromkeys(
+    ("s", "second", "seconds"), SECONDS
+)
+_ALLOWED = "must be a number of epochs, steps or seconds: 2 epochs, 100 steps, 60 s"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often checkpoints are written: every ``count`` of ``STEPS``, ``EPOCHS`` or ``SECONDS``.
+
+    Only seconds may be a fraction.
+    """
+
+    count: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Interval:
+        """The interval written as ``100 steps``, ``2 epochs`` (or just ``2``) or ``60 s``.
+
+        Raises:
+            InputError: saying what is allowed.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text)
+        if match is None or match[2] not in _UNITS:
+            raise InputError(_ALLOWED)
+        count, unit = float(match[1]), _UNITS[match[2]]
+        if not 0 < count < math.inf or (unit != SECONDS and not count.is_integer()):
+            raise InputError(_ALLOWED)
+        return cls(count, unit)
+
+    def due_after(self, unit: str, done: float) -> bool:
+        """Whether a checkpoint is due after ``done`` of ``unit``; never if the interval has another unit."""
+        if unit != self.unit:
+            return False
+        return done >= self.count if unit == SECONDS else done % self.count == 0
 
 
 @dataclass(kw_only=True)
@@ -23,7 +63,7 @@ class Evaluation:
 
 @dataclass(kw_only=True)
 class Target:
-    """A value of a metric at which the run stops and reports its time."""
+    """The score at which the run stops and reports its time."""
 
     metric: str = option(choices=SCORES)
     value: float | None = option()
@@ -31,7 +71,7 @@ class Target:
 
 @dataclass(kw_only=True)
 class TrainerSettings:
-    """Everything the training loop needs to know."""
+    """The options of the training loop."""
 
     name: str
     epochs: int = option(at_least=1)
@@ -56,11 +96,11 @@ class TrainerSettings:
     target: Target
 
     def sizes(self) -> str:
-        """The options that decide the memory of a training step, to be named where it does not do."""
+        """The options that decide the memory of a training step, for the message when it runs out."""
         return f"trainer.microbatch={show(self.microbatch)} or trainer.batch_size={show(self.batch_size)}"
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Checks that tie several options together."""
+        """Values that are not allowed, alone or together with others."""
         if not _known_device(self.device):
             yield "device", "must be one of auto, cpu, cuda, cuda:0, cuda:1, …, mps"
         try:

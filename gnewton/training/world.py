@@ -88,6 +88,14 @@ class World:
         dist.all_reduce(wanted, dist.ReduceOp.MAX)
         return int(wanted)
 
+    def any(self, wanted: bool, device: torch.device) -> bool:
+        """Whether ``wanted`` holds in any process; each of them gets the same answer."""
+        return bool(self.agree(int(wanted), device))
+
+    def barrier(self, device: torch.device) -> None:
+        """Wait until every process has come here."""
+        self.agree(0, device)
+
     def gather(self, value: Any) -> list[Any]:
         """The ``value`` of every process, by rank, in each of them."""
         if self.size == 1:

@@ -58,8 +58,8 @@ def _poison(where: str, step: int, value: float, *, once: bool) -> None:
     import torch
 
     from gnewton.summary import Summarizer
-    from gnewton.training import passes, trainer
-    from gnewton.training.gradient import add_gradient
+    from gnewton.training import trainer, training_step
+    from gnewton.training.training_step import add_gradient
 
     now, left = [0], [where]
     make_step, summarize = trainer.Trainer._make_step, Summarizer.summarize
@@ -87,7 +87,7 @@ def _poison(where: str, step: int, value: float, *, once: bool) -> None:
         return summary
 
     put(trainer.Trainer, _make_step=noted)
-    put(passes, add_gradient=gradient)
+    put(training_step, add_gradient=gradient)
     put(Summarizer, summarize=spoilt)
 
 
@@ -156,8 +156,8 @@ def _no_memory(step: int) -> Callable[[], None]:
     def spoil() -> None:
         import torch
 
-        from gnewton.training import passes
-        from gnewton.training.gradient import add_gradient
+        from gnewton.training import training_step
+        from gnewton.training.training_step import add_gradient
 
         made = [0]
 
@@ -167,6 +167,6 @@ def _no_memory(step: int) -> Callable[[], None]:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return add_gradient(*arguments)
 
-        put(passes, add_gradient=fail)
+        put(training_step, add_gradient=fail)
 
     return spoil

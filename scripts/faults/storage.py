@@ -144,10 +144,10 @@ def _locked_in_a_run(root: Path, name: str) -> tuple[Ended, bool]:
 
         finish = Trainer._finish_epoch
 
-        def locking(self: Trainer, signals: object) -> None:
+        def locking(self: Trainer) -> None:
             assert self.folder is not None
             (self.folder / name).chmod(0o555)
-            finish(self, signals)  # type: ignore[arg-type]
+            finish(self)
 
         put(Trainer, _finish_epoch=locking)
         _drop_privileges()
@@ -171,11 +171,11 @@ def vanished(count: int, place: Path, seed: int) -> Count:
 
             finish = Trainer._finish_epoch
 
-            def removing(self: Trainer, signals: object) -> None:
+            def removing(self: Trainer) -> None:
                 assert self.folder is not None
                 gone = root / "images" if part == "images" else self.folder / part
                 shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
-                finish(self, signals)  # type: ignore[arg-type]
+                finish(self)
 
             put(Trainer, _finish_epoch=removing)
 

@@ -68,6 +68,7 @@ def test_a_sound_run_keeps_its_steps(run, tmp_path):
 
 
 def test_a_resumed_run_says_the_same(run, compose, monkeypatch, tmp_path):
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     length = ("trainer.epochs=9", "trainer.log_every=2")
@@ -77,12 +78,12 @@ def test_a_resumed_run_says_the_same(run, compose, monkeypatch, tmp_path):
         run([*RISING, *length], tmp_path / "parts")
     overrides = [f"resume={_only(tmp_path / 'parts')}"]
     with pytest.raises(Diverged) as parts:
-        run_experiment(compose(overrides), overrides)
+        run_experiment(prepare(compose(overrides), overrides))
     assert str(parts.value) == str(whole.value)
     first, second = (_only(tmp_path / name) for name in ("whole", "parts"))
     assert rows(first / "metrics.csv") == rows(second / "metrics.csv")
     overrides = [overrides[0], "trainer.divergence=null"]
-    assert run_experiment(compose(overrides), overrides).outcome.status == "done"
+    assert run_experiment(prepare(compose(overrides), overrides)).outcome.status == "done"
 
 
 def test_rollback_lowers_the_rates(run):

@@ -11,7 +11,7 @@ from gnewton.runfiles import LAST
 from gnewton.summary.problem import batch_size
 from gnewton.summary.tangent_engine import TangentEngine
 from gnewton.training import evaluate as evaluate_module
-from gnewton.training import passes
+from gnewton.training import training_step
 from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
 
@@ -33,7 +33,7 @@ def _fail_at(number, original):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "kfac", "lbfgs", "grouped_newton"])
 def test_in_training(optimizer, cli, tmp_path, monkeypatch):
     small = SMALL if optimizer == "grouped_newton" else SMALL_BASELINE[: 2 if optimizer == "lbfgs" else 3]
-    monkeypatch.setattr(passes, "add_gradient", _fail_at(8, passes.add_gradient))
+    monkeypatch.setattr(training_step, "add_gradient", _fail_at(8, training_step.add_gradient))
     answer = cli(["train", f"optimizer={optimizer}", *small, "trainer.device=cpu"])
     size = 100 if optimizer == "lbfgs" else 20
     assert answer.code == 1

@@ -15,8 +15,8 @@ import torch
 from gnewton.errors import Diverged
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, LAST, PREVIOUS
-from gnewton.training import passes
 from gnewton.training import trainer as trainer_module
+from gnewton.training import training_step
 from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
 from tests.experiment.interruptions import assert_same_run, rows
@@ -47,7 +47,7 @@ def poisoned(
 ) -> Iterator[None]:
     """Within the block, the loss or the gradient of the training steps that ``steps`` tells is ``value``."""
     current: list[Any] = [None]
-    make_step, add_gradient = trainer_module.Trainer._make_step, passes.add_gradient
+    make_step, add_gradient = trainer_module.Trainer._make_step, training_step.add_gradient
 
     def noted(self: Any, whole: Any) -> None:
         current[0] = self.step
@@ -66,7 +66,7 @@ def poisoned(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_make_step", noted)
-        patch.setattr(passes, "add_gradient", broken)
+        patch.setattr(training_step, "add_gradient", broken)
         yield
 
 
@@ -167,6 +167,7 @@ def test_rollback(name, kind, run, compose, monkeypatch, tmp_path):
         report = run([*OPTIMIZERS[name], *LENGTH, "trainer.on_nonfinite=rollback"], tmp_path / "rollback")
     assert (report.outcome.status, report.outcome.rollbacks) == ("done", 1)
 
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     oracle = run([*OPTIMIZERS[name], "trainer.epochs=1", LENGTH[1]], tmp_path / "oracle").folder
@@ -178,7 +179,7 @@ def test_rollback(name, kind, run, compose, monkeypatch, tmp_path):
     state["scheduler"]["base_lrs"] = [0.5 * rate for rate in state["scheduler"]["base_lrs"]]
     torch.save(state, path)
     overrides = [f"resume={oracle}", "trainer.epochs=3"]
-    run_experiment(compose(overrides), overrides)
+    run_experiment(prepare(compose(overrides), overrides))
     assert_same_run(oracle, report.folder)
     table = pd.read_csv(report.folder / "metrics.csv")
     assert list(table["lr"] / table["lr"][0]) == [1.0, 0.5, 0.5]
@@ -278,13 +279,14 @@ def test_an_evaluation_that_is_not_finite(policy, run, monkeypatch, tmp_path):
 
 
 def test_a_diverged_run_can_be_resumed_with_another_policy(run, compose, monkeypatch, tmp_path):
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     with poisoned(monkeypatch, "loss", lambda step: step == 4):
         with pytest.raises(Diverged):
             run([*OPTIMIZERS["adam"], *LENGTH])
         overrides = [f"resume={_only(tmp_path)}", "trainer.on_nonfinite=skip"]
-        outcome = run_experiment(compose(overrides), overrides).outcome
+        outcome = run_experiment(prepare(compose(overrides), overrides)).outcome
     assert (outcome.status, outcome.skipped) == ("done", 1)
 
 

@@ -61,6 +61,7 @@ def _decided_by_the_seed(path: Path, columns: dict[str, tuple[str, str]]) -> pd.
 
 @pytest.fixture(scope="module")
 def folder(compose, tmp_path_factory):
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     root = tmp_path_factory.mktemp("run")
@@ -71,7 +72,7 @@ def folder(compose, tmp_path_factory):
         "trainer.epochs=5",
         "optimizer.period=2",
     ]
-    return run_experiment(compose(overrides), overrides, ["gnewton", "train", "…"]).folder
+    return run_experiment(prepare(compose(overrides), overrides), ["gnewton", "train", "…"]).folder
 
 
 def test_the_documented_columns_are_those_written(folder):

@@ -108,10 +108,11 @@ def broken_off(run, tmp_path):
 @pytest.fixture
 def resumed(compose):
     def again(folder, *overrides):
+        from gnewton.experiment.prepare import prepare
         from gnewton.experiment.run import run as run_experiment
 
         overrides = [f"resume={folder}", *overrides]
-        return run_experiment(compose(overrides), overrides)
+        return run_experiment(prepare(compose(overrides), overrides))
 
     return again
 
@@ -186,11 +187,11 @@ def test_killed_in_an_evaluation(uninterrupted, run, resumed, monkeypatch, tmp_p
 
 
 def test_killed_before_the_first_checkpoint(uninterrupted, run, resumed, monkeypatch, tmp_path):
-    from gnewton.training.journal import Journal
+    from gnewton.training.runlog import RunLog
 
     reference = uninterrupted(RUNS["adam"])
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "checkpoint", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(RunLog, "checkpoint", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         assert killed(lambda: run([*RUNS["adam"], *LENGTH], tmp_path / "killed")) == signal.SIGKILL
     (folder,) = (tmp_path / "killed").glob("*/*")
     assert list((folder / "checkpoint").iterdir()) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gnewton.training.journal import Journal
+from gnewton.training.runlog import RunLog
 from scripts.faults import interruptions
 from scripts.faults.__main__ import KINDS
 from scripts.faults.forks import warm_up
@@ -67,7 +67,7 @@ def test_every_fault_is_survived(title, place):
 )
 def test_a_defect_would_be_seen(broken, place, monkeypatch):
     name, replacement = broken
-    original = getattr(Journal, name)
+    original = getattr(RunLog, name)
     lost = []
 
     def defective(self, *arguments):
@@ -76,7 +76,7 @@ def test_a_defect_would_be_seen(broken, place, monkeypatch):
             replacement(self, *arguments) if name == "rewind" or len(lost) > 3 else original(self, *arguments)
         )
 
-    monkeypatch.setattr(Journal, name, defective)
+    monkeypatch.setattr(RunLog, name, defective)
     monkeypatch.setattr(interruptions, "OPTIMIZERS", ("grouped_newton",))
     monkeypatch.setattr(interruptions, "EVERY", ("2 steps",))
     assert interruptions.killed(8, place / "x", 3).failures

@@ -116,9 +116,10 @@ def test_a_resumed_run_goes_on_under_the_loggers_it_has(run, with_loggers):
     with_loggers(kept=first)
     folder = run([*SHORT, "trainer.epochs=1"]).folder
     with_loggers(kept=second)
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
-    run_experiment(_resumed(folder, "trainer.epochs=2"), [f"resume={folder}", "trainer.epochs=2"])
+    run_experiment(prepare(_resumed(folder, "trainer.epochs=2"), [f"resume={folder}", "trainer.epochs=2"]))
     assert second.cards[0].step == 3
     assert [row["step"] for row in second.metric_rows] == [6]
 
@@ -205,13 +206,14 @@ def test_tensorboard_of_a_resumed_run(run):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     folder = run([*SHORT, "trainer.epochs=1", "logger=tensorboard"]).folder
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["logger"] == {"tensorboard": {"name": "tensorboard", "flush_seconds": 30}}
     overrides = [f"resume={folder}", "trainer.epochs=3"]
-    report = run_experiment(_resumed(folder, "trainer.epochs=3"), overrides)
+    report = run_experiment(prepare(_resumed(folder, "trainer.epochs=3"), overrides))
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     check_scalars(report, lambda name: [(event.step, event.value) for event in events.Scalars(name)])
@@ -221,12 +223,13 @@ def test_mlflow(run, tmp_path):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
+    from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
     store = [f"logger.mlflow.tracking_uri={tmp_path / 'store'}", "logger.mlflow.experiment=mine"]
     folder = run([*SHORT, "trainer.epochs=1", "logger=mlflow", *store]).folder
     overrides = [f"resume={folder}", "trainer.epochs=2"]
-    report = run_experiment(_resumed(folder, "trainer.epochs=2"), overrides)
+    report = run_experiment(prepare(_resumed(folder, "trainer.epochs=2"), overrides))
     client = MlflowClient(str(tmp_path / "store"))
     (found,) = client.search_runs(
         [client.get_experiment_by_name("mine").experiment_id]

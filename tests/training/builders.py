@@ -16,7 +16,7 @@ from gnewton.optim.options.baselines import LBFGS, SGD
 from gnewton.optim.options.components import ConstantSchedule
 from gnewton.partition import Partition
 from gnewton.tasks import Classification, Regression, Task
-from gnewton.training.ratelog import RateLog
+from gnewton.training.runlog import RateLog
 from gnewton.training.settings import Evaluation, Target, TrainerSettings
 from gnewton.training.trainer import Trainer
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from gnewton.errors import Diverged
 from gnewton.optim.options.components import CosineSchedule, PlateauSchedule, StepSchedule
-from gnewton.training import clocks, journal
+from gnewton.training import resources, runlog
 from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.evaluate import evaluate
-from gnewton.training.gradient import add_gradient
 from gnewton.training.settings import Evaluation, Target
+from gnewton.training.training_step import add_gradient
 from tests.training import builders
 
 
@@ -206,7 +206,7 @@ class _FakeTime:
 
 def test_clocks_are_apart(tmp_path, monkeypatch):
     fake = _FakeTime()
-    monkeypatch.setattr(clocks.time, "perf_counter", fake)
+    monkeypatch.setattr(resources.time, "perf_counter", fake)
     trainer = builders.trainer(tmp_path, log_every=1)
 
     def cost(owner, name, seconds):
@@ -222,7 +222,7 @@ def test_clocks_are_apart(tmp_path, monkeypatch):
 
     cost(trainer.optimizer, "zero_grad", 1.0)
     cost(module, "evaluate_splits", 100.0)
-    cost(journal, "save_checkpoint", 10_000.0)
+    cost(runlog, "save_checkpoint", 10_000.0)
     cost(module, "summary_line", 0.01)
     trainer.fit()
     metrics = _metrics(tmp_path)

@@ -15,7 +15,7 @@ from torch import nn
 
 from gnewton.errors import InputError
 from gnewton.tasks import Classification
-from gnewton.training.gradient import add_gradient
+from gnewton.training.training_step import add_gradient
 from gnewton.training.world import World
 from tests.processes import process_group
 

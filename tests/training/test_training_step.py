@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton.compilation import missing
+from gnewton.experiment.prepare import prepare
 from gnewton.experiment.run import run as run_experiment
 from gnewton.tasks import Classification
-from gnewton.training.gradient import add_gradient
-from gnewton.training.precision import Precision
+from gnewton.training.training_step import Precision, TrainingStep, add_gradient
+from gnewton.training.world import World
 from tests.conftest import SMALL_BASELINE, Answer
 from tests.training.builders import sgd
 
@@ -61,14 +62,11 @@ def test_steps_stay_near_those_in_full_precision(kind: str) -> None:
     for chosen in ("full", kind):
         model = network()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        precision = Precision(chosen)
+        make_step = TrainingStep(
+            model, TASK, optimizer, sgd(), World(), microbatch=5, precision=Precision(chosen)
+        )
         for step in range(30):
-
-            def evaluate(step: int = step) -> Tensor:
-                optimizer.zero_grad()  # noqa: B023
-                return add_gradient(model, TASK, batch(step), 5, precision)[0]  # noqa: B023
-
-            precision.step(sgd(), optimizer, evaluate, batch(step))
+            make_step(batch(step))
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     start = torch.cat([p.detach().flatten() for p in network().parameters()])
     gap, way = (ends[0] - ends[1]).norm(), (ends[0] - start).norm()
@@ -82,14 +80,11 @@ def test_a_step_that_overflows_is_left_out_and_halves_the_scale() -> None:
     precision = Precision("float16")
     huge = inputs * 1e6  # beyond float16
 
-    def evaluate(x: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        return add_gradient(model, TASK, (x, targets), None, precision)[0]
-
-    precision.step(sgd(), optimizer, partial(evaluate, huge), (huge, targets))
+    make_step = TrainingStep(model, TASK, optimizer, sgd(), World(), precision=precision)
+    make_step((huge, targets))
     assert precision.state_dict()["scale"] == 32768
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    precision.step(sgd(), optimizer, partial(evaluate, inputs * 1e-3), (inputs, targets))
+    make_step((inputs * 1e-3, targets))
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     other = Precision("float16")
     other.load_state_dict(precision.state_dict())
@@ -130,7 +125,7 @@ def test_a_resumed_run_in_float16_continues_bit_for_bit(
     whole = run(common, tmp_path / "whole")
     cut = run([*common, "trainer.max_steps=7"], tmp_path / "cut")
     again = [f"resume={cut.folder}", "trainer.max_steps=null"]
-    resumed = run_experiment(compose(again), again)
+    resumed = run_experiment(prepare(compose(again), again))
     assert resumed.outcome.step == whole.outcome.step
     assert all(torch.equal(value, last(whole)[name]) for name, value in last(resumed).items())
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gnewton.training.signals import StopSignals
+from gnewton.training.ending import StopSignals
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

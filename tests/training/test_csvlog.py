@@ -1,4 +1,4 @@
-"""CSV logs and meters: whole rows whatever happens, and the step at which a loss went wrong."""
+"""CSV logs: whole rows whatever happens."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ import sys
 import time
 
 import pytest
-import torch
 
-from gnewton.errors import Diverged
 from gnewton.training.csvlog import CsvLog
-from gnewton.training.meter import Meter
 
 COLUMNS = ("step", "name", "value")
 
@@ -109,35 +106,3 @@ while True:
         assert len(rows) > 10
         assert {len(row) for row in rows} == {3}
         assert [int(row[0]) for row in rows[1:]] == [index // 2 for index in range(len(rows) - 1)]
-
-
-def test_meter_averages_by_samples():
-    meter = Meter()
-    meter.record(0, torch.tensor(1.0), torch.tensor(3), 10)
-    meter.read()
-    meter.record(1, torch.tensor(4.0), torch.tensor(1), 5)
-    meter.read()
-    assert (meter.loss, meter.accuracy(), meter.samples, meter.latest) == (2.0, 4 / 15, 15, 4.0)
-    meter.reset()
-    assert meter.samples == 0
-    assert meter.accuracy() is None
-
-
-def test_meter_without_right_answers():
-    meter = Meter()
-    meter.record(0, torch.tensor(1.0), None, 10)
-    meter.read()
-    assert meter.accuracy() is None
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("position", [0, 1, 6])
-def test_meter_names_the_step(bad, position):
-    meter = Meter()
-    for step in range(100, 103):
-        meter.record(step, torch.tensor(1.0), None, 1)
-    meter.read()
-    for step in range(103, 110):
-        meter.record(step, torch.tensor(bad if step == 103 + position else 1.0), None, 1)
-    with pytest.raises(Diverged, match=f"the training loss is {bad} at step {103 + position}$"):
-        meter.read()

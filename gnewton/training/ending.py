@@ -1,0 +1,77 @@
+"""How a run ends: the signals that stop it, its target, and the record of its end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+from gnewton.runfiles import DONE
+from gnewton.training.settings import Target
+
+_STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class StopSignals:
+    """Within the block, SIGINT, SIGTERM and SIGUSR1 are noted in :attr:`received` instead of acting.
+
+    A second SIGINT acts at once, for a user who does not want to wait. Outside the main thread, where Python
+    allows no handlers, the block changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: "done", "target" (the target was reached), "limit" (of steps or seconds).
+        epoch, step: how far it came; the epoch is a fraction if a limit cut it short.
+        skipped, rollbacks: steps left out and rollbacks, see ``trainer.on_nonfinite``.
+        metrics: the last row of metrics.csv.
+        target: metric, value, step, epoch and training seconds at which the target was reached, or None.
+    """
+
+    status: str = DONE
+    epoch: float = 0.0
+    step: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Any] | None = None
+
+
+def target_report(target: Target, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The report on a row of metrics.csv that reaches the target; None if it does not.
+
+    A loss reaches its target from above, an accuracy from below.
+    """
+    value = row[target.metric]
+    if target.value is None or value is None:
+        return None
+    if value < target.value if target.metric.endswith("accuracy") else not value <= target.value:
+        return None
+    report = {"metric": target.metric, "value": target.value, "reached": value}
+    return report | {key: row[key] for key in ("epoch", "step", "train_seconds")}

@@ -1,0 +1,196 @@
+"""Numbers that are not finite: how they are found, and what the policy ``trainer.on_nonfinite`` decides."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from gnewton.errors import Diverged
+from gnewton.optim.finite_step import all_finite
+from gnewton.runfiles import SCORES
+from gnewton.training.runlog import RateLog
+from gnewton.training.settings import TrainerSettings
+
+
+class StepFault(Diverged):
+    """A training step met a number that is not finite.
+
+    Attributes:
+        harmless: whether only an update of the rates was lost; the rates before it stayed in force.
+    """
+
+    def __init__(self, message: str, *, harmless: bool = False) -> None:
+        super().__init__(message)
+        self.harmless = harmless
+
+
+class Watch:
+    """Looks for numbers that are not finite in what training steps leave behind.
+
+    Args:
+        model: its parameters and floating-point buffers must be finite.
+        optimizer: if it counts the steps it withheld, their number must not grow.
+        rate_log: updates of the rates since the last read; None for optimizers without rates.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rate_log: RateLog | None) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._rate_log = rate_log
+        self._withheld = 0
+
+    def fault(self, step: int) -> StepFault | None:
+        """The worst fault after ``step`` training steps, None if all is finite; one wait for the device."""
+        withheld, finite = self._look()
+        before, self._withheld = self._withheld, withheld
+        if withheld > before:
+            return StepFault(f"the direction or the rates are not finite at a step before step {step}")
+        if not finite:
+            return StepFault(f"the parameters are not finite after step {step}")
+        bad = self._rate_log.invalid_step() if self._rate_log is not None else None
+        if bad is None:
+            return None
+        return StepFault(f"the summary is not finite at step {bad}", harmless=True)
+
+    def restart(self) -> None:
+        """Count withheld steps anew, from the number that a restored optimizer holds."""
+        self._withheld = self._look()[0]
+
+    def _look(self) -> tuple[int, bool]:
+        """(steps withheld so far, whether the model is finite), in one transfer."""
+        finite = all_finite(
+            [value for value in self._model.state_dict().values() if value.is_floating_point()]
+        )
+        withheld = getattr(self._optimizer, "withheld", torch.zeros_like(finite, dtype=torch.int64))
+        values = torch.stack([withheld, finite.to(withheld)]).tolist()
+        return values[0], bool(values[1])
+
+
+class Action(Enum):
+    """What the trainer is to do about a fault."""
+
+    SKIP = auto()
+    """Leave out the step that was made alone, or the update of the rates."""
+
+    REWIND = auto()
+    """Return to the last sound state and repeat the steps since then one by one, each checked."""
+
+    ROLL_BACK = auto()
+    """Return to the last checkpoint and continue with lower learning rates."""
+
+
+class Recovery(ABC):
+    """The policy ``trainer.on_nonfinite``: it decides, the trainer acts.
+
+    Attributes:
+        keeps_state: whether the trainer is to keep a copy of the last sound state, for ``Action.REWIND``.
+
+    Args:
+        settings: ``max_recoveries`` bounds how often the policy may help.
+    """
+
+    keeps_state: ClassVar[bool] = False
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self.limit = settings.max_recoveries
+
+    def tolerates(self, fault: StepFault) -> bool:
+        """Whether training continues from ``fault`` as it is, with ``Action.SKIP``."""
+        return False
+
+    @abstractmethod
+    def decide(self, fault: Diverged, *, rollbacks: int, isolated: bool = False) -> Action:
+        """The action that answers a fault.
+
+        Args:
+            fault: what was found.
+            rollbacks: how often the run was rolled back before.
+            isolated: whether the fault is of a single step that was made alone.
+
+        Raises:
+            Diverged: if the policy cannot help, or has done so too often.
+        """
+
+    def passed(self) -> None:  # noqa: B027
+        """Take note that a step made alone was sound."""
+
+
+class Stop(Recovery):
+    """End the run; checkpoint/last.pt holds the last finite state."""
+
+    def decide(self, fault: Diverged, *, rollbacks: int, isolated: bool = False) -> Action:
+        """Raise ``fault``."""
+        raise fault
+
+
+class Skip(Recovery):
+    """Leave out the steps that are not finite, as if their batches did not exist.
+
+    Between two reads of the loss nothing is checked. A fault sends the trainer back to the state of the last
+    read, which it kept in memory. It then repeats the steps one by one, checks each and undoes it if it is
+    not finite. So every optimizer is left exactly as before the step, whatever state it has.
+    """
+
+    keeps_state = True
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        super().__init__(settings)
+        self._in_a_row = 0
+
+    def tolerates(self, fault: StepFault) -> bool:
+        """GroupedNewton skips an update of the rates by itself."""
+        return fault.harmless
+
+    def decide(self, fault: Diverged, *, rollbacks: int, isolated: bool = False) -> Action:
+        """Skip an update of the rates or a step that is known; otherwise rewind, to find the step."""
+        if not isinstance(fault, StepFault):
+            raise fault  # an evaluation is not finite: there is no step to leave out
+        if not (isolated or fault.harmless):
+            return Action.REWIND
+        self._in_a_row += 1
+        if self._in_a_row > self.limit:
+            raise Diverged(f"{fault}; {self.limit} in a row were skipped (trainer.max_recoveries)") from fault
+        return Action.SKIP
+
+    def passed(self) -> None:
+        """Count the steps in a row anew."""
+        self._in_a_row = 0
+
+
+class Rollback(Recovery):
+    """Return to the last checkpoint and continue with lower learning rates (GroupedNewton: λ_1)."""
+
+    def decide(self, fault: Diverged, *, rollbacks: int, isolated: bool = False) -> Action:
+        """Roll back, unless that was done ``max_recoveries`` times."""
+        if rollbacks >= self.limit:
+            raise Diverged(f"{fault}; rolled back {rollbacks} times (trainer.max_recoveries)") from fault
+        return Action.ROLL_BACK
+
+
+def check_scores(row: dict[str, Any]) -> None:
+    """Refuse a row of metrics.csv with a score that is not finite.
+
+    Raises:
+        Diverged: naming the score and the step.
+    """
+    for name in SCORES:
+        value = row[name]
+        if value is not None and not math.isfinite(value):
+            raise Diverged(f"the {name.replace('_', ' ')} is {value} after step {row['step']}")
+
+
+RECOVERIES: dict[str, type[Recovery]] = {"stop": Stop, "skip": Skip, "rollback": Rollback}
+"""The policies by name."""
+
+
+def lower_rates(optimizer: torch.optim.Optimizer, scheduler: Any, factor: float) -> None:
+    """Multiply every learning rate by ``factor``, now and in what the schedule starts from."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * factor
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]

@@ -1,0 +1,201 @@
+"""What a run writes while it trains: metrics.csv, rates.csv and the checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from gnewton.errors import InputError
+from gnewton.loggers import Logger
+from gnewton.optim.rate_rule import INVALID
+from gnewton.runfiles import (
+    CHECKPOINT_FOLDER,
+    LAST,
+    METRICS_COLUMNS,
+    METRICS_FILE,
+    PREVIOUS,
+    RATES_COLUMNS,
+    RATES_FILE,
+)
+from gnewton.training.checkpoint import remove_leftovers, save_checkpoint
+from gnewton.training.csvlog import CsvLog, check_log
+
+if TYPE_CHECKING:
+    from gnewton.optim.rate_update import RateUpdate
+
+
+class RunLog:
+    """metrics.csv, rates.csv and checkpoint/ of a run folder, open within the block.
+
+    Args:
+        folder: the run folder; None: this process writes nothing, as all but one of a data-parallel run.
+        with_rates: whether the optimizer has rates to log.
+        logger: receives every row as well.
+    """
+
+    def __init__(self, folder: Path | None, with_rates: bool, logger: Logger | None = None) -> None:
+        self._folder = folder
+        self._logger = logger
+        self._columns: dict[str, tuple[str, ...]] = {METRICS_FILE: METRICS_COLUMNS}
+        if with_rates:
+            self._columns[RATES_FILE] = RATES_COLUMNS
+        self._open = ExitStack()
+        self._logs: dict[str, CsvLog] = {}
+        self._lengths: Mapping[str, int] = {}
+
+    def __enter__(self) -> RunLog:
+        if self._folder is not None:
+            (self._folder / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
+            remove_leftovers(self._folder / CHECKPOINT_FOLDER)
+            for name, columns in self._columns.items():
+                self._logs[name] = self._open.enter_context(CsvLog(self._folder / name, columns))
+            if self._lengths:
+                self.rewind(self._lengths)
+            else:  # a new run, or one that was killed before its first checkpoint
+                for log in self._logs.values():
+                    log.clear()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._logs.clear()
+        self._open.close()
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.csv."""
+        self._write(METRICS_FILE, [row])
+        if self._logger is not None:
+            self._logger.metrics(row)
+
+    def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to rates.csv."""
+        self._write(RATES_FILE, rows)
+        if self._logger is not None and rows:
+            self._logger.rates(rows)
+
+    def lengths(self) -> dict[str, int]:
+        """Sync the logs; returns the length of each in bytes, which a checkpoint records."""
+        return {name: log.sync() for name, log in self._logs.items()}
+
+    def rewind(self, lengths: Mapping[str, int]) -> None:
+        """Remove the rows written after a checkpoint; before the block is entered, remove them on entry."""
+        self._lengths = lengths
+        for name, log in self._logs.items():
+            log.cut(lengths[name])
+
+    def check(self, lengths: Mapping[str, int]) -> None:
+        """Check that the logs still hold the rows that a checkpoint records.
+
+        Raises:
+            InputError: naming the file that does not.
+        """
+        if self._folder is None:
+            return
+        for name, columns in self._columns.items():
+            reason = check_log(self._folder / name, columns, int(lengths[name]))
+            if reason is not None:
+                raise InputError(reason)
+
+    def checkpoint(self, name: str, state: dict[str, Any]) -> None:
+        """Write one checkpoint; the previous last.pt is kept as previous.pt."""
+        if self._folder is not None:
+            keep = self.checkpoint_path(PREVIOUS) if name == LAST else None
+            save_checkpoint(self.checkpoint_path(name), state, keep)
+
+    def checkpoint_path(self, name: str) -> Path:
+        """The path of the checkpoint ``name``."""
+        return (self._folder or Path()) / CHECKPOINT_FOLDER / name
+
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if name in self._logs and rows:
+            self._logs[name].write(rows)
+
+
+class RateLog:
+    """Collects updates of the rates during training steps; their rows are written between steps.
+
+    Attributes:
+        updates: updates whose rows were taken so far.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[RateUpdate] = []
+        self.updates = 0
+
+    def record(self, update: RateUpdate) -> None:
+        """Keep one update until the next :meth:`take`."""
+        self._pending.append(update)
+
+    def take(self) -> list[dict[str, object]]:
+        """The rows of all updates since the last call, see ``RATES_COLUMNS``."""
+        rows: list[dict[str, object]] = []
+        for update in self._pending:
+            self.updates += 1
+            rows.extend(self._rows(update))
+        self._pending.clear()
+        return rows
+
+    def invalid_step(self) -> int | None:
+        """The step of the first update since :meth:`take` with numbers that are not finite, or None."""
+        for update in self._pending:
+            rates = update.solved.rates
+            if update.solved.status == INVALID or not all(map(math.isfinite, rates.tolist())):
+                return update.step
+        return None
+
+    def rewind(self, updates: int) -> None:
+        """Forget the updates since :meth:`take`, whose steps are undone, and count from ``updates``."""
+        self._pending.clear()
+        self.updates = updates
+
+    def _rows(self, update: RateUpdate) -> list[dict[str, object]]:
+        solved = update.solved
+        columns = zip(
+            update.names,
+            solved.rates.tolist(),
+            update.damping,
+            solved.gradient.tolist(),
+            solved.curvature.tolist(),
+            solved.third.tolist(),
+            [False] * len(update.names) if solved.silent is None else solved.silent.tolist(),
+            strict=True,
+        )
+        shared = {
+            "update": self.updates,
+            "step": update.step,
+            "status": solved.status,
+            "fallback": solved.fell_back,
+            "warmup": update.warming_up,
+            "internal_damping": _number(solved.internal_damping),
+            "capped": solved.capped,
+            "rejected": update.rejected,
+            "loss": _number(update.loss),
+            "radius": _number(solved.radius),
+            "residual": _number(solved.residual),
+            "curvature_margin": _number(solved.curvature_margin),
+            **{name: _number(value) for name, value in update.readings.items()},
+            "summary_seconds": update.summary_seconds,
+            "solve_seconds": update.solve_seconds,
+        }
+        return [
+            {
+                **shared,
+                "group": group,
+                "rate": 0.0 if update.warming_up else rate * damping,
+                "damping": damping,
+                "gradient": _number(gradient),
+                "curvature": _number(curvature),
+                "third": _number(third),
+                "silent": silent,
+            }
+            for group, rate, damping, gradient, curvature, third, silent in columns
+        ]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
