@@ -109,10 +109,10 @@ def run(prepared: Prepared, command: Sequence[str] | None = None) -> Report:
                 trainer.resume(resumed)
                 world.barrier(device)  # every process reads before one of them writes
                 if folder is not None:
-                    _continue_folder(folder, prepared, environment, trainer.step)
+                    _continue_folder(folder, prepared, environment, trainer.state.step)
             with (
-                failure_recorded(folder, lambda: trainer.step),
-                _reporting(loggers, folder, prepared, trainer.step),
+                failure_recorded(folder, lambda: trainer.state.step),
+                _reporting(loggers, folder, prepared, trainer.state.step),
             ):
                 outcome = trainer.fit()
                 if folder is not None:

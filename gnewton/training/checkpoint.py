@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 from gnewton.runfiles import CHECKPOINT_FOLDER, LAST, PREVIOUS
 
 log = logging.getLogger("gnewton")
@@ -64,8 +64,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]  # torch adds a page of advice
-        raise InputError(f"checkpoint {path}: cannot be read ({type(error).__name__}: {reason})") from error
+        reason = first_line(error, with_type=True)  # torch adds a page of advice
+        raise InputError(f"checkpoint {path}: cannot be read ({reason})") from error
     if not isinstance(state, dict) or "model" not in state:
         raise InputError(f"checkpoint {path}: it holds no model")
     return state
@@ -152,9 +152,10 @@ def _restore(path: Path, state: dict[str, Any], restore: Callable[[dict[str, Any
     try:
         restore(state)
     except (InputError, KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        if not isinstance(error, InputError):
-            reason = f"it lacks or garbles a part ({type(error).__name__}: {reason})"
+        if isinstance(error, InputError):
+            reason = first_line(error)
+        else:
+            reason = f"it lacks or garbles a part ({first_line(error, with_type=True)})"
         raise InputError(f"checkpoint {path}: {reason}") from error
 
 

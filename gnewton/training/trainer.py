@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +23,12 @@ from gnewton.training.checkpoint import random_states, restore_newest, set_rando
 from gnewton.training.divergence import SAMPLES, LossCeiling
 from gnewton.training.ending import Outcome, StopSignals, target_report
 from gnewton.training.evaluate import Score, evaluate, evaluate_splits
-from gnewton.training.faults import RECOVERIES, Action, StepFault, Watch, check_scores, lower_rates
-from gnewton.training.meter import Meter
+from gnewton.training.faults import RECOVERIES, Action, StepFault, check_scores, lower_rates
 from gnewton.training.progress import Progress, learning_rates, summary_line
-from gnewton.training.resources import (
-    Clocks,
-    Throughput,
-    memory_suffices,
-    peak_memory_mib,
-    reset_peak_memory,
-)
+from gnewton.training.resources import Clocks, memory_suffices, reset_peak_memory
 from gnewton.training.runlog import RateLog, RunLog
 from gnewton.training.settings import EPOCHS, SECONDS, STEPS, Interval, TrainerSettings
+from gnewton.training.state import TrainingState
 from gnewton.training.training_step import Precision, TrainingStep
 from gnewton.training.world import World
 
@@ -55,6 +47,9 @@ class Trainer:
         identity: what a checkpoint must agree on to be continued, such as the hash of the configuration.
         world: the processes that share every batch; this one alone by default.
         logger: receives the rows of the CSV files as well.
+
+    Attributes:
+        state: everything that training changes.
     """
 
     def __init__(
@@ -84,26 +79,26 @@ class Trainer:
         self.scheduler = recipe.schedule.build(optimizer, settings.epochs)
         self.batch_size = None if recipe.full_batch else settings.batch_size
         self.steps_per_epoch = data.train.steps(self.batch_size)
-        self.epoch = 0  # whole epochs finished
-        self.step = 0  # training steps finished
-        self.outcome = Outcome()
+        precision = Precision(settings.precision, self.device)
+        self.state = TrainingState(
+            *(model, optimizer, self.scheduler),
+            precision=precision,
+            ceiling=LossCeiling(settings.divergence, self.steps_per_epoch),
+            rate_log=rate_log,
+            steps_per_epoch=self.steps_per_epoch,
+        )
         self._training_step = TrainingStep(
             *(model, data.task, optimizer, recipe, self.world),
             microbatch=settings.microbatch,
-            precision=Precision(settings.precision, self.device),
+            precision=precision,
             compiled=settings.compile,
         )
         self._run_log = RunLog(folder, with_rates=rate_log is not None, logger=logger)
         self._rate_log = rate_log
-        self._meter = Meter()
-        self._throughput = Throughput()
-        self._ceiling = LossCeiling(settings.divergence, self.steps_per_epoch)
-        self._watch = Watch(model, optimizer, rate_log)
         self._recovery = RECOVERIES[settings.on_nonfinite](settings)
-        self._sound_state: dict[str, Any] = {}  # of the last read, where the policy may return to it
+        self._sound_state: dict[str, Any] = {}  # of the last read, if the policy may return to it
         self._isolate_before = 0  # steps before this one are made alone, each checked
         self._signals = StopSignals()
-        self._best: float | None = None
         self._interval = Interval.parse(settings.checkpoint_every)
         self._saved_at = 0.0  # wall clock of the last checkpoint
         self._resumed = False
@@ -125,26 +120,26 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(self._run_log)
             stack.enter_context(self._signals)
-            progress = stack.enter_context(Progress(self.settings.progress, total, self.step))
-            if self._ceiling.lacks_start:
+            progress = stack.enter_context(Progress(self.settings.progress, total, self.state.step))
+            if self.state.ceiling.lacks_start:
                 self._measure_start()
             if not self._resumed:
                 self._checkpoint(LAST)
             self._saved_at = time.monotonic()
-            self.outcome.status = self._status_at_start()
+            self.state.outcome.status = self._status_at_start()
             try:
-                while self.epoch < self.settings.epochs and self.outcome.status == DONE:
+                while self.state.epoch < self.settings.epochs and self.state.outcome.status == DONE:
                     try:
-                        self.outcome.status = self._train_epoch(progress)
+                        self.state.outcome.status = self._train_epoch(progress)
                         self._finish_epoch()
                     except Diverged as fault:  # noqa: PERF203
                         self.clocks.pause_training()
                         self._recover(fault)
-                        self.outcome.status = DONE
+                        self.state.outcome.status = DONE
             finally:
                 self.clocks.pause_training()
                 self._write_rates()
-        return self.outcome
+        return self.state.outcome
 
     def resume(self, folder: Path) -> bool:
         """Continue from the newest sound checkpoint of a run folder.
@@ -169,12 +164,12 @@ class Trainer:
             score = evaluate(
                 *(self.model, self.data.task, self.data.train, size, limit), between=self._stop_on_signal
             )
-        self._ceiling.start = score.loss
+        self.state.ceiling.start = score.loss
 
     def _status_at_start(self) -> str:
         """The status with which a resumed run has already ended under its present limits; else ``DONE``."""
-        row = self.outcome.metrics
-        if not row or row["step"] != self.step:
+        row = self.state.outcome.metrics
+        if not row or row["step"] != self.state.step:
             return DONE
         if target_report(self.settings.target, row):
             return TARGET
@@ -183,22 +178,22 @@ class Trainer:
     def _train_epoch(self, progress: Progress) -> str:
         """Make the remaining steps of an epoch; returns ``DONE``, or ``LIMIT`` if one was reached."""
         status = DONE
-        skip = self.step - self.epoch * self.steps_per_epoch
+        skip = self.state.step - self.state.epoch * self.steps_per_epoch
         self.model.train()
         if skip == 0:
-            self._meter.reset()
-        batches: Iterator[Batch] = self.data.train.epoch(self.epoch, self.batch_size, skip=skip)
+            self.state.meter.reset()
+        batches: Iterator[Batch] = self.data.train.epoch(self.state.epoch, self.batch_size, skip=skip)
         if self._resumed and self._limit_reached():  # interrupted while it evaluated at the limit
             batches, status = iter(()), LIMIT
         self._keep_sound_state()
         self.clocks.resume_training()
         for batch in batches:
-            if self.step < self._isolate_before:
+            if self.state.step < self._isolate_before:
                 self._make_step_alone(batch)
             else:
                 self._make_step(batch)
             progress.advance()
-            if self.step % self.settings.log_every == 0:
+            if self.state.step % self.settings.log_every == 0:
                 self._report(progress)
             if self._stop_due():
                 status = LIMIT
@@ -207,27 +202,27 @@ class Trainer:
                 self._checkpoint(LAST)
         self._report(progress)
         self.clocks.pause_training()
-        self._check_ceiling(ended=status == LIMIT or self.epoch + 1 == self.settings.epochs)
+        self._check_ceiling(ended=status == LIMIT or self.state.epoch + 1 == self.settings.epochs)
         return status
 
     def _make_step(self, batch: Batch) -> None:
         """Make one training step; nothing in it waits for the device."""
-        with memory_suffices(self.device, f"training step {self.step}", self.settings.sizes()):
+        with memory_suffices(self.device, f"training step {self.state.step}", self.settings.sizes()):
             result = self._training_step(batch)
-        self._meter.record(self.step, result.loss, result.correct, result.samples)
-        self._throughput.add(result.samples)
-        self.step += 1
+        self.state.meter.record(self.state.step, result.loss, result.correct, result.samples)
+        self.state.throughput.add(result.samples)
+        self.state.step += 1
 
     def _make_step_alone(self, batch: Batch) -> None:
         """Make one training step and check it at once; a fault undoes it, and the policy may leave it out."""
-        before = self.snapshot()
+        before = self.state.snapshot()
         try:
             self._make_step(batch)
             self.read()
         except StepFault as fault:
-            self.restore(before)
+            self.state.restore(before)
             self._recover(fault, isolated=True)
-            self.step += 1
+            self.state.step += 1
         else:
             self._recovery.passed()
 
@@ -237,32 +232,32 @@ class Trainer:
         Raises:
             Diverged: if the policy cannot help.
         """
-        rollbacks = self.outcome.rollbacks
+        rollbacks = self.state.outcome.rollbacks
         action = self._recovery.decide(fault, rollbacks=rollbacks, isolated=isolated)
         if action is Action.SKIP:
-            self.outcome.skipped += 1
+            self.state.outcome.skipped += 1
             lost = "update of the rates" if isinstance(fault, StepFault) and fault.harmless else "step"
-            log.warning("%s: this %s is skipped (%d so far)", fault, lost, self.outcome.skipped)
+            log.warning("%s: this %s is skipped (%d so far)", fault, lost, self.state.outcome.skipped)
         elif action is Action.REWIND:
-            self._isolate_before = self.step
-            self.restore(self._sound_state)
-            log.warning("%s: going back to step %d to find the step and skip it", fault, self.step)
+            self._isolate_before = self.state.step
+            self.state.restore(self._sound_state)
+            log.warning("%s: going back to step %d to find the step and skip it", fault, self.state.step)
         else:
             self._roll_back(fault)
 
     def _roll_back(self, fault: Diverged) -> None:
         """Load the last checkpoint and lower the rates; the clocks go on, since the time has been spent."""
-        rollbacks, seconds = self.outcome.rollbacks + 1, self.clocks.state_dict()
+        rollbacks, seconds = self.state.outcome.rollbacks + 1, self.clocks.state_dict()
         folder = self.world.gather(self.folder)[0]
         if folder is None or not self.resume(folder):
             raise fault
         self.world.barrier(self.device)  # every process reads before one of them writes
         self.clocks.load_state_dict(seconds)
         # the rates in the checkpoint have been lowered as often as its own count says
-        factor = self.settings.rollback_factor ** (rollbacks - self.outcome.rollbacks)
-        self.outcome.rollbacks = rollbacks
+        factor = self.settings.rollback_factor ** (rollbacks - self.state.outcome.rollbacks)
+        self.state.outcome.rollbacks = rollbacks
         lower_rates(self.optimizer, self.scheduler, factor)
-        log.warning("%s: rolled back to step %d, learning rates × %g", fault, self.step, factor)
+        log.warning("%s: rolled back to step %d, learning rates × %g", fault, self.state.step, factor)
 
     def _check_ceiling(self, *, ended: bool) -> None:
         """Refuse a loss that is far above that of the start, at the end of an epoch or of the run.
@@ -270,15 +265,15 @@ class Trainer:
         Raises:
             Diverged: in every process, if any of them finds it so.
         """
-        above = self._ceiling.is_exceeded() if ended else self._ceiling.is_exceeded_for_long()
+        above = self.state.ceiling.is_exceeded() if ended else self.state.ceiling.is_exceeded_for_long()
         if self.world.any(above, self.device):
-            raise Diverged(self._ceiling.describe(self.step, ended=ended))
+            raise Diverged(self.state.ceiling.describe(self.state.step, ended=ended))
 
     def _report(self, progress: Progress) -> None:
         """Read the losses, write the rates and show the progress."""
         self.read()
         with self.clocks.measure("logging"):
-            progress.show(self._meter.latest, learning_rates(self.optimizer))
+            progress.show(self.state.meter.latest, learning_rates(self.optimizer))
 
     def read(self) -> None:
         """Read the losses and check that all is finite: the only place where training waits for the device.
@@ -286,13 +281,15 @@ class Trainer:
         Raises:
             StepFault: if something is not finite and the policy does not tolerate it.
         """
-        fault = self._watch.fault(self.step)
+        fault = self.state.watch.fault(self.state.step)
         try:
-            self._ceiling.record(self._meter.read())
+            self.state.ceiling.record(self.state.meter.read())
         except StepFault as named:  # says more: it names the step
             fault = named
         if self.world.any(fault is not None, self.device):  # buffers differ between processes
-            fault = fault or StepFault(f"another process met what is not finite before step {self.step}")
+            fault = fault or StepFault(
+                f"another process met what is not finite before step {self.state.step}"
+            )
             if not self._recovery.tolerates(fault):
                 raise fault
             self._recover(fault)
@@ -303,7 +300,7 @@ class Trainer:
     def _keep_sound_state(self) -> None:
         """Keep a copy of the state, all of which is finite and written, if the policy may return to it."""
         if self._recovery.keeps_state:
-            self._sound_state = self.snapshot()
+            self._sound_state = self.state.snapshot()
 
     def _write_rates(self) -> None:
         if self._rate_log is not None:
@@ -311,25 +308,24 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Evaluate, log and checkpoint after an epoch, or after the part of one before a limit."""
-        settings, outcome = self.settings, self.outcome
-        whole = self.step == (self.epoch + 1) * self.steps_per_epoch
-        epochs = self.epoch + whole
+        settings, state, outcome = self.settings, self.state, self.state.outcome
+        whole = state.step == (state.epoch + 1) * self.steps_per_epoch
+        epochs = state.epoch + whole
         last = epochs >= settings.epochs or outcome.status != DONE
-        outcome.epoch, outcome.step = round(self.step / self.steps_per_epoch, 4), self.step
+        outcome.epoch, outcome.step = state.epochs, state.step
         scores = None
         if last or epochs % settings.evaluation.every == 0:
             with self.clocks.measure("evaluation"):
                 self.world.share_buffers(self.model)
                 scores = evaluate_splits(self.model, self.data, settings.evaluation, self._stop_on_signal)
-            lr = float(self.optimizer.param_groups[0]["lr"])  # of this epoch, not of the next
             with self.clocks.measure("logging"):
-                outcome.metrics = row = self._row(scores, lr)
+                outcome.metrics = row = state.row(scores, self.clocks)
                 self._run_log.metrics(row)
                 log.info(summary_line(row))
             check_scores(row)
         if whole:  # only now: if interrupted before, a resumed run evaluates this epoch again
-            self.recipe.schedule.advance(self.scheduler, self._meter.loss)
-            self.epoch = epochs
+            self.recipe.schedule.advance(self.scheduler, state.meter.loss)
+            state.epoch = epochs
         if scores is not None:
             self._keep_best(scores["validation"])
             outcome.target = target_report(settings.target, outcome.metrics)
@@ -340,29 +336,13 @@ class Trainer:
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):
             self._checkpoint(LAST, even_above_ceiling=last)
 
-    def _row(self, scores: dict[str, Score], lr: float) -> dict[str, Any]:
-        """A row of metrics.csv."""
-        seconds = self.clocks.seconds
-        row: dict[str, Any] = {
-            "epoch": round(self.step / self.steps_per_epoch, 4),
-            "step": self.step,
-            "running_loss": self._meter.loss,
-            "running_accuracy": self._meter.accuracy(),
-        }
-        for name, score in scores.items():
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = score.loss, score.accuracy
-        row["lr"] = lr
-        row |= {f"{name}_seconds": round(seconds[name], 6) for name in seconds}
-        row["samples_per_second"] = self._throughput.take(seconds["train"])
-        row["peak_memory_mib"] = peak_memory_mib(self.device)
-        return row
-
     def _keep_best(self, score: Score) -> None:
         value = score.loss if score.accuracy is None else -score.accuracy
-        if self.world.any(self._ceiling.is_exceeded(), self.device):
+        best = self.state.best
+        if self.world.any(self.state.ceiling.is_exceeded(), self.device):
             return
-        if value is not None and math.isfinite(value) and (self._best is None or value < self._best):
-            self._best = value
+        if value is not None and math.isfinite(value) and (best is None or value < best):
+            self.state.best = value
             self._checkpoint(BEST)
 
     def _checkpoint(self, name: str, *, even_above_ceiling: bool = False) -> None:
@@ -372,7 +352,8 @@ class Trainer:
         count with ``even_above_ceiling``. So a run that ends as diverged leaves a state from before that.
         """
         self.read()
-        if not even_above_ceiling and self.world.any(self._ceiling.is_exceeded_by_the_latest(), self.device):
+        above = self.state.ceiling.is_exceeded_by_the_latest()
+        if not even_above_ceiling and self.world.any(above, self.device):
             return
         with self.clocks.measure("checkpoint"):
             self._run_log.checkpoint(name, self.state_dict())
@@ -381,48 +362,21 @@ class Trainer:
     def _checkpoint_due(self) -> bool:
         """Whether a checkpoint is due after these steps or seconds."""
         if self._interval.unit == SECONDS:
-            if self.world.size > 1 and self.step % self.settings.log_every:
+            if self.world.size > 1 and self.state.step % self.settings.log_every:
                 return False
-            return self.world.any(
-                self._interval.due_after(SECONDS, time.monotonic() - self._saved_at), self.device
-            )
-        return self._interval.due_after(STEPS, self.step)
+            due = self._interval.due_after(SECONDS, time.monotonic() - self._saved_at)
+            return self.world.any(due, self.device)
+        return self._interval.due_after(STEPS, self.state.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to continue as if it had not stopped. Every process has to call it."""
         return {
             "identity": self.identity,
-            **self._state(),
+            **self.state.state_dict(),
             "clocks": self.clocks.state_dict(),
             "logs": self._run_log.lengths(),
             "random": self.world.gather(random_states(self.device)),
         }
-
-    def _state(self) -> dict[str, Any]:
-        """The state of training itself."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "passes": self._training_step.precision.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "meter": self._meter.state_dict(),
-            "ceiling": self._ceiling.state_dict(),
-            "best": self._best,
-            "outcome": asdict(self.outcome),
-            "since_row": self._throughput.state_dict(),
-            "updates": self._rate_log.updates if self._rate_log is not None else 0,
-        }
-
-    def snapshot(self) -> dict[str, Any]:
-        """A copy of the state of training, on its device, for :meth:`restore`."""
-        return {**copy.deepcopy(self._state()), "random": random_states(self.device)}
-
-    def restore(self, snapshot: dict[str, Any]) -> None:
-        """Undo all steps since a snapshot; rows already written to the logs stay."""
-        self._load(copy.deepcopy(snapshot))
-        set_random_states(snapshot["random"], self.device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned; rows written after it are removed from the logs.
@@ -431,32 +385,18 @@ class Trainer:
             InputError: if the logs have lost rows. Nothing has changed then.
         """
         self._run_log.check(state["logs"])
-        self._load(state)
+        self.state.load_state_dict(state)
         self.clocks.load_state_dict(state["clocks"])
         self._run_log.rewind(state["logs"])
         set_random_states(state["random"][self.world.rank], self.device)
         self._resumed = True
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._watch.restart()
-        self.scheduler.load_state_dict(state["scheduler"])
-        self._training_step.precision.load_state_dict(state["passes"])
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        self._meter.load_state_dict(state["meter"], self.device)
-        self._ceiling.load_state_dict(state["ceiling"])
-        self._best, self.outcome = state["best"], Outcome(**state["outcome"])
-        self._throughput.load_state_dict(state["since_row"])
-        if self._rate_log is not None:
-            self._rate_log.rewind(int(state["updates"]))
 
     def _stop(self, number: int) -> None:
         """Write a checkpoint and end the run by signal ``number``."""
         self.clocks.pause_training()
         self._checkpoint(LAST, even_above_ceiling=True)
         name, path = signal.Signals(number).name, self._run_log.checkpoint_path(LAST)
-        message = f"interrupted by {name} after step {self.step}; checkpoint written to {path}"
+        message = f"interrupted by {name} after step {self.state.step}; checkpoint written to {path}"
         # SIGUSR1 is a request to terminate
         raise Interrupted(message, number if number == signal.SIGINT else signal.SIGTERM)
 
@@ -472,8 +412,8 @@ class Trainer:
         agree is to wait for the device.
         """
         settings = self.settings
-        if self.world.size > 1 and self.step % settings.log_every:
-            return settings.max_steps is not None and self.step >= settings.max_steps
+        if self.world.size > 1 and self.state.step % settings.log_every:
+            return settings.max_steps is not None and self.state.step >= settings.max_steps
         if number := self.world.agree(self._signals.received or 0, self.device):
             self._stop(number)
         return self.world.any(self._limit_reached(), self.device)
@@ -481,4 +421,4 @@ class Trainer:
     def _limit_reached(self) -> bool:
         settings = self.settings
         late = settings.max_seconds is not None and self.clocks.training_seconds() >= settings.max_seconds
-        return late or (settings.max_steps is not None and self.step >= settings.max_steps)
+        return late or (settings.max_steps is not None and self.state.step >= settings.max_steps)

@@ -65,7 +65,7 @@ def _poison(where: str, step: int, value: float, *, once: bool) -> None:
     make_step, summarize = trainer.Trainer._make_step, Summarizer.summarize
 
     def noted(self: Any, whole: Any) -> None:
-        now[0] = self.step
+        now[0] = self.state.step
         make_step(self, whole)
 
     def gradient(model: Any, *arguments: Any) -> Any:

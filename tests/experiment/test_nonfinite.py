@@ -50,7 +50,7 @@ def poisoned(
     make_step, add_gradient = trainer_module.Trainer._make_step, training_step.add_gradient
 
     def noted(self: Any, whole: Any) -> None:
-        current[0] = self.step
+        current[0] = self.state.step
         make_step(self, whole)
 
     def broken(model: Any, *arguments: Any) -> Any:
@@ -113,8 +113,8 @@ def test_skip_is_the_run_without_that_step(name, kind, run, monkeypatch, tmp_pat
     original = trainer_module.Trainer._make_step
 
     def without(self, whole):
-        if self.step == bad:
-            self.step += 1
+        if self.state.step == bad:
+            self.state.step += 1
         else:
             original(self, whole)
 

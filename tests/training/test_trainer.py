@@ -149,7 +149,7 @@ def test_lbfgs_takes_the_whole_training_set(tmp_path):
 def test_limits(tmp_path, limits, steps, status, epoch):
     trainer = builders.trainer(tmp_path, **limits)
     outcome = trainer.fit()
-    assert (trainer.step, outcome.step, outcome.status, outcome.epoch) == (steps, steps, status, epoch)
+    assert (trainer.state.step, outcome.step, outcome.status, outcome.epoch) == (steps, steps, status, epoch)
     last = _metrics(tmp_path).iloc[-1]
     assert (last["step"], last["epoch"]) == (steps, epoch)
     assert load_checkpoint(tmp_path / "checkpoint" / "last.pt")["step"] == steps
