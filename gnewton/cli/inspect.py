@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from gnewton.cli.subject import Subject
     from gnewton.experiment.point import Point
-    from gnewton.inspection.average import Batches
-    from gnewton.inspection.point import Inspection
+    from gnewton.inspection.measurement import Batches
+    from gnewton.inspection.point_inspection import Inspection
 
 GRADIENT, OPTIMIZER = "gradient", "optimizer"
 
@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
     idle = ("trainer.batch_size", "trainer.microbatch")
     subject = parse_subject(options.subject, "inspect", idle=idle)
     from gnewton.experiment.point import open_point
-    from gnewton.inspection.files import inspection_files
+    from gnewton.inspection.point_inspection import inspection_files
     from gnewton.report.comparison import write_file
     from gnewton.report.inspection_report import describe_inspection, read_inspection
 
@@ -55,8 +55,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str]:
-    from gnewton.inspection.average import mean_gradient
-    from gnewton.inspection.point import inspect_point
+    from gnewton.inspection.measurement import mean_gradient
+    from gnewton.inspection.point_inspection import inspect_point
 
     point.model.train(not options.evaluation)
     batches, samples = batches_of(point, options)
@@ -80,7 +80,7 @@ def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str
 
 def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The step that the optimizer of the run would make of the gradient in ``.grad``."""
-    from gnewton.inspection.proposal import Proposal
+    from gnewton.inspection.measurement import OptimizerDirection
 
     recipe, partition = point.settings.optimizer, point.problem.partition
     factory = recipe.proposal(point.problem)
@@ -93,8 +93,8 @@ def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
     if partition is not None:
         order = [name for group in partition for name in group.parameters]
     state = recipe.proposal_state(point.optimizer_state) if point.optimizer_state is not None else None
-    proposal = Proposal(point.model, factory, order, state)
-    return proposal.advance(), proposal.decay()
+    direction = OptimizerDirection(point.model, factory, order, state)
+    return direction.advance(), direction.decay()
 
 
 def batches_of(point: Point, options: argparse.Namespace) -> tuple[Batches, str]:

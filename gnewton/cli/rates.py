@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from gnewton.data.splits import Batch
     from gnewton.experiment.check_run import Choice
     from gnewton.experiment.point import Point
-    from gnewton.inspection.observe import Observations
-    from gnewton.inspection.suggest import Suggestion
+    from gnewton.inspection.suggestion import Observations, Suggestion
     from gnewton.optim.options.baselines import FirstOrderRecipe
 
 BATCH_SIZE = 300
@@ -32,8 +31,7 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     subject = _subject(options.subject)
     from gnewton.experiment.point import open_point
-    from gnewton.inspection.suggest import suggest
-    from gnewton.inspection.suggestion_files import suggestion_files
+    from gnewton.inspection.suggestion import suggest, suggestion_files
     from gnewton.report.comparison import write_file
 
     point = open_point(subject.config, subject.checkpoint, trains=True)
@@ -83,8 +81,8 @@ def _recipe(point: Point) -> FirstOrderRecipe:
 
 def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> list[Observations]:
     from gnewton.experiment.build import CURVATURE_STREAM
-    from gnewton.inspection.observe import observe
-    from gnewton.inspection.proposal import Proposal
+    from gnewton.inspection.measurement import OptimizerDirection
+    from gnewton.inspection.suggestion import observe
     from gnewton.partition import Partition
 
     size = len(point.data.train)
@@ -107,7 +105,7 @@ def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> lis
         point.model,
         point.problem.loss_fn,
         [point.partition, Partition.single(point.model)],
-        Proposal(point.model, factory, order, state),
+        OptimizerDirection(point.model, factory, order, state),
         _training(point),
         stream,
         batches=options.batches,
@@ -150,7 +148,7 @@ def _describe(point: Point, recipe: FirstOrderRecipe, options: argparse.Namespac
         [
             group.name,
             f"{found.rates[s]:.3g}",
-            "" if found.found[s] else "that of all",
+            "" if found.from_solve[s] else "that of all",
             f"{found.low[s]:.3g} … {found.high[s]:.3g}",
             f"{found.positive[s]:.0%}",
         ]
@@ -178,14 +176,13 @@ def _check(
     found: Suggestion,
 ) -> bytes:
     from gnewton.experiment.check_run import METRICS, Choice, try_rates
-    from gnewton.inspection.files import table
-    from gnewton.inspection.suggestion_files import by_parameter
+    from gnewton.inspection.point_inspection import csv_table
     from gnewton.report.tables import Table, as_text
 
     choices: list[Choice] = [
         Choice("configured", recipe.lr, recipe.rates),
         Choice("one for all", found.single),
-        Choice("one for each group", found.single, by_parameter(point.partition, found)),
+        Choice("one for each group", found.single, found.by_parameter(point.partition)),
     ]
     seeds = range(point.settings.seed, point.settings.seed + options.check_seeds)
     tried = try_rates(subject.config, choices, steps=options.check_steps, seeds=seeds, samples=CHECK_SAMPLES)
@@ -204,7 +201,7 @@ def _check(
     )
     print(f"\n{as_text([Table(title, heads, shown, [])])}")
     rows = [[each.choice.name, metric, *(each.metrics[metric])] for each in tried for metric in METRICS]
-    return table(("learning_rate", "metric", *(f"seed{seed}" for seed in seeds)), rows)
+    return csv_table(("learning_rate", "metric", *(f"seed{seed}" for seed in seeds)), rows)
 
 
 def _folder(point: Point, subject: Subject) -> Path:

@@ -1,1 +1,1 @@
-"""The loss around one point: its summary averaged over batches, and what can be read from it."""
+"""The loss around one point: a summary averaged over batches, and the rates and structure it implies."""

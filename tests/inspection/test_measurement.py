@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from gnewton.inspection.average import averaged_summary, group_norms, mean_gradient
-from gnewton.inspection.point import group_depths, inspect_point
-from gnewton.inspection.proposal import Proposal
+from gnewton.inspection.hessian_structure import group_depths
+from gnewton.inspection.measurement import OptimizerDirection, PointMeasurer, mean_gradient
+from gnewton.inspection.point_inspection import inspect_point
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, summarize
+from gnewton.summary import summarize
 
 SIZES = (7, 20, 1, 12)
 """Uneven on purpose: the weights of the batches matter."""
@@ -44,12 +44,12 @@ def test_the_averaged_summary_is_that_of_the_whole_set(problem, engine):
     partition = Partition.per_tensor(model)
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     whole = summarize(model, cross_entropy, inputs, targets, partition, direction, engine="reference")
-    found = averaged_summary(
-        Summarizer(model, cross_entropy, partition, engine=engine), pieces(inputs, targets), direction
-    )
+    measurer = PointMeasurer(model, cross_entropy, partition, engine=engine)
+    found = measurer.mean(pieces(inputs, targets), direction)
     assert (found.samples, found.batches) == (sum(SIZES), len(SIZES))
-    for name in ("gradient", "hessian", "third", "loss"):
-        torch.testing.assert_close(getattr(found.summary, name), getattr(whole, name), rtol=1e-11, atol=1e-13)
+    for name in ("gradient", "hessian", "third"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-11, atol=1e-13)
+    assert found.loss == pytest.approx(float(whole.loss), rel=1e-11)
 
 
 def test_equal_weights_for_the_batches_would_be_another_summary(problem):
@@ -65,19 +65,21 @@ def test_equal_weights_for_the_batches_would_be_another_summary(problem):
 
 def test_no_batch_is_no_mean(problem):
     model, _, _ = problem
+    direction = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match="no batch"):
-        averaged_summary(Summarizer(model, cross_entropy, Partition.single(model)), [], {})
+        PointMeasurer(model, cross_entropy, Partition.single(model)).mean([], direction)
 
 
 def test_norms_and_depths_of_groups(problem):
-    model, _, _ = problem
+    model, inputs, targets = problem
     partition = Partition.patterns(model, {"ends": r"^[04]\.", "middle": r"^2\."})
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     expected = [
         torch.cat([direction[name].flatten() for name in names]).norm().item()
         for names in (["0.weight", "0.bias", "4.weight", "4.bias"], ["2.weight", "2.bias"])
     ]
-    assert group_norms(direction, partition.index, 2).tolist() == pytest.approx(expected, rel=1e-14)
+    found = PointMeasurer(model, cross_entropy, partition).mean(pieces(inputs, targets), direction)
+    assert found.norms.tolist() == pytest.approx(expected, rel=1e-14)
     assert group_depths(model, partition) == (0, 1)
     assert group_depths(model, Partition.per_tensor(model)) == (0, 0, 1, 1, 2, 2)
 
@@ -128,7 +130,7 @@ def test_a_coupled_decay_is_part_of_the_loss(problem):
         lambda named, lr: torch.optim.Adam(named, lr=lr),
     ],
 )
-def test_a_proposal_is_the_step_that_the_optimizer_would_make(problem, build):
+def test_the_direction_is_the_step_that_the_optimizer_would_make(problem, build):
     """After some steps the state is handed over; u·lr is what the optimizer then subtracts."""
     model, inputs, targets = problem
     named = list(model.named_parameters())
@@ -139,8 +141,10 @@ def test_a_proposal_is_the_step_that_the_optimizer_would_make(problem, build):
     mean_gradient(model, cross_entropy, pieces(inputs, targets))
     state = optimizer.state_dict()
     state = {**state, "param_groups": [{**group, "lr": 1.0} for group in state["param_groups"]]}
-    proposal = Proposal(model, lambda shadows: build(shadows, 1.0), [name for name, _ in named], state)
-    proposed = {name: u.clone() for name, u in proposal.advance().items()}
+    direction = OptimizerDirection(
+        model, lambda shadows: build(shadows, 1.0), [name for name, _ in named], state
+    )
+    proposed = {name: u.clone() for name, u in direction.advance().items()}
     before = {name: p.detach().clone() for name, p in named}
     optimizer.step()
     for name, p in named:
