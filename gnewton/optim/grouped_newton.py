@@ -35,7 +35,7 @@ from gnewton.optim.safeguard import Safeguard
 from gnewton.optim.solvers import Solver
 from gnewton.optim.trust_radius import TrustRadius, per_entry
 from gnewton.partition import PartitionChoice, chosen_partition
-from gnewton.summary.api import Engine
+from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction, check_loss
 from gnewton.wrappers import unwrapped
 
@@ -158,7 +158,7 @@ class GroupedNewton(BoundOptimizer):
         warmup: int = 0,
         curvature: Iterable[Any] | None = None,
         forward: Forward | None = None,
-        engine: Engine = "auto",
+        engine: EngineName = "auto",
         max_memory: int | None = None,
         maximize: bool = False,
         on_update: Callable[[RateUpdate], None] | None = None,

@@ -16,7 +16,7 @@ from gnewton.partition import Partition
 from gnewton.processes import mean_over_processes, world_size
 from gnewton.summary.batch import batch_size, opened
 from gnewton.summary.problem import Forward, LossFunction, Problem, check_loss
-from gnewton.summary.products import hessian_vector_product
+from gnewton.summary.reference import hessian_vector_product
 from gnewton.wrappers import unwrapped
 
 

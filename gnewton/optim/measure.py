@@ -17,10 +17,10 @@ from gnewton.partition import Partition
 from gnewton.partition.groups import Group
 from gnewton.processes import sum_over_processes
 from gnewton.summary import Summarizer
-from gnewton.summary.api import Engine
+from gnewton.summary.api import EngineName
 from gnewton.summary.batch import batch_size, divisible, opened
-from gnewton.summary.carrier import Carrier
-from gnewton.summary.problem import Forward, LossFunction, Problem, untouched
+from gnewton.summary.isolation import preserve_torch_streams
+from gnewton.summary.problem import Carrier, Forward, LossFunction, Problem
 from gnewton.wrappers import plain_name
 
 
@@ -82,7 +82,7 @@ class Measurer:
         forward: Forward | None = None,
         third: bool = True,
         diagonal: bool = False,
-        engine: Engine = "auto",
+        engine: EngineName = "auto",
         max_memory: int | None = None,
     ) -> None:
         self._grouping = grouping
@@ -195,7 +195,7 @@ class Measurer:
 
     def _loss(self, parameters: dict[str, Tensor], batch: Any) -> Tensor:
         """At the present random state, which is put back."""
-        with untouched(self._problem.device()), torch.no_grad():
+        with preserve_torch_streams(self._problem.device()), torch.no_grad():
             # the model may write into what it is given
             copies = pytree.tree_map_only(Tensor, torch.clone, (self._problem.constants(), *batch))
             return self._problem.loss(parameters, *copies).double()

@@ -25,7 +25,7 @@ from gnewton.optim.safeguard import Mark
 from gnewton.optim.shadow_direction import DirectionFactory
 from gnewton.optim.solvers import Solver
 from gnewton.partition import PartitionChoice, chosen_partition
-from gnewton.summary.api import Engine
+from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction, check_loss
 from gnewton.wrappers import unwrapped
 
@@ -80,7 +80,7 @@ class OuterNewton(BoundOptimizer):
         normalise: bool = True,
         curvature: Iterable[Any] | None = None,
         forward: Forward | None = None,
-        engine: Engine = "auto",
+        engine: EngineName = "auto",
         max_memory: int | None = None,
         on_update: Callable[[RateUpdate], None] | None = None,
     ) -> None:

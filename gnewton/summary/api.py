@@ -1,9 +1,8 @@
-"""The way in: one call, or an object that keeps its traces between calls."""
+"""Where a summary is requested: :func:`summarize`, or :class:`Summarizer`, which keeps its traces."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,17 +11,17 @@ from gnewton.arguments import check_flag, check_name, check_number, explained
 from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.processes import mean_over_processes, sum_over_processes, world_size
-from gnewton.summary.batch import hidden, opened
-from gnewton.summary.graph import TraceError
-from gnewton.summary.memory import is_exhausted
-from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, batch_size
+from gnewton.summary.batch import hidden
+from gnewton.summary.device_memory import is_exhausted
+from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import Summary
-from gnewton.summary.tangent_engine import TangentEngine
+from gnewton.summary.tangent.engine import TangentEngine
+from gnewton.summary.tangent.program import TraceError
 
 log = logging.getLogger(__name__)
 
-Engine = Literal["auto", "tangent", "compiled", "reference"]
+EngineName = Literal["auto", "tangent", "compiled", "reference"]
 ENGINES = ("auto", "tangent", "compiled", "reference")
 REDUCTIONS = ("mean", "sum")
 _LOSS = "pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy"
@@ -68,7 +67,7 @@ class Summarizer:
         *,
         forward: Forward | None = None,
         third: bool = True,
-        engine: Engine = "auto",
+        engine: EngineName = "auto",
         diagonal: bool = False,
         max_memory: int | None = None,
         reduction: str = "mean",
@@ -88,7 +87,7 @@ class Summarizer:
         self.diagonal = diagonal
         self.reduction = reduction
         self.distributed = distributed
-        self.tangents = TangentEngine(
+        self.tangent_engine = TangentEngine(
             self.problem,
             third=third,
             diagonal=diagonal,
@@ -115,41 +114,40 @@ class Summarizer:
             InputError: if the direction lacks a parameter or has a wrong shape, or the loss is no scalar.
             SummaryError: with engine="tangent" or "compiled", if the model cannot be traced (or compiled).
         """
-        u = self.problem.check_direction(direction)
-        inputs, targets = opened((inputs, targets))
-        summary = self._local(inputs, targets, u)
+        request = self.problem.request(inputs, targets, direction)
+        summary = self._local(request)
         if self.distributed and world_size() > 1:
-            summary = self._over_processes(summary, batch_size(inputs, targets))
+            summary = self._over_processes(summary, request.batch_size)
         return summary
 
-    def _local(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
+    def _local(self, request: Request) -> Summary:
         """The summary of this process's samples.
 
-        Whatever stops the fast engine, a model it cannot trace, an operation it cannot differentiate or two
-        gradients that disagree, "auto" goes on with the reference engine: for this kind of batch from here
-        on, unless that fails too, when the fault is the model's.
+        With engine="auto", the reference engine takes over after any failure of the tangent engine: a model
+        that cannot be traced, an operation without derivatives, two gradients that disagree. It does so for
+        all later batches of this kind, unless it fails too, in which case the error is the model's.
         """
         if self.engine == "reference":
-            return self._by_reference(inputs, targets, u)
+            return self._by_reference(request)
         try:
-            if stranger := hidden((inputs, targets)):
+            if stranger := hidden(request.batch):
                 raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
-            return self.tangents.summarize(inputs, targets, u)
+            return self.tangent_engine.summarize(request)
         except (InputError, OutOfMemory):
             raise
         except Exception as error:
             if self.engine != "auto" or is_exhausted(error):
                 raise
             reason = str(error) if isinstance(error, GnewtonError) else first_line(error, with_type=True)
-        traces = self.tangents.traces
-        kind = traces.kind(inputs, targets)
+        traces = self.tangent_engine.traces
+        kind = traces.kind(request)
         if not traces.is_refused(kind):
             traces.refuse(kind, reason)
         if reason not in self._reasons:
             self._reasons.add(reason)
             log.warning("summary: the reference engine takes over: %s", reason)
         try:
-            return self._by_reference(inputs, targets, u)
+            return self._by_reference(request)
         except Exception:
             traces.refuse(kind, "")
             raise
@@ -168,8 +166,8 @@ class Summarizer:
         entries = mean_over_processes(entries, samples) if mean else sum_over_processes(entries)
         return Summary.of(dict(zip(parts, entries, strict=True)))
 
-    def _by_reference(self, inputs: Any, targets: Any, u: Mapping[str, Tensor]) -> Summary:
-        return reference_summary(self.problem, inputs, targets, u, third=self.third, diagonal=self.diagonal)
+    def _by_reference(self, request: Request) -> Summary:
+        return reference_summary(self.problem, request, third=self.third, diagonal=self.diagonal)
 
 
 @explained(loss_fn=_LOSS, direction="u by parameter name, such as the gradients")
@@ -183,7 +181,7 @@ def summarize(
     *,
     forward: Forward | None = None,
     third: bool = True,
-    engine: Engine = "auto",
+    engine: EngineName = "auto",
     diagonal: bool = False,
     max_memory: int | None = None,
     reduction: str = "mean",
@@ -222,5 +220,4 @@ def summary_tensor(
     By the reference engine, for studies: the cost grows as S^(d-1)/(d-1)! backward passes.
     """
     problem = Problem(model, loss_fn, chosen_partition(model, partition), forward)
-    inputs, targets = opened((inputs, targets))
-    return reference_tensor(problem, inputs, targets, problem.check_direction(direction), order)
+    return reference_tensor(problem, problem.request(inputs, targets, direction), order)

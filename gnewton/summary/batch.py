@@ -1,7 +1,7 @@
-"""What a batch may be: how a model is called with it, which tensors are in it, and how many samples.
+"""Batches: how a model is called with one, which tensors it contains, and its number of samples.
 
 A batch is a nest of tuples, lists, dictionaries, other mappings and dataclasses. Its leaves are tensors and
-plain Python values, which count as settings: each value has a trace of its own.
+plain Python values. The latter count as settings: each value has a trace of its own.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
-# --- containers that torch does not look into ---------------------------------------------------------------
+# --- containers that torch does not know --------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shell:
-    """A container without its content.
+    """The type and the keys of a container, without its content.
 
     Attributes:
-        empty: a copy of it that holds None everywhere.
+        empty: a copy of the container that holds None everywhere.
         keys: of a mapping, or the attributes of a dataclass.
     """
 
@@ -63,7 +63,7 @@ class _Shell:
 
 
 class _Opened:
-    """A mapping or dataclass as a node of a pytree of torch."""
+    """A mapping or dataclass as a node of torch's pytrees."""
 
     def __init__(self, shell: _Shell, values: Sequence[Any]) -> None:
         self.shell = shell
@@ -79,7 +79,7 @@ pytree.register_pytree_node(
 
 
 def opened(batch: Any) -> Any:
-    """The batch with the mappings and dataclasses in it as nodes of a pytree; :func:`closed` undoes it."""
+    """The batch with its mappings and dataclasses as nodes of a pytree; the inverse is :func:`closed`."""
     if isinstance(batch, _PLAIN):
         return batch
     kind = type(batch)
@@ -105,7 +105,7 @@ def opened(batch: Any) -> Any:
 
 
 def closed(batch: Any) -> Any:
-    """The batch in the containers that it came in."""
+    """The batch in its original containers; the inverse of :func:`opened`."""
     if isinstance(batch, _Opened):
         return batch.shell.filled([closed(value) for value in batch.values])
     kind = type(batch)
@@ -119,7 +119,7 @@ def closed(batch: Any) -> Any:
 
 
 def hidden(batch: Any) -> str:
-    """The type of an object in an opened batch that may hide tensors from a trace; empty if there is none."""
+    """The type of an object in an opened batch that may hide tensors from a trace; empty without such."""
     strange = (type(leaf).__name__ for leaf in pytree.tree_leaves(batch) if not isinstance(leaf, _PLAIN))
     return next(strange, "")
 
@@ -137,11 +137,11 @@ def _put(container: Any, key: Any, value: Any) -> None:
 def batch_size(inputs: Any, targets: Any) -> int:
     """Number of samples: the common length of all tensors, else that of the targets; 1 without data.
 
-    A tensor without entries along its first axis does not count, nor do targets of length 1 beside inputs
-    that agree. Where ``targets`` is None, those of a pair (inputs, targets) in ``inputs`` are taken.
+    Tensors without entries along the first axis do not count, nor do targets of length 1 where all inputs
+    agree. Where ``targets`` is None, the second element of a pair (inputs, targets) in ``inputs`` is used.
 
     Raises:
-        InputError: where the tensors do not tell.
+        InputError: where the tensors do not determine it.
     """
     count = _samples(inputs, targets)
     if count is None:
@@ -154,9 +154,9 @@ def batch_size(inputs: Any, targets: Any) -> int:
 
 
 def divisible(inputs: Any, targets: Any) -> int:
-    """The number of samples if the batch may be cut along them, else 1.
+    """The number of samples if the batch may be split along them, else 1.
 
-    Integers of another length may be places in the tensors that would be cut (edges of a graph).
+    Integers of another length may be indices into the tensors that would be split (edges of a graph).
     """
     count = _samples(inputs, targets)
     for leaf in pytree.tree_leaves((inputs, targets)):
@@ -165,6 +165,13 @@ def divisible(inputs: Any, targets: Any) -> int:
             if index and leaf.numel() > 0:
                 return 1
     return count or 1
+
+
+def cut(tree: Any, samples: int, start: int, stop: int) -> Any:
+    """The samples ``start`` … ``stop`` of every tensor whose first axis runs over the ``samples``."""
+    return pytree.tree_map_only(
+        Tensor, lambda t: t[start:stop] if t.dim() > 0 and t.shape[0] == samples else t, tree
+    )
 
 
 def _samples(inputs: Any, targets: Any) -> int | None:
@@ -179,6 +186,6 @@ def _samples(inputs: Any, targets: Any) -> int | None:
 
 
 def _lengths(tree: Any) -> set[int]:
-    """Of the first axes of all tensors that have one."""
+    """The lengths of the first axes of all tensors that have one."""
     leaves = pytree.tree_leaves(tree)
     return {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0} - {0}

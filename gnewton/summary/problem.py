@@ -1,9 +1,8 @@
-"""A model, its loss and a partition, seen as one pure function of the parameters."""
+"""The loss of a model as a pure function of its parameters, and a request for its summary."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -11,25 +10,75 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
 from gnewton.options import listing
 from gnewton.partition import Partition
-from gnewton.summary.batch import batch_size, call, closed
-from gnewton.summary.carrier import Carrier
+from gnewton.summary.batch import batch_size, call, closed, cut, divisible, opened
 from gnewton.wrappers import named_parameters, plain_name, uncompiled, unwrapped
 
 LossFunction = Callable[[Any, Any], Tensor]
 """(outputs, targets) -> the loss of the batch, a scalar; with a :data:`Forward`, (outputs, batch)."""
 
 Forward = Callable[[nn.Module, Any], Any]
-"""(model, batch) -> outputs, for batches and models that the usual call does not fit."""
+"""(model, batch) -> outputs, for models that are called in another way."""
 
 Direction = Mapping[str, Tensor] | Sequence[Tensor]
 """u by parameter name, or in the order of the model's trainable parameters."""
 
-__all__ = ["Direction", "Forward", "LossFunction", "Problem", "batch_size", "untouched"]
+
+class Carrier(nn.Module):
+    """Calls a function with a network, while other tensors stand for the parameters of the network.
+
+    ``torch.func.functional_call`` swaps parameters for the duration of one call of a module. A call of this
+    module may do anything with the network: call several of its methods, or a loss that reads its weights.
+
+    Args:
+        base: the network; it is not modified.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, function: Callable[[nn.Module], Any]) -> Any:
+        """The value of ``function`` on the network."""
+        return function(self.base)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch and the direction along which its summary is requested.
+
+    Attributes:
+        inputs, targets: the batch, opened (:func:`gnewton.summary.batch.opened`).
+        direction: u by parameter name, in the shapes of the parameters.
+    """
+
+    inputs: Any
+    targets: Any
+    direction: Mapping[str, Tensor]
+
+    @property
+    def batch(self) -> tuple[Any, Any]:
+        """Inputs and targets."""
+        return self.inputs, self.targets
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples."""
+        return batch_size(self.inputs, self.targets)
+
+    @property
+    def divisible(self) -> int:
+        """Number of samples if the batch may be split along them, else 1."""
+        return divisible(self.inputs, self.targets)
+
+    def part(self, samples: int, start: int, stop: int) -> Request:
+        """The request for the samples ``start`` … ``stop`` of ``samples``."""
+        inputs, targets = cut(self.batch, samples, start, stop)
+        return Request(inputs, targets, self.direction)
 
 
 @dataclass(frozen=True)
@@ -42,14 +91,14 @@ class Problem:
     ``targets`` is None.
 
     Attributes:
-        model: the network, out of what ``torch.compile`` or DistributedDataParallel wrapped around it; its
+        model: the network without the wrappers of ``torch.compile`` and DistributedDataParallel; its
             trainable parameters are those of the partition.
         loss_fn: maps (outputs, targets) to a scalar. It may read parameters of the model.
         partition: S groups of trainable parameters.
-        forward: how the model is called, if otherwise.
+        forward: the function that calls the model; None for the usual call.
 
     Raises:
-        InputError: if one of these is something else, or model and partition disagree.
+        InputError: if an argument has a wrong type, or model and partition disagree.
     """
 
     model: nn.Module
@@ -88,10 +137,23 @@ class Problem:
         fixed = {name: p.detach() for name, p in named if not p.requires_grad}
         return fixed | {name: b.detach() for name, b in self.model.named_buffers()}
 
+    def request(self, inputs: Any, targets: Any, direction: Direction) -> Request:
+        """The request for the summary of a batch along a direction.
+
+        Raises:
+            InputError: if a parameter has no direction, or one of another shape.
+        """
+        named = self.check_direction(direction)
+        return Request(*opened((inputs, targets)), named)
+
+    def leaves(self, request: Request) -> list[Any]:
+        """The leaves of constants, inputs and targets: what a traced program is called with."""
+        return pytree.tree_leaves((self.constants(), *request.batch))
+
     def loss(
         self, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor], inputs: Any, targets: Any
     ) -> Tensor:
-        """The scalar loss. Buffers that the model updates are updated inside ``constants``: pass copies."""
+        """The scalar loss. A model that updates buffers does so in ``constants``, so pass copies."""
         prefix = "" if self._carrier is self.model else "base."
         full = self._full_names()
         values = {full.get(name, prefix + name): value for name, value in {**parameters, **constants}.items()}
@@ -155,24 +217,12 @@ class Problem:
         return named
 
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return next(self.model.parameters()).device
 
 
-@contextlib.contextmanager
-def untouched(device: torch.device) -> Iterator[None]:
-    """Restore the random streams on leaving, however it is left; attention by differentiable kernels only."""
-    on_cuda = device.type == "cuda"
-    with (
-        torch.random.fork_rng(devices=[device] if on_cuda else []),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.enable_grad(),
-    ):
-        yield
-
-
 def check_loss(loss_fn: Any) -> None:
-    """A function of (outputs, targets).
+    """Check that a loss is a function of (outputs, targets).
 
     Raises:
         InputError: for anything else, such as the class of a loss module.

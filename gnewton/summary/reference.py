@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
-from gnewton.summary.problem import Problem
-from gnewton.summary.result import Summary
-from gnewton.summary.rounding import COARSE, PRODUCT, Rounding
+from gnewton.summary.batch import opened
+from gnewton.summary.isolation import preserve_torch_streams, without_side_effects
+from gnewton.summary.problem import Problem, Request
+from gnewton.summary.result import COARSE, PRODUCT, Rounding, Summary
 from gnewton.summary.smooth import SmoothNorms
-from gnewton.summary.undisturbed import undisturbed
 
 PERTURBATIONS = 3
 DIGITS = 64.0  # size of a perturbation, in units of a rounding error; one of these in half precision
@@ -78,20 +78,16 @@ def _stack(entries: list[Tensor | None], device: torch.device) -> Tensor:
 
 
 def _prepare(
-    problem: Problem,
-    inputs: Any,
-    targets: Any,
-    direction: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor] | None = None,
+    problem: Problem, request: Request, parameters: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, _Derivatives]:
     """The loss at ``parameters``, or at those of the model, and what differentiates it."""
     parameters = problem.parameters() if parameters is None else parameters
     leaves = {name: p.requires_grad_() for name, p in parameters.items()}
     # the model may write into what it is given
-    copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+    copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *request.batch))
     with SmoothNorms():
         loss = problem.loss(leaves, *copies)
-    return loss, _Derivatives(problem, leaves, direction)
+    return loss, _Derivatives(problem, leaves, request.direction)
 
 
 def _perturbation(dtype: torch.dtype) -> float:
@@ -99,9 +95,7 @@ def _perturbation(dtype: torch.dtype) -> float:
     return DIGITS * eps if eps < COARSE else eps
 
 
-def _gradient_noise(
-    problem: Problem, inputs: Any, targets: Any, direction: Mapping[str, Tensor], gradient: Tensor
-) -> tuple[Tensor, Rounding]:
+def _gradient_noise(problem: Problem, request: Request, gradient: Tensor) -> tuple[Tensor, Rounding]:
     """The noise (S,) of the gradient (S,), and the rounding errors of the precision it was formed in.
 
     Parameters are multiplied by 1 ± a few times the relative rounding error of their type, so that also means
@@ -116,8 +110,8 @@ def _gradient_noise(
         for name, p in problem.parameters().items():
             sign = torch.randint(0, 2, p.shape, generator=generator, device=device) * 2 - 1
             perturbed[name] = p * (1 + _perturbation(p.dtype) * sign.to(p.dtype))
-        with undisturbed(problem):  # the same random draws every time
-            loss, derive = _prepare(problem, inputs, targets, direction, perturbed)
+        with without_side_effects(problem):  # the same random draws every time
+            loss, derive = _prepare(problem, request, perturbed)
             rounding = Rounding.of([loss.dtype, *(p.dtype for p in perturbed.values())], device)
             entries, sizes = derive.sized(loss, rounding)
         gradients.append(entries)
@@ -127,21 +121,13 @@ def _gradient_noise(
 
 
 def reference_summary(
-    problem: Problem,
-    inputs: Any,
-    targets: Any,
-    direction: Mapping[str, Tensor],
-    *,
-    third: bool = True,
-    diagonal: bool = False,
+    problem: Problem, request: Request, *, third: bool = True, diagonal: bool = False
 ) -> Summary:
     """The summary by reverse over reverse (over reverse) differentiation.
 
     Args:
         problem: model, loss and partition of S groups.
-        inputs: what the model is called with.
-        targets: what the loss is called with, beside the outputs.
-        direction: u, by parameter name, in the shapes of the parameters.
+        request: the batch and the direction.
         third: whether to form the third derivatives.
         diagonal: whether to keep only the diagonal of the Hessian.
 
@@ -151,28 +137,30 @@ def reference_summary(
         the Hessian is its asymmetry and a share of the entries, that of the third derivative such a share.
     """
     device = problem.device()
-    with undisturbed(problem):
-        loss, derive = _prepare(problem, inputs, targets, direction)
+    with without_side_effects(problem):
+        loss, derive = _prepare(problem, request)
         first = derive.along(loss, graph=True)
         rows: list[Tensor] = []
         thirds: list[Tensor | None] = []
         for s, entry in enumerate(first):
-            own = range(s, s + 1)
+            this_group = range(s, s + 1)
             row: list[Tensor | None] = (
                 [None] * len(first)
                 if entry is None
-                else derive.along(entry, graph=third, groups=own if diagonal else None)
+                else derive.along(entry, graph=third, groups=this_group if diagonal else None)
             )
             rows.append(_stack(row, device))
             if third:
                 curvature = row[s]
-                cubic = None if curvature is None else derive.along(curvature, graph=False, groups=own)[s]
+                cubic = (
+                    None if curvature is None else derive.along(curvature, graph=False, groups=this_group)[s]
+                )
                 thirds.append(cubic)
         gradient, hessian = _stack(first, device), torch.stack(rows)
         cubes = _stack(thirds, device) if third else None
     asymmetry = torch.zeros_like(gradient) if diagonal else (hessian - hessian.T).abs()
     hessian = hessian.diagonal().clone() if diagonal else (hessian + hessian.T) / 2
-    gradient_noise, rounding = _gradient_noise(problem, inputs, targets, direction, gradient)
+    gradient_noise, rounding = _gradient_noise(problem, request, gradient)
     return Summary(
         gradient=gradient,
         hessian=hessian,
@@ -184,9 +172,7 @@ def reference_summary(
     )
 
 
-def reference_tensor(
-    problem: Problem, inputs: Any, targets: Any, direction: Mapping[str, Tensor], order: int
-) -> Tensor:
+def reference_tensor(problem: Problem, request: Request, order: int) -> Tensor:
     """The summary tensor ∇^d L[P_s1 u, …, P_sd u] of any order d ≥ 0, shape (S,)*d, exactly symmetric.
 
     Costs about S^(d-1)/(d-1)! backward passes through ever longer graphs.
@@ -197,8 +183,8 @@ def reference_tensor(
     if order < 0:
         raise InputError(f"summary: order={order}: must be an integer >= 0")
     device, size = problem.device(), len(problem.partition)
-    with undisturbed(problem):
-        loss, derive = _prepare(problem, inputs, targets, direction)
+    with without_side_effects(problem):
+        loss, derive = _prepare(problem, request)
         tensor = torch.zeros((size,) * order, dtype=torch.float64, device=device)
 
         def fill(scalar: Tensor, at: tuple[int, ...]) -> None:
@@ -214,3 +200,43 @@ def reference_tensor(
 
         fill(loss.double(), ())
         return tensor
+
+
+def hessian_vector_product(
+    problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """∇L and ∇²L v by reverse over reverse differentiation, at the present parameters.
+
+    Costs about as much as two gradients and touches nothing: parameters, ``.grad``, buffers and random
+    streams stay as they are.
+
+    Args:
+        problem: model and loss; the partition plays no part.
+        inputs, targets: the batch, as the model and the loss take them.
+        vector: v by parameter name, in the shapes of the parameters.
+
+    Returns:
+        the gradient and the product by parameter name, detached.
+    """
+    with preserve_torch_streams(problem.device()):
+        leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+        # the model may write into what it is given
+        batch = opened((inputs, targets))
+        copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *batch))
+        loss = problem.loss(leaves, *copies)
+        values = list(leaves.values())
+        gradient = torch.autograd.grad(
+            loss, values, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        curved = [(g, vector[name]) for name, g in zip(leaves, gradient, strict=True) if g.requires_grad]
+        if curved:
+            along = [v for _, v in curved]
+            product = torch.autograd.grad(
+                [g for g, _ in curved], values, along, allow_unused=True, materialize_grads=True
+            )
+        else:  # the loss is linear in every parameter
+            product = tuple(torch.zeros_like(leaf) for leaf in values)
+    return (
+        {name: g.detach() for name, g in zip(leaves, gradient, strict=True)},
+        {name: h.detach() for name, h in zip(leaves, product, strict=True)},
+    )

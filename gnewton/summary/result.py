@@ -1,8 +1,16 @@
-"""What a summary is: a few numbers per group that describe the loss along one direction."""
+"""The result: derivatives of the loss along a direction, group by group, with their rounding errors.
+
+An inner product ⟨a, b⟩ of n entries has an error of a small multiple of unit · ‖a‖ ‖b‖, where ``unit`` is the
+relative rounding error of a number (docs/engine.md, "Rounding"). The errors of the entries of an adjoint have
+common causes (the mean that a normalisation subtracts), so they need not average out. Half precision computes
+in float32 and rounds every result by itself. These errors do average out, by √n; a bound without this factor
+would call every gradient of a mini-batch noise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,10 +21,10 @@ from gnewton.errors import GnewtonError
 
 
 class SummaryError(GnewtonError):
-    """A summary could not be made, or contradicts itself; the message says why."""
+    """A summary cannot be computed or is inconsistent; the message gives the reason."""
 
 
-_LEFT_OUT: Any = None
+_ZEROS: Any = None
 
 
 @dataclass(frozen=True)
@@ -29,22 +37,21 @@ class Summary:
 
     Attributes:
         gradient: ∂φ/∂ε_s = ⟨∇L, P_s u⟩, shape (S,).
-        hessian: ∂²φ/∂ε_s∂ε_t = (P_s u)ᵀ ∇²L (P_t u), shape (S, S), exactly symmetric; shape (S,), its
-            diagonal alone, where only that was asked for.
-        third: ∂³φ/∂ε_s³, shape (S,); None where it was not asked for.
+        hessian: ∂²φ/∂ε_s∂ε_t = (P_s u)ᵀ ∇²L (P_t u), shape (S, S), exactly symmetric; shape (S,) where
+            only the diagonal was requested.
+        third: ∂³φ/∂ε_s³, shape (S,); None where it was not requested.
         loss: φ(0), the loss of the batch, a scalar.
-        gradient_noise, hessian_noise, third_noise: how far rounding errors may have moved each entry, an
-            upper estimate in the shape and the unit of the entries. An entry no larger in magnitude than its
-            level cannot be told from 0. Zeros where they are left out; ``third_noise`` is None where
-            ``third`` is.
+        gradient_noise, hessian_noise, third_noise: an upper estimate of the rounding error of each entry, in
+            the shape and the unit of the entries. An entry no larger in magnitude than its level cannot be
+            told from 0. The default is zero; ``third_noise`` is None where ``third`` is.
     """
 
     gradient: Tensor
     hessian: Tensor
     third: Tensor | None
     loss: Tensor
-    gradient_noise: Tensor = _LEFT_OUT
-    hessian_noise: Tensor = _LEFT_OUT
+    gradient_noise: Tensor = _ZEROS
+    hessian_noise: Tensor = _ZEROS
     third_noise: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -60,7 +67,7 @@ class Summary:
         return cls(third=parts.get("third"), **rest)
 
     def parts(self) -> dict[str, Tensor]:
-        """The tensors it holds, by attribute, in a fixed order: all of them add up where losses add up."""
+        """The tensors by attribute, in a fixed order. All of them add up where losses add up."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -69,5 +76,48 @@ class Summary:
 
     @property
     def curvature(self) -> Tensor:
-        """The diagonal of the Hessian, shape (S,), however the Hessian is stored."""
+        """The diagonal of the Hessian, shape (S,), in either form of storage."""
         return self.hessian if self.hessian.dim() == 1 else self.hessian.diagonal()
+
+
+# --- rounding ----------------------------------------------------------------------------------------------
+
+PRODUCT = 8.0  # of an inner product of adjoint and tangent, in units of the product of their norms
+LOSS = 0.5  # of an adjoint that is the difference of two terms, in units of these
+SLOPE = 2.0  # of the gradient, in units of the difference between its two estimates
+CURVED = 64.0  # of a contribution to the Hessian or the third derivative, which may cancel within itself
+CURVED_COARSE = 4.0  # the same in a coarse precision
+COARSE = 1e-4  # units from here on belong to half precision or TF32
+TF32 = 2.0**-10
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The rounding errors of one precision.
+
+    Attributes:
+        unit: relative error of a product of two numbers.
+    """
+
+    unit: float
+
+    @classmethod
+    def of(cls, dtypes: Iterable[torch.dtype], device: torch.device) -> Rounding:
+        """That of the coarsest of the types, as the device multiplies them now."""
+        return cls(max((_unit(dtype, device) for dtype in dtypes), default=0.0))
+
+    @property
+    def curved(self) -> float:
+        """Of a contribution to the Hessian or the third derivative, relative to its magnitude."""
+        return (CURVED if self.unit < COARSE else CURVED_COARSE) * self.unit
+
+    def inner(self, terms: int) -> float:
+        """Of an inner product of ``terms`` numbers, relative to the product of the norms."""
+        if self.unit < COARSE:
+            return self.unit
+        return self.unit / math.sqrt(max(terms, 1)) + torch.finfo(torch.float32).eps
+
+
+def _unit(dtype: torch.dtype, device: torch.device) -> float:
+    on_cuda = device.type == "cuda" and dtype == torch.float32
+    return TF32 if on_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else torch.finfo(dtype).eps

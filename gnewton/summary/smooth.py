@@ -1,8 +1,9 @@
-"""Stand-ins, written in basic operations, for what torch differentiates only twice."""
+"""Replacements, in basic operations, of functions whose higher derivatives torch lacks or has wrong."""
 
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class SmoothNorms(TorchFunctionMode):
-    """Normalisations, differentiable without end; running statistics do not move.
-
-    torch has no third derivative of batch normalisation; its third derivative of layer normalisation and its
-    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences), it
-    has no second derivative of the hard sigmoid.
-    """
+class FunctionMode(TorchFunctionMode):
+    """Intercepts the calls of torch's functions; subclasses define ``_call``."""
 
     def __torch_function__(
         self,
@@ -27,28 +23,43 @@ class SmoothNorms(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        return self._call(func, args, kwargs or {})
+
+    @abstractmethod
+    def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of ``func(*args, **kwargs)``, or what stands for it."""
+
+
+class SmoothNorms(FunctionMode):
+    """Normalisations that can be differentiated to any order; running statistics are not updated.
+
+    torch has no third derivative of batch normalisation; its third derivative of layer normalisation and its
+    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences), it
+    has no second derivative of the hard sigmoid.
+    """
+
+    def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is F.batch_norm:
-            given = _named(F.batch_norm, args, kwargs)
-            return _by_channel(given, given["training"], sample_axis=True)
+            arguments = _named(F.batch_norm, args, kwargs)
+            return _by_channel(arguments, arguments["training"], sample_axis=True)
         if func is F.instance_norm:
-            given = _named(F.instance_norm, args, kwargs)
-            return _by_channel(given, given["use_input_stats"], sample_axis=False)
+            arguments = _named(F.instance_norm, args, kwargs)
+            return _by_channel(arguments, arguments["use_input_stats"], sample_axis=False)
         if func is F.layer_norm:
-            given = _named(F.layer_norm, args, kwargs)
-            last = tuple(range(-len(given["normalized_shape"]), 0))
-            return _affine(_standard(given["input"], last, given["eps"]), given, None)
+            arguments = _named(F.layer_norm, args, kwargs)
+            last = tuple(range(-len(arguments["normalized_shape"]), 0))
+            return _affine(_standard(arguments["input"], last, arguments["eps"]), arguments, None)
         if func is torch.native_layer_norm:
             value, normalized_shape, weight, bias, eps = args
             last = tuple(range(-len(normalized_shape), 0))
             affine = {"weight": weight, "bias": bias}
             return _affine(_standard(value, last, eps), affine, None), *func(*args)[1:]
         if func is F.group_norm:
-            given = _named(F.group_norm, args, kwargs)
-            x: Tensor = given["input"]
-            sets = x.reshape(x.shape[0], given["num_groups"], -1)
+            arguments = _named(F.group_norm, args, kwargs)
+            x: Tensor = arguments["input"]
+            sets = x.reshape(x.shape[0], arguments["num_groups"], -1)
             shape = [1, x.shape[1], *[1] * (x.dim() - 2)]
-            return _affine(_standard(sets, (2,), given["eps"]).reshape(x.shape), given, shape)
+            return _affine(_standard(sets, (2,), arguments["eps"]).reshape(x.shape), arguments, shape)
         if func is torch._weight_norm:
             v, g, *rest = args
             dim = kwargs.get("dim", rest[0] if rest else 0)
@@ -60,10 +71,10 @@ class SmoothNorms(TorchFunctionMode):
 
 
 def unchunked(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of a function, but for those that cost it its second derivative.
+    """The options of a function without those that make its second derivative wrong.
 
-    The cross-entropy of a linear layer worked through in chunks has a backward pass of its own, which torch
-    2.14 differentiates to something else, without a word.
+    The cross-entropy of a linear layer in chunks has a backward pass of its own. torch 2.14 differentiates it
+    to a wrong result, without an error.
     """
     if func is getattr(F, "linear_cross_entropy", None):
         return {k: v for k, v in kwargs.items() if k != "options"}
@@ -81,18 +92,18 @@ def _standard(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
 
 
-def _by_channel(given: Mapping[str, Any], by_batch: bool, *, sample_axis: bool) -> Tensor:
-    x: Tensor = given["input"]
+def _by_channel(arguments: Mapping[str, Any], by_batch: bool, *, sample_axis: bool) -> Tensor:
+    x: Tensor = arguments["input"]
     shape = [1, -1, *[1] * (x.dim() - 2)]
     if by_batch:
         axes = ((0,) if sample_axis else ()) + tuple(range(2, x.dim()))
-        return _affine(_standard(x, axes, given["eps"]), given, shape)
-    spread = torch.rsqrt(given["running_var"] + given["eps"])
-    return _affine((x - given["running_mean"].reshape(shape)) * spread.reshape(shape), given, shape)
+        return _affine(_standard(x, axes, arguments["eps"]), arguments, shape)
+    spread = torch.rsqrt(arguments["running_var"] + arguments["eps"])
+    return _affine((x - arguments["running_mean"].reshape(shape)) * spread.reshape(shape), arguments, shape)
 
 
-def _affine(out: Tensor, given: Mapping[str, Any], shape: list[int] | None) -> Tensor:
-    weight, bias = given["weight"], given["bias"]
+def _affine(out: Tensor, arguments: Mapping[str, Any], shape: list[int] | None) -> Tensor:
+    weight, bias = arguments["weight"], arguments["bias"]
     if weight is not None:
         out = out * (weight if shape is None else weight.reshape(shape))
     return out if bias is None else out + (bias if shape is None else bias.reshape(shape))

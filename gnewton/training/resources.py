@@ -13,7 +13,7 @@ import torch
 
 from gnewton.errors import OutOfMemory
 from gnewton.runfiles import CLOCKS
-from gnewton.summary.memory import is_exhausted
+from gnewton.summary.device_memory import is_exhausted
 
 NAMES = tuple(name.removesuffix("_seconds") for name in CLOCKS)
 """Training, evaluation, logging and checkpoints are timed apart."""

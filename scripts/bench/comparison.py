@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, checks, traces
+from gnewton.summary import Summarizer
+from gnewton.summary.tangent import checks
+from gnewton.summary.tangent.trace_cache import TraceCache
 
 sys.path.insert(0, str(Path(__file__).parent))
 from summary import CASES, CLOCKS, Case, clock
@@ -38,17 +40,17 @@ def measure(case: Case, repeats: int, now: Callable[[], float], engine: str) -> 
 
     direction = gradient()
     summarizer = Summarizer(model, F.cross_entropy, partition, engine=engine)  # type: ignore[arg-type]
-    confirm = traces.Traces.confirm
+    confirm = TraceCache.confirm
 
     def summary() -> None:
         summarizer.summarize(inputs, targets, direction)
 
     def without() -> None:
-        traces.Traces.confirm = lambda *_, **__: None  # type: ignore[method-assign]
+        TraceCache.confirm = lambda *_, **__: None  # type: ignore[method-assign]
         try:
             summary()
         finally:
-            traces.Traces.confirm = confirm  # type: ignore[method-assign]
+            TraceCache.confirm = confirm  # type: ignore[method-assign]
 
     def forward() -> None:
         with torch.no_grad():

@@ -135,17 +135,16 @@ def _narrow(largest: int) -> Callable[[], None]:
     def spoil() -> None:
         import torch
 
-        from gnewton.summary.problem import batch_size
-        from gnewton.summary.tangent_engine import TangentEngine
+        from gnewton.summary.tangent.engine import TangentEngine
 
-        run = TangentEngine._run
+        run = TangentEngine._passes
 
-        def narrow(self: Any, made: Any, inputs: Any, *others: Any) -> Any:
-            if batch_size(inputs, None) > largest:
+        def narrow(self: Any, trace: Any, request: Any, *others: Any) -> Any:
+            if request.batch_size > largest:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return run(self, made, inputs, *others)
+            return run(self, trace, request, *others)
 
-        put(TangentEngine, _run=narrow)
+        put(TangentEngine, _passes=narrow)
 
     return spoil
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from gnewton.runfiles import LAST
-from gnewton.summary.problem import batch_size
-from gnewton.summary.tangent_engine import TangentEngine
+from gnewton.summary.tangent.engine import TangentEngine
 from gnewton.training import evaluate as evaluate_module
 from gnewton.training import training_step
 from gnewton.training.checkpoint import load_checkpoint
@@ -56,14 +55,14 @@ def test_in_an_evaluation(cli, monkeypatch):
 
 
 def test_in_the_summary_the_run_goes_on(cli, tmp_path, monkeypatch):
-    original = TangentEngine._run
+    original = TangentEngine._passes
 
-    def run(self, made, inputs, *others):
-        if batch_size(inputs, None) > 7:
+    def run(self, trace, request, *others):
+        if request.batch_size > 7:
             raise FULL
-        return original(self, made, inputs, *others)
+        return original(self, trace, request, *others)
 
-    monkeypatch.setattr(TangentEngine, "_run", run)
+    monkeypatch.setattr(TangentEngine, "_passes", run)
     answer = cli(["train", *SMALL, "trainer.epochs=1", "trainer.device=cpu"])
     assert answer.code == 0
     (folder,) = tmp_path.glob("outputs/*/*")
@@ -74,7 +73,7 @@ def test_a_summary_that_does_not_fit_at_all(cli, monkeypatch):
     def run(*_):
         raise FULL
 
-    monkeypatch.setattr(TangentEngine, "_run", run)
+    monkeypatch.setattr(TangentEngine, "_passes", run)
     answer = cli(["train", *SMALL, "trainer.epochs=1", "trainer.device=cpu"])
     assert answer.code == 1
     assert (

@@ -11,7 +11,7 @@ from gnewton.errors import InputError
 from gnewton.optim.hessian_vector import HessianVector
 from gnewton.partition import Partition
 from gnewton.summary.problem import Problem
-from gnewton.summary.products import hessian_vector_product
+from gnewton.summary.reference import hessian_vector_product
 
 from .problems import NOTHING, Quadratic, classification, tanh_net, value
 

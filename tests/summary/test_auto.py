@@ -11,7 +11,9 @@ from torch import distributions, nn
 
 from gnewton.errors import InputError, OutOfMemory
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, engine, rules, summarize
+from gnewton.summary import Summarizer, summarize
+from gnewton.summary.problem import Request
+from gnewton.summary.tangent import passes, rules
 
 from .operations import Net
 from .test_zoo import differences
@@ -178,11 +180,11 @@ def test_whatever_a_pass_throws_auto_goes_on(place, error, monkeypatch, caplog):
         raise error("broken")
 
     if place == "rule":
-        monkeypatch.setitem(rules.RULES, torch.ops.aten.tanh.default, rules.Rule(broken, adjoint=True))
+        monkeypatch.setitem(rules.RULES, torch.ops.aten.tanh.default, rules.TangentRule(broken, adjoint=True))
     elif place == "plan":
-        monkeypatch.setattr("gnewton.summary.traces.make_plan", broken)
+        monkeypatch.setattr("gnewton.summary.tangent.trace_cache.make_plan", broken)
     else:
-        monkeypatch.setattr(engine, "_backward", broken)
+        monkeypatch.setattr(passes, "_backward", broken)
     model, loss_fn, inputs, targets, partition, direction = case(torch.tanh)
     summarizer = Summarizer(model, loss_fn, partition)
     slow = summarize(model, loss_fn, inputs, targets, partition, direction, engine="reference")
@@ -202,10 +204,10 @@ def test_gradients_that_disagree_are_left_to_the_reference_engine(monkeypatch, c
 
     def wrong(site):
         out = right.function(site)
-        out.first.data.mul_(1.1)
+        out.first.merge().mul_(1.1)
         return out
 
-    monkeypatch.setitem(rules.RULES, tanh, rules.Rule(wrong, adjoint=True))
+    monkeypatch.setitem(rules.RULES, tanh, rules.TangentRule(wrong, adjoint=True))
     with caplog.at_level(logging.WARNING, "gnewton.summary"):
         got = summarize(*args)
     assert "disagree" in caplog.text
@@ -216,9 +218,9 @@ def test_a_late_disagreement_is_left_to_the_reference_engine(caplog):
     """As on CUDA, where the check of a summary is read at the next one."""
     model, loss_fn, inputs, targets, partition, direction = case(torch.tanh)
     summarizer = Summarizer(model, loss_fn, partition)
-    tangents = summarizer.tangents
+    tangents = summarizer.tangent_engine
     summarizer.summarize(inputs, targets, direction)
-    kind = tangents.traces.kind(inputs, targets)
+    kind = tangents.traces.kind(Request(inputs, targets, direction))
     tangents._pending = torch.ones(len(partition), dtype=torch.bool), kind
     slow = summarize(model, loss_fn, inputs, targets, partition, direction, engine="reference")
     with caplog.at_level(logging.WARNING, "gnewton.summary"):
@@ -240,7 +242,7 @@ def test_errors_of_the_user_stay_what_they_are():
     with pytest.raises(IndexError):
         summarizer.summarize(inputs, targets + 100, direction)
     fast = summarizer.summarize(inputs, targets, direction)
-    assert len(summarizer.tangents.traces) == 1, "the fault was of that batch"
+    assert len(summarizer.tangent_engine.traces) == 1, "the fault was of that batch"
     assert fast.loss.isfinite()
 
 
@@ -248,6 +250,6 @@ def test_exhausted_memory_is_no_reason_for_the_slow_engine(monkeypatch):
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(engine, "_backward", exhausted)
+    monkeypatch.setattr(passes, "_backward", exhausted)
     with pytest.raises(OutOfMemory):
         summarize(*case(torch.tanh))

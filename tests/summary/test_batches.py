@@ -65,7 +65,7 @@ def test_a_summarizer_sees_new_numbers_in_the_same_trace(name: str) -> None:
         each.model.load_state_dict(case.model.state_dict())
         made = summarizer.summarize(*each.pair, gradient(each))
         assert max(differences(made, summary(each, engine="reference"))) < 1e-12
-    assert len(summarizer.tangents.traces) == 1
+    assert len(summarizer.tangent_engine.traces) == 1
 
 
 def test_settings_in_a_batch_have_traces_of_their_own() -> None:
@@ -75,7 +75,7 @@ def test_settings_in_a_batch_have_traces_of_their_own() -> None:
         case.batch = ({**case.batch[0], "scale": scale}, case.batch[1])
         made = summarizer.summarize(*case.batch, gradient(case))
         assert max(differences(made, summary(case, engine="reference"))) < 1e-12
-    assert len(summarizer.tangents.traces) == 2
+    assert len(summarizer.tangent_engine.traces) == 2
 
 
 def test_the_whole_tensor_takes_any_batch_too() -> None:

@@ -15,13 +15,13 @@ from gnewton import Partition, summarize
 from gnewton.compilation import missing
 from gnewton.errors import InputError, OutOfMemory
 from gnewton.summary import Summarizer, SummaryError
-from gnewton.summary.api import Engine
+from gnewton.summary.api import EngineName
 from tests.conftest import Answer
 
 from . import zoo
 from .test_zoo import differences
 
-NAMES: tuple[Engine, ...] = ("compiled", "tangent")
+NAMES: tuple[EngineName, ...] = ("compiled", "tangent")
 
 
 class Recorder:

@@ -11,9 +11,9 @@ from torch import nn
 
 from gnewton import Partition
 from gnewton.errors import OutOfMemory
-from gnewton.summary import Summarizer, tangent_engine
-from gnewton.summary.problem import batch_size
-from gnewton.summary.tangent_engine import TangentEngine
+from gnewton.summary import Summarizer
+from gnewton.summary.tangent import engine
+from gnewton.summary.tangent.engine import TangentEngine
 
 SAMPLES = 12
 
@@ -29,15 +29,15 @@ def _problem(model=None):
 def _narrow(monkeypatch, largest, error):
     """Passes over more than ``largest`` samples run out of memory; returns the sizes that were tried."""
     tried = []
-    original = TangentEngine._run
+    original = TangentEngine._passes
 
-    def run(self, made, inputs, targets, direction, draws=None):
-        tried.append(batch_size(inputs, targets))
+    def run(self, trace, request, draws=None):
+        tried.append(request.batch_size)
         if tried[-1] > largest:
             raise error
-        return original(self, made, inputs, targets, direction, draws)
+        return original(self, trace, request, draws)
 
-    monkeypatch.setattr(TangentEngine, "_run", run)
+    monkeypatch.setattr(TangentEngine, "_passes", run)
     return tried
 
 
@@ -56,7 +56,7 @@ def test_the_batch_is_split_until_it_fits(error, largest, monkeypatch, caplog):
     whole = Summarizer(model, F.cross_entropy, partition).summarize(inputs, targets, direction)
     tried = _narrow(monkeypatch, largest, error)
     summarizer = Summarizer(model, F.cross_entropy, partition)
-    with caplog.at_level(logging.WARNING, logger=tangent_engine.__name__):
+    with caplog.at_level(logging.WARNING, logger=engine.__name__):
         found = summarizer.summarize(inputs, targets, direction)
     for name in ("gradient", "hessian", "third", "loss"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-14)

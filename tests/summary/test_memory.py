@@ -12,18 +12,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, memory, stacks
+from gnewton.summary import Summarizer
+from gnewton.summary.tangent.plan import tangent_bytes
 
 from . import zoo
 
 WIDTH, SAMPLES = 64, 128
 LAYER = WIDTH * SAMPLES * 8  # bytes of one activation
-
-
-@pytest.fixture(autouse=True)
-def counted(monkeypatch):
-    """Every stack in memory of its own, where it is counted (test_stacks.py has those that share pieces)."""
-    monkeypatch.setattr(stacks, "LEAST", 1 << 60)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -103,8 +98,8 @@ def test_the_estimate_is_above_what_is_taken():
     partition = Partition.per_tensor(model)
     summarizer = Summarizer(model, F.cross_entropy, partition, engine="tangent")
     summarizer.summarize(inputs, targets, direction)
-    (trace,) = summarizer.tangents.traces
-    assert memory.tangent_bytes(trace.program, trace.plan, third=True) == trace.bytes
+    (trace,) = summarizer.tangent_engine.traces
+    assert tangent_bytes(trace.plan) == trace.bytes
     step = peak_bytes(lambda: F.cross_entropy(model(inputs), targets).backward())
     assert peak_bytes(lambda: summarizer.summarize(inputs, targets, direction)) < step + trace.bytes
 

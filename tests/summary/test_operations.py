@@ -18,12 +18,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, SummaryError, checks, tracing
-from gnewton.summary.engine import make_plan, run
-from gnewton.summary.problem import Problem
+from gnewton.summary import Summarizer, SummaryError
+from gnewton.summary.isolation import without_side_effects
+from gnewton.summary.problem import Problem, Request
 from gnewton.summary.reference import reference_summary
-from gnewton.summary.stacks import Stacks
-from gnewton.summary.undisturbed import undisturbed
+from gnewton.summary.tangent import checks, tracing
+from gnewton.summary.tangent.passes import Arguments, run_passes
+from gnewton.summary.tangent.plan import make_plan
 
 from .oracles import along
 
@@ -151,11 +152,10 @@ def by_tangents(problem, direction):
     """The passes alone, without what surrounds them; None where the operation cannot be traced."""
     torch.manual_seed(2)
     program = tracing.trace(problem, ZERO, ZERO)
-    plan = make_plan(program, problem.partition)
+    plan = make_plan(program, problem.partition, third=True, diagonal=False)
     leaves = pytree.tree_leaves((problem.constants(), ZERO, ZERO))
-    options = {"third": True, "diagonal": False, "stacks": Stacks()}
-    with undisturbed(problem):
-        passes = run(program, plan, problem.parameters(), leaves, direction, **options)
+    with without_side_effects(problem):
+        passes = run_passes(plan, Arguments(problem.parameters(), leaves, direction))
     checks.report_disagreement(checks.disagreement(passes, torch.float64), problem.partition.names)
     sums, order = passes.sums, list(plan.order)
     at = [order.index(s) for s in range(len(order))]
@@ -166,7 +166,7 @@ def by_tangents(problem, direction):
 
 def by_reverse(problem, direction):
     torch.manual_seed(2)
-    summary = reference_summary(problem, ZERO, ZERO, direction)
+    summary = reference_summary(problem, Request(ZERO, ZERO, direction))
     return torch.stack([summary.gradient, summary.hessian.diagonal(), summary.third], 1), summary.hessian
 
 
@@ -260,7 +260,7 @@ def test_engines_and_finite_differences_agree_on_every_operation():
 
 def test_an_operation_of_wrong_forward_mode_goes_by_reverse_mode(monkeypatch):
     """Found by comparison, where no table knows it."""
-    from gnewton.summary.rules import general
+    from gnewton.summary.tangent.rules import general
 
     monkeypatch.setattr(general, "WRONG", {})
     monkeypatch.setattr(general, "_verdicts", {})

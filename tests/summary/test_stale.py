@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, replay, traces, tracing
-from gnewton.summary.engine import forward
+from gnewton.summary import Summarizer
+from gnewton.summary.isolation import without_side_effects
 from gnewton.summary.problem import Problem
-from gnewton.summary.undisturbed import undisturbed
+from gnewton.summary.tangent import trace_cache, trace_guard, tracing
+from gnewton.summary.tangent.passes import forward
 
 from . import zoo
 from .kinds import INPUTS, KINDS, TARGETS, net, penalised
@@ -78,7 +79,7 @@ def test_losses_are_compared_where_operations_cannot_be(name, monkeypatch):
     def impossible(*args, **kwargs):
         raise RuntimeError("no replay")
 
-    monkeypatch.setattr(traces, "computed_name", impossible)
+    monkeypatch.setattr(trace_cache, "computed_name", impossible)
     model, direction, change, fast, slow = pair(KINDS[name])
     for i in range(7):
         change(i)
@@ -90,24 +91,24 @@ def test_losses_are_compared_where_operations_cannot_be(name, monkeypatch):
 
 def test_rounding_makes_no_new_trace_each_time(monkeypatch):
     """Where losses are compared, a gap that a new trace has as well is rounding."""
-    monkeypatch.setattr(traces, "computed_name", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trace_cache, "computed_name", lambda *args, **kwargs: None)
     gaps = iter([1e-13, 2e-13, 3e-13, 1e-13, 2e-13, 1e-12, 3e-12] * 5)
-    eager = traces.checks.eager_loss
-    monkeypatch.setattr(traces.checks, "eager_loss", lambda *args: eager(*args) * (1 + next(gaps)))
+    eager = trace_cache.checks.eager_loss
+    monkeypatch.setattr(trace_cache.checks, "eager_loss", lambda *args: eager(*args) * (1 + next(gaps)))
     traced = []
-    trace = traces.trace
-    monkeypatch.setattr(traces, "trace", lambda *args: traced.append(1) or trace(*args))
+    trace = trace_cache.trace
+    monkeypatch.setattr(trace_cache, "trace", lambda *args: traced.append(1) or trace(*args))
     _, direction, _, fast, _ = pair(KINDS["number_in_a_closure"], engine="tangent")
     for _ in range(30):
         fast.summarize(INPUTS, TARGETS, direction)
-    assert len(fast.tangents.traces) == 1
+    assert len(fast.tangent_engine.traces) == 1
     assert len(traced) <= 4
 
 
 def test_a_loss_that_stays_is_traced_once(monkeypatch):
     traced = []
-    trace = traces.trace
-    monkeypatch.setattr(traces, "trace", lambda *args: traced.append(1) or trace(*args))
+    trace = trace_cache.trace
+    monkeypatch.setattr(trace_cache, "trace", lambda *args: traced.append(1) or trace(*args))
     for name in ("class_weights_in_place", "captured_tensor_in_place", "teacher_in_place"):
         traced.clear()
         model, direction, change, fast, _ = pair(KINDS[name])
@@ -123,7 +124,7 @@ def test_an_earlier_loss_is_recognised():
     for i in (0, 0, 0, 1, 1, 1, 0, 1, 0, 1):
         change(i)
         fast.summarize(INPUTS, TARGETS, direction)
-    assert len(fast.tangents.traces) == 2
+    assert len(fast.tangent_engine.traces) == 2
 
 
 def test_long_annealing_goes_on():
@@ -145,13 +146,13 @@ def test_a_comparison_computes_nothing_twice(monkeypatch):
     _, direction, _, fast, _ = pair(lambda: (net(), F.cross_entropy, None))
     fast.summarize(INPUTS, TARGETS, direction)
     computed = []
-    compute = replay._Replay._compute
+    compute = trace_guard._Replay._compute
 
     def spy(self, func, args, kwargs):
         computed.append(func)
         return compute(self, func, args, kwargs)
 
-    monkeypatch.setattr(replay._Replay, "_compute", spy)
+    monkeypatch.setattr(trace_guard._Replay, "_compute", spy)
     fast.summarize(INPUTS, TARGETS, direction)
     assert {str(op) for op in computed} <= {"aten.detach.default"}
 
@@ -199,18 +200,19 @@ def test_a_replay_writes_into_nothing_that_is_lent(name, engine):
     """Neither into the program's values nor into the draws that compiled passes will read."""
     model, loss_fn, inputs, targets, _ = zoo.make(name)
     problem = Problem(model, loss_fn, zoo.partitions(model)["per_tensor"])
-    with undisturbed(problem):
+    with without_side_effects(problem):
         program = tracing.trace(problem, inputs, targets)
     leaves = {n: p.requires_grad_() for n, p in problem.parameters().items()}
     trees = (problem.constants(), inputs, targets)
-    with undisturbed(problem):
+    with without_side_effects(problem):
         values = forward(program, leaves, pytree.tree_leaves(trees))
     if engine == "blank":
         values = [v if step.random else None for v, step in zip(values, program.steps, strict=True)]
     before = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), [values, trees])
-    names = replay.Names(program)
+    names = trace_guard.OperationNames(program)
     results = [
-        replay.computed_name(problem, names, trees, leaves, values, blank=engine == "blank") for _ in range(3)
+        trace_guard.computed_name(problem, names, trees, leaves, values, blank=engine == "blank")
+        for _ in range(3)
     ]
     assert results[0] is not None
     assert len(set(results)) == 1

@@ -15,7 +15,7 @@ from gnewton.optim.measure import Measurer
 from gnewton.optim.rate_rule import Proposal
 from gnewton.optim.safeguard import Mark
 from gnewton.partition import Partition
-from gnewton.summary.api import Engine
+from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction
 
 
@@ -107,7 +107,7 @@ class Displacement:
         loss_fn: LossFunction,
         *,
         maximize: bool,
-        engine: Engine,
+        engine: EngineName,
         max_memory: int | None,
         forward: Forward | None = None,
     ) -> None:

@@ -1,0 +1,115 @@
+"""Checks that a summary describes the model it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gnewton.summary.isolation import without_side_effects
+from gnewton.summary.problem import Problem
+from gnewton.summary.result import SummaryError
+from gnewton.summary.tangent.passes import Passes, forward
+from gnewton.summary.tangent.program import Program, TraceError
+
+_FIDELITY = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a gradient, relative
+_AGREEMENT = {torch.float64: 1e-7, torch.float32: 1e-2}  # of a gradient entry, to its scale
+_COARSE = 5e-2  # half precision
+_ROUNDING = 16.0  # of the rounding errors of a gradient entry, which are estimates
+
+
+def check_program(problem: Problem, program: Program, inputs: Any, targets: Any) -> None:
+    """Compare the gradient of a fresh trace with the gradient of the model itself.
+
+    A trace sees neither the backward pass of a custom ``autograd.Function`` nor choices that Python code made
+    by other things than shapes; both show here. Costs two gradients and one transfer to the host.
+
+    Raises:
+        TraceError: where they differ.
+    """
+    parameters = problem.parameters()
+    leaves = {name: p.requires_grad_() for name, p in parameters.items()}
+    constants = problem.constants()
+    state = _random_state(problem.device())
+    values = forward(program, leaves, pytree.tree_leaves((constants, inputs, targets)))
+    traced = _gradients(values[program.loss], list(leaves.values()))
+    _set_random_state(problem.device(), state)
+    copies = pytree.tree_map_only(Tensor, torch.clone, (constants, inputs, targets))
+    loss = problem.loss(leaves, *copies)
+    eager = _gradients(loss, list(leaves.values()))
+    norm = sum(
+        (g.double().square().sum() for g in eager), torch.zeros((), device=loss.device, dtype=torch.float64)
+    )
+    tolerance = _FIDELITY.get(loss.dtype, _COARSE)
+    wrong = torch.stack([(a - b).double().norm() for a, b in zip(traced, eager, strict=True)])
+    gap = (values[program.loss].detach() - loss.detach()).double().abs()
+    bad = (wrong > tolerance * norm.sqrt()) & (wrong > 0)
+    report = torch.cat(
+        [bad, (gap > tolerance * loss.detach().double().abs().clamp_min(1e-300)).reshape(1)]
+    ).tolist()
+    for name, is_bad in zip([*leaves, None], report, strict=True):
+        if is_bad:
+            what = "loss" if name is None else f"gradient of '{name}'"
+            raise TraceError(
+                f"the trace does not reproduce the model's {what}: a custom backward pass, or Python code "
+                "that depends on more than the shapes of tensors"
+            )
+
+
+def eager_loss(problem: Problem, inputs: Any, targets: Any) -> Tensor:
+    """The model's own loss on a batch, by an ordinary forward pass; nothing is touched."""
+    with without_side_effects(problem):
+        copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+        return problem.loss(
+            {n: p.requires_grad_() for n, p in problem.parameters().items()}, *copies
+        ).detach()
+
+
+def _gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    if not loss.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def disagreement(passes: Passes, dtype: torch.dtype) -> Tensor:
+    """Which groups, as a boolean (S,) on the device, have two gradients that differ by more than rounding.
+
+    One is the inner product of adjoints with the direction, the other the tangent of the loss. They may
+    differ by a share of the entry itself and of √(|H̄_ss| |L|), which has the same unit, and by a multiple of
+    the rounding errors of the products they were summed from, which do not vanish with the loss. Where an
+    entry is not finite, there is nothing to compare.
+    """
+    sums, slope = passes.sums, passes.slope
+    curvature = sums.hessian if sums.diagonal else sums.hessian.diagonal()
+    scale = torch.maximum(sums.gradient.abs(), slope.abs()) + (curvature * passes.loss).abs().sqrt()
+    scale = torch.maximum(scale, 1e-3 * scale.max())
+    allowed = _AGREEMENT.get(dtype, _COARSE) * scale + _ROUNDING * sums.gradient_noise
+    return ((sums.gradient - slope).abs() > allowed) & (scale + slope).isfinite().all()
+
+
+def report_disagreement(bad: Tensor, names: Sequence[str]) -> None:
+    """Raise the error of :func:`disagreement`, if there is one.
+
+    Raises:
+        SummaryError: naming the groups.
+    """
+    found = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
+    if found:
+        raise SummaryError(
+            f"summary: the gradient by adjoints and the gradient by tangents disagree in {', '.join(found)}: "
+            "a rule of the tangent engine is wrong for this model; use engine='reference'"
+        )

@@ -1,0 +1,352 @@
+"""Whether the model still computes what a trace of it says, at the cost of Python alone.
+
+The model and the loss are run once more, as at tracing, but nothing is computed twice: an operation that the
+program has, with the same operation behind every argument and the same numbers, returns the value that the
+program's primal pass has at hand. Every other operation is computed, and named after what it is made from. So
+two runs that end in the same name have gone through the same operations, numbers and tensors, wherever Python
+took them from: closures, globals, configurations, schedules, hooks, random choices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functionalize
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gnewton.summary.isolation import plain_kernels, without_side_effects
+from gnewton.summary.problem import Problem
+from gnewton.summary.tangent.lowering import ordinary
+from gnewton.summary.tangent.program import Form, Program, Ref, Step, draw_like, equal_tensors
+from gnewton.summary.tangent.tracing import DECOMPOSITIONS, traceable
+
+aten = torch.ops.aten
+
+Name = int
+
+# new memory for the same numbers
+_SAME = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
+
+
+class _MustCompute(Exception):
+    """The model writes into what belongs to the program, or asks for a value that has not been computed."""
+
+
+class OperationNames:
+    """The operations of a program by what they do, so that the model's can be recognised.
+
+    The name of a program's step is its number; equal operations on equally named arguments have the name of
+    the first of them. Random draws are named in their order. Tensors from outside are known by their memory,
+    or, where that is new, by what they hold.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.draws = [i for i, step in enumerate(program.steps) if step.random]
+        self.drawn = {i for i in self.draws if program.steps[i].op is not aten.native_dropout.default}
+        self.result: Name | None = None  # of the loss, as the model computed it the first time
+        self.lend = True  # whether the model can do with the program's values
+        self._table: dict[Any, Name] = {}
+        self._outside: list[tuple[Tensor, Name]] = []
+        self._memory: dict[Any, Name] = {}
+        self._next = len(program.steps)
+        canonical = list(range(len(program.steps)))
+        for i, step in enumerate(program.steps):
+            if step.constant is not None:
+                self._enter_outside(step.constant, i)
+            elif step.output is not None:
+                canonical[i] = self._table.setdefault(("output", canonical[step.reads[0]], step.output), i)
+            elif step.op in _SAME:
+                canonical[i] = canonical[step.reads[0]]
+            elif step.op is not None and not step.random:
+                key = signature(step.op, step.args, step.kwargs, lambda ref: canonical[ref.step])
+                canonical[i] = self._table.setdefault(key, i)
+
+    def of(self, key: Any) -> Name:
+        """The name of an operation; a new one where it has not been met before."""
+        name = self._table.get(key)
+        if name is None:
+            name = self._table[key] = self._next
+            self._next += 1
+        return name
+
+    def output(self, name: Name, k: int) -> Name:
+        """The name of one of several values."""
+        return self.of(("output", name, k))
+
+    def outside(self, tensor: Tensor) -> Name:
+        """The name of a tensor that no operation made."""
+        known = self._memory.get(_place(tensor))
+        if known is not None:
+            return known
+        for other, name in self._outside:
+            if equal_tensors(tensor.detach(), other):
+                return name
+        self._next += 1
+        self._enter_outside(tensor.detach(), self._next - 1)
+        return self._next - 1
+
+    def _enter_outside(self, tensor: Tensor, name: Name) -> None:
+        self._outside.append((tensor, name))  # kept, so that its memory is not another tensor's
+        self._memory.setdefault(_place(tensor), name)
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Forget on leaving what names have been given, but for those of the first time."""
+        operations, tensors = len(self._table), len(self._outside)
+        yield
+        if self.result is None:
+            return
+        while len(self._table) > operations:
+            self._table.popitem()
+        while len(self._outside) > tensors:
+            tensor, name = self._outside.pop()
+            if self._memory.get(_place(tensor)) == name:
+                del self._memory[_place(tensor)]
+
+
+def _place(tensor: Tensor) -> Any:
+    try:
+        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    except RuntimeError:  # sparse tensors have no one place
+        return id(tensor)
+
+
+def signature(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: Callable[[Any], Name]
+) -> tuple[Any, ...]:
+    """What an operation does, as a key: itself, the names of its tensors, its numbers with their types."""
+    signed = tuple([(k, _sign(v, name)) for k, v in kwargs.items()])
+    return op, tuple([_sign(a, name) for a in args]), signed
+
+
+def _sign(argument: Any, name: Callable[[Any], Name]) -> Any:
+    kind = type(argument)
+    if kind is int or argument is None:
+        return argument
+    if kind is Ref or isinstance(argument, Tensor):
+        return f"%{name(argument)}"
+    if isinstance(argument, (list, tuple)):
+        return tuple([_sign(a, name) for a in argument])
+    if kind in (float, bool, complex):
+        return repr(argument)  # 1, 1.0 and True are told apart, and -0.0 and 0.0
+    try:
+        hash(argument)
+    except TypeError:
+        return id(argument)
+    return argument
+
+
+class _Replay(TorchDispatchMode):
+    """Answers the model's operations from the values of a program.
+
+    Args:
+        names: of the program.
+        named: inputs and parameters by identity.
+        values: of the program's steps; None where there is none.
+        lend: whether to return these values instead of computing.
+        blank: whether to return memory of the right shape where there is no value, and to stop where the
+            model needs the numbers.
+    """
+
+    def __init__(
+        self, names: OperationNames, named: dict[int, Name], values: Sequence[Any], *, lend: bool, blank: bool
+    ) -> None:
+        super().__init__()
+        self._names = names
+        self._named = named
+        self._values = values
+        self._lend = lend
+        self._blank = blank
+        self._blanks: set[int] = set()
+        self._inputs = set(named)
+        self._own: set[int] = set()  # tensors that were computed here
+        self._held: list[Any] = []  # an object that lives keeps its identity to itself
+        self._draws = 0
+
+    def name(self, tensor: Any) -> Name:
+        known = self._named.get(id(tensor))
+        if known is None:
+            known = self._named[id(tensor)] = self._names.outside(tensor)
+            self._held.append(tensor)
+        return known
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _is_composite(func):
+            with self:
+                decomposition = DECOMPOSITIONS.get(func, func.decompose)
+                return decomposition(*args, **kwargs)
+        if func._schema.is_mutable:
+            return self._write(func, args, kwargs)
+        if func in _SAME:
+            result = self._compute(func, args, kwargs)
+            self._enter(result, self.name(args[0]), own=True)
+            return result
+        result, name, own = self._value(func, args, kwargs)
+        if isinstance(result, Tensor):
+            self._enter(result, name, own=own)
+        elif isinstance(result, (tuple, list)):
+            for k, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self._enter(part, self._names.output(name, k), own=own)
+        return result
+
+    def _value(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Name, bool]:
+        """What an operation returns, its name, and whether it has been computed here."""
+        key = signature(func, args, kwargs, self.name)
+        name = self._draw(func, args, key) if torch.Tag.nondeterministic_seeded in func.tags else None
+        if name is None:
+            name = self._names.of(key)
+        value = self._lent(name)
+        if isinstance(value, Tensor):
+            return value.detach(), name, False
+        if value is not None:
+            return pytree.tree_map_only(Tensor, torch.detach, value), name, False
+        if self._blank and name < len(self._values) and not func.is_view:
+            form = self._names.program.steps[name].form
+            if form is not None:
+                return self._blank_memory(form), name, False
+        if value is None and name in self._names.drawn and self._values[name] is not None:
+            return self._values[name].clone(), name, True  # drawn once
+        own = not func.is_view or id(args[0]) in self._own
+        return self._compute(func, args, kwargs), name, own
+
+    def _lent(self, name: Name) -> Any:
+        return self._values[name] if self._lend and name < len(self._values) else None
+
+    def _blank_memory(self, form: Any) -> Any:
+        if isinstance(form, Form):
+            blank = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device=form.device)
+            self._blanks.add(id(blank))
+            return blank
+        return tuple([None if part is None else self._blank_memory(part) for part in form])
+
+    def _compute(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if not self._blank or not any(id(a) in self._blanks for a in pytree.tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        if not func.is_view:
+            raise _MustCompute
+        result = func(*args, **kwargs)
+        self._blanks.update(id(r) for r in pytree.tree_leaves(result))
+        return result
+
+    def _enter(self, tensor: Tensor, name: Name, *, own: bool) -> None:
+        self._named[id(tensor)] = name
+        self._held.append(tensor)
+        if own:
+            self._own.add(id(tensor))
+
+    def _draw(self, func: Any, args: Sequence[Any], key: Any) -> Name:
+        """The name of the next random draw: that of the program's, if it draws alike."""
+        order, self._draws = self._draws, self._draws + 1
+        if order < len(self._names.draws):
+            i = self._names.draws[order]
+            if _draws_alike(self._names.program.steps[i], func, args):
+                return i
+        return self._names.of(("draw", order, key))
+
+    def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """An operation in place, named as the ordinary one that returns what it writes."""
+        target: Any = args[0] if args else None
+        if func is aten.copy_.default and id(target) in self._inputs:
+            return target  # running statistics do not move
+        plain = ordinary(func)
+        own = id(target) in self._own
+        if not own and self._lend and (plain is None or self._is_view(target)):
+            raise _MustCompute
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            name = self._draw(plain or func, args, signature(plain or func, args, kwargs, self.name))
+            value = self._lent(name)
+            result = value.detach() if value is not None else self._compute(plain or func, args, kwargs)
+            if result is not target:
+                target.set_(result)
+                if value is not None:  # lent from here on
+                    self._own.discard(id(target))
+        elif own or not self._lend:
+            name = self._names.of(signature(plain or func, args, kwargs, self.name))
+            self._compute(func, args, kwargs)
+        else:
+            assert plain is not None
+            result, name, _ = self._value(plain, args, kwargs)
+            target.set_(result)  # other memory, so that the program's keeps its numbers
+        self._named[id(target)] = name
+        return target
+
+    def _is_view(self, tensor: Tensor) -> bool:
+        name = self._named.get(id(tensor), len(self._values))
+        if name >= len(self._values):
+            return True
+        op = self._names.program.steps[name].op
+        return op is None or getattr(op, "is_view", False)
+
+
+_COMPOSITE: dict[Any, bool] = {}
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether tracing writes an operation as others."""
+    known = _COMPOSITE.get(func)
+    if known is None:
+        known = _COMPOSITE[func] = func in DECOMPOSITIONS or torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+        )
+    return known
+
+
+def _draws_alike(step: Step, func: Any, args: Sequence[Any]) -> bool:
+    """Whether a program's random step is this draw: masks have been given another form at tracing."""
+    if step.op is not func and (step.op is not draw_like or func is not aten.bernoulli.p):
+        return False
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if tensors and tuple(tensors[0].shape) != step.shape:
+        return False
+    numbers = [repr(a) for a in args if not isinstance(a, Tensor)]
+    return numbers == [repr(a) for a in step.args if type(a) is not Ref]
+
+
+def computed_name(
+    problem: Problem,
+    names: OperationNames,
+    trees: tuple[Any, Any, Any],
+    leaves: Mapping[str, Tensor],
+    values: Sequence[Any],
+    *,
+    blank: bool = False,
+) -> Name | None:
+    """Run the model and the loss, and say by what name the loss goes; None if it has none.
+
+    Args:
+        problem: model and loss.
+        names: of the program.
+        trees: constants, inputs and targets, as :meth:`Problem.loss` takes them.
+        leaves: the parameters.
+        values: what the program's steps have given on the same leaves and trees.
+        blank: whether these are random draws alone: nothing is computed then, unless the model needs it.
+    """
+
+    def run(*, lend: bool) -> Name | None:
+        with names.borrowed(), without_side_effects(problem):
+            # the model may write into what it is given
+            given = trees if lend else pytree.tree_map_only(Tensor, torch.clone, trees)
+            named = {id(leaves[name]): i for name, i in names.program.parameters.items()}
+            for i, value in zip(names.program.inputs, pytree.tree_leaves(given), strict=True):
+                if isinstance(value, Tensor):
+                    named[id(value)] = i
+            with plain_kernels(), _Replay(names, named, values, lend=lend, blank=blank and lend):
+                loss = functionalize(traceable(problem))(dict(leaves), *given)
+            return named.get(id(loss))
+
+    if names.lend:
+        try:
+            return run(lend=True)
+        except _MustCompute:
+            names.lend = blank  # with the numbers at hand it would be no different the next time
+    return run(lend=False)

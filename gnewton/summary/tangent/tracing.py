@@ -1,0 +1,223 @@
+"""Writing the loss of a model as a program of ATen operations.
+
+Tracing runs the model once on fake tensors (shapes without data), so it costs no memory, moves no running
+statistic and draws no random number; where Python code asks for values, these are found first. In-place
+operations are turned into ordinary ones on the way, composite operations (linear, cross-entropy, attention,
+dropout …) into the few basic ones that have a rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from gnewton.errors import InputError, first_line
+from gnewton.summary.isolation import plain_kernels, preserve_random_streams, without_side_effects
+from gnewton.summary.problem import Problem
+from gnewton.summary.smooth import FunctionMode, unchunked
+from gnewton.summary.tangent.lowering import program_of
+from gnewton.summary.tangent.program import CONSTANT, Program, TraceError
+
+aten = torch.ops.aten
+
+
+class _Traceable(FunctionMode):
+    """Leaves a mark in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
+
+    Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation, and the
+    Gaussian likelihood does without a look at the values of its variances.
+    """
+
+    def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func is F.pad and kwargs.get("mode", args[2] if len(args) > 2 else "") == "circular":
+            return _pad_circular(*args, **kwargs)
+        if func is F.gaussian_nll_loss:
+            return _gaussian_likelihood(*args, **kwargs)
+        result = func(*args, **unchunked(func, kwargs))
+        cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
+        if cuts or not torch.is_grad_enabled():
+            return pytree.tree_map_only(Tensor, _mark, result)
+        return result
+
+
+def _mark(tensor: Tensor) -> Tensor:
+    return CONSTANT(tensor) if tensor.is_floating_point() else tensor
+
+
+def _pad_circular(input: Tensor, pad: Sequence[int], mode: str, value: float | None = None) -> Tensor:
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        axis = input.dim() - 1 - i
+        length = input.shape[axis]
+        pieces = [input.narrow(axis, length - before, before), input, input.narrow(axis, 0, after)]
+        input = torch.cat(pieces, axis)
+    return input
+
+
+def _gaussian_likelihood(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    variance = torch.full_like(input, var) if isinstance(var, float) else var
+    if variance.dim() == input.dim() - 1 and variance.shape == input.shape[:-1]:
+        variance = variance.unsqueeze(-1)
+    below = CONSTANT(variance.clamp(min=eps) - variance)  # the bound does not stop the gradient
+    variance = variance + below
+    loss = 0.5 * (variance.log() + (input - target).square() / variance)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    axes = [axis for axis in range(v.dim()) if axis != dim]
+    norm = v.square().sum(axes, keepdim=True).sqrt()
+    return v * (g / norm), norm
+
+
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What ``target.copy_(source)`` leaves in ``target``."""
+    if source.dtype != target.dtype or source.device != target.device:
+        source = aten._to_copy.default(source, dtype=target.dtype, device=target.device)
+    if source.shape != target.shape:
+        source = aten.expand.default(source, list(target.shape))
+    return aten.clone.default(source)
+
+
+# operations that torch differentiates too seldom, in basic ones
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten._weight_norm_interface.default: _weight_norm,
+    aten.copy.default: _copy,
+}
+
+
+def traceable(problem: Problem) -> Callable[..., Tensor]:
+    """The loss of a problem as a function that marks where the gradient is cut."""
+
+    def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
+        with _Traceable():
+            return problem.loss(parameters, fixed, x, y)
+
+    return loss
+
+
+def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
+    """Write the loss of a problem on a batch of these shapes as a program.
+
+    The program's inputs are the leaves of ``(problem.constants(), inputs, targets)``.
+
+    Raises:
+        TraceError: if shapes depend on the values of tensors, or the model uses what tracing does not know.
+        InputError: if the loss is no scalar.
+    """
+    try:
+        traced = _traced(problem, inputs, targets, None)
+    except InputError:
+        raise
+    except Exception as error:  # whatever user code and the tracer throw: the reference engine will judge
+        try:
+            answers = _answers(problem, inputs, targets)
+            if not answers:
+                raise error
+            traced = _traced(problem, inputs, targets, answers)
+        except Exception as again:
+            reason = first_line(again, with_type=True)
+            raise TraceError(f"the model cannot be traced: {reason}") from again
+    return program_of(traced, list(problem.parameters()))
+
+
+def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.GraphModule:
+    leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
+    loss = functionalize(traceable(problem))
+    make = make_fx(loss, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    with (
+        preserve_random_streams(problem),
+        plain_kernels(),
+        contextlib.nullcontext() if answers is None else Answered(answers),
+    ):
+        return make(leaves, problem.constants(), inputs, targets)
+
+
+def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any]]:
+    """What the model asks about the values of its tensors on this batch."""
+    copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
+    leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+    with without_side_effects(problem), plain_kernels(), Recorded() as record:
+        problem.loss(leaves, *copies)
+    return record.answers
+
+
+# --- answers to questions about values ----------------------------------------------------------------------
+#
+# Tracing knows shapes, not values, and stops at ``if mask.all():``. The model is then run once on its values,
+# every answer is recorded, and tracing receives the answers in the same order. The trace holds while the
+# answers stay the same, which every summary verifies (trace_guard.py).
+
+QUESTIONS: frozenset[Any] = frozenset(
+    {
+        Tensor.__bool__,
+        Tensor.__int__,
+        Tensor.__float__,
+        Tensor.__complex__,
+        Tensor.__index__,
+        Tensor.__contains__,
+        Tensor.item,
+        Tensor.tolist,
+        Tensor.is_nonzero,
+        Tensor.equal,
+        Tensor.allclose,
+        torch.is_nonzero,
+        torch.equal,
+        torch.allclose,
+    }
+)
+
+
+class Recorded(FunctionMode):
+    """Writes down the answers.
+
+    Attributes:
+        answers: question and answer, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[tuple[Any, Any]] = []
+
+    def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if func in QUESTIONS:
+            self.answers.append((func, result))
+        return result
+
+
+class Answered(FunctionMode):
+    """Gives the answers that were written down.
+
+    Raises:
+        LookupError: in the model's code, where it asks something else than it did then.
+    """
+
+    def __init__(self, answers: Sequence[tuple[Any, Any]]) -> None:
+        super().__init__()
+        self._answers = iter(answers)
+
+    def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func not in QUESTIONS:
+            return func(*args, **kwargs)
+        question, answer = next(self._answers, (None, None))
+        if question is not func:
+            raise LookupError("the model asks for other values of tensors than a moment ago")
+        return answer
