@@ -144,7 +144,8 @@ class Problem:
             InputError: if a parameter has no direction, or one of another shape.
         """
         named = self.check_direction(direction)
-        return Request(*opened((inputs, targets)), named)
+        inputs, targets = opened((inputs, targets))
+        return Request(inputs, targets, named)
 
     def leaves(self, request: Request) -> list[Any]:
         """The leaves of constants, inputs and targets: what a traced program is called with."""

@@ -52,7 +52,8 @@ class Splitter:
         """
         weighing, joinable = mean_weight(whole.program)
         if not joinable:
-            return self._keep_whole(whole, "a weighted mean is only a part of the loss")
+            self._keep_whole(whole, "a weighted mean is only a part of the loss")
+            return None
         samples = request.divisible
         draws = self.draw(whole, request)
         total: dict[str, Tensor] = {}
@@ -62,10 +63,12 @@ class Splitter:
             try:
                 trace = self._traces.get(part)
             except TraceError:
-                return self._keep_whole(whole, "the model does not take parts of it")
+                self._keep_whole(whole, "the model does not take parts of it")
+                return None
             drawn = cut_draws(whole.program, trace.program, draws, samples, start, stop)
             if drawn is None:
-                return self._keep_whole(whole, "its random draws do not split")
+                self._keep_whole(whole, "its random draws do not split")
+                return None
             summary = self._summarize_part(trace, part, drawn)
             weight: Tensor | float = 1.0
             if self._reduction == "mean":
@@ -79,7 +82,8 @@ class Splitter:
         if whole.separable is None:
             whole.separable = self._separates(whole, summary, request, draws)
             if not whole.separable:
-                return self._keep_whole(whole, "its samples mix (batch normalisation?)")
+                self._keep_whole(whole, "its samples mix (batch normalisation?)")
+                return None
             log.info("summary: the batch of %d is worked through in %d parts", samples, parts)
         return summary
 
