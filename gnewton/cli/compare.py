@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
 
         written += write_plots(comparison, folder)
     if options.html:
-        from gnewton.report.html.page import write_page
+        from gnewton.report.page import write_page
 
         written.append(write_page(comparison, folder / "report.html"))
     print(_shown(comparison, options.format))

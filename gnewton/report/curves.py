@@ -1,4 +1,4 @@
-"""Curves over seeds: each run as it is, and the median with its spread where all runs can be compared."""
+"""Curves over seeds: the curve of each run, and the median with its spread over the common range."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from gnewton.runfiles import BROKEN
 Array = npt.NDArray[np.float64]
 
 GRID = 200
-"""Points at which curves over seconds, whose places differ from run to run, are compared."""
+"""Number of points of the grid for curves over seconds, whose abscissae differ from run to run."""
 
 
-MOST_POINTS = 400
-"""A curve is drawn with at most so many points, …"""
+MOST_POINTS, FEWEST_POINTS = 400, 40
+"""Bounds on the number of points with which a curve is drawn."""
 
-FEWEST_POINTS = 40
-"""… with fewer where there are many curves, but no fewer than so many, …"""
-
-ALL_POINTS = 400_000
-"""… so that together they have about so many, and a browser can still hold the page."""
+ALL_POINTS = 150_000
+"""Points of all curves of a figure together, about: an SVG file holds each of them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Curve:
     """One metric of one run.
 
     Attributes:
-        x, y: equally long.
+        x, y: coordinates.
         seed: of the run.
         broken: whether the run diverged or failed after the last point.
     """
@@ -48,7 +45,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """Median and spread over runs, all equally long; infinite where a run had diverged."""
+    """Median and spread over runs at the abscissae ``x``; infinite where too many runs had diverged."""
 
     x: Array
     median: Array
@@ -57,7 +54,7 @@ class Band:
 
 
 def curve(run: Run, x: str, y: str) -> Curve:
-    """Column ``y`` of metrics.csv over column ``x``, where both are known."""
+    """Column ``y`` of metrics.csv over column ``x``, at the rows in which ``y`` is finite."""
     if x not in run.metrics or y not in run.metrics:
         known = run.metrics.iloc[:0].assign(**{x: [], y: []})
     else:
@@ -68,23 +65,23 @@ def curve(run: Run, x: str, y: str) -> Curve:
 
 
 def curves(setup: Setup, x: str, y: str) -> list[Curve]:
-    """The curves of the runs of a set-up that have any point."""
-    found = [curve(run, x, y) for run in setup.runs]
-    return [entry for entry in found if len(entry.x)]
+    """The curves of the runs of a set-up, without empty ones."""
+    members = [curve(run, x, y) for run in setup.runs]
+    return [member for member in members if len(member.x)]
 
 
 def band(members: list[Curve], *, worst: float) -> Band | None:
-    """Median and spread of several curves, from the last of their starts to the first of their ends.
+    """Median and spread of several curves, from their latest start to their earliest end.
 
-    A run that broke down does not end the band: from there on it counts as ``worst``. Runs are compared at
-    their common places, or, where those differ, on a grid by linear interpolation.
+    A run that diverged or failed does not end the band: after its end it counts as ``worst``. Runs are
+    compared at their common abscissae or, if these differ, on a grid by linear interpolation.
 
     Args:
         members: at least one curve.
         worst: infinity for a loss, minus infinity for an accuracy.
 
     Returns:
-        None where no place is common to all.
+        None if the curves have no common range.
     """
     whole = [member for member in members if not member.broken] or members
     start = max(float(member.x[0]) for member in members)
@@ -104,17 +101,17 @@ def _at(member: Curve, x: Array, worst: float) -> Array:
 
 
 def worst_of(metric: str) -> float:
-    """What stands for a run that broke down."""
+    """The value that stands for a run that diverged or failed."""
     return -math.inf if metric.endswith("accuracy") else math.inf
 
 
 def points_for(curves: int, together: int = ALL_POINTS) -> int:
-    """How many points each of so many curves may have, so that they have about so many together."""
+    """The number of points for each of ``curves`` curves, so that they have about ``together`` in total."""
     return max(FEWEST_POINTS, min(MOST_POINTS, together // max(curves, 1)))
 
 
 def thin(x: Any, y: Any, limit: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """At most ``limit`` of the points, evenly chosen, the first and the last among them."""
+    """At most ``limit`` points, evenly chosen, including the first and the last."""
     x, y = np.asarray(x), np.asarray(y)
     if len(x) <= limit:
         return x, y

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: no errors, no requests, curves that are drawn, controls that work."""
+"""The page in headless Chromium: no errors, no requests, plots that are drawn, controls that work."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gnewton.report.comparison import compare
-from gnewton.report.html.page import write_page
 from gnewton.report.measures import MetricTarget
+from gnewton.report.page import write_page
 from tests.report.builders import falling, grouped_newton, update, write_run
 from tests.report.sweeps import GROUPS, compared
 
@@ -94,32 +94,32 @@ class Shown:
         urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith(("data:", "chrome:"))]
 
-    def visible(self, chart: str) -> list[str]:
-        """The legend entries whose traces a chart shows."""
+    def visible(self, figure: str) -> list[str]:
+        """The legend entries whose curves the visible plot of a figure shows."""
         return self.run(
-            "return [...new Set(document.getElementById(arguments[0])._fullData"
-            ".filter((trace) => trace.visible === true).map((trace) => trace.legendgroup))]",
-            chart,
+            "const figure = document.getElementById(arguments[0]);"
+            "return [...figure.querySelectorAll('.legend button')].filter((button) => "
+            "[...figure.querySelectorAll(`.plot:not([hidden]) [data-series='${button.dataset.series}']`)]"
+            ".every((curve) => getComputedStyle(curve).display !== 'none'))"
+            ".map((button) => button.textContent)",
+            figure,
         )
 
-    def axis(self, chart: str, name: str) -> dict[str, str]:
-        """Type and title of an axis."""
+    def labels(self, figure: str) -> list[str]:
+        """What the plots of a figure that are shown are called."""
         return self.run(
-            "const axis = document.getElementById(arguments[0])._fullLayout[arguments[1]];"
-            "return { type: axis.type, title: axis.title.text };",
-            chart,
-            name,
+            "return [...document.querySelectorAll(`#${arguments[0]} .plot`)]"
+            ".filter((plot) => plot.offsetHeight > 0).map((plot) => plot.getAttribute('aria-label'))",
+            figure,
         )
 
     def width(self, pixels: int) -> None:
-        """Make it so wide, and wait for the charts."""
+        """Make the window so wide."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": pixels, "height": 900, "deviceScaleFactor": 1, "mobile": pixels < 600},
         )
-        self.wait(
-            "return [...document.querySelectorAll('.chart')].every((c) => c._fullLayout.width <= innerWidth)"
-        )
+        self.wait("return innerWidth === " + str(pixels))
 
 
 @pytest.fixture(scope="module")
@@ -137,85 +137,91 @@ def show(driver) -> Iterator[Callable[[Path], Shown]]:
 
 def test_nothing_is_wrong_and_nothing_is_fetched(show, sweep_path):
     shown = show(sweep_path)
-    assert shown.run("return document.documentElement.dataset.ready") == "5"
+    assert shown.run("return document.documentElement.dataset.ready") == "4"
     assert shown.complaints() == []
     assert shown.requests() == [sweep_path.as_uri()]
 
 
-def test_the_curves_are_drawn(show, sweep_path):
+def test_the_plots_are_drawn(show, sweep_path):
     shown = show(sweep_path)
-    lines = "return document.querySelectorAll(`#${arguments[0]} .scatterlayer path.js-line`).length"
-    # a median and three runs of two set-ups of SGD, of GroupedNewton and of that which diverged; the bands
-    assert shown.run(lines, "chart0") >= 16
-    assert shown.run(lines, "chart1") == len(GROUPS)
-    for chart in range(5):
-        box = shown.run(
-            "const layer = document.querySelector(`#chart${arguments[0]} .scatterlayer`);"
-            "return [layer.getBoundingClientRect().width, layer.getBoundingClientRect().height]",
-            chart,
+    for number, curves in enumerate((4, len(GROUPS), 1, 4)):
+        boxes = shown.run(
+            "const plot = document.querySelector(`#plot${arguments[0]} .plot:not([hidden])`);"
+            "return [...plot.querySelectorAll('[data-series]')].map((curve) => "
+            "[curve.dataset.series, curve.getBoundingClientRect().width])",
+            number,
         )
-        assert min(box) > 50
-    assert shown.axis("chart0", "yaxis") == {"type": "log", "title": "validation loss"}
-    assert shown.axis("chart0", "xaxis") == {"type": "linear", "title": "epochs"}
-    assert shown.axis("chart2", "xaxis") == {"type": "log", "title": "learning rate"}
-    assert shown.axis("chart4", "xaxis")["title"] == "factor τ to the fewest training seconds"
+        assert len({place for place, _ in boxes}) == curves
+        assert max(width for _, width in boxes) > 50
+        texts = shown.run(
+            "return [...document.querySelectorAll(`#plot${arguments[0]} .plot:not([hidden]) text`)]"
+            ".filter((text) => text.getBoundingClientRect().width > 0).length",
+            number,
+        )
+        assert texts > 5
 
 
-def test_metric_axis_and_scales_can_be_chosen(show, sweep_path):
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_in_plots_has_the_colour_of_the_page(theme, show, sweep_path):
     shown = show(sweep_path)
-    choose = (
-        "const select = document.querySelectorAll('#chart0-controls select')[arguments[0]];"
-        "select.value = arguments[1]; select.dispatchEvent(new Event('change'));"
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    shown.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    ink, paper = shown.run(
+        "const body = getComputedStyle(document.body); return [body.color, body.backgroundColor]"
     )
-    shown.run(choose, 1, "training seconds")
-    assert shown.axis("chart0", "xaxis")["title"] == "training seconds"
-    assert shown.axis("chart0", "yaxis") == {"type": "log", "title": "validation loss"}
-    shown.run(choose, 0, "test accuracy")
-    assert shown.axis("chart0", "yaxis") == {"type": "linear", "title": "test accuracy"}
-    assert shown.axis("chart0", "xaxis")["title"] == "training seconds"
-    shown.run(choose, 0, "train loss")
-    boxes = "document.querySelectorAll('#chart0-controls input')"
-    assert shown.run(f"return [...{boxes}].map((box) => box.checked)") == [True, False]
-    shown.run(f"{boxes}[0].click()")
-    assert shown.axis("chart0", "yaxis") == {"type": "linear", "title": "train loss"}
-    shown.run(f"{boxes}[1].click()")
-    assert shown.axis("chart0", "xaxis")["type"] == "log"
+    colors = shown.run(
+        "const texts = [...document.querySelectorAll('.plot text')];"
+        "return [...new Set(texts.map((text) => getComputedStyle(text).fill))]"
+    )
+    assert colors == [ink]
+    assert ink != paper
+    shown.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_axis_can_be_chosen(show, sweep_path):
+    shown = show(sweep_path)
+    assert shown.labels("plot0") == ["Progress, mlp digits, against epochs"]
+    shown.run(
+        "const select = document.querySelector('#plot0 select');"
+        "select.value = 'training seconds'; select.dispatchEvent(new Event('change'));"
+    )
+    assert shown.labels("plot0") == ["Progress, mlp digits, against training seconds"]
     assert shown.complaints() == []
 
 
 def test_the_legend_hides_and_shows(show, sweep_path):
     shown = show(sweep_path)
     names = ["grouped_newton", "sgd lr=0.01", "sgd lr=0.1", "sgd lr=1"]
-    buttons = "document.querySelectorAll('#chart0-legend button')"
+    buttons = "document.querySelectorAll('#plot0 .legend button')"
     assert shown.run(f"return [...{buttons}].map((button) => button.textContent)") == names
-    assert shown.visible("chart0") == names
+    assert shown.visible("plot0") == names
     shown.run(f"{buttons}[1].click()")
-    assert shown.visible("chart0") == [names[0], *names[2:]]
+    assert shown.visible("plot0") == [names[0], *names[2:]]
     assert shown.run(f"return {buttons}[1].getAttribute('aria-pressed')") == "false"
     shown.run(
-        "const s = document.querySelector('#chart0-controls select'); s.value = 'train loss';"
+        "const s = document.querySelector('#plot0 select'); s.value = 'training seconds';"
         "s.dispatchEvent(new Event('change'))"
     )
-    assert shown.visible("chart0") == [names[0], *names[2:]]  # in every view
+    assert shown.visible("plot0") == [names[0], *names[2:]]  # in every plot
     shown.run(f"{buttons}[1].click()")
-    assert shown.visible("chart0") == names
+    assert shown.visible("plot0") == names
     twice = f"{buttons}[2].dispatchEvent(new Event('dblclick'))"
     shown.run(twice)
-    assert shown.visible("chart0") == [names[2]]
+    assert shown.visible("plot0") == [names[2]]
     shown.run(twice)
-    assert shown.visible("chart0") == names
-    assert shown.visible("chart1") == list(GROUPS)
+    assert shown.visible("plot0") == names
+    assert shown.visible("plot1") == list(GROUPS)
     assert shown.complaints() == []
 
 
 @pytest.mark.parametrize("width", [360, 390, 768])
 def test_it_can_be_read_on_a_phone(width, show, sweep_path):
-    """Nothing sticks out sideways: tables scroll within their frames, charts fit, text is not tiny."""
+    """Nothing sticks out sideways: tables and plots scroll within their frames, text is not tiny."""
     shown = show(sweep_path)
     shown.width(width)
     assert shown.run("return document.documentElement.scrollWidth <= innerWidth")
     fits = shown.run(
-        "return [...document.querySelectorAll('figure, .legend, .controls, .scroll')]"
+        "return [...document.querySelectorAll('figure, .legend, .controls, .scroll, .plot')]"
         ".every((part) => part.getBoundingClientRect().right <= innerWidth)"
     )
     assert fits
@@ -224,8 +230,12 @@ def test_it_can_be_read_on_a_phone(width, show, sweep_path):
         ".map((part) => parseFloat(getComputedStyle(part).fontSize))"
     )
     assert min(sizes) >= 12
-    heights = shown.run("return [...document.querySelectorAll('.chart')].map((c) => c._fullLayout._size.h)")
-    assert min(heights) > 150
+    sizes = shown.run(
+        "return [...document.querySelectorAll('.plot:not([hidden]) text')]"
+        ".map((text) => text.getBoundingClientRect()).map((box) => Math.min(box.width, box.height))"
+        ".filter((size) => size > 0)"
+    )
+    assert min(sizes) > 4  # as wide as a digit of 9 pixels
 
 
 def test_names_are_text_and_not_markup(show, tmp_path):
@@ -247,8 +257,8 @@ def test_names_are_text_and_not_markup(show, tmp_path):
     assert f"grouped_newton extra={NASTY}" in legend
     assert NASTY in legend
     assert NASTY in shown.run("return document.querySelector('h1').textContent")
-    # the hover label shows the name as it stands
-    shown.run("Plotly.Fx.hover('chart1', [{ curveNumber: 0, pointNumber: 0 }])")
-    shown.wait("return document.querySelectorAll('#chart1 .hoverlayer text').length > 0")
-    assert NASTY in shown.run("return document.querySelector('#chart1 .hoverlayer').textContent")
+    # the title of a curve, which the browser shows under the pointer
+    assert NASTY in shown.run(
+        "return [...document.querySelectorAll('.plot title')].map((t) => t.textContent)"
+    )
     assert shown.complaints() == []

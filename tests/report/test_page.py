@@ -1,9 +1,7 @@
-"""The page as a file: self-contained, escaped, and of a bearable size."""
+"""The page as a file: self-contained, escaped, and made of the plots."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from html.parser import HTMLParser
 
@@ -14,13 +12,14 @@ from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare
 from gnewton.report.curves import FEWEST_POINTS, MOST_POINTS, points_for, thin
-from gnewton.report.html.charts import all_charts
-from gnewton.report.html.page import page, write_page
-from gnewton.report.html.traces import numbers
+from gnewton.report.page import page, write_page
+from gnewton.report.plots.comparison_plots import comparison_plots
 from tests.report.builders import falling, grouped_newton, row, update, write_run
 from tests.report.sweeps import GROUPS, compared
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+NAMES = ["grouped_newton", "sgd lr=0.01", "sgd lr=0.1", "sgd lr=1"]
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +27,38 @@ def sweep(tmp_path_factory):
     return compared(tmp_path_factory.mktemp("sweep"))
 
 
+@pytest.fixture(scope="module")
+def text(sweep):
+    return page(sweep)
+
+
 class _Page(HTMLParser):
-    """Tags with their attributes, and the text of the cells of the tables."""
+    """Tags with their attributes, and the text of table cells, headings, buttons and plots."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self._in_cell = False
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag in ("td", "th"):
-            self._in_cell = True
-            self.cells.append("")
+        if tag in ("td", "th", "h2", "figcaption", "button", "text", "title"):
+            self._open.append(tag)
+            self.texts.setdefault(tag, []).append("")
 
     def handle_endtag(self, tag):
-        self._in_cell = self._in_cell and tag not in ("td", "th")
+        if self._open and self._open[-1] == tag:
+            self._open.pop()
 
     def handle_data(self, data):
-        if self._in_cell:
-            self.cells[-1] += data
+        for tag in self._open:
+            self.texts[tag][-1] += data
 
 
-def _data(text: str):
-    return json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', text, re.S)[1])
+def _figures(text: str) -> list[_Page]:
+    return [_Page(figure) for figure in re.findall(r"<figure.*?</figure>", text, re.S)]
 
 
 def test_it_is_one_file_that_needs_nothing_else(sweep, tmp_path):
@@ -61,68 +66,90 @@ def test_it_is_one_file_that_needs_nothing_else(sweep, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
     parsed = _Page(text)
     for tag, attributes in parsed.tags:
-        for name in ("src", "href", "data", "action", "srcset"):
-            assert (attributes.get(name) or "data:,").startswith("data:"), (tag, attributes)
-    assert "@import" not in text.partition("<script>")[0]
-    assert "<!--" not in text.partition("<script>")[0]
+        for name in ("src", "href", "data", "action", "srcset", "xlink:href"):
+            value = attributes.get(name) or "data:,"
+            assert value.startswith(("data:", "#")), (tag, attributes)
+    assert "@import" not in text
+    assert "<!--" not in text
+    assert len(text) < 10**6
 
 
-def test_it_has_every_cell_of_every_table(sweep):
-    cells = _Page(page(sweep)).cells
+def test_it_has_every_cell_of_every_table(sweep, text):
+    parsed = _Page(text)
+    cells = [*parsed.texts["td"], *parsed.texts["th"]]
     for table in sweep.tables():
         for cell in (*table.headings, *(cell for cells in table.rows for cell in cells)):
             assert cell in cells
     assert sum(cell in ("diverged", "done") for cell in cells) >= len(sweep.runs)
 
 
-def test_the_charts(sweep):
-    charts = all_charts(sweep)
-    assert [chart["section"] for chart in charts] == [
-        "Progress",
-        "Rates of the groups",
-        "Sensitivity to the learning rate",
-        *["Performance profile"] * 2,
+def test_it_has_every_plot(sweep, text):
+    plots = list(comparison_plots(sweep))
+    sections = ["Progress", "Rates of the groups", "Sensitivity to the learning rate", "Performance profile"]
+    assert list(dict.fromkeys(plot.section for plot in plots)) == sections
+    assert [heading for heading in _Page(text).texts["h2"] if heading in sections] == sections
+    progress, rates, sensitivity, profile = _figures(text)
+    assert progress.texts["figcaption"] == ["mlp digits"]
+    labels = [
+        str(attributes["aria-label"])
+        for figure in (progress, rates, sensitivity, profile)
+        for tag, attributes in figure.tags
+        if attributes.get("role") == "img"
     ]
-    progress, rates, sensitivity, profile, _ = charts
-    assert {(view["metric"], view["axis"]) for view in progress["views"]} == {
-        (f"{split} {kind}", axis)
-        for split in ("train", "validation", "test")
-        for kind in ("loss", "accuracy")
-        for axis in ("epochs", "steps", "training seconds")
-    }
-    first = progress["views"][0]
-    assert (first["metric"], first["axis"], first["log_y"], first["percent"]) == (
-        "validation loss",
-        "epochs",
-        True,
-        False,
-    )
-    gn = [trace for trace in first["traces"] if trace["legendgroup"] == "grouped_newton"]
-    assert len(gn) == 3 + 2  # the runs, the band, the median
-    assert gn[-1]["x"] == [1, 2, 3, 4]
-    assert gn[-1]["y"] == pytest.approx([1.1 * 1.1 * 2.0**-epoch for epoch in range(1, 5)], rel=1e-5)
-    band = dict(zip(zip(gn[3]["x"], [0] * 4 + [1] * 4, strict=True), gn[3]["y"], strict=True))
-    assert (band[4, 0], band[4, 1]) == pytest.approx((1.2 * 1.1 / 16, 1.1 / 16), rel=1e-5)
-    assert [trace["name"] for trace in rates["views"][0]["traces"]] == list(GROUPS)
-    assert rates["views"][0]["traces"][0]["y"] == [1.0, 1.5, 2.0, 2.0]
-    assert rates["views"][0]["traces"][0]["x"] == [10, 20, 30, 40]
-    assert sensitivity["note"] == "Diverged or failed: sgd at 1 (3)"
-    assert profile["title"] == "steps, 3 instances (problem and seed)"
-    assert all(trace["y"][-1] in (0, 1) for trace in profile["views"][0]["traces"])
+    assert labels[:2] == [
+        "Progress, mlp digits, against epochs",
+        "Progress, mlp digits, against training seconds",
+    ]
+    assert len(labels) == len(plots)
+    for title in ("train loss", "validation loss", "test loss", "train accuracy"):
+        assert progress.texts["text"].count(title) == 2
+    assert "learning rate of the group" in rates.texts["text"]
+    assert "final validation loss" in sensitivity.texts["text"]
+    assert "factor τ to the fewest training seconds" in profile.texts["text"]
 
 
-def test_what_diverged_is_a_gap_and_never_an_infinity(sweep):
-    text = page(sweep)
-    first = _data(text)[0]["views"][0]
-    lost = [trace for trace in first["traces"] if trace["legendgroup"] == "sgd lr=1"]
-    assert [trace["marker"]["symbol"][-1] for trace in lost[:3]] == ["x"] * 3
-    assert "Infinity" not in json.dumps(_data(text))
+def test_one_plot_of_each_figure_is_shown_first(text):
+    for figure in _figures(text):
+        hidden = ["hidden" in attributes for _, attributes in figure.tags if attributes.get("role") == "img"]
+        assert hidden == [False, *[True] * (len(hidden) - 1)]
+
+
+def test_the_legends_are_buttons_for_the_curves(text):
+    progress, rates, sensitivity, profile = _figures(text)
+    assert progress.texts["button"] == profile.texts["button"] == NAMES
+    assert rates.texts["button"] == list(GROUPS)
+    assert sensitivity.texts["button"] == ["sgd"]  # the mark of diverged runs is no curve
+    for figure in (progress, rates, sensitivity, profile):
+        buttons = {a["data-series"] for tag, a in figure.tags if tag == "button"}
+        assert buttons == {a["data-series"] for tag, a in figure.tags if tag == "g" and "data-series" in a}
+        assert set(figure.texts["title"]) <= set(figure.texts["button"])
+        assert not set(figure.texts["button"]) & set(figure.texts["text"])  # not in the picture once more
+
+
+def test_ids_are_unique_and_references_lead_somewhere(text):
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(set(ids)) == len(ids)
+    references = set(re.findall(r'href="#([^"]*)"', text)) | set(re.findall(r"url\(#([^)]*)\)", text))
+    assert references <= set(ids)
+    assert len(references) > 10
+
+
+def test_text_and_axes_follow_the_theme(text):
+    figures = "".join(re.findall(r"<figure.*?</figure>", text, re.S))
+    assert "#000000" not in figures
+    assert "#ffffff" not in figures  # no paper of its own
+    assert "currentColor" in figures
+    assert "var(--line)" in figures
+
+
+def test_runs_that_diverged_are_counted_below_the_sensitivity(text):
+    assert "Diverged or failed: sgd at 1 (3)" in text
 
 
 def test_names_are_text_wherever_they_stand(tmp_path):
-    """In tables, notes, titles, legends and data: none of it becomes markup."""
+    """In tables, notes, captions, legends and plots: none of it becomes markup."""
     for seed in (0, 1):
-        rates = update(1, 0, {NASTY: 0.5})
+        rates = update(1, 0, {NASTY: 0.5, 'id="a" #000000': 0.25})
         options = {"seed": seed, "data.name": NASTY, "name": NASTY}
         write_run(
             tmp_path,
@@ -134,36 +161,22 @@ def test_names_are_text_wherever_they_stand(tmp_path):
         write_run(tmp_path, f"sgd{seed}", {**options, "optimizer.extra": NASTY}, rows=falling([1.0, 0.5]))
         write_run(tmp_path, f"sgd-{seed}", {**options, "optimizer.lr": 0.5}, rows=falling([1.0, 0.5]))
     text = page(compare([tmp_path]))
-    tags = [tag for tag, _ in _Page(text).tags]
+    parsed = _Page(text)
+    tags = [tag for tag, _ in parsed.tags]
     assert "img" not in tags
-    assert tags.count("script") == 3
-    for chart in _data(text):
-        for view in chart["views"]:
-            for trace in view["traces"]:
-                assert "<" not in trace["name"]
-                hover = trace.get("hovertemplate", "")
-                assert "alert" not in hover
-                assert re.sub("</?extra>", "", hover).count("<") == 0
+    assert tags.count("script") == 1
+    assert {NASTY, 'id="a" #000000'} <= set(parsed.texts["button"])
+    assert {NASTY, 'id="a" #000000'} <= set(parsed.texts["title"])
 
 
-def test_long_curves_are_thinned_and_it_says_so(tmp_path):
+def test_long_curves_are_thinned(tmp_path):
     rows = [row(epoch, epoch, float(epoch), train_loss=1 / epoch) for epoch in range(1, 3001)]
     for seed in (0, 1):
         write_run(tmp_path, str(seed), {"seed": seed}, rows=rows)
-    (chart,) = all_charts(compare([tmp_path]))
-    lengths = {len(trace["x"]) for view in chart["views"] for trace in view["traces"]}
-    assert lengths <= {MOST_POINTS, 2 * MOST_POINTS, 200, 400}
-    assert chart["note"].startswith(
-        f"Curves of more than {MOST_POINTS} points are drawn at {MOST_POINTS} of them"
-    )
-    ends = {
-        (trace["x"][0], trace["x"][-1]) for trace in chart["views"][0]["traces"] if trace.get("fill") is None
-    }
-    assert ends == {(1, 3000)}
-
-
-def test_short_curves_are_whole(sweep):
-    assert all_charts(sweep)[0]["note"] == ""
+    for plot in comparison_plots(compare([tmp_path])):
+        for line in plot.figure.axes[0].lines:
+            assert len(line.get_xdata()) <= MOST_POINTS
+            assert (line.get_xdata()[0], line.get_xdata()[-1]) == (1, 3000)
 
 
 @given(st.integers(1, 2000), st.integers(2, 500))
@@ -179,14 +192,3 @@ def test_the_more_curves_the_fewer_points():
     assert [points_for(curves) for curves in (1, 10**9)] == [MOST_POINTS, FEWEST_POINTS]
     limits = [points_for(curves) for curves in range(1, 20000, 100)]
     assert limits == sorted(limits, reverse=True)
-
-
-def test_numbers_for_json():
-    assert numbers([0.123456789, math.inf, -math.inf, math.nan, 1e-300, 5]) == [
-        0.123457,
-        None,
-        None,
-        None,
-        1e-300,
-        5.0,
-    ]

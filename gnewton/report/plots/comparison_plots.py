@@ -1,9 +1,11 @@
-"""Every plot of a comparison, written into a folder."""
+"""All plots of a comparison, as image files and for the page."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,34 +14,80 @@ from gnewton.report.comparison import Comparison
 from gnewton.report.plots.study_plots import profile_figure, sensitivity_figure
 from gnewton.report.plots.style import save, slug
 from gnewton.report.plots.training_plots import X_AXES, progress_figure, rates_figure
-from gnewton.report.studies import find_profile, find_sensitivities
+from gnewton.report.studies import Sensitivity, find_profile, find_sensitivities
 
 
-def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every plot there is something to show in, as PNG and SVG; returns the paths.
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a comparison.
 
-    Raises:
-        InputError: if the folder cannot be written.
+    Attributes:
+        stem: file name without suffix.
+        section: heading under which the page shows it.
+        title: caption on the page.
+        figure: the figure.
+        axis: label of the horizontal axis, if other plots of the same title have another one; else empty.
+        note: remark below the figure on the page.
     """
-    used: Counter[str] = Counter()
-    paths = []
-    for name, made in _figures(comparison):
-        if made is not None:
-            used[name.casefold()] += 1
-            number = f"_{used[name.casefold()]}" if used[name.casefold()] > 1 else ""
-            paths += save(made, folder / f"{name}{number}")
-    return paths
+
+    stem: str
+    section: str
+    title: str
+    figure: Figure
+    axis: str = ""
+    note: str = ""
 
 
-def _figures(comparison: Comparison) -> Iterator[tuple[str, Figure | None]]:
+def comparison_plots(comparison: Comparison) -> Iterator[Plot]:
+    """Every plot for which the comparison has data."""
     several = len(comparison.problems) > 1
     for problem in comparison.problems:
         suffix = f"_{slug(problem)}" if several else ""
         for x, name in X_AXES.items():
-            stem = f"progress_{name.rpartition(' ')[2]}{suffix}"
-            yield stem, progress_figure(comparison.of_problem(problem), x, problem)
+            figure = progress_figure(comparison.of_problem(problem), x, problem)
+            if figure is not None:
+                stem = f"progress_{name.rpartition(' ')[2]}{suffix}"
+                yield Plot(stem, "Progress", problem, figure, axis=name)
     for setup in comparison.setups:
-        yield f"rates_{slug(setup.label)}", rates_figure(setup)
-    yield "sensitivity", sensitivity_figure(*find_sensitivities(comparison.setups))
+        figure = rates_figure(setup)
+        if figure is not None:
+            yield Plot(f"rates_{slug(setup.label)}", "Rates of the groups", setup.label, figure)
+    metric, methods = find_sensitivities(comparison.setups)
+    figure = sensitivity_figure(metric, methods)
+    if figure is not None:
+        title = "Sensitivity to the learning rate"
+        yield Plot(
+            "sensitivity", title, f"final {metric.replace('_', ' ')}", figure, note=_lost_runs(methods)
+        )
     profiles = [find_profile(comparison, measure) for measure in ("target_steps", "target_seconds")]
-    yield "profile", profile_figure([profile for profile in profiles if profile is not None])
+    figure = profile_figure([profile for profile in profiles if profile is not None])
+    if figure is not None:
+        yield Plot("profile", "Performance profile", "instances are pairs of a problem and a seed", figure)
+
+
+def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every plot as PNG and SVG and return the paths.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    stems: Counter[str] = Counter()
+    paths = []
+    for plot in comparison_plots(comparison):
+        key = plot.stem.casefold()  # some file systems ignore case
+        stems[key] += 1
+        number = f"_{stems[key]}" if stems[key] > 1 else ""
+        paths += save(plot.figure, folder / f"{plot.stem}{number}")
+    return paths
+
+
+def _lost_runs(methods: list[Sensitivity]) -> str:
+    """The settings at which runs diverged or failed, with their numbers."""
+    lost = Counter(
+        f"{method.label} at {rate:g}"
+        for method in methods
+        for rate, points in zip(method.rates, method.points, strict=True)
+        for point in points
+        if math.isinf(point)
+    )
+    return "Diverged or failed: " + ", ".join(f"{text} ({n})" for text, n in lost.items()) if lost else ""

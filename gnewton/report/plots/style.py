@@ -1,4 +1,4 @@
-"""How every plot looks, and how it is written."""
+"""The style of all plots, and their files."""
 
 from __future__ import annotations
 
@@ -18,28 +18,35 @@ from matplotlib.ticker import FuncFormatter
 from gnewton.report.comparison import write_file
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#5A5A5A")
-"""Okabe and Ito's palette, which the colour-blind can tell apart; yellow and black are exchanged for two that
-show on white and on black."""
+"""The palette of Okabe and Ito for colour-blind readers; its yellow and black are replaced by two colours
+that show on white and on black."""
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
-"""Line styles, for when the colours are used up."""
+"""Line styles; the next one is used when all colours are."""
 
-_RC: Any = {
+GRID_COLOR = "#dddddd"
+
+RC: Any = {
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "grid.color": "#dddddd",
+    "grid.color": GRID_COLOR,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "svg.hashsalt": "gnewton",  # the same plot gives the same file
+    "svg.hashsalt": "gnewton",  # equal plots give equal files
 }
 
 
 def looks(count: int) -> list[dict[str, Any]]:
-    """Colour and line style of each of ``count`` lines."""
+    """Colours and line styles for ``count`` lines."""
     styles = [{"color": color, "linestyle": dash} for dash in DASHES for color in COLORS]
     return list(islice(cycle(styles), count))
+
+
+def series(place: int) -> str:
+    """The ``gid`` of all artists of the curve at that place of the legend; the page finds them by it."""
+    return f"series-{place}"
 
 
 def figure(
@@ -49,30 +56,30 @@ def figure(
 
     Args:
         rows, columns: of the grid.
-        width, height: of each of the axes, in inches.
+        width, height: of each axes, in inches.
     """
-    with mpl.rc_context(_RC):
-        made = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        axes = made.subplots(rows, columns, squeeze=False)
+    with mpl.rc_context(RC):
+        canvas = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        axes = canvas.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
             axis.grid(True)
-    return made, [list(row) for row in axes]
+    return canvas, [list(row) for row in axes]
 
 
 def title(axis: Axes, text: str) -> None:
-    """Set the title of axes, at their left."""
+    """Set a left-aligned title."""
     axis.set_title(text, loc="left", fontsize=10, fontweight="bold", parse_math=False)
 
 
 def log_scale(axis: Axes, which: str) -> None:
-    """Make the "x" or "y" axis logarithmic, with plain numbers at the ticks where these are short."""
+    """Make the "x" or "y" axis logarithmic; short numbers at its ticks are written without an exponent."""
     (axis.set_xscale if which == "x" else axis.set_yscale)("log")
     ticks = axis.xaxis if which == "x" else axis.yaxis
     ticks.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     low, high = ticks.get_view_interval()
-    few = low > 0 and math.log10(high / low) < 1.5  # too few powers of ten to read the axis by
+    narrow = low > 0 and math.log10(high / low) < 1.5  # too few powers of ten: label 2, 3 and 5 as well
     ticks.set_minor_formatter(
-        FuncFormatter(lambda value, _: _plain(value) if few and _leading(value) in (2, 3, 5) else "")
+        FuncFormatter(lambda value, _: _plain(value) if narrow and _leading(value) in (2, 3, 5) else "")
     )
 
 
@@ -86,36 +93,36 @@ def _leading(value: float) -> int:
     return round(value / 10 ** math.floor(math.log10(value) + 1e-9)) if value > 0 else 0
 
 
-def legend_below(made: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend for all axes, under them, in as many columns as fit; the figure grows by what it needs."""
+def legend_below(canvas: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Put one legend below all axes, in as many columns as fit; the figure grows by the rows it needs."""
     if not labels:
         return
     widest = max(map(len, labels))
-    columns = max(1, min(len(labels), int(made.get_size_inches()[0] * 11 / (widest + 6))))
+    columns = max(1, min(len(labels), int(canvas.get_size_inches()[0] * 11 / (widest + 6))))
     rows = math.ceil(len(labels) / columns)
-    made.set_figheight(made.get_figheight() + 0.19 * max(0, rows - 2))
-    legend = made.legend(
+    canvas.set_figheight(canvas.get_figheight() + 0.19 * max(0, rows - 2))
+    legend = canvas.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a name with $ is no formula
+        text.set_parse_math(False)  # a name may contain $
 
 
-def save(made: Figure, stem: Path) -> list[Path]:
-    """Write a figure as ``stem.png`` and ``stem.svg``; returns their paths.
+def save(canvas: Figure, stem: Path) -> list[Path]:
+    """Write a figure as ``stem.png`` and ``stem.svg`` and return the paths.
 
     Raises:
-        InputError: if they cannot be written.
+        InputError: if a file cannot be written.
     """
     paths = []
     for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
         buffer = io.BytesIO()
-        with mpl.rc_context(_RC):
-            made.savefig(buffer, format=suffix, facecolor="white", **options)  # type: ignore[arg-type]
+        with mpl.rc_context(RC):
+            canvas.savefig(buffer, format=suffix, facecolor="white", **options)  # type: ignore[arg-type]
         paths.append(write_file(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
     return paths
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name."""
+    """A text made fit for a file name."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_")[:80] or "plot"

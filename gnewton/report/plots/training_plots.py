@@ -1,4 +1,4 @@
-"""Loss and accuracy against epochs or seconds, a line and a band for each set-up."""
+"""Plots of training: losses and accuracies of set-ups, and the learning rates of the groups."""
 
 from __future__ import annotations
 
@@ -16,51 +16,48 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gnewton.report.curves import Curve, band, curves, points_for, thin, worst_of
-from gnewton.report.plots.style import figure, legend_below, log_scale, looks, title
+from gnewton.report.plots.style import figure, legend_below, log_scale, looks, series, title
 from gnewton.report.plots.style import title as set_title
 from gnewton.report.runs import median_rates
 from gnewton.report.setups import Setup
 
 X_AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
-"""The columns of metrics.csv that progress is shown against, with what they are called."""
-
-IMAGE_POINTS = 150_000
-"""Points of all curves of a figure together: an SVG file holds each of them."""
+"""Columns of metrics.csv against which progress is shown, and their labels."""
 
 SPLITS = ("train", "validation", "test")
 
 
 def progress_figure(setups: Sequence[Setup], x: str, title: str = "") -> Figure | None:
-    """A row of axes for the loss and one for the accuracy, a column for each split that was measured.
+    """A row of axes for the loss and one for the accuracy, with a column for each split that was measured.
 
-    Lines are medians over the seeds, bands their spread, thin lines the runs themselves; a cross ends a run
-    that diverged or failed.
+    Thick lines are medians over the seeds, bands their spread, thin lines single runs. A cross marks the end
+    of a run that diverged or failed.
 
     Args:
         setups: of one problem.
         x: "epoch" or "train_seconds".
-        title: above all.
+        title: of the figure.
 
     Returns:
-        None where nothing was measured.
+        None if nothing was measured.
     """
     grid = _measured(setups, x)
     if not grid:
         return None
-    made, axes = figure(len(grid), len(grid[0]))
+    canvas, axes = figure(len(grid), len(grid[0]))
     if title:
-        made.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+        canvas.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     for row, metrics in zip(axes, grid, strict=True):
         row[0].set_ylabel(metrics[0].rpartition("_")[2])
         for axis, metric in zip(row, metrics, strict=True):
             _draw(axis, setups, x, metric)
     styles = looks(len(setups))
-    legend_below(made, [Line2D([], [], **style) for style in styles], [setup.solver for setup in setups])
-    return made
+    legend_below(canvas, [Line2D([], [], **style) for style in styles], [setup.solver for setup in setups])
+    return canvas
 
 
 def _measured(setups: Sequence[Setup], x: str) -> list[list[str]]:
-    """The metrics to show: kinds × splits, without the splits and kinds of which there is no value."""
+    """The metrics to show as kinds × splits, without kinds and splits that have no value."""
     known = {
         f"{split}_{kind}"
         for split in SPLITS
@@ -74,8 +71,9 @@ def _measured(setups: Sequence[Setup], x: str) -> list[list[str]]:
 
 def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
     smallest = np.inf
-    limit = points_for(6 * sum(len(setup.runs) for setup in setups), IMAGE_POINTS)
-    for setup, style in zip(setups, looks(len(setups)), strict=True):
+    limit = points_for(6 * sum(len(setup.runs) for setup in setups))
+    for place, (setup, look) in enumerate(zip(setups, looks(len(setups)), strict=True)):
+        style = {**look, "gid": series(place)}
         members = curves(setup, x, metric)
         for member in members:
             smallest = min(smallest, float(member.y.min()))
@@ -88,7 +86,9 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
                 alpha=1.0 if alone else 0.4,
             )
             if member.broken:
-                axis.plot(member.x[-1], member.y[-1], "x", color=style["color"], markersize=7)
+                axis.plot(
+                    member.x[-1], member.y[-1], "x", color=style["color"], gid=style["gid"], markersize=7
+                )
         if len(members) > 1:
             _draw_band(axis, members, metric, style, limit)
     axis.set_xlabel(X_AXES[x])
@@ -104,20 +104,22 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
 
 
 def _draw_band(axis: Axes, members: list[Curve], metric: str, style: dict[str, Any], limit: int) -> None:
-    found = band(members, worst=worst_of(metric))
-    if found is None:
+    spread = band(members, worst=worst_of(metric))
+    if spread is None:
         return
-    shown = np.isfinite(found.median)
-    x, median = thin(found.x[shown], found.median[shown], limit)
+    finite = np.isfinite(spread.median)
+    x, median = thin(spread.x[finite], spread.median[finite], limit)
     axis.plot(x, median, **style, **_dot(x), linewidth=1.8)
-    x, low = thin(found.x, found.low, limit)
-    _, high = thin(found.x, found.high, limit)
+    x, low = thin(spread.x, spread.low, limit)
+    _, high = thin(spread.x, spread.high, limit)
     filled = (np.isfinite(low) & np.isfinite(high)).tolist()
-    axis.fill_between(x, low, high, where=filled, color=style["color"], alpha=0.15, linewidth=0)
+    axis.fill_between(
+        x, low, high, where=filled, color=style["color"], gid=style["gid"], alpha=0.15, linewidth=0
+    )
 
 
 def _dot(x: Sized) -> dict[str, Any]:
-    """A line of one point is a dot."""
+    """A marker for a line of a single point, which would be invisible."""
     return {"marker": "o", "markersize": 4} if len(x) == 1 else {}
 
 
@@ -126,23 +128,23 @@ def _percent(value: float, _position: float) -> str:
 
 
 LEGEND_UP_TO = 24
-"""Up to so many groups each is named; beyond, a colour bar gives their places in the partition."""
+"""With more groups than this, a colour bar for their places in the partition replaces the legend."""
 
 
 def rates_figure(setup: Setup) -> Figure | None:
-    """Learning rate λ₁η of every group against training steps; biases and other vectors are dashed.
+    """Learning rate λ₁η of every group against training steps; biases are dashed.
 
     Returns:
-        None where the set-up has no rates.
+        None if the set-up has no rates.
     """
     members = [run.rates for run in setup.runs if run.rates is not None]
     rates = median_rates(members)
     if rates is None:
         return None
-    made, axes = figure(1, 1, width=8.0, height=4.5)
+    canvas, axes = figure(1, 1, width=8.0, height=4.5)
     axis = axes[0][0]
     names = [str(name) for name in rates.columns]
-    steps = [*rates.index, max(setup.last_step, rates.index[-1])]  # the last rates hold up to the end
+    steps = [*rates.index, max(setup.last_step, rates.index[-1])]  # the last rates hold until the end
     colors = _colors(len(names))
     handles = [
         axis.step(
@@ -152,8 +154,9 @@ def rates_figure(setup: Setup) -> Figure | None:
             color=color,
             linewidth=1.3,
             linestyle="--" if name.rpartition(".")[2] in ("bias", "biases") else "-",
+            gid=series(place),
         )[0]
-        for name, color in zip(rates.columns, colors, strict=True)
+        for place, (name, color) in enumerate(zip(rates.columns, colors, strict=True))
     ]
     axis.set_xlabel("training steps")
     axis.set_ylabel("learning rate of the group")
@@ -161,19 +164,20 @@ def rates_figure(setup: Setup) -> Figure | None:
     title(axis, f"{setup.label}: rates{over}")
     _scale(axis, rates.to_numpy())
     if len(names) <= LEGEND_UP_TO:
-        legend_below(made, handles, names)
+        legend_below(canvas, handles, names)
     else:
         mappable = ScalarMappable(Normalize(1, len(names)), colormaps["viridis"])
-        made.colorbar(mappable, ax=axis, label="place of the group in the partition (dashed: biases)")
-    return made
+        canvas.colorbar(mappable, ax=axis, label="place of the group in the partition (dashed: biases)")
+    return canvas
 
 
 def _colors(count: int) -> list[tuple[float, ...]]:
-    return [tuple(color) for color in colormaps["viridis"](np.linspace(0, 0.92, count))]
+    """Colours from viridis, without its ends: they hold on white and on black."""
+    return [tuple(color) for color in colormaps["viridis"](np.linspace(0.3, 0.82, count))]
 
 
 def _scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
-    """Logarithmic where all rates are positive; linear around zero where some are not."""
+    """Use a logarithmic axis if all rates are positive, and one that is linear around zero otherwise."""
     positive = np.abs(values[np.isfinite(values) & (values != 0)])
     if not len(positive):
         return
