@@ -12,19 +12,38 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from enum import Flag, auto
 from typing import Any
 
 from gnewton.errors import InputError
 
-_RULE = "gnewton_rule"
+_RULE, _ROLE = "gnewton_rule", "gnewton_role"
+
+
+class Role(Flag):
+    """What an option is to a run, beside its value."""
+
+    NONE = 0
+    PLACE = auto()
+    """It says where a file or folder is, which may move: the run stays the same."""
+    PATH = auto()
+    """Its value may be a path, and is kept in another form or not at all."""
+    OUTPUT = auto()
+    """It decides where results go; the run is the same."""
+    LABEL = auto()
+    """It names the run, and decides no number."""
+    RESUMABLE = auto()
+    """It may change when a run is resumed: it decides how far the run goes, what is written when and what
+    ends it early, and not the steps of a sound run."""
+    COURSE = auto()
+    """It decides the length, the schedule or the reports of training, and nothing at a single point."""
+    SAMPLES = auto()
+    """It counts samples, and has no effect where there are none."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too.
-
-    ``place`` says that the value is where a file or folder is, see :func:`option`.
-    """
+    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too."""
 
     above: float | None = None
     at_least: float | None = None
@@ -32,7 +51,6 @@ class Rule:
     at_most: float | None = None
     choices: tuple[str, ...] = ()
     length: int | None = None
-    place: bool = False
 
     def admits(self, value: object) -> bool:
         """Whether ``value`` (None: the option is switched off) is allowed."""
@@ -86,26 +104,28 @@ def option(
     at_most: float | None = None,
     choices: Iterable[str] = (),
     length: int | None = None,
-    place: bool = False,
+    role: Role = Role.NONE,
     default: Any = MISSING,
+    default_factory: Any = MISSING,
 ) -> Any:
-    """Declare a field of a recipe together with its allowed values (see :class:`Rule`).
+    """Declare a field of a recipe together with its allowed values (see :class:`Rule`) and its role.
 
     Args:
         above, at_least, below, at_most, choices, length: what is allowed.
-        place: whether it says where a file or folder is: that may change, and the run stays what it is.
-        default: what runs do that were configured before there was the option; others have it from the YAML.
+        role: what it is to a run, see :class:`Role`; of a group or a part, that of all its options.
+        default: the value in runs that were configured before the option existed; new runs have the YAML's.
+        default_factory: the same, for a value that can be changed in place.
     """
-    rule = Rule(above, at_least, below, at_most, tuple(choices), length, place)
-    if default is MISSING:
-        return field(metadata={_RULE: rule})
-    return field(default=default, metadata={_RULE: rule})
+    metadata = {_RULE: Rule(above, at_least, below, at_most, tuple(choices), length), _ROLE: role}
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
-def is_place(entry: Field[Any]) -> bool:
-    """Whether a field of a recipe was declared as one that says where a file or folder is."""
-    rule: Rule = entry.metadata.get(_RULE, Rule())
-    return rule.place
+def role_of(entry: Field[Any]) -> Role:
+    """The role that a field of a recipe was declared with."""
+    role: Role = entry.metadata.get(_ROLE, Role.NONE)
+    return role
 
 
 def violations(settings: object, path: str = "") -> Iterator[str]:

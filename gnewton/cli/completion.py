@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gnewton.cli.commands import COMMANDS
+from gnewton.errors import InputError
+
+if TYPE_CHECKING:
+    from gnewton.experiment.overrides import Override
 
 LINE = "COMP_LINE"
 
 _FLAGS = ("--resume", "--retries", "--fail-fast", "--dry-run", "--config-dir")
 
 FLAGS = {"sweep": _FLAGS, "tune": _FLAGS}
-"""The flags of the commands that take the overrides of runs, beside ``train``, whose flags are Hydra's."""
+"""The flags of the commands that take overrides of runs; those of ``train`` are Hydra's."""
 
 GROUPS = {"sweep": ("launcher",), "tune": ("launcher", "tune", "space")}
-"""The groups that these commands have for themselves."""
+"""The groups of these commands themselves."""
 
 
 def complete(arguments: list[str]) -> int:
@@ -38,9 +44,9 @@ def complete(arguments: list[str]) -> int:
             return 0
         if words[1] in FLAGS:
             word = "" if line.endswith(" ") else words[-1]
-            own = _own(words[1], words[2:], word)
-            if own:
-                print(" ".join(own))
+            of_command = _of_command(words[1], words[2:], word)
+            if of_command:
+                print(" ".join(of_command))
                 return 0
             before = _of_one_run(words[1], words[2:] if not word else words[2:-1])
             line = " ".join([*words[:2], *before, word])
@@ -49,29 +55,37 @@ def complete(arguments: list[str]) -> int:
     return run(arguments)
 
 
-def _own(command: str, words: list[str], word: str) -> list[str]:
-    """What completes ``word`` to a flag of the command or to something of a group of its own."""
+def _of_command(command: str, words: list[str], word: str) -> list[str]:
+    """What completes ``word`` to a flag of the command or to a choice or option of its groups."""
     from gnewton.cli.choices import OWN_GROUPS, all_groups
     from gnewton.experiment.locate import config_folder
 
     if not word:
         return []
-    found = list(FLAGS[command])
+    candidates = list(FLAGS[command])
     for group in GROUPS[command]:
         if word.startswith(f"{group}="):
-            found += [f"{group}={choice.name}" for choice in all_groups()[group]]
+            candidates += [f"{group}={choice.name}" for choice in all_groups()[group]]
         else:
-            chosen = [text.partition("=")[2] for text in words if text.startswith(f"{group}=")]
+            chosen = [override.value for override in _parsed(words) if override.key == group]
             path = config_folder() / group / f"{(chosen or [OWN_GROUPS[group]])[-1]}.yaml"
             options = _options(path) if path.is_file() else []
-            found += [f"{group}=", *(f"{group}.{name}=" for name in options)]
-    return [text for text in found if text.startswith(word)]
+            candidates += [f"{group}=", *(f"{group}.{name}=" for name in options)]
+    return [text for text in candidates if text.startswith(word)]
 
 
 def _of_one_run(command: str, words: list[str]) -> list[str]:
-    """Overrides that Hydra can compose: of several values the first, and those of the command left out."""
+    """The overrides of a single run: of several values the first, and none of the command itself."""
     first = [word.partition(",")[0] for word in words if "=" in word and "(" not in word]
-    return [word for word in first if re.split(r"[.=]", word)[0] not in GROUPS[command]]
+    return [override.text for override in _parsed(first) if not override.is_within(*GROUPS[command])]
+
+
+def _parsed(words: Sequence[str]) -> Iterator[Override]:
+    from gnewton.experiment.overrides import Override
+
+    for word in words:
+        with suppress(InputError):
+            yield Override.parse(word)
 
 
 def _options(path: Path) -> list[str]:

@@ -114,7 +114,7 @@ def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> lis
 
 
 def _other_optimizer(subject: Subject) -> bool:
-    return any(override.startswith("optimizer") for override in subject.overrides)
+    return any(override.is_within("optimizer") for override in subject.overrides)
 
 
 def _training(point: Point) -> Iterator[Batch]:

@@ -44,19 +44,21 @@ def run(arguments: list[str]) -> int:
     return 0 if again is None else _report(folder, again, options.tolerance)
 
 
-def _configuration(folder: Path, overrides: list[str]) -> DictConfig:
+def _configuration(folder: Path, words: list[str]) -> DictConfig:
     """That of the run, with its data where they are now."""
-    from gnewton.cli.compose import composed
-    from gnewton.cli.overrides import with_choices_of
+    from gnewton.cli.composer import Composer, with_choices_of
+    from gnewton.experiment.overrides import parse_overrides
     from gnewton.experiment.places import require_places
     from gnewton.experiment.resume import changed, saved_config
 
     asked = f"rerun {folder}"
+    overrides = parse_overrides(words)
     if not overrides:
         config = saved_config(folder, asked)
         require_places(config, asked)
         return config
-    return changed(folder, composed(with_choices_of(folder, overrides)), overrides, (), asked)
+    chosen = Composer().compose(with_choices_of(folder, overrides))
+    return changed(folder, chosen, overrides, (), asked)
 
 
 def _train(config: DictConfig, command: list[str]) -> Path | None:

@@ -16,7 +16,8 @@ from gnewton.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gnewton.cli.composing import Composer
+    from gnewton.cli.composer import Composer
+    from gnewton.experiment.overrides import Override
     from gnewton.sweep.job import Job
     from gnewton.sweep.runner import Orders
 
@@ -28,12 +29,13 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     if options.resume is not None:
         return _resume(options)
-    from gnewton.cli.composing import Composer
+    from gnewton.cli.composer import Composer
+    from gnewton.experiment.overrides import parse_overrides
     from gnewton.sweep.manifest import Manifest
     from gnewton.sweep.runner import count, locked, run_sweep, short_path, write_description
 
     composer = Composer(options.config_dir)
-    of_runs, own = composer.split(options.overrides, GROUPS)
+    of_runs, own = composer.split(parse_overrides(options.overrides), GROUPS)
     orders = make_orders(composer, own, options)
     composed = composer.check(composer.expand(of_runs, "sweep"))
     jobs = [each.job for each in composed]
@@ -72,29 +74,30 @@ def _resume(options: argparse.Namespace) -> int:
 
 def resumed_composer(
     description: dict[str, Any], options: argparse.Namespace, groups: Sequence[str] = GROUPS
-) -> tuple[Composer, list[str]]:
-    """The composer of a sweep that is resumed, and its launcher overrides followed by the new ones.
+) -> tuple[Composer, list[Override]]:
+    """The composer of a resumed sweep, and its launcher overrides followed by the new ones.
 
     Raises:
-        InputError: for an override of the runs, which are what they are.
+        InputError: for an override of the runs, which stay as they are.
     """
-    from gnewton.cli.composing import Composer
+    from gnewton.cli.composer import Composer
+    from gnewton.experiment.overrides import parse_overrides
 
     if options.config_dir is not None:
         raise InputError("--config-dir: has no effect with --resume, the sweep has its own")
     options.config_dir = Path(description["config_dir"]) if description["config_dir"] else None
     composer = Composer(options.config_dir)
-    of_runs, own = composer.split(options.overrides, groups)
+    of_runs, own = composer.split(parse_overrides(options.overrides), groups)
     if of_runs:
         raise InputError(
-            f"{of_runs[0]}: the runs of a sweep that is resumed are what they are; "
+            f"{of_runs[0].text}: the runs of a sweep that is resumed are what they are; "
             f"only options of {' and '.join(groups)} can change"
         )
-    return composer, [*description["own"], *own]
+    return composer, [*parse_overrides(description["own"]), *own]
 
 
 def make_orders(
-    composer: Composer, own: Sequence[str], options: argparse.Namespace, directory: Path | None = None
+    composer: Composer, own: Sequence[Override], options: argparse.Namespace, directory: Path | None = None
 ) -> Orders:
     """How the jobs are to be run, from the command line.
 
@@ -105,7 +108,7 @@ def make_orders(
     from gnewton.sweep.runner import Orders
 
     launcher = composer.options(
-        "launch", {"launcher": LAUNCHERS}, [text for text in own if text.lstrip("+~").startswith("launcher")]
+        "launch", {"launcher": LAUNCHERS}, [override for override in own if override.is_within("launcher")]
     )["launcher"]
     launcher.check()
     flags = () if options.config_dir is None else ("--config-dir", str(options.config_dir.resolve()))
@@ -125,8 +128,10 @@ def check_unchanged(composer: Composer, jobs: Sequence[Job]) -> None:
     Raises:
         InputError: if one would be another configuration now.
     """
+    from gnewton.experiment.overrides import Override
+
     for job in jobs:
-        (now,) = composer.check([job.overrides])
+        (now,) = composer.check([[Override.parse(text) for text in job.overrides]])
         if now.job.digest != job.digest:
             raise InputError(
                 f"{shlex.join(job.overrides)}: is configuration {now.job.digest} now and was {job.digest} "
@@ -145,7 +150,7 @@ def make_folder(root: Path, jobs: Sequence[Job]) -> Path:
 
 
 def describe_sweep(
-    command: Sequence[str], own: Sequence[str], options: argparse.Namespace, **more: Any
+    command: Sequence[str], own: Sequence[Override], options: argparse.Namespace, **more: Any
 ) -> dict[str, Any]:
     """What a sweep was asked for, ready for JSON."""
     return {
@@ -155,7 +160,7 @@ def describe_sweep(
         "command": list(command),
         "directory": str(Path.cwd()),
         "config_dir": None if options.config_dir is None else str(options.config_dir.resolve()),
-        "own": list(own),
+        "own": [override.text for override in own],
         **more,
     }
 

@@ -21,7 +21,8 @@ from gnewton.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gnewton.cli.composing import Composed, Composer
+    from gnewton.cli.composer import Composed, Composer
+    from gnewton.experiment.overrides import Override
     from gnewton.tuning.search import Contestant, Search
     from gnewton.tuning.space import SpaceSettings
 
@@ -33,14 +34,15 @@ _FIXED = ("tune", "space")  # for the length of a search
 def run(arguments: list[str]) -> int:
     """``gnewton tune OVERRIDES`` or ``gnewton tune --resume DIR``; returns 0 or raises."""
     options = _parser().parse_intermixed_args(arguments)
-    from gnewton.cli.composing import Composer
+    from gnewton.cli.composer import Composer
+    from gnewton.experiment.overrides import parse_overrides
     from gnewton.sweep.runner import locked, short_path, write_description
     from gnewton.tuning.search import tune
 
     if options.resume is not None:
         return _resume(options)
     composer = Composer(options.config_dir)
-    of_runs, own = composer.split(options.overrides, GROUPS)
+    of_runs, own = composer.split(parse_overrides(options.overrides), GROUPS)
     orders = make_orders(composer, own, options)
     search, root = _search(composer, of_runs, own)
     jobs = [trial.job for trial in search.next_trials({each.optimizer: [] for each in search.contestants})]
@@ -49,7 +51,8 @@ def run(arguments: list[str]) -> int:
         return 0
     folder = make_folder(root / "tune", jobs)
     with locked(folder):
-        description = describe_sweep(["gnewton", "tune", *arguments], own, options, overrides=of_runs)
+        texts = [override.text for override in of_runs]
+        description = describe_sweep(["gnewton", "tune", *arguments], own, options, overrides=texts)
         write_description(folder, description)
         print(f"{_announced(search)}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
         tune(folder, search, orders)
@@ -57,6 +60,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    from gnewton.experiment.overrides import parse_overrides
     from gnewton.sweep.runner import locked, read_description, short_path
     from gnewton.tuning.search import open_manifest, tune
 
@@ -64,12 +68,12 @@ def _resume(options: argparse.Namespace) -> int:
     description = read_description(folder)
     if "overrides" not in description:
         raise InputError(f"--resume {options.resume}: a sweep; continue it with gnewton sweep --resume")
-    for text in options.overrides:
-        if text.lstrip("+~").startswith(_FIXED):
-            raise InputError(f"{text}: a search that is resumed keeps its budget and spaces")
+    for override in parse_overrides(options.overrides):
+        if override.is_within(*_FIXED):
+            raise InputError(f"{override.text}: a search that is resumed keeps its budget and spaces")
     composer, own = resumed_composer(description, options, GROUPS)
     orders = make_orders(composer, own, options, Path(description["directory"]))
-    search, _ = _search(composer, description["overrides"], own)
+    search, _ = _search(composer, parse_overrides(description["overrides"]), own)
     with locked(folder):
         for part in ("trials", "winners"):
             check_unchanged(composer, [entry.job for entry in open_manifest(folder / part).entries])
@@ -82,29 +86,31 @@ def _resume(options: argparse.Namespace) -> int:
     return 0
 
 
-def _search(composer: Composer, of_runs: Sequence[str], own: Sequence[str]) -> tuple[Search, Path]:
+def _search(composer: Composer, of_runs: Sequence[Override], own: Sequence[Override]) -> tuple[Search, Path]:
     """What is to be tuned, checked, and where outputs go.
 
     Raises:
         InputError: if the optimizers would not be given the same.
     """
+    from gnewton.experiment.overrides import Override
     from gnewton.sweep.job import Job
     from gnewton.tuning.search import Search, TuneSettings
     from gnewton.tuning.space import SpaceSettings
 
-    mine = [text for text in own if text.lstrip("+~").startswith(_FIXED)]
+    mine = [override for override in own if override.is_within(*_FIXED)]
     given = composer.options("tune", {"tune": TuneSettings, "space": SpaceSettings}, mine)
     composed = composer.check(composer.expand(of_runs, "tune"))
 
-    def compose(all_overrides: Sequence[Sequence[str]]) -> list[Job]:
-        return [composer.check([overrides])[0].job for overrides in all_overrides]
+    def compose(combinations: Sequence[Sequence[str]]) -> list[Job]:
+        parsed = [[Override.parse(text) for text in combination] for combination in combinations]
+        return [composer.check([overrides])[0].job for overrides in parsed]
 
     contestants = tuple(_contestants(composed, given["space"]))
     search = Search(given["tune"], given["space"], contestants, compose)
-    for text in mine:
-        if text.startswith("tune.batch=") and not search.sampler.learns:
+    for override in mine:
+        if override.key == "tune.batch" and not search.sampler.learns:
             raise InputError(
-                f"{text}: has no effect, tune.sampler={given['tune'].sampler} places all at once"
+                f"{override.text}: has no effect, tune.sampler={given['tune'].sampler} places all at once"
             )
     search.check()
     return search, Path(composed[0].config.output_root).expanduser()
@@ -113,6 +119,7 @@ def _search(composer: Composer, of_runs: Sequence[str], own: Sequence[str]) -> t
 def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Contestant]:
     from omegaconf import OmegaConf
 
+    from gnewton.experiment.overrides import Override
     from gnewton.options import show
     from gnewton.tuning.search import Contestant
     from gnewton.tuning.space import BUDGET
@@ -134,7 +141,7 @@ def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Co
             )
         tuned = {dimension.option for dimension in spaces.of(name).dimensions}
         for override in each.job.overrides:
-            if override.lstrip("+~").partition("=")[0] in tuned:
+            if Override.parse(override).key in tuned:
                 raise InputError(f"{override}: is tuned for optimizer={name}; leave it out")
         found[name] = Contestant(name, each.job.overrides, int(each.config.seed), budget)
     shared = {tuple(each.budget.items()) for each in found.values()}

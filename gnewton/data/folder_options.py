@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gnewton.data.recipe import DataRecipe
-from gnewton.options import option
+from gnewton.options import Role, option
 
 
 @dataclass(kw_only=True)
@@ -21,7 +21,7 @@ class FolderAugment:
 class FolderOptions(DataRecipe):
     """Where the tree is, how it is divided, and what its images are made into."""
 
-    root: str = option(place=True)
+    root: str = option(role=Role.PLACE)
     validation: int = option(at_least=1)
     subset: int | None = option(at_least=1)
     split_seed: int = option(at_least=0, at_most=2**32 - 1)

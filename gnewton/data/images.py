@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gnewton.data.in_memory import InMemoryRecipe
 from gnewton.data.recipe import DATA
-from gnewton.options import option
+from gnewton.options import Role, option
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ class PublicImages(InMemoryRecipe):
     means: ClassVar[tuple[float, ...]]
     deviations: ClassVar[tuple[float, ...]]
 
-    root: str = option(place=True)
+    root: str = option(role=Role.PLACE)
 
     def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
         """See :meth:`DataRecipe.build`. Inputs (C, H, W)."""

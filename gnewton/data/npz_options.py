@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gnewton.data.in_memory import InMemoryRecipe
-from gnewton.options import option
+from gnewton.options import Role, option
 
 AUTO, CHANNELS_FIRST, CHANNELS_LAST = "auto", "channels_first", "channels_last"
 
@@ -14,5 +14,5 @@ AUTO, CHANNELS_FIRST, CHANNELS_LAST = "auto", "channels_first", "channels_last"
 class NpzOptions(InMemoryRecipe):
     """Where the file is, and how images lie in it."""
 
-    path: str = option(place=True)
+    path: str = option(role=Role.PLACE)
     layout: str = option(choices=(AUTO, CHANNELS_FIRST, CHANNELS_LAST), default=CHANNELS_LAST)

@@ -9,27 +9,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from gnewton.data.no_data import NoData
 from gnewton.errors import InputError
-from gnewton.experiment.schema import REGISTRIES, Settings
+from gnewton.experiment.overrides import Override
+from gnewton.experiment.schema import REGISTRIES, Settings, options_with
 from gnewton.loggers import LOGGERS
-from gnewton.options import did_you_mean, listing, validate
-
-_OF_SAMPLES = (
-    "trainer.batch_size",
-    "trainer.microbatch",
-    "trainer.evaluation.batch_size",
-    "trainer.evaluation.max_samples",
-    "optimizer.curvature.batch_size",
-)
-"""Options that count samples, and so do nothing where there are none."""
+from gnewton.options import Role, did_you_mean, listing, validate
 
 
-def settings_from(config: DictConfig, overrides: Sequence[str] = ()) -> Settings:
+def settings_from(config: DictConfig, overrides: Sequence[Override] = ()) -> Settings:
     """Check a composed configuration and turn it into typed settings.
 
     Args:
         config: what Hydra composed.
-        overrides: the command line's overrides, such as ``optimizer.lr=0.1``: they tell which options a
-            person asked for, so that one without effect can be refused.
+        overrides: those of the command line, so that one without effect can be refused.
 
     Raises:
         InputError: with one line per problem, each naming the option, its value and what is allowed.
@@ -46,15 +37,15 @@ def settings_from(config: DictConfig, overrides: Sequence[str] = ()) -> Settings
     return settings
 
 
-def _unknown_keys(node: DictConfig, overrides: Sequence[str], path: str = "") -> Iterator[str]:
+def _unknown_keys(node: DictConfig, overrides: Sequence[Override], path: str = "") -> Iterator[str]:
     """Keys that no schema knows, which ``+key=value`` can bring in."""
     kind = OmegaConf.get_type(node)
     known = [entry.name for entry in fields(kind)] if kind is not None and is_dataclass(kind) else None
     for key in node:
         where = f"{path}.{key!s}" if path else str(key)
         if known is not None and key not in known:
-            given = next((text for text in overrides if f"{_key(text)}.".startswith(f"{where}.")), where)
-            yield f"{given}: no such option{did_you_mean(str(key), known)} (options: {listing(known, 20)})"
+            text = next((override.text for override in overrides if override.is_within(where)), where)
+            yield f"{text}: no such option{did_you_mean(str(key), known)} (options: {listing(known, 20)})"
         elif not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
             child = node._get_node(key)
             if isinstance(child, DictConfig) and not child._is_none():
@@ -66,31 +57,28 @@ def _missing(config: DictConfig) -> Iterator[str]:
         yield f"{key}: has no value; give it one with {key}=…"
 
 
-def _ineffective(settings: Settings, overrides: Sequence[str]) -> Iterator[str]:
+def _ineffective(settings: Settings, overrides: Sequence[Override]) -> Iterator[str]:
     optimizer, target = settings.optimizer, settings.trainer.target
     labels = {f"{registry.kind.replace('/', '.')}.name": registry.kind for registry in REGISTRIES}
     labels["trainer.name"] = "trainer"
     labels |= {f"logger.{name}.name": "logger" for name in LOGGERS.names()}
     without_effect = {f"optimizer.{name}": reason for name, reason in optimizer.ineffective()}
+    samples = options_with(Role.SAMPLES)
     for override in overrides:
-        key = _key(override)
+        key, text = override.key, override.text
         if key in labels:
-            yield f"{override}: a label of the chosen file; choose another one with {labels[key]}=…"
-        if key.split(".")[0] == "partition" and not optimizer.uses_partition:
-            yield f"{override}: has no effect, optimizer={optimizer.name} uses no partition"
+            yield f"{text}: a label of the chosen file; choose another one with {labels[key]}=…"
+        if override.is_within("partition") and not optimizer.uses_partition:
+            yield f"{text}: has no effect, optimizer={optimizer.name} uses no partition"
         if key in without_effect:
-            yield f"{override}: has no effect, {without_effect[key]}"
+            yield f"{text}: has no effect, {without_effect[key]}"
         if key == "trainer.batch_size" and optimizer.full_batch:
-            yield f"{override}: has no effect, optimizer={optimizer.name} always takes all training samples"
-        if key in _OF_SAMPLES and isinstance(settings.data, NoData):
-            yield f"{override}: has no effect, data={settings.data.name} has no samples"
+            yield f"{text}: has no effect, optimizer={optimizer.name} always takes all training samples"
+        if key in samples and isinstance(settings.data, NoData):
+            yield f"{text}: has no effect, data={settings.data.name} has no samples"
         if key == "trainer.max_recoveries" and settings.trainer.on_nonfinite == "stop":
-            yield f"{override}: has no effect with trainer.on_nonfinite=stop"
+            yield f"{text}: has no effect with trainer.on_nonfinite=stop"
         if key == "trainer.rollback_factor" and settings.trainer.on_nonfinite != "rollback":
-            yield f"{override}: has no effect without trainer.on_nonfinite=rollback"
+            yield f"{text}: has no effect without trainer.on_nonfinite=rollback"
         if key == "trainer.target.metric" and target.value is None:
-            yield f"{override}: has no effect without trainer.target.value"
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+            yield f"{text}: has no effect without trainer.target.value"

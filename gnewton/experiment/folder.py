@@ -16,6 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gnewton.errors import Diverged, GnewtonError, InputError, Interrupted
+from gnewton.experiment.schema import options_with
+from gnewton.options import Role
 from gnewton.runfiles import DIVERGED, FAILED, INTERRUPTED, LOG_FILE, RESULT_FILE
 
 log = logging.getLogger("gnewton")
@@ -30,7 +32,7 @@ _STATUS = {Diverged: DIVERGED, Interrupted: INTERRUPTED, KeyboardInterrupt: INTE
 def config_hash(config: DictConfig) -> str:
     """Eight hexadecimal digits that change with any option but the place of the outputs and the loggers."""
     resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    for key in ("output_root", "resume", "logger"):
+    for key in options_with(Role.OUTPUT):
         resolved.pop(key, None)
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.errors import InputError
 from gnewton.experiment.locate import config_folder
-from gnewton.options import is_place
+from gnewton.options import Role, role_of
 from gnewton.runfiles import ENVIRONMENT_FILE
 
 OUTPUTS = "output_root"
@@ -27,7 +27,8 @@ def places(config: DictConfig) -> list[str]:
 
     def visit(node: DictConfig, path: str) -> Iterator[str]:
         kind = OmegaConf.get_type(node)
-        flagged = {entry.name for entry in fields(kind) if is_place(entry)} if is_dataclass(kind) else set()
+        entries = fields(kind) if is_dataclass(kind) else ()
+        flagged = {entry.name for entry in entries if Role.PLACE in role_of(entry)}
         for key in node:
             where = f"{path}{key!s}"
             if key in flagged:

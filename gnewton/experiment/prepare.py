@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from gnewton.experiment.check import settings_from
+from gnewton.experiment.overrides import parse_overrides
 from gnewton.experiment.places import with_absolute_places
 from gnewton.experiment.resume import effective_config
 from gnewton.experiment.schema import Settings
@@ -41,7 +42,8 @@ def prepare(config: DictConfig, overrides: Sequence[str] = ()) -> Prepared:
     Raises:
         InputError: if an option, a file or their combination is not what it should be.
     """
-    config = effective_config(config, overrides)
-    settings = settings_from(config, overrides)
+    parsed = parse_overrides(overrides)
+    config = effective_config(config, parsed)
+    settings = settings_from(config, parsed)
     resumed = Path(settings.resume) if settings.resume is not None else None
     return Prepared(with_absolute_places(config), settings, tuple(overrides), resumed)

@@ -14,42 +14,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.errors import InputError
 from gnewton.experiment.inline import inlined
+from gnewton.experiment.overrides import Override
 from gnewton.experiment.places import absolute, find_places, places, require_places
-from gnewton.experiment.schema import REGISTRIES, Settings
+from gnewton.experiment.schema import REGISTRIES, Settings, options_with
+from gnewton.options import Role
 from gnewton.registry import Registry
 from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
 
-MAY_CHANGE = (
-    "trainer.epochs",
-    "trainer.max_steps",
-    "trainer.max_seconds",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "trainer.on_nonfinite",
-    "trainer.divergence",
-    "trainer.max_recoveries",
-    "trainer.rollback_factor",
-    "trainer.progress",
-    "trainer.evaluation.every",
-    "trainer.target.metric",
-    "trainer.target.value",
-)
-"""Options that decide how far a run goes, what is written when and what ends it early,
-and not the steps that a sound run makes."""
 
-_NOT_OF_THE_RUN = ("resume", "output_root", "name", "logger")
-
-
-def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def effective_config(config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
     """The configuration to run: ``config`` itself, or with ``resume=RUN_DIR`` the one of that run.
 
     Files that it names are read into it.
 
     Args:
         config: what Hydra composed.
-        overrides: the command line's overrides. Of those beside ``resume``, the ones in ``MAY_CHANGE`` and
-            those that say where files are are taken over, and those that repeat what the run has change
-            nothing.
+        overrides: those of the command line. Of those beside ``resume``, the resumable ones (see
+            :class:`gnewton.options.Role`) and those that say where files are are taken over, and those that
+            repeat what the run has change nothing.
 
     Raises:
         InputError: if there is no such run, or an override would change the steps it makes.
@@ -68,7 +50,7 @@ def effective_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig
 
 
 def changed(
-    folder: Path, composed: DictConfig, overrides: Sequence[str], allowed: Sequence[str], asked: str
+    folder: Path, composed: DictConfig, overrides: Sequence[Override], allowed: Sequence[str], asked: str
 ) -> DictConfig:
     """The configuration of a run with some parts taken from another one.
 
@@ -86,19 +68,19 @@ def changed(
     config = saved_config(folder, asked)
     movable = [name for name in places(config) if name != "output_root"]
     for override in overrides:
-        key = key_of(override).replace("/", ".")
+        key = override.option
         if key in movable:
             OmegaConf.update(config, key, absolute(str(OmegaConf.select(composed, key))), merge=False)
             continue
         if key == "data" and composed.data.get("name") == config.data.get("name"):
             continue
-        part = next((name for name in allowed if key == name or key.startswith(f"{name}.")), None)
+        part = next((name for name in allowed if override.is_within(name)), None)
         if part is None:
             raise InputError(
-                f"{override}: a run keeps its configuration; only these can be chosen: "
+                f"{override.text}: a run keeps its configuration; only these can be chosen: "
                 + ", ".join([*allowed, *movable])
             )
-        anew = part in map(key_of, overrides) or _name_of(composed, part) != _name_of(config, part)
+        anew = part in [each.key for each in overrides] or _name_of(composed, part) != _name_of(config, part)
         where = part if anew else key
         OmegaConf.update(config, where, OmegaConf.select(composed, where), merge=False)
     require_places(config, asked)
@@ -109,11 +91,6 @@ def _name_of(config: DictConfig, part: str) -> Any:
     """The choice of a group; None for an option."""
     node = OmegaConf.select(config, part)
     return node.get("name") if isinstance(node, DictConfig) else None
-
-
-def key_of(override: str) -> str:
-    """The option or group that an override names."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def recipes_of(config: DictConfig) -> dict[str, str]:
@@ -157,7 +134,8 @@ def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
         follows_length: whether the schedule depends on ``trainer.epochs``, which then is such an option.
     """
     kept = _resolved(config)
-    for key in dict.fromkeys((*_NOT_OF_THE_RUN, *MAY_CHANGE, *places(config))):
+    apart = options_with(Role.OUTPUT | Role.LABEL | Role.RESUMABLE)
+    for key in dict.fromkeys((*apart, *places(config))):
         if key != "trainer.epochs" or not follows_length:
             *path, last = key.split(".")
             node = kept
@@ -218,14 +196,14 @@ def recorded_digest(folder: Path) -> str | None:
     return str(digest) if digest is not None else None
 
 
-def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:
+def _apply(override: Override, config: DictConfig, found: DictConfig) -> str | None:
     """Take one override over into the configuration that was found, or say why not."""
-    key = key_of(override)
+    key, resumable = override.key, options_with(Role.RESUMABLE)
     if key == "resume":
         return None
     if key == "output_root":
-        return f"{override}: has no effect, a resumed run stays in its folder"
-    if key.split(".")[0] == "logger":
+        return f"{override.text}: has no effect, a resumed run stays in its folder"
+    if override.is_within("logger"):
         OmegaConf.update(found, "logger", config.logger, merge=False)
         return None
     if key in places(found):
@@ -233,27 +211,29 @@ def _apply(override: str, config: DictConfig, found: DictConfig) -> str | None:
         if value is not None:
             OmegaConf.update(found, key, absolute(str(value)), merge=False)
             return None
-    if key in MAY_CHANGE:
-        return _change(override, key, config, found)
-    path = key.replace("/", ".")
-    asked, there = (OmegaConf.select(each, path, throw_on_missing=False) for each in (config, found))
+    if key in resumable:
+        return _change(override, config, found)
+    asked, there = (
+        OmegaConf.select(each, override.option, throw_on_missing=False) for each in (config, found)
+    )
     if isinstance(asked, DictConfig) and "name" in asked:
         asked, there = asked["name"], there["name"] if isinstance(there, DictConfig) else None
     if asked is not None and asked == there:
         return None
     return (
-        f"{override}: a resumed run keeps the steps it would have made; only these can change: "
-        + ", ".join([*MAY_CHANGE, *(name for name in places(found) if name != "output_root")])
+        f"{override.text}: a resumed run keeps the steps it would have made; only these can change: "
+        + ", ".join([*resumable, *(name for name in places(found) if name != "output_root")])
     )
 
 
-def _change(override: str, key: str, config: DictConfig, found: DictConfig) -> str | None:
+def _change(override: Override, config: DictConfig, found: DictConfig) -> str | None:
+    key = override.key
     value, before = OmegaConf.select(config, key), OmegaConf.select(found, key)
     if key == "trainer.epochs" and value != before:
         if value < before:
-            return f"{override}: a resumed run can only be made longer; it has {before}"
+            return f"{override.text}: a resumed run can only be made longer; it has {before}"
         schedule = found.optimizer.schedule
         if OmegaConf.get_type(schedule).follows_length:  # type: ignore[union-attr]
-            return f"{override}: optimizer/schedule={schedule.name} was laid out for {before} epochs"
+            return f"{override.text}: optimizer/schedule={schedule.name} was laid out for {before} epochs"
     OmegaConf.update(found, key, value)
     return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +14,7 @@ from gnewton.data import DATA, DataRecipe
 from gnewton.loggers import LOGGERS, LoggerRecipe
 from gnewton.models import MODELS, ModelRecipe
 from gnewton.optim.options import AVERAGINGS, CONTROLLERS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
-from gnewton.options import option
+from gnewton.options import Role, option, role_of
 from gnewton.partition import PARTITIONS, PartitionRecipe
 from gnewton.registry import Registry
 from gnewton.training.settings import TrainerSettings
@@ -34,16 +36,16 @@ REGISTRIES: tuple[Registry, ...] = (
 class Settings:
     """Everything a run depends on."""
 
-    name: str
+    name: str = option(role=Role.LABEL)
     seed: int = option(at_least=0, below=2**32)
-    output_root: str = option(place=True)
-    resume: str | None
+    output_root: str = option(role=Role.PLACE | Role.OUTPUT)
+    resume: str | None = option(role=Role.PATH | Role.OUTPUT)
     model: ModelRecipe
     data: DataRecipe
     partition: PartitionRecipe
     optimizer: OptimizerRecipe
     trainer: TrainerSettings
-    logger: dict[str, LoggerRecipe] = field(default_factory=dict)  # any number of them, by name
+    logger: dict[str, LoggerRecipe] = option(default_factory=dict, role=Role.OUTPUT)  # any number, by name
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The name is a folder directly under ``output_root``."""
@@ -67,11 +69,48 @@ class Settings:
             yield "optimizer.curvature.engine=compiled", "auto"
 
 
+@dataclass(frozen=True)
+class DeclaredOption:
+    """An option of a run, or a part of it that holds several: its full name, type and role."""
+
+    name: str
+    type: Any
+    role: Role
+
+
+@cache
+def declared_options() -> tuple[DeclaredOption, ...]:
+    """Every option of every choice, those of the trainer before those of the groups.
+
+    An option of several choices of a group appears once for each.
+    """
+    parts: list[tuple[str, type]] = [("", Settings)]
+    for registry in REGISTRIES:
+        for name, recipe in registry.items():
+            part = f"logger.{name}" if registry is LOGGERS else registry.kind.replace("/", ".")
+            parts.append((f"{part}.", recipe))
+    options = []
+    while parts:
+        prefix, kind = parts.pop(0)
+        hints = get_type_hints(kind)
+        for entry in fields(kind):  # type: ignore[arg-type]
+            hint = hints[entry.name]
+            options.append(DeclaredOption(f"{prefix}{entry.name}", hint, role_of(entry)))
+            if is_dataclass(hint):
+                parts.append((f"{prefix}{entry.name}.", hint))  # type: ignore[arg-type]
+    return tuple(options)
+
+
+def options_with(role: Role) -> tuple[str, ...]:
+    """The full names of the options with any of the given roles, each once, in the order of the schema."""
+    return tuple(dict.fromkeys(option.name for option in declared_options() if option.role & role))
+
+
 def register_schemas() -> None:
     """Put every schema into Hydra's ConfigStore under ``schema/<group>/<name>``.
 
-    A YAML file that starts from another choice but is built by a derived recipe takes ``recipe/<group>/<name>``
-    instead: the class alone, which leaves the options as the other choice has them.
+    A YAML file that starts from another choice but is built by a derived recipe takes
+    ``recipe/<group>/<name>`` instead: the class alone, which leaves the options as the other choice has them.
     """
     store = ConfigStore.instance()
     store.store(group="schema", name="settings", node=Settings)

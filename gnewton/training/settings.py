@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gnewton.errors import InputError
-from gnewton.options import option, show
+from gnewton.options import Role, option, show
 from gnewton.runfiles import SCORES
 
 STEPS, EPOCHS, SECONDS = "steps", "epochs", "seconds"
@@ -55,18 +55,18 @@ class Interval:
 class Evaluation:
     """When and on what the model is evaluated."""
 
-    every: int = option(at_least=1)
+    every: int = option(at_least=1, role=Role.RESUMABLE)
     train: bool = option()
-    batch_size: int = option(at_least=1)
-    max_samples: int | None = option(at_least=1)
+    batch_size: int = option(at_least=1, role=Role.SAMPLES)
+    max_samples: int | None = option(at_least=1, role=Role.SAMPLES)
 
 
 @dataclass(kw_only=True)
 class Target:
     """The score at which the run stops and reports its time."""
 
-    metric: str = option(choices=SCORES)
-    value: float | None = option()
+    metric: str = option(choices=SCORES, role=Role.RESUMABLE)
+    value: float | None = option(role=Role.RESUMABLE)
 
 
 @dataclass(kw_only=True)
@@ -74,26 +74,26 @@ class TrainerSettings:
     """The options of the training loop."""
 
     name: str
-    epochs: int = option(at_least=1)
-    max_steps: int | None = option(at_least=1)
-    max_seconds: float | None = option(above=0)
-    batch_size: int | None = option(at_least=1)
-    microbatch: int | None = option(at_least=1)
-    log_every: int = option(at_least=1)
-    checkpoint_every: str = option()
-    on_nonfinite: str = option(choices=("stop", "skip", "rollback"))
-    divergence: float | None = option(above=1, default=None)
-    max_recoveries: int = option(at_least=1)
-    rollback_factor: float = option(above=0, at_most=1)
+    epochs: int = option(at_least=1, role=Role.RESUMABLE | Role.COURSE)
+    max_steps: int | None = option(at_least=1, role=Role.RESUMABLE | Role.COURSE)
+    max_seconds: float | None = option(above=0, role=Role.RESUMABLE | Role.COURSE)
+    batch_size: int | None = option(at_least=1, role=Role.SAMPLES)
+    microbatch: int | None = option(at_least=1, role=Role.SAMPLES)
+    log_every: int = option(at_least=1, role=Role.RESUMABLE | Role.COURSE)
+    checkpoint_every: str = option(role=Role.RESUMABLE | Role.COURSE)
+    on_nonfinite: str = option(choices=("stop", "skip", "rollback"), role=Role.RESUMABLE)
+    divergence: float | None = option(above=1, default=None, role=Role.RESUMABLE)
+    max_recoveries: int = option(at_least=1, role=Role.RESUMABLE)
+    rollback_factor: float = option(above=0, at_most=1, role=Role.RESUMABLE)
     device: str = option()
     dtype: str = option(choices=("float32", "float64"))
     precision: str = option(choices=("full", "bfloat16", "float16"))
     compile: bool = option()
     tf32: bool = option()
     deterministic: bool = option()
-    progress: str = option(choices=("auto", "bar", "lines"))
-    evaluation: Evaluation
-    target: Target
+    progress: str = option(choices=("auto", "bar", "lines"), role=Role.RESUMABLE | Role.COURSE)
+    evaluation: Evaluation = option(role=Role.COURSE)
+    target: Target = option(role=Role.COURSE)
 
     def sizes(self) -> str:
         """The options that decide the memory of a training step, for the message when it runs out."""

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from gnewton.cli.overrides import for_resumed_run, prepared, with_choices_of
+from gnewton.cli.composer import for_resumed_run, with_choices_of
+from gnewton.errors import InputError
+from gnewton.experiment.overrides import Override, parse_overrides
 from tests.conftest import SMALL_BASELINE
 
 SHORT = ("optimizer=sgd", *SMALL_BASELINE, "trainer.epochs=1", "trainer.device=cpu")
+
+
+def prepared(arguments):
+    return [override.text for override in parse_overrides(arguments)]
+
 
 TEXTS = [
     "größe", "a=b", "a==b", "O'Brien", 'say "a"', "a&b;c", "run (1)", "日本", "50%", "a#b!", "x~y", "a\tb",
@@ -31,6 +38,36 @@ def test_a_text_needs_no_quotes(text):
 )
 def test_what_is_fine_or_no_text_stays(argument):
     assert prepared([argument]) == [argument]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("seed=0,1", ("", "seed", "", "0,1")),
+        ("++name=a=b@c", ("++", "name", "", "a=b@c")),
+        ("~model", ("~", "model", "", None)),
+        ("+logger@logger.x=wandb", ("+", "logger", "logger.x", "wandb")),
+        ("name=", ("", "name", "", "")),
+    ],
+)
+def test_the_parts_of_an_override(text, parts):
+    override = Override.parse(text)
+    assert (override.prefix, override.key, override.package, override.value) == parts
+    assert override.text == text
+
+
+def test_what_an_override_is_within():
+    override = Override.parse("optimizer/schedule@optimizer.schedule=cosine")
+    assert override.is_within("optimizer")
+    assert override.is_within("model", "optimizer.schedule")
+    assert not override.is_within("optimizer.sched")
+    assert Override.parse("name='a,b',c").values() == ["a,b", "c"]
+
+
+@pytest.mark.parametrize("text", ["=3", "+=", "~", "", "@model=mlp"])
+def test_an_override_without_a_name_is_refused(text):
+    with pytest.raises(InputError, match=r"not of the form option=value \(there is no option"):
+        parse_overrides([text])
 
 
 def test_several_texts_in_a_sweep():
@@ -128,15 +165,19 @@ def test_a_special_character_where_no_text_is_taken(cli):
 
 def test_options_of_a_run_bring_its_choices(run):
     folder = run([*SHORT]).folder
-    assert with_choices_of(folder, ["optimizer.lr=0.1"]) == ["optimizer=sgd", "optimizer.lr=0.1"]
-    assert with_choices_of(folder, ["optimizer=adam", "optimizer.lr=1"]) == [
-        "optimizer=adam",
-        "optimizer.lr=1",
-    ]
-    assert with_choices_of(folder, ["trainer.epochs=3"]) == ["trainer.epochs=3"]
+
+    def completed(*texts):
+        return [override.text for override in with_choices_of(folder, parse_overrides(texts))]
+
+    def resumed(*texts):
+        return [override.text for override in for_resumed_run(parse_overrides(texts))]
+
+    assert completed("optimizer.lr=0.1") == ["optimizer=sgd", "optimizer.lr=0.1"]
+    assert completed("optimizer=adam", "optimizer.lr=1") == ["optimizer=adam", "optimizer.lr=1"]
+    assert completed("trainer.epochs=3") == ["trainer.epochs=3"]
     arguments = [f"resume={folder}", "optimizer.lr=0.1"]
-    assert for_resumed_run(arguments) == ["optimizer=sgd", *arguments]
-    assert for_resumed_run(["resume=nowhere", "optimizer.lr=1"]) == ["resume=nowhere", "optimizer.lr=1"]
+    assert resumed(*arguments) == ["optimizer=sgd", *arguments]
+    assert resumed("resume=nowhere", "optimizer.lr=1") == ["resume=nowhere", "optimizer.lr=1"]
 
 
 @pytest.mark.parametrize("flag", ["--output", "-o"])

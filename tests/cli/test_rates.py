@@ -149,7 +149,8 @@ def test_bad_rates_are_refused(cli, rates, message):
 
 def test_a_resumed_run_keeps_its_rates(run, tmp_path):
     """Byte for byte like one that was never interrupted, but for the clocks."""
-    from gnewton.cli.compose import composed
+    from gnewton.cli.composer import Composer
+    from gnewton.experiment.overrides import parse_overrides
     from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
@@ -157,7 +158,7 @@ def test_a_resumed_run_keeps_its_rates(run, tmp_path):
     whole = run([*overrides, "trainer.epochs=2"], tmp_path / "whole").folder
     folder = run([*overrides, "trainer.epochs=1"], tmp_path / "parts").folder
     again = [f"resume={folder}", "trainer.epochs=2"]
-    run_experiment(prepare(composed(again), again))
+    run_experiment(prepare(Composer().compose(parse_overrides(again)), again))
     columns = ["epoch", "step", "running_loss", "train_loss", "test_loss", "lr"]
     tables = [(pd.read_csv(place / "metrics.csv", dtype=str)[columns]) for place in (whole, folder)]
     assert tables[0].equals(tables[1])

@@ -125,9 +125,10 @@ def test_a_resumed_run_goes_on_under_the_loggers_it_has(run, with_loggers):
 
 
 def _resumed(folder, *overrides):
-    from gnewton.cli.compose import composed
+    from gnewton.cli.composer import Composer
+    from gnewton.experiment.overrides import parse_overrides
 
-    return composed([f"resume={folder}", *overrides])
+    return Composer().compose(parse_overrides([f"resume={folder}", *overrides]))
 
 
 def test_none_is_the_default_and_several_can_be_chosen(compose):

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gnewton.cli.composing import Composer
+from gnewton.cli.composer import Composer
+from gnewton.experiment.overrides import parse_overrides
 from gnewton.sweep.job import Job
 from gnewton.sweep.launchers import LAUNCHERS
 from gnewton.sweep.stop import StopRequest
@@ -92,7 +93,7 @@ def test_ray(cli, sweeps, behave):
 @pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
 def test_every_launcher_knows_how_many_jobs_at_a_time(launcher):
     options = Composer().options(
-        "test", {"launcher": LAUNCHERS}, [f"launcher={launcher}", "launcher.jobs=3"]
+        "test", {"launcher": LAUNCHERS}, parse_overrides([f"launcher={launcher}", "launcher.jobs=3"])
     )["launcher"]
     assert options.jobs == 3
     assert "3 at a time" in options.describe()

@@ -8,7 +8,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gnewton.cli.choices import all_groups
-from gnewton.cli.composing import Composer
+from gnewton.cli.composer import Composer
+from gnewton.experiment.overrides import parse_overrides
 from gnewton.options import quoted
 from gnewton.sweep.launchers import LAUNCHERS
 
@@ -218,7 +219,9 @@ def test_any_folder_will_do(name):
 
 @pytest.mark.parametrize("choice", [choice.name for choice in all_groups()["launcher"]])
 def test_every_launcher_has_a_file_that_composes(choice):
-    launcher = Composer().options("test", {"launcher": LAUNCHERS}, [f"launcher={choice}"])["launcher"]
+    launcher = Composer().options("test", {"launcher": LAUNCHERS}, parse_overrides([f"launcher={choice}"]))[
+        "launcher"
+    ]
     assert launcher.name == choice
     assert type(launcher) is LAUNCHERS[choice]
     assert sorted(LAUNCHERS.names()) == sorted(known.name for known in all_groups()["launcher"])

@@ -194,7 +194,7 @@ def test_a_search_keeps_its_budget(cli, sweeps, search):
 
 def test_every_space_is_that_of_an_optimizer():
     from gnewton.cli.choices import config_groups
-    from gnewton.cli.composing import Composer
+    from gnewton.cli.composer import Composer
     from gnewton.tuning.space import SpaceSettings
 
     spaces = Composer().options("test", {"space": SpaceSettings}, [])["space"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gnewton.options import Role, option
 from gnewton.registry import Registry
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class OptimizerRecipe(ABC):
     )
 
     name: str
-    schedule: ScheduleRecipe
+    schedule: ScheduleRecipe = option(role=Role.COURSE)
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
         """Options without effect under the other options, each with the reason."""

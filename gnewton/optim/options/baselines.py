@@ -31,7 +31,7 @@ class FirstOrderRecipe(OptimizerRecipe):
     why_uncompiled: ClassVar[str] = ""
 
     lr: float = option(above=0)
-    rates: Any = option()
+    rates: Any = option(role=Role.PATH)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Errors in ``rates`` that can be found without the model."""

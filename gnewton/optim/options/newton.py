@@ -16,7 +16,7 @@ from gnewton.optim.options import (
     OptimizerRecipe,
     TrainingProblem,
 )
-from gnewton.options import option
+from gnewton.options import Role, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,7 @@ class CurvatureSource:
     """The batches on which curvature is measured: their source and size."""
 
     source: str = option(choices=("independent", "training"))
-    batch_size: int | None = option(at_least=1)
+    batch_size: int | None = option(at_least=1, role=Role.SAMPLES)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The size of the training batch is not chosen here."""

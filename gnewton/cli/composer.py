@@ -1,0 +1,251 @@
+"""Configurations composed in this process, without Hydra's own command line. Hydra's internals end here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override as HydraOverride
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from gnewton.cli.choices import OWN_GROUPS, config_groups
+from gnewton.cli.explain import explained
+from gnewton.errors import InputError
+from gnewton.experiment.check import settings_from
+from gnewton.experiment.folder import config_hash
+from gnewton.experiment.inline import inlined
+from gnewton.experiment.locate import config_folder
+from gnewton.experiment.overrides import Override, expand_home, parse_overrides
+from gnewton.experiment.resume import saved_config
+from gnewton.experiment.schema import REGISTRIES, register_schemas
+from gnewton.loggers import LOGGERS
+from gnewton.options import validate
+from gnewton.registry import Registry
+from gnewton.runfiles import CONFIG_FILE
+from gnewton.sweep.job import Job
+
+NOT_SWEPT = {
+    "resume": "a sweep makes new runs; continue one with gnewton {command} --resume DIR",
+    "hydra": "has no effect, each run is a process of its own",
+}
+"""Options of ``gnewton train`` that a sweep refuses, and why."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A configuration that has passed all checks, and the job that runs it."""
+
+    job: Job
+    config: DictConfig
+
+
+class Composer:
+    """Composes configurations as ``gnewton train`` does, one or many.
+
+    Args:
+        config_dir: a folder with the user's own files, as Hydra's ``--config-dir``.
+
+    Raises:
+        InputError: if there is no such folder.
+    """
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        register_schemas()
+        search_path = create_config_search_path(str(config_folder()))
+        if config_dir is not None:
+            if not config_dir.is_dir():
+                raise InputError(f"--config-dir {config_dir}: no such folder")
+            search_path.prepend("command-line", f"file://{config_dir.resolve()}")
+        setup_globals()  # the resolvers that Hydra offers in configurations
+        self._loader = ConfigLoaderImpl(search_path)
+
+    def compose(self, overrides: Sequence[Override]) -> DictConfig:
+        """The configuration of one run, with the files that it names read into it.
+
+        Raises:
+            InputError: naming the override, its value and what is allowed.
+        """
+        with explained(overrides):
+            return inlined(self._load("config", overrides))
+
+    def split(
+        self, overrides: Sequence[Override], groups: Sequence[str]
+    ) -> tuple[list[Override], list[Override]]:
+        """The overrides of the runs, and those of the command itself: of ``groups`` and their options.
+
+        Raises:
+            InputError: for what is no override, and for several values of an override of the command.
+        """
+        of_runs, of_command = [], []
+        for override, parsed in zip(overrides, self._parsed(overrides), strict=True):
+            if not override.is_within(*groups):
+                of_runs.append(override)
+            elif parsed.is_sweep_override():
+                raise InputError(f"{override.text}: one value is allowed, it is not of the runs")
+            else:
+                of_command.append(override)
+        return of_runs, of_command
+
+    def expand(self, overrides: Sequence[Override], command: str) -> list[list[Override]]:
+        """The overrides of every run: each combination of the values of Hydra's sweeps.
+
+        Raises:
+            InputError: for what is no override, or means nothing in a sweep.
+        """
+        parsed = self._parsed(overrides)
+        for override, choice in zip(overrides, parsed, strict=True):
+            for name, reason in NOT_SWEPT.items():
+                if override.is_within(name):
+                    raise InputError(f"{override.text}: {reason.format(command=command)}")
+            if choice.is_sweep_override() and not choice.is_discrete_sweep():
+                raise InputError(f"{override.text}: must be a list of values, range(…) or choice(…)")
+            if override.is_within("output_root") and choice.is_sweep_override():
+                raise InputError(f"{override.text}: all runs of a sweep are in one folder")
+        with explained(overrides):
+            combinations: list[list[str]] = BasicSweeper.split_arguments(parsed, None)[0]
+        return [[Override.parse(text) for text in combination] for combination in combinations]
+
+    def check(self, combinations: Iterable[Sequence[Override]]) -> list[Composed]:
+        """Compose and check every run.
+
+        Returns:
+            one for each configuration, in order; of equal ones the first.
+
+        Raises:
+            InputError: with what is wrong with any of them, each message once.
+        """
+        composed: dict[str, Composed] = {}
+        problems: dict[str, None] = {}
+        for overrides in combinations:
+            try:
+                run = self._checked(overrides)
+                composed.setdefault(run.job.digest, run)
+            except InputError as error:  # noqa: PERF203
+                problems |= dict.fromkeys(str(error).splitlines())
+        if problems:
+            raise InputError("\n".join(problems))
+        return list(composed.values())
+
+    def options(
+        self, name: str, groups: dict[str, Registry[Any] | type], overrides: Sequence[Override]
+    ) -> dict[str, Any]:
+        """The options of the command itself: one choice of each group.
+
+        Args:
+            name: of the command.
+            groups: for each group its recipes; of a group with a single recipe, that class.
+            overrides: those that :meth:`split` assigned to the command.
+
+        Returns:
+            the checked recipe of each group.
+
+        Raises:
+            InputError: naming the option, its value and what is allowed.
+        """
+        store = ConfigStore.instance()
+        for group, recipes in groups.items():
+            for choice, recipe in recipes.items() if isinstance(recipes, Registry) else [(group, recipes)]:
+                store.store(group=f"schema/{group}", name=choice, node=recipe)
+        defaults = [{group: OWN_GROUPS[group]} for group in groups]
+        store.store(name=f"command_{name}", node={"defaults": [*defaults, "_self_"]})
+        with explained(overrides):
+            config = self._load(f"command_{name}", overrides)
+            missing = sorted(OmegaConf.missing_keys(config))
+            if missing:
+                raise InputError(f"{missing[0]}: has no value; give it one with {missing[0]}=…")
+            settings = {group: OmegaConf.to_object(config[group]) for group in groups}
+        for group, recipe in settings.items():
+            validate(recipe, group)
+        return settings
+
+    def _checked(self, overrides: Sequence[Override]) -> Composed:
+        with explained(overrides):
+            config = self._load("config", overrides)
+            settings_from(config, overrides)
+            return Composed(Job(config_hash(config), _texts(overrides)), config)
+
+    def _parsed(self, overrides: Sequence[Override]) -> list[HydraOverride]:
+        with explained(overrides):
+            parser = OverridesParser.create(config_loader=self._loader)
+            return parser.parse_overrides(list(_texts(overrides)))
+
+    def _load(self, name: str, overrides: Sequence[Override]) -> DictConfig:
+        config = self._loader.load_configuration(name, list(_texts(overrides)), RunMode.RUN, from_shell=False)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The overrides and the flags of ``gnewton train``, whose flags are Hydra's.
+
+    Raises:
+        InputError: for a flag that Hydra does not know, and for an override that names no option.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        dashed = next((text for text in arguments if text.startswith("--") and "=" in text), None)
+        hint = f"; options are given without dashes, as {dashed.lstrip('-')}" if dashed else ""
+        hint = hint if "unrecognized" in message else ""
+        raise InputError(f"train: {message}{hint}; see gnewton train --help")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    overrides: list[str] = parser.parse_intermixed_args(arguments).overrides
+    flags = list(arguments)
+    for text in overrides:
+        flags.remove(text)
+    return parse_overrides(overrides), [_with_home(flag) for flag in flags]
+
+
+def with_choices_of(folder: Path, overrides: Sequence[Override]) -> list[Override]:
+    """The overrides for a run that there is, with the choices of its groups that their options belong to.
+
+    ``data.path=FILE`` belongs to ``data=npz``, which the run has chosen already.
+
+    Raises:
+        InputError: if it is no run folder.
+    """
+    chosen = {override.key for override in overrides}
+    groups = [
+        registry.kind
+        for registry in REGISTRIES
+        if registry is not LOGGERS
+        and registry.kind not in chosen
+        and any(override.key.startswith(f"{registry.kind}.") for override in overrides)
+    ]
+    if not groups:
+        return list(overrides)
+    config = saved_config(folder, f"resume={folder}")
+    names = {group: str(config[group].name) for group in groups}
+    known = {group: {choice.name for choice in choices} for group, choices in config_groups().items()}
+    added = [Override.parse(f"{group}={name}") for group, name in names.items() if name in known[group]]
+    return [*added, *overrides]
+
+
+def for_resumed_run(overrides: Sequence[Override]) -> list[Override]:
+    """The overrides of ``gnewton train``; where they continue a run, see :func:`with_choices_of`."""
+    resume = next((override for override in overrides if override.key == "resume"), None)
+    if resume is None or resume.value in (None, "", "null"):
+        return list(overrides)
+    folder = Path(resume.values()[0]).expanduser()
+    return with_choices_of(folder, overrides) if (folder / CONFIG_FILE).is_file() else list(overrides)
+
+
+def _texts(overrides: Sequence[Override]) -> tuple[str, ...]:
+    return tuple(override.text for override in overrides)
+
+
+def _with_home(flag: str) -> str:
+    """``~`` in the value of a flag, which no shell expands after an equals sign."""
+    name, equals, value = flag.partition("=")
+    return f"{name}={expand_home(value)}" if equals and value.startswith("~") else flag

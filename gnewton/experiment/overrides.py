@@ -1,0 +1,138 @@
+"""Overrides, ``option=value`` and ``group=choice``: what a command line sets, each parsed once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from gnewton.errors import InputError
+from gnewton.experiment.schema import declared_options
+from gnewton.options import Role, quoted
+
+_QUOTED = r"'(?:\\.|[^'])*'|\"(?:\\.|[^\"])*\""
+
+
+@dataclass(frozen=True)
+class Override:
+    """One override.
+
+    Attributes:
+        text: the override in Hydra's grammar: as typed, with quotes around a text that needs them.
+        prefix: ``+``, ``++`` or ``~``; empty for none.
+        key: the option or group, such as ``trainer.epochs`` or ``optimizer/schedule``.
+        package: where the choice of a group goes, which follows ``@``; empty for none.
+        value: what follows the equals sign; None without one.
+    """
+
+    text: str
+    prefix: str
+    key: str
+    package: str
+    value: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Override:
+        """Split ``text`` into its parts.
+
+        Raises:
+            InputError: if it names no option.
+        """
+        left, equals, value = text.partition("=")
+        name = left.lstrip("+~")
+        key, _, package = name.partition("@")
+        if not key:
+            where = "before the =" if equals else "in it"
+            raise InputError(f"{text}: not of the form option=value (there is no option {where})")
+        return cls(text, left[: len(left) - len(name)], key, package, value if equals else None)
+
+    @property
+    def option(self) -> str:
+        """The key with dots: of a group, the part of the configuration that it chooses."""
+        return self.key.replace("/", ".")
+
+    def is_within(self, *names: str) -> bool:
+        """Whether it sets one of ``names``, written with dots, or a part of one."""
+        return any(self.option == name or self.option.startswith(f"{name}.") for name in names)
+
+    def values(self) -> list[str]:
+        """The values of a sweep without their quotes, a single one otherwise; a comma in quotes is none."""
+        parts = re.findall(rf"{_QUOTED}|[^,]+", self.value or "")
+        return [re.sub(r"^(['\"])(.*)\1$", r"\2", part.strip()).replace("\\'", "'") for part in parts]
+
+    def empty_value(self) -> str | None:
+        """Where a comma has no value beside it, as in ``seed=0,1,``; None for nowhere."""
+        value = re.sub(_QUOTED, "quoted", self.value or "")
+        if re.search(r",\s*(?:$|[\])}])", value):
+            return "after the last comma"
+        if re.search(r"(?:^|[\[({])\s*,", value):
+            return "before the first comma"
+        return "between two commas" if re.search(r",\s*,", value) else None
+
+    def special_character(self) -> str | None:
+        """The first character of the value that Hydra takes only in quotes."""
+        match = re.search(r"[^\w\s/\-+.$%*@?|:\\,\[\]{}()'\"]|[^\x00-\x7f]|=", self.value or "")
+        return match[0] if match else None
+
+
+def parse_overrides(texts: Sequence[str]) -> list[Override]:
+    """The overrides of a command line, with ``~`` expanded in paths and quotes around texts that need them.
+
+    A shell takes off the quotes that are written for it, and completes file names without any, so
+    ``name=a=b`` and ``resume=outputs/größe/RUN`` arrive without those that Hydra's grammar asks for.
+
+    Raises:
+        InputError: for one that names no option.
+    """
+    return [_in_grammar(Override.parse(text)) for text in texts]
+
+
+def expand_home(text: str) -> str:
+    """A path, which may be in quotes, with ``~`` replaced by the home folder."""
+    match = re.fullmatch(r"(['\"]?)(~[\w.-]*(?:/.*)?)", text)
+    if match is None:
+        return text
+    try:
+        return match[1] + str(Path(match[2].rstrip("'\"")).expanduser()) + match[1]
+    except RuntimeError:  # no such user
+        return text
+
+
+def _in_grammar(override: Override) -> Override:
+    if override.value is None or override.key not in _texts():
+        return override
+    if override.key in _paths() and "~" in override.value:
+        override = _with_value(override, ",".join(map(expand_home, override.value.split(","))))
+    parts = (override.value or "").split(",")
+    if _hydra_takes(override.text) or not all(part.strip() for part in parts):
+        return override
+    return _with_value(override, ",".join(map(quoted, parts)))
+
+
+def _with_value(override: Override, value: str) -> Override:
+    return Override.parse(f"{override.text.partition('=')[0]}={value}")
+
+
+def _hydra_takes(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+@cache
+def _texts() -> frozenset[str]:
+    """The options that take any text."""
+    text = [option.name for option in declared_options() if option.type in (str, str | None)]
+    return _paths() | frozenset(text)
+
+
+@cache
+def _paths() -> frozenset[str]:
+    return frozenset(option.name for option in declared_options() if option.role & (Role.PLACE | Role.PATH))
