@@ -1,4 +1,4 @@
-"""Recipes by name: a new model, data set, partition or optimizer is one class here and one YAML."""
+"""Recipes by name: a new model, data set, partition or optimizer is one class with options and one YAML file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ RecipeT = TypeVar("RecipeT")
 
 
 class Registry(Generic[RecipeT]):
-    """The recipes of one kind, found by importing every module of a package.
+    """The recipes of one kind, found by importing the module or package that registers them.
 
     Args:
         kind: what the recipes build, also the name of their configuration group, such as ``"model"``.
-        package: the package whose modules register recipes of this kind.
+        home: the module or package that registers recipes of this kind.
         base: the class each recipe derives from.
     """
 
-    def __init__(self, kind: str, package: str, base: type[RecipeT]) -> None:
+    def __init__(self, kind: str, home: str, base: type[RecipeT]) -> None:
         self.kind = kind
-        self._package = package
+        self._home = home
         self._base = base
         self._recipes: dict[str, type[RecipeT]] = {}
         self._loaded = False
@@ -61,8 +61,8 @@ class Registry(Generic[RecipeT]):
 
     def _load(self) -> dict[str, type[RecipeT]]:
         if not self._loaded:
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self._package}.{module.name}")
+            home = importlib.import_module(self._home)
+            for module in pkgutil.iter_modules(getattr(home, "__path__", ())):
+                importlib.import_module(f"{self._home}.{module.name}")
             self._loaded = True
         return self._recipes

@@ -1,5 +1,5 @@
-"""Data sets by name. A new one is a :class:`DataRecipe` in a module here and a YAML under configs/data."""
+"""Data sets by name. A new one is a :class:`DataRecipe` in ``options`` and a YAML file in configs/data."""
 
-from gnewton.data.recipe import DATA, DataRecipe
+from gnewton.data.options import DATA, DataRecipe
 
 __all__ = ["DATA", "DataRecipe"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:  # recipes are listed without torch, and every module of this package is imported for that
+if TYPE_CHECKING:  # commands name these types before torch is loaded
     from torch import Tensor
 
     from gnewton.tasks import Task
@@ -16,8 +16,10 @@ Batch: TypeAlias = "tuple[Tensor, Tensor]"
 
 
 class Split(ABC):
-    """A fixed set of samples. Every order it hands out is a pure function of seed, epoch and position, so a
-    run that resumes in the middle of an epoch sees exactly the batches it would have seen.
+    """A fixed set of samples.
+
+    Every order is a pure function of seed, epoch and position, so a run that resumes in the middle of an
+    epoch sees exactly the batches it would have seen.
     """
 
     @abstractmethod
@@ -44,7 +46,7 @@ class Split(ABC):
 
     @abstractmethod
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Batches in the stored order without augmentation; ``limit``: the first so many samples only."""
+        """Batches in the stored order without augmentation, of the first ``limit`` samples if it is given."""
 
 
 class BatchStream(ABC):
@@ -66,11 +68,11 @@ class DataSet:
     """The three splits of a data set and the task they pose.
 
     Attributes:
-        name: of the choice.
-        task: what is to be learned.
+        name: the choice ``data=name``.
+        task: the learning problem.
         train, validation, test: the splits.
-        remarks: what looks odd about the data and may be meant, a line each.
-        digest: the same text for the same arrays, where somebody else's set is told from another by it.
+        remarks: warnings about data that look odd but may be intended, a line each.
+        digest: equal for equal arrays, to tell one user's file from another; None for sets known by name.
     """
 
     name: str

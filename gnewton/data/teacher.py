@@ -1,26 +1,81 @@
-"""Regression on what a random network answers: as many samples and as hard as one likes."""
+"""Samples from a random network: a function of ``split_seed``, the same on every machine up to rounding."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from itertools import pairwise
 
-from gnewton.data.recipe import DATA
-from gnewton.data.teacher_options import TeacherOptions
+import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from gnewton.data.options import Teacher
+from gnewton.data.order import mixed_seed
+from gnewton.data.splits import DataSet
+from gnewton.data.tensors import Scaling, TensorSplit
+from gnewton.tasks import Regression
 
-    from gnewton.data.splits import DataSet
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0.0),
+    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "tanh": np.tanh,
+}
 
 
-@DATA.register("teacher")
-@dataclass(kw_only=True)
-class Teacher(TeacherOptions):
-    """Standard Gaussian inputs; targets from a multi-layer perceptron with random weights, plus noise."""
+def build_teacher(options: Teacher, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+    """The three splits. Training targets carry the noise; validation and test targets do not."""
+    weights = teacher_weights(options)
+    scale = _root_mean_square(options, weights)
+    work = torch.promote_types(dtype, torch.float32)
+    one, zero = torch.ones((), device=device, dtype=work), torch.zeros((), device=device, dtype=work)
 
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-        """See :meth:`DataRecipe.build`. Inputs (inputs,), targets (outputs,) of mean square about one."""
-        from gnewton.data.memory.teacher_samples import build_teacher_set
+    def split(part: str, count: int) -> TensorSplit:
+        random = _random(options, part)
+        inputs = random.standard_normal((count, options.inputs))
+        targets = answers(options, weights, inputs) / scale
+        if part == "train":
+            targets += options.noise * random.standard_normal(targets.shape)
+        return TensorSplit(
+            torch.from_numpy(inputs).to(work).to(device),
+            torch.from_numpy(targets).to(dtype).to(device),
+            Scaling(one, zero, dtype),
+            seed=seed,
+            title=f"the {part} split of data={options.name}",
+        )
 
-        return build_teacher_set(self, device, dtype, seed)
+    return DataSet(
+        name=options.name,
+        task=Regression(input_shape=(options.inputs,), outputs=options.outputs),
+        train=split("train", options.train),
+        validation=split("validation", options.validation),
+        test=split("test", options.test),
+    )
+
+
+def teacher_weights(options: Teacher) -> list[np.ndarray]:
+    """The teacher's matrices (fan_in, fan_out), entries N(0, 1 / fan_in); it has no biases."""
+    random = _random(options, "teacher")
+    widths = [options.inputs, *options.hidden, options.outputs]
+    return [
+        random.standard_normal((fan_in, fan_out)) / np.sqrt(fan_in) for fan_in, fan_out in pairwise(widths)
+    ]
+
+
+def answers(options: Teacher, weights: list[np.ndarray], inputs: np.ndarray) -> np.ndarray:
+    """The teacher's outputs for inputs (N, inputs): (N, outputs), in float64."""
+    activation = _ACTIVATIONS[options.activation]
+    for matrix in weights[:-1]:
+        inputs = activation(inputs @ matrix)
+    return inputs @ weights[-1]
+
+
+def _root_mean_square(options: Teacher, weights: list[np.ndarray]) -> float:
+    """Root mean square of the teacher's outputs, by which targets are divided: answering zero has loss 1."""
+    probe = _random(options, "scale").standard_normal((1024, options.inputs))
+    size = float(np.sqrt(np.mean(answers(options, weights, probe) ** 2)))
+    return size if size > 0 else 1.0  # a narrow relu teacher may answer zero to everything
+
+
+def _random(options: Teacher, part: str) -> np.random.RandomState:
+    """A generator for one part, so that the size of one split does not move the samples of another."""
+    return np.random.RandomState(mixed_seed("teacher", options.split_seed, part) % 2**32)

@@ -1,5 +1,5 @@
-"""Networks by name. A new one is a :class:`ModelRecipe` in a module here and a YAML under configs/model."""
+"""Networks by name. A new one is a :class:`ModelRecipe` in ``options`` and a YAML file in configs/model."""
 
-from gnewton.models.recipe import MODELS, ModelRecipe
+from gnewton.models.options import MODELS, ModelRecipe
 
 __all__ = ["MODELS", "ModelRecipe"]

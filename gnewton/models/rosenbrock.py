@@ -1,57 +1,70 @@
-"""Rosenbrock functions, minimised without data."""
+"""Rosenbrock functions of x_1 … x_n as modules, with two layouts of their coordinates in parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
-from gnewton.models import demands
-from gnewton.models.recipe import MODELS, ModelRecipe
-from gnewton.options import option
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from gnewton.tasks import Task
+from gnewton.models.layers import mismatch
+from gnewton.models.options import Rosenbrock
+from gnewton.tasks import Minimisation, Task
 
 
-@MODELS.register("rosenbrock")
-@dataclass(kw_only=True)
-class Rosenbrock(ModelRecipe):
-    """f(x) = Σ_i (x_{2i−1} − a)² + b (x_{2i−1}² − x_{2i})², least (zero) at x_odd = a, x_even = a².
+class RosenbrockFunction(nn.Module, ABC):
+    """Σ (x_odd − a)² + b (x_odd² − x_even)² over consecutive pairs of coordinates."""
 
-    Attributes:
-        form: layout in parameters: ``evens_odds`` (two of size/2 entries) or ``pairs`` (size/2 of two).
-        size: number of coordinates, even.
-        a: the odd coordinates of the minimum.
-        b: weight of the valley's walls.
-        start: the point to start from: (odd, even) for every pair, or all ``size`` coordinates x_1, x_2 ….
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a = a
+        self.b = b
+
+    @abstractmethod
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """(x_1, x_3 …) and (x_2, x_4 …), each of shape (n/2,)."""
+
+    def forward(self, inputs: Tensor | None = None) -> Tensor:
+        """The value, a scalar; ``inputs`` are ignored."""
+        odds, evens = self.coordinates()
+        return ((odds - self.a).square() + self.b * (odds.square() - evens).square()).sum()
+
+
+class EvensOdds(RosenbrockFunction):
+    """Two parameters, ``odds`` and ``evens``, of shape (n/2,)."""
+
+    def __init__(self, start: Sequence[float], a: float, b: float) -> None:
+        super().__init__(a, b)
+        self.odds = nn.Parameter(torch.tensor(start[0::2], dtype=torch.get_default_dtype()))
+        self.evens = nn.Parameter(torch.tensor(start[1::2], dtype=torch.get_default_dtype()))
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """The two parameters."""
+        return self.odds, self.evens
+
+
+class Pairs(RosenbrockFunction):
+    """n/2 parameters ``pairs.0``, ``pairs.1`` … of shape (2,)."""
+
+    def __init__(self, start: Sequence[float], a: float, b: float) -> None:
+        super().__init__(a, b)
+        pairs = torch.tensor(start, dtype=torch.get_default_dtype()).reshape(-1, 2)
+        self.pairs = nn.ParameterList(nn.Parameter(pair.clone()) for pair in pairs)
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """First and second entries of the pairs."""
+        odds, evens = torch.stack(list(self.pairs), dim=1).unbind(0)
+        return odds, evens
+
+
+def rosenbrock(options: Rosenbrock, task: Task) -> RosenbrockFunction:
+    """The function at its start.
+
+    Raises:
+        InputError: if the data have inputs or targets.
     """
-
-    form: str = option(choices=("evens_odds", "pairs"))
-    size: int = option(at_least=2)
-    a: float = option()
-    b: float = option(at_least=0)
-    start: list[float] = option()
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """An odd size, and a start of neither length."""
-        if self.size % 2:
-            yield "size", "must be even, coordinates come in pairs"
-        if len(self.start) not in (2, self.size):
-            yield "start", f"must hold 2 numbers, or size={self.size}"
-
-    def build(self, task: Task) -> nn.Module:
-        """The function at its start, its coordinates being the parameters.
-
-        Raises:
-            InputError: if the data have inputs or targets.
-        """
-        from gnewton.models.nets.rosenbrock import EvensOdds, Pairs
-        from gnewton.tasks import Minimisation
-
-        if not isinstance(task, Minimisation):
-            raise demands.mismatch(self.name, "no data (task: minimisation)", task)
-        start = self.start if len(self.start) == self.size else self.start * (self.size // 2)
-        return (Pairs if self.form == "pairs" else EvensOdds)(start, self.a, self.b)
+    if not isinstance(task, Minimisation):
+        raise mismatch(options.name, "no data (task: minimisation)", task)
+    start = options.start if len(options.start) == options.size else options.start * (options.size // 2)
+    return (Pairs if options.form == "pairs" else EvensOdds)(start, options.a, options.b)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gnewton.data.memory.augment import Augmenter, Draws
+from gnewton.data.augment import Augmenter, Draws
 
 
 def slow_augment(image: torch.Tensor, row: int, column: int, mirrored: bool, padding: int) -> torch.Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnewton.data.memory.augment import Augmenter
-from gnewton.data.memory.order import mixed_seed
+from gnewton.data.augment import Augmenter
+from gnewton.data.order import mixed_seed
 from gnewton.errors import InputError
 from tests.data.cases import same, split
 

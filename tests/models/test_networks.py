@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gnewton.errors import InputError
-from gnewton.models.activations import ACTIVATIONS
-from gnewton.models.nets.initial import fan_in, layers
-from gnewton.models.nets.transformer import SelfAttention
+from gnewton.models.layers import fan_in, layers
+from gnewton.models.options import ACTIVATIONS
+from gnewton.models.vision import SelfAttention
 from gnewton.models.widths import expand_widths
 from gnewton.summary.smooth import SmoothNorms
 from gnewton.tasks import Classification, Reconstruction, Task

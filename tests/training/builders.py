@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnewton.data.memory.tensors import Scaling, TensorSplit
 from gnewton.data.splits import DataSet
+from gnewton.data.tensors import Scaling, TensorSplit
 from gnewton.optim.options import OptimizerRecipe, TrainingProblem
 from gnewton.optim.options.baselines import LBFGS, SGD
 from gnewton.optim.options.components import ConstantSchedule

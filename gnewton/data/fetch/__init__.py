@@ -24,7 +24,7 @@ def fetch(name: str, root: str | Path) -> Path:
 
     Args:
         name: one of :func:`available`.
-        root: folder of data sets; the copy goes to ``root/NAME/NAME.npz``. Made where it is missing.
+        root: folder of data sets; the copy goes to ``root/NAME/NAME.npz``. It is created if missing.
 
     Returns:
         The path of the copy.

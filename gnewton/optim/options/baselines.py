@@ -14,7 +14,7 @@ import yaml
 
 from gnewton.errors import InputError
 from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
-from gnewton.options import did_you_mean, listing, option, show
+from gnewton.options import Role, did_you_mean, listing, option, show
 
 if TYPE_CHECKING:
     import torch

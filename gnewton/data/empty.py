@@ -1,4 +1,4 @@
-"""The split of a function without data: steps to count, and nothing in them."""
+"""The data set of a function to minimise: steps to count, and empty batches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from itertools import repeat
 
 import torch
 
-from gnewton.data.splits import Batch, BatchStream, Split
+from gnewton.data.options import NoData
+from gnewton.data.splits import Batch, BatchStream, DataSet, Split
+from gnewton.tasks import Minimisation
+
+
+def build_empty(options: NoData, device: torch.device, dtype: torch.dtype) -> DataSet:
+    """Three times the same split."""
+    split = EmptySplit(options.steps_per_epoch, device, dtype)
+    task = Minimisation(input_shape=(), outputs=1)
+    return DataSet(options.name, task, train=split, validation=split, test=split)
 
 
 class EmptySplit(Split):
-    """So many steps an epoch, whatever the batch size; each batch is one sample of no numbers.
+    """A fixed number of steps an epoch, whatever the batch size; each batch is one sample of no numbers.
 
     Both tensors of a batch have shape (1, 0): empty, yet a mean over the batch weighs it as one sample.
     Evaluation (:meth:`in_order`) sees one such batch, as the function has one value.
@@ -31,7 +40,7 @@ class EmptySplit(Split):
         return self._steps
 
     def epoch(self, index: int, batch_size: int | None, *, skip: int = 0) -> Iterator[Batch]:
-        """One empty batch a step; ``batch_size`` is of no consequence."""
+        """One empty batch a step; ``batch_size`` has no effect."""
         return repeat(self._batch, max(self._steps - skip, 0))
 
     def stream(self, batch_size: int | None, *, seed: int) -> BatchStream:

@@ -1,62 +1,59 @@
-"""From a folder tree to a data set."""
+"""The data set in a folder tree of images, one folder a class."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torchvision.datasets import ImageFolder
 
-from gnewton.data.loader.samples import ImageFiles
-from gnewton.data.loader.split import LoaderSplit
-from gnewton.data.memory.assemble import divide
-from gnewton.data.memory.tensors import Scaling
+from gnewton.data.assemble import divide
+from gnewton.data.image_files import ImageFiles
+from gnewton.data.loader import LoaderSplit
+from gnewton.data.options import ImageNet
 from gnewton.data.splits import DataSet
+from gnewton.data.tensors import Scaling
 from gnewton.errors import InputError
 from gnewton.tasks import Classification
-
-if TYPE_CHECKING:
-    from gnewton.data.folder_options import FolderOptions
 
 _MEANS = (0.485, 0.456, 0.406)
 _DEVIATIONS = (0.229, 0.224, 0.225)
 
 
-def build_folder_set(recipe: FolderOptions, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-    """The three splits; validation is held out of ``train`` by ``recipe.split_seed``.
+def build_folders(options: ImageNet, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+    """The three splits; validation is held out of ``train`` by ``options.split_seed``.
 
     Raises:
         InputError: if the tree is not there, or train and val have different classes.
     """
-    root = Path(recipe.root).expanduser()
-    train, test = _tree(root / "train", recipe.root), _tree(root / "val", recipe.root)
+    root = Path(options.root).expanduser()
+    train, test = _tree(root / "train", options.root), _tree(root / "val", options.root)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
-        raise InputError(f"data.root={recipe.root}: train and val hold different classes, such as {odd[0]}")
-    kept, held_out = divide(len(train.samples), recipe.validation, recipe.subset, recipe.split_seed)
-    scaling = _scaling(recipe.normalise, device, dtype)
+        raise InputError(f"data.root={options.root}: train and val hold different classes, such as {odd[0]}")
+    kept, held_out = divide(len(train.samples), options.validation, options.subset, options.split_seed)
+    scaling = _scaling(options.normalise, device, dtype)
 
     def split(part: str, files: list[tuple[str, int]]) -> LoaderSplit:
-        augment = recipe.augment if part == "train" else None
+        augment = options.augment if part == "train" else None
         return LoaderSplit(
             ImageFiles(
                 files,
-                size=recipe.size,
-                resize=recipe.resize,
+                size=options.size,
+                resize=options.resize,
                 resized_crop=augment is not None and augment.resized_crop,
                 flip=augment is not None and augment.flip,
             ),
             scaling,
-            workers=recipe.workers,
+            workers=options.workers,
             augment=augment is not None and (augment.resized_crop or augment.flip),
             seed=seed,
-            title=f"the {part} split of data={recipe.name}",
+            title=f"the {part} split of data={options.name}",
         )
 
     return DataSet(
-        name=recipe.name,
-        task=Classification(input_shape=(3, recipe.size, recipe.size), outputs=len(train.classes)),
+        name=options.name,
+        task=Classification(input_shape=(3, options.size, options.size), outputs=len(train.classes)),
         train=split("train", [train.samples[index] for index in kept]),
         validation=split("validation", [train.samples[index] for index in held_out]),
         test=split("test", test.samples),

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from gnewton.data.loader.samples import ImageFiles, Ticket, UnreadableImage, stack
-from gnewton.data.memory.order import generator_for, mixed_seed, shuffled
-from gnewton.data.memory.tensors import Scaling
+from gnewton.data.image_files import ImageFiles, Ticket, UnreadableImage, stack
+from gnewton.data.order import generator_for, mixed_seed, shuffled
 from gnewton.data.splits import Batch, BatchStream, Split
+from gnewton.data.tensors import Scaling
 from gnewton.errors import InputError
 
 _CPU = torch.device("cpu")

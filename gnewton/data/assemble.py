@@ -1,4 +1,4 @@
-"""From arrays to a data set: divide, move to the device, and find the task and the scaling."""
+"""From arrays to a data set in memory: the three splits, the task and the scaling of the inputs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnewton.data.in_memory import INPUT
-from gnewton.data.memory.augment import Augmenter
-from gnewton.data.memory.tensors import Scaling, TensorSplit
+from gnewton.data.arrays import Arrays
+from gnewton.data.augment import Augmenter
+from gnewton.data.options import DIGITS_SAMPLES, INPUT
 from gnewton.data.splits import DataSet
+from gnewton.data.tensors import Scaling, TensorSplit
 from gnewton.errors import InputError
 from gnewton.tasks import Classification, Reconstruction, Regression, Task
 
 if TYPE_CHECKING:
-    from gnewton.data.arrays import Arrays
-    from gnewton.data.in_memory import InMemoryRecipe
+    from gnewton.data.options import InMemoryRecipe
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -87,14 +87,24 @@ def assemble(
     )
 
 
+def digits(test: int, split_seed: int) -> Arrays:
+    """scikit-learn's handwritten digits, ``test`` of them held out as the test part."""
+    from sklearn.datasets import load_digits
+
+    stored = load_digits()
+    images, labels = stored.images.astype(np.uint8), stored.target
+    rest, held_out = divide(DIGITS_SAMPLES, test, None, split_seed)
+    return Arrays(images[rest], labels[rest], images[held_out], labels[held_out])
+
+
 def divide(count: int, held_out: int, subset: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the held-out samples: disjoint, and the same for ever for a seed.
+    """Indices of the training and of the held-out samples: disjoint, and always the same for a seed.
 
     The held-out part does not depend on ``subset``, and a smaller subset is contained in a larger one.
     numpy's legacy generator is used because its stream is frozen: the same split on every version.
 
     Raises:
-        InputError: if the set is too small for what is asked.
+        InputError: if the set is too small.
     """
     if held_out >= count:
         raise InputError(f"data.validation={held_out}: must be < {count}, the samples to divide")

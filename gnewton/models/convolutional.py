@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from gnewton.models.activations import activation
-from gnewton.models.nets.dense import NamedLayers, hidden_layers
+from gnewton.models.layers import NamedLayers, activation, hidden_layers, image_shape
+from gnewton.models.options import VGG_LAYOUTS, LeNet, Vgg
+from gnewton.models.widths import expand_widths
+from gnewton.tasks import Task
 
-Shape = tuple[int, int, int]
 
-
-def lenet(shape: Shape, outputs: int, act: str, pooling: str) -> nn.Sequential:
-    """LeNet-5 for images of ``shape`` (channels, height, width), at least 16×16."""
-    channels, height, width = shape
-    pool = nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
+def lenet(options: LeNet, task: Task) -> nn.Sequential:
+    """LeNet-5 for images of at least 16×16 pixels."""
+    channels, height, width = image_shape(options.name, task, least=16)
+    act = options.activation
+    pool = nn.MaxPool2d if options.pooling == "max" else nn.AvgPool2d
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (before, after) in enumerate([(channels, 6), (6, 16)], start=1):
         layers[f"conv{number}"] = nn.Conv2d(before, after, kernel_size=5)
@@ -24,35 +25,29 @@ def lenet(shape: Shape, outputs: int, act: str, pooling: str) -> nn.Sequential:
         layers[f"pool{number}"] = pool(2)
         height, width = (height - 4) // 2, (width - 4) // 2
     layers["flatten"] = nn.Flatten()
-    layers.update(_classifier(16 * height * width, [120, 84], outputs, act))
+    layers.update(_classifier(16 * height * width, [120, 84], task.outputs, act))
     return nn.Sequential(layers)
 
 
-def vgg(
-    shape: Shape,
-    outputs: int,
-    *,
-    stages: Sequence[Sequence[int]],
-    batch_norm: bool,
-    classifier: Sequence[int],
-    act: str,
-) -> nn.Sequential:
-    """VGG for images of ``shape`` (channels, height, width), a side of at least 2^stages."""
-    before, height, width = shape
+def vgg(options: Vgg, task: Task) -> nn.Sequential:
+    """VGG for images with a side of at least 2^stages pixels."""
+    stages, act = VGG_LAYOUTS[options.layout], options.activation
+    before, height, width = image_shape(options.name, task, least=2 ** len(stages))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     number = 0
     for stage, channels in enumerate(stages, start=1):
         for after in channels:
             number += 1
             layers[f"conv{number}"] = nn.Conv2d(before, after, kernel_size=3, padding=1)
-            if batch_norm:
+            if options.batch_norm:
                 layers[f"norm{number}"] = nn.BatchNorm2d(after)
             layers[f"conv{number}_{act}"] = activation(act)
             before = after
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
         height, width = height // 2, width // 2
     layers["flatten"] = nn.Flatten()
-    layers.update(_classifier(before * height * width, classifier, outputs, act))
+    widths = expand_widths(options.classifier)
+    layers.update(_classifier(before * height * width, widths, task.outputs, act))
     return nn.Sequential(layers)
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gnewton.data.memory.augment import Augmenter, Draws
-from gnewton.data.memory.order import generator_for, shuffled
+from gnewton.data.augment import Augmenter, Draws
+from gnewton.data.order import generator_for, shuffled
 from gnewton.data.splits import Batch, BatchStream, Split
 from gnewton.errors import InputError
 

@@ -1,0 +1,268 @@
+"""The options of every data set, checked before torch is loaded: only the methods that build import it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from gnewton.options import Role, option
+from gnewton.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from gnewton.data.splits import DataSet
+
+LABEL, INPUT = "label", "input"
+AUTO, CHANNELS_FIRST, CHANNELS_LAST = "auto", "channels_first", "channels_last"
+
+DIGITS_SAMPLES = 1797
+
+
+@dataclass(kw_only=True)
+class DataRecipe(ABC):
+    """Options of one data set. ``name`` is the choice ``data=name``."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+        """Obtain the set, split it, and place it on ``device``; inputs come out as ``dtype``.
+
+        Args:
+            device, dtype: of the batches.
+            seed: of the run; decides the order of the samples and their augmentation.
+
+        Raises:
+            InputError: if a file cannot be obtained or is not as required.
+        """
+
+
+DATA = Registry("data", "gnewton.data.options", DataRecipe)  # type: ignore[type-abstract]
+
+
+@dataclass(kw_only=True)
+class Augment:
+    """Random changes to training images held in memory."""
+
+    crop_padding: int = option(at_least=0)
+    flip: bool
+
+
+@dataclass(kw_only=True)
+class InMemoryRecipe(DataRecipe):
+    """Samples on the device, the validation part held out of the training part by ``split_seed``."""
+
+    samples: ClassVar[int | None] = None
+    """Samples to divide into training and validation (and test, where the set has none); None if unknown."""
+    side: ClassVar[int | None] = None
+    """Height and width of its images in pixels; None if unknown before they are read."""
+
+    validation: int = option(at_least=1)
+    subset: int | None = option(at_least=1)
+    split_seed: int = option(at_least=0, at_most=2**32 - 1)
+    normalise: bool
+    target: str = option(choices=(LABEL, INPUT))
+    augment: Augment
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Options that contradict each other, or the size of the set."""
+        if self.target == INPUT and self.normalise:
+            yield "normalise", f"must be false with target={INPUT}, whose pixels stay in [0, 1]"
+        if self.side is not None and self.augment.crop_padding >= self.side:
+            yield "augment.crop_padding", f"must be < {self.side}, the side of an image in pixels"
+        if self.samples is None:
+            return
+        training = self.samples - self.validation
+        if training < 1:
+            yield "validation", f"must be < {self.samples}, the samples to divide"
+        elif self.subset is not None and self.subset > training:
+            yield "subset", f"must be <= {training}, the training samples beside the validation split"
+
+
+@dataclass(kw_only=True)
+class PublicImages(InMemoryRecipe):
+    """Images that are fetched once (see :mod:`gnewton.data.fetch`) and then read from ``root``.
+
+    The class attributes ``means`` and ``deviations`` are the commonly published ones of the training pixels
+    in [0, 1], one for each channel.
+    """
+
+    means: ClassVar[tuple[float, ...]]
+    deviations: ClassVar[tuple[float, ...]]
+
+    root: str = option(role=Role.PLACE)
+
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+        """See :meth:`DataRecipe.build`. Inputs (C, H, W)."""
+        from gnewton.data.assemble import assemble
+        from gnewton.data.fetch import load
+
+        arrays = load(self.name, self.root)
+        statistics = (self.means, self.deviations)
+        return assemble(self, arrays, device=device, dtype=dtype, seed=seed, statistics=statistics)
+
+
+@DATA.register("mnist")
+@dataclass(kw_only=True)
+class Mnist(PublicImages):
+    """60,000 + 10,000 grey 28×28 images of digits."""
+
+    samples = 60_000
+    side = 28
+    means = (0.1307,)
+    deviations = (0.3081,)
+
+
+@DATA.register("fashion_mnist")
+@dataclass(kw_only=True)
+class FashionMnist(PublicImages):
+    """60,000 + 10,000 grey 28×28 images of clothes."""
+
+    samples = 60_000
+    side = 28
+    means = (0.2860,)
+    deviations = (0.3530,)
+
+
+@DATA.register("cifar10")
+@dataclass(kw_only=True)
+class Cifar10(PublicImages):
+    """50,000 + 10,000 colour 32×32 images in 10 classes."""
+
+    samples = 50_000
+    side = 32
+    means = (0.4914, 0.4822, 0.4465)
+    deviations = (0.2470, 0.2435, 0.2616)
+
+
+@DATA.register("cifar100")
+@dataclass(kw_only=True)
+class Cifar100(PublicImages):
+    """50,000 + 10,000 colour 32×32 images in 100 classes."""
+
+    samples = 50_000
+    side = 32
+    means = (0.5071, 0.4865, 0.4409)
+    deviations = (0.2673, 0.2564, 0.2762)
+
+
+@DATA.register("digits")
+@dataclass(kw_only=True)
+class Digits(InMemoryRecipe):
+    """1,797 grey 8×8 images in 10 classes, which come with scikit-learn: nothing to fetch, trains in seconds.
+
+    They are divided into training, validation and test by ``split_seed``.
+    """
+
+    side = 8
+
+    test: int = option(at_least=1)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """See :meth:`InMemoryRecipe.conflicts`."""
+        yield from super().conflicts()
+        training = DIGITS_SAMPLES - self.test - self.validation
+        if training < 1:
+            yield "test", f"must be < {DIGITS_SAMPLES} together with validation={self.validation}"
+        elif self.subset is not None and self.subset > training:
+            yield "subset", f"must be <= {training}, the samples beside test and validation"
+
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+        """See :meth:`DataRecipe.build`. Inputs (1, 8, 8); pixels are stored as 0 … 16."""
+        from gnewton.data.assemble import assemble, digits
+
+        arrays = digits(self.test, self.split_seed)
+        return assemble(self, arrays, device=device, dtype=dtype, seed=seed, full_scale=16.0)
+
+
+@DATA.register("npz")
+@dataclass(kw_only=True)
+class Npz(InMemoryRecipe):
+    """A file with the arrays x_train, y_train, x_test, y_test.
+
+    Inputs: uint8 or float, (N, D) features, (N, H, W), (N, H, W, C) or (N, C, H, W) images. Integer targets
+    (N,) are labels 0 … K-1; float targets (N,) or (N, d) make it a regression.
+    """
+
+    path: str = option(role=Role.PLACE)
+    layout: str = option(choices=(AUTO, CHANNELS_FIRST, CHANNELS_LAST), default=CHANNELS_LAST)
+
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+        """See :meth:`DataRecipe.build`."""
+        from gnewton.data.npz import build_npz
+
+        return build_npz(self, device, dtype, seed)
+
+
+@DATA.register("teacher")
+@dataclass(kw_only=True)
+class Teacher(DataRecipe):
+    """Regression on the answers of a random network to Gaussian inputs, plus noise."""
+
+    inputs: int = option(at_least=1)
+    outputs: int = option(at_least=1)
+    hidden: list[int] = option(at_least=1)
+    activation: str = option(choices=("identity", "relu", "sigmoid", "tanh"))
+    noise: float = option(at_least=0)
+    train: int = option(at_least=1)
+    validation: int = option(at_least=1)
+    test: int = option(at_least=1)
+    split_seed: int = option(at_least=0, at_most=2**32 - 1)
+
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+        """See :meth:`DataRecipe.build`. Inputs (inputs,), targets (outputs,) of mean square about one."""
+        from gnewton.data.teacher import build_teacher
+
+        return build_teacher(self, device, dtype, seed)
+
+
+@dataclass(kw_only=True)
+class FolderAugment:
+    """Random changes to training images read from a folder."""
+
+    resized_crop: bool
+    flip: bool
+
+
+@DATA.register("imagenet")
+@dataclass(kw_only=True)
+class ImageNet(DataRecipe):
+    """The images ``root/train/CLASS/*`` and, as the test split, ``root/val/CLASS/*``, read by workers."""
+
+    root: str = option(role=Role.PLACE)
+    validation: int = option(at_least=1)
+    subset: int | None = option(at_least=1)
+    split_seed: int = option(at_least=0, at_most=2**32 - 1)
+    size: int = option(at_least=1)
+    resize: int = option(at_least=1)
+    normalise: bool
+    augment: FolderAugment
+    workers: int = option(at_least=0)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Options that contradict each other."""
+        if self.resize < self.size:
+            yield "resize", f"must be >= size={self.size}, the square cut from the resized image"
+
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+        """See :meth:`DataRecipe.build`. Inputs (3, size, size)."""
+        from gnewton.data.folders import build_folders
+
+        return build_folders(self, device, dtype, seed)
+
+
+@DATA.register("none")
+@dataclass(kw_only=True)
+class NoData(DataRecipe):
+    """No samples, for a function to minimise: an epoch is a number of steps, every batch is empty."""
+
+    steps_per_epoch: int = option(at_least=1)
+
+    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+        """See :meth:`DataRecipe.build`. The three splits are the same; ``seed`` has no effect."""
+        from gnewton.data.empty import build_empty
+
+        return build_empty(self, device, dtype)

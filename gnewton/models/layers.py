@@ -1,0 +1,109 @@
+"""Layers shared by the networks, their initialisation and NTK scaling, and checks of the input shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gnewton.errors import InputError
+from gnewton.models.options import ACTIVATIONS
+from gnewton.tasks import Task
+
+Layer = nn.Linear | nn.Conv2d
+NamedLayers = Iterator[tuple[str, nn.Module]]
+
+
+def activation(name: str) -> nn.Module:
+    """A new module for an activation, never in place."""
+    module: nn.Module = getattr(nn, ACTIVATIONS[name])()
+    return module
+
+
+def hidden_layers(inputs: int, widths: Sequence[int], act: str, prefix: str) -> NamedLayers:
+    """Linear layers ``prefix1``, ``prefix2`` … with their activations: (N, inputs) -> (N, widths[-1])."""
+    for number, (before, after) in enumerate(zip([inputs, *widths], widths, strict=False), start=1):
+        yield f"{prefix}{number}", nn.Linear(before, after)
+        yield f"{prefix}{number}_{act}", activation(act)
+
+
+def layers(network: nn.Module) -> Iterator[Layer]:
+    """Every linear and convolutional layer of ``network``, in order."""
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            yield module
+
+
+def fan_in(layer: Layer) -> int:
+    """How many inputs each output of ``layer`` is a weighted sum of."""
+    return layer.weight[0].numel()
+
+
+@torch.no_grad()
+def draw_weights(network: nn.Module, sigma_w: float) -> None:
+    """Draw the weights of every layer from N(0, sigma_w²/fan_in) and set its bias to 0.
+
+    Normalisation layers, embeddings and tokens keep their values.
+    """
+    for layer in layers(network):
+        nn.init.normal_(layer.weight, std=sigma_w / math.sqrt(fan_in(layer)))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def divide_inputs(network: nn.Module) -> None:
+    """Multiply the weights of every layer by sqrt(fan_in) and divide its input by the same number.
+
+    This is the NTK parameterisation (Jacot, Gabriel & Hongler 2018). The network stays the same function of
+    its inputs. Parameter names do not change, and hooks registered later see the divided input.
+    """
+    for layer in layers(network):
+        scale = math.sqrt(fan_in(layer))
+        layer.weight.mul_(scale)
+        layer.register_forward_pre_hook(DivideInput(scale))
+
+
+class DivideInput:
+    """Forward pre-hook that divides the input of a layer by a constant; can be copied and pickled."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The inputs of ``layer``, divided."""
+        return tuple(entry / self.scale for entry in inputs)
+
+
+def input_size(name: str, task: Task) -> int:
+    """How many numbers an input of ``task`` holds, for the network ``name``.
+
+    Raises:
+        InputError: if the task has no inputs.
+    """
+    if not task.input_shape:
+        raise mismatch(name, "inputs of at least one number", task)
+    return task.input_size
+
+
+def image_shape(name: str, task: Task, *, least: int = 1) -> tuple[int, int, int]:
+    """(channels, height, width) of the images of ``task``, for the network ``name``.
+
+    Raises:
+        InputError: if the inputs are no images, or images of fewer than ``least`` pixels on a side.
+    """
+    if len(task.input_shape) != 3 or min(task.input_shape[1:]) < least:
+        size = f" of at least {least}×{least} pixels" if least > 1 else ""
+        raise mismatch(name, f"images (channels, height, width){size}", task)
+    channels, height, width = task.input_shape
+    return channels, height, width
+
+
+def mismatch(name: str, needs: str, task: Task) -> InputError:
+    """The error of a network ``name`` that needs what the data of ``task`` do not offer."""
+    offer = f"inputs of shape {task.input_shape}" if task.input_shape else "no inputs"
+    return InputError(
+        f"model={name}: needs {needs}; data gives {offer} (task: {type(task).__name__.lower()})"
+    )

@@ -1,0 +1,299 @@
+"""The options of every network, checked before torch is loaded: only the methods that build import it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gnewton.models.widths import width_complaints
+from gnewton.options import option
+from gnewton.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gnewton.tasks import Task
+
+ACTIVATIONS = {
+    "identity": "Identity",
+    "tanh": "Tanh",
+    "relu": "ReLU",
+    "sigmoid": "Sigmoid",
+    "elu": "ELU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "softplus": "Softplus",
+}
+"""The class in ``torch.nn`` of each activation."""
+
+VGG_LAYOUTS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "A": ((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2),
+    "B": ((64,) * 2, (128,) * 2, (256,) * 2, (512,) * 2, (512,) * 2),
+    "D": ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
+    "E": ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
+}
+"""Channels of the 3×3 convolutions in each of the five stages; every stage ends with a 2×2 max pooling."""
+
+RESNET_DEPTHS = (18, 34, 50, 101, 152)
+
+
+@dataclass(kw_only=True)
+class ModelRecipe(ABC):
+    """Options of one network. ``name`` is the choice ``model=name``."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, task: Task) -> nn.Module:
+        """Build the network for a task, initialised from torch's global random stream.
+
+        Raises:
+            InputError: if the network does not fit the task's input shape or kind.
+        """
+
+
+MODELS = Registry("model", "gnewton.models.options", ModelRecipe)  # type: ignore[type-abstract]
+
+
+@dataclass(kw_only=True)
+class NetworkRecipe(ModelRecipe):
+    """A network of linear and convolutional layers.
+
+    Attributes:
+        sigma_w: weights are drawn from N(0, sigma_w²/fan_in) and biases set to 0; None keeps the
+            initialisation of torch or torchvision.
+        scaling: the NTK parameterisation: weights sqrt(fan_in) times larger, and the input of each layer
+            divided by sqrt(fan_in). The same random draws give the same function.
+    """
+
+    sigma_w: float | None = option(above=0)
+    scaling: bool = option()
+
+    @abstractmethod
+    def network(self, task: Task) -> nn.Module:
+        """The layers with torch's initialisation; raises as :meth:`build`."""
+
+    def build(self, task: Task) -> nn.Module:
+        """See :meth:`ModelRecipe.build`."""
+        from gnewton.models.layers import divide_inputs, draw_weights
+
+        network = self.network(task)
+        if self.sigma_w is not None:
+            draw_weights(network, self.sigma_w)
+        if self.scaling:
+            divide_inputs(network)
+        return network
+
+
+@MODELS.register("mlp")
+@dataclass(kw_only=True)
+class Mlp(NetworkRecipe):
+    """Multi-layer perceptron on flattened inputs: (N, *input_shape) -> (N, outputs).
+
+    Attributes:
+        widths: units of the hidden layers, with the shorthand of :mod:`gnewton.models.widths`; may be empty.
+        activation: after each hidden layer.
+    """
+
+    widths: list[str] = option()
+    activation: str = option(choices=ACTIVATIONS)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Entries of ``widths`` that are no widths."""
+        for complaint in width_complaints(self.widths):
+            yield "widths", complaint
+
+    def network(self, task: Task) -> nn.Module:
+        """Flatten, ``hidden1`` …, ``output``."""
+        from gnewton.models.dense import mlp
+
+        return mlp(self, task)
+
+
+@MODELS.register("autoencoder")
+@dataclass(kw_only=True)
+class AutoEncoder(NetworkRecipe):
+    """Encoder, linear code and mirrored decoder: (N, *input_shape) -> logits (N, pixels).
+
+    The defaults are the network of Hinton & Salakhutdinov, "Reducing the dimensionality of data with neural
+    networks" (2006), for MNIST.
+
+    Attributes:
+        widths: units of the encoder's hidden layers, with the shorthand of :mod:`gnewton.models.widths`; the
+            decoder has them in reverse.
+        code: units of the code, which has no activation.
+        activation: after each hidden layer.
+    """
+
+    widths: list[str] = option()
+    code: int = option(at_least=1)
+    activation: str = option(choices=ACTIVATIONS)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Entries of ``widths`` that are no widths."""
+        for complaint in width_complaints(self.widths):
+            yield "widths", complaint
+
+    def network(self, task: Task) -> nn.Module:
+        """``encoder1`` …, ``code``, ``decoder1`` …, ``output``."""
+        from gnewton.models.dense import autoencoder
+
+        return autoencoder(self, task)
+
+
+@MODELS.register("lenet")
+@dataclass(kw_only=True)
+class LeNet(NetworkRecipe):
+    """LeNet-5, two 5×5 convolutions and three linear layers: (N, C, H, W) -> (N, outputs), H, W >= 16.
+
+    LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition" (1998).
+
+    Attributes:
+        activation: after each layer but the last.
+        pooling: of each convolution's 2×2 windows, ``max`` or ``average``.
+    """
+
+    activation: str = option(choices=ACTIVATIONS)
+    pooling: str = option(choices=("max", "average"))
+
+    def network(self, task: Task) -> nn.Module:
+        """``conv1``, ``conv2``, ``linear1``, ``linear2``, ``output``."""
+        from gnewton.models.convolutional import lenet
+
+        return lenet(self, task)
+
+
+@MODELS.register("vgg")
+@dataclass(kw_only=True)
+class Vgg(NetworkRecipe):
+    """Stages of 3×3 convolutions, each halving the image, and a classifier: (N, C, H, W) -> (N, outputs).
+
+    Simonyan & Zisserman, "Very deep convolutional networks for large-scale image recognition" (2015); the
+    names of the networks count its three linear layers.
+    An image of 32×32 pixels ends as 512 features, one of H×W as 512·⌊H/32⌋·⌊W/32⌋.
+
+    Attributes:
+        layout: A, B, D or E, the networks of 11, 13, 16 and 19 layers.
+        batch_norm: normalise the output of each convolution over the batch.
+        classifier: units of the hidden layers of the classifier, with the shorthand of
+            :mod:`gnewton.models.widths`; empty for a single linear layer.
+        activation: after each layer but the last.
+    """
+
+    layout: str = option(choices=VGG_LAYOUTS)
+    batch_norm: bool = option()
+    classifier: list[str] = option()
+    activation: str = option(choices=ACTIVATIONS)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Entries of ``classifier`` that are no widths."""
+        for complaint in width_complaints(self.classifier):
+            yield "classifier", complaint
+
+    def network(self, task: Task) -> nn.Module:
+        """``conv1`` …, ``linear1`` …, ``output``."""
+        from gnewton.models.convolutional import vgg
+
+        return vgg(self, task)
+
+
+@MODELS.register("resnet")
+@dataclass(kw_only=True)
+class ResNet(NetworkRecipe):
+    """torchvision's ResNet: (N, C, H, W) -> (N, outputs), images of any size.
+
+    He, Zhang, Ren & Sun, "Deep residual learning for image recognition" (2016).
+
+    Attributes:
+        depth: layers: 18, 34, 50, 101 or 152.
+        small_images: begin with a 3×3 convolution of stride 1 and no pooling, as for CIFAR-10, instead of the
+            7×7 convolution of stride 2 and a pooling.
+    """
+
+    depth: int = option(at_least=1)
+    small_images: bool = option()
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A depth that torchvision does not have."""
+        if self.depth not in RESNET_DEPTHS:
+            yield "depth", f"must be one of {', '.join(map(str, RESNET_DEPTHS))}"
+
+    def network(self, task: Task) -> nn.Module:
+        """Layers named as torchvision names them: ``conv1``, ``layer1.0.conv1`` …, ``fc``."""
+        from gnewton.models.vision import resnet
+
+        return resnet(self, task)
+
+
+@MODELS.register("vit")
+@dataclass(kw_only=True)
+class Vit(NetworkRecipe):
+    """torchvision's VisionTransformer: square images (N, C, H, H) -> (N, outputs).
+
+    Dosovitskiy et al., "An image is worth 16×16 words" (2021).
+
+    Attributes:
+        patch_size: pixels on a side of a patch; it must divide H.
+        depth: number of transformer blocks.
+        heads: attention heads, which share ``width`` evenly.
+        width: features of a token.
+        mlp_width: hidden units of the perceptron in each block.
+        dropout: probability of zeroing a feature of a token, in training.
+        attention_dropout: probability of zeroing an attention weight, in training.
+    """
+
+    patch_size: int = option(at_least=1)
+    depth: int = option(at_least=1)
+    heads: int = option(at_least=1)
+    width: int = option(at_least=1)
+    mlp_width: int = option(at_least=1)
+    dropout: float = option(at_least=0, below=1)
+    attention_dropout: float = option(at_least=0, below=1)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A width that the heads cannot share evenly."""
+        if self.heads >= 1 and self.width % self.heads:
+            yield "width", f"must be a multiple of heads={self.heads}"
+
+    def network(self, task: Task) -> nn.Module:
+        """Layers named as torchvision names them, ``in_proj`` being a linear layer."""
+        from gnewton.models.vision import vision_transformer
+
+        return vision_transformer(self, task)
+
+
+@MODELS.register("rosenbrock")
+@dataclass(kw_only=True)
+class Rosenbrock(ModelRecipe):
+    """f(x) = Σ_i (x_{2i−1} − a)² + b (x_{2i−1}² − x_{2i})², minimised without data.
+
+    The minimum is 0, at x_odd = a and x_even = a².
+
+    Attributes:
+        form: layout in parameters: ``evens_odds`` (two of size/2 entries) or ``pairs`` (size/2 of two).
+        size: number of coordinates, even.
+        a: the odd coordinates of the minimum.
+        b: weight of the valley's walls.
+        start: the point to start from: (odd, even) for every pair, or all ``size`` coordinates x_1, x_2 ….
+    """
+
+    form: str = option(choices=("evens_odds", "pairs"))
+    size: int = option(at_least=2)
+    a: float = option()
+    b: float = option(at_least=0)
+    start: list[float] = option()
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """An odd size, and a start of neither length."""
+        if self.size % 2:
+            yield "size", "must be even, coordinates come in pairs"
+        if len(self.start) not in (2, self.size):
+            yield "start", f"must hold 2 numbers, or size={self.size}"
+
+    def build(self, task: Task) -> nn.Module:
+        """The function at its start, its coordinates being the parameters; raises where there are data."""
+        from gnewton.models.rosenbrock import rosenbrock
+
+        return rosenbrock(self, task)
