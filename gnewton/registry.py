@@ -1,4 +1,4 @@
-"""Recipes by name: a new model, data set, partition or optimizer is one class with options and one YAML file."""
+"""Recipes by name: a new model, data set, partition or optimizer is one class and one YAML file."""
 
 from __future__ import annotations
 
