@@ -122,6 +122,12 @@ def option(
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
+def rule_of(entry: Field[Any]) -> Rule:
+    """The allowed values that a field of a recipe was declared with."""
+    rule: Rule = entry.metadata.get(_RULE, Rule())
+    return rule
+
+
 def role_of(entry: Field[Any]) -> Role:
     """The role that a field of a recipe was declared with."""
     role: Role = entry.metadata.get(_ROLE, Role.NONE)
@@ -137,7 +143,7 @@ def violations(settings: object, path: str = "") -> Iterator[str]:
     for entry in fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, entry.name)
         where = f"{path}.{entry.name}" if path else entry.name
-        rule: Rule = entry.metadata.get(_RULE, Rule())
+        rule = rule_of(entry)
         if not rule.admits(value):
             hint = did_you_mean(value, rule.choices) if isinstance(value, str) else ""
             yield f"{where}={show(value)}: must be {rule.describe(value)}{hint}"

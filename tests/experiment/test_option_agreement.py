@@ -1,0 +1,93 @@
+"""What the command line offers and what the constructors take agree: defaults and allowed values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import partial
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+
+from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton
+from gnewton.errors import InputError
+from gnewton.experiment.locate import config_folder
+from gnewton.optim.options import OPTIMIZERS
+from gnewton.options import Rule, rule_of
+
+CONSTRUCTORS = {
+    "grouped_newton": partial(GroupedNewton, loss_fn=F.mse_loss),
+    "outer_newton": partial(OuterNewton, loss_fn=F.mse_loss, inner=partial(torch.optim.SGD, lr=0.1)),
+    "hessian_vector": partial(HessianVector, loss_fn=F.mse_loss),
+    "kfac": partial(KFAC, likelihood="gaussian"),
+}
+
+TIED = {
+    ("grouped_newton", "solver"): {"negative_rates": "keep"},  # solver=newton has no constrained form
+    ("outer_newton", "lowest"): {"highest": 5.0},
+    ("outer_newton", "highest"): {"lowest": -1.0},
+}
+"""Arguments that another one needs to be tried on its own."""
+
+
+def _arguments(name: str) -> set[str]:
+    constructor = CONSTRUCTORS[name]
+    return set(inspect.signature(constructor.func).parameters)
+
+
+def _shared(name: str) -> list[tuple[str, Rule, Any]]:
+    """The options of an optimizer that its constructor takes too: (name, allowed values, type)."""
+    recipe = OPTIMIZERS[name]
+    hints = get_type_hints(recipe)
+    arguments = _arguments(name)
+    return [
+        (entry.name, rule_of(entry), hints[entry.name]) for entry in fields(recipe) if entry.name in arguments
+    ]
+
+
+def _probes(rule: Rule, kind: Any) -> Iterator[Any]:
+    """Values on both sides of every bound, and on it."""
+    yield from rule.choices
+    if rule.choices:
+        yield "nonsense"
+    step = 1 if kind in (int, int | None) else 0.25
+    for bound in (rule.above, rule.at_least, rule.below, rule.at_most):
+        if bound is not None:
+            yield from (type(step)(bound) + sign * step for sign in (-1, 0, 1))
+    if rule != Rule() and not rule.choices:
+        yield from (float("nan"), float("inf"))
+
+
+PROBES = [
+    pytest.param(name, option, value, rule.admits(value), id=f"{name}-{option}={value}")
+    for name in CONSTRUCTORS
+    for option, rule, kind in _shared(name)
+    for value in dict.fromkeys(_probes(rule, kind))
+]
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_the_defaults_are_the_same(name):
+    file = yaml.safe_load((config_folder() / "optimizer" / f"{name}.yaml").read_text(encoding="utf-8"))
+    parameters = inspect.signature(CONSTRUCTORS[name].func).parameters
+    options = {**file, **file.get("curvature", {})}
+    compared = set(options) & set(parameters) - {"curvature"}
+    assert compared >= {option for option, rule, _ in _shared(name) if rule != Rule()} - {"curvature"}
+    for option in compared:
+        assert parameters[option].default == options[option], option
+
+
+@pytest.mark.parametrize(("name", "option", "value", "allowed"), PROBES)
+def test_the_ranges_are_the_same(name, option, value, allowed):
+    tied = TIED.get((name, option), {})
+    build = partial(CONSTRUCTORS[name], nn.Linear(2, 1), **{option: value, **tied})
+    if allowed:
+        build()
+    else:
+        with pytest.raises(InputError, match=f"^{option}="):
+            build()
