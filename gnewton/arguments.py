@@ -1,4 +1,4 @@
-"""Checks of the library's arguments: an error is one line with argument, value and what is allowed."""
+"""Checks of the library's arguments, whose errors are one line with argument, value and allowed values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_number(
     at_least: float = -math.inf,
     below: float = math.inf,
 ) -> None:
-    """A finite number within bounds.
+    """Check for a finite number within bounds.
 
     Raises:
         InputError: for any other value.
@@ -40,7 +40,7 @@ def check_number(
 
 
 def check_whole(name: str, value: object, at_least: int) -> None:
-    """A whole number, of steps for instance.
+    """Check for a whole number.
 
     Raises:
         InputError: for any other value.
@@ -50,7 +50,7 @@ def check_whole(name: str, value: object, at_least: int) -> None:
 
 
 def check_name(name: str, value: object, allowed: Collection[str]) -> None:
-    """One of a few names.
+    """Check for one of the names in ``allowed``.
 
     Raises:
         InputError: for any other value.
@@ -62,7 +62,7 @@ def check_name(name: str, value: object, allowed: Collection[str]) -> None:
 
 
 def check_flag(name: str, value: object) -> None:
-    """True or False.
+    """Check for True or False.
 
     Raises:
         InputError: for any other value.
@@ -72,7 +72,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_kind(name: str, value: object, kind: type, example: str) -> None:
-    """An object of a class, or None.
+    """Check for an object of a class, or None.
 
     Raises:
         InputError: for any other value.
@@ -83,7 +83,7 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
 
 
 def check_function(name: str, value: object, what: str) -> None:
-    """A function, or None.
+    """Check for a function, or None.
 
     Raises:
         InputError: for any other value.
@@ -93,7 +93,7 @@ def check_function(name: str, value: object, what: str) -> None:
 
 
 def shown(value: object) -> str:
-    """A value in a message: numbers and names as they are, anything else by its type."""
+    """A value as messages show it: numbers and names as they are, anything else by its type."""
     if isinstance(value, str):
         return repr(value)
     if value is None or isinstance(value, (bool, int, float)):
@@ -102,10 +102,10 @@ def shown(value: object) -> str:
 
 
 def explained(**hints: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a public function say in one line which argument is unknown or missing, instead of a TypeError.
+    """Decorator: a call with unknown or missing arguments raises a one-line InputError, not a TypeError.
 
     Args:
-        hints: what to say of an argument, by its name: one that users expect, or one that they forget.
+        hints: by argument, a hint for one that users expect in vain or forget.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,8 +1,8 @@
-"""Typed options with their allowed range: what a recipe is made of.
+"""Typed options with allowed values and roles, of which recipes are made.
 
-A recipe is a keyword-only dataclass whose fields are declared with :func:`option`. Its defaults and their
-explanation live in one YAML file under ``configs/``; its types and ranges live here, so that every value is
-checked before any work starts, wherever it came from.
+A recipe is a keyword-only dataclass whose fields are declared with :func:`option`: type, allowed values and
+role. The defaults and their explanation are in one YAML file under ``configs/``. Every value is checked
+before any work starts, wherever it comes from.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Rule:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return True
         return (
-            (isinstance(value, int) or math.isfinite(value))  # whole numbers may be too large to be asked
+            (isinstance(value, int) or math.isfinite(value))  # a whole number may be too large for isfinite
             and (self.above is None or value > self.above)
             and (self.at_least is None or value >= self.at_least)
             and (self.below is None or value < self.below)
@@ -72,13 +72,13 @@ class Rule:
         )
 
     def describe(self, value: object = 0.0) -> str:
-        """What is allowed, in words; the type of ``value`` tells whether to speak of whole numbers."""
+        """The allowed values in words: whole numbers if ``value`` is one."""
         if isinstance(value, (list, tuple)):
-            each = self.describe(value[0] if value else 0.0)
+            entry = self.describe(value[0] if value else 0.0)
             return (
-                f"a list of {self.length} entries, each {each}"
+                f"a list of {self.length} entries, each {entry}"
                 if self.length is not None
-                else f"a list, each {each}"
+                else f"a list, each {entry}"
             )
         if self.choices:
             return "one of " + ", ".join(self.choices)
@@ -162,9 +162,9 @@ def violations(settings: object, path: str = "") -> Iterator[str]:
 
 def validate(settings: object, path: str = "") -> None:
     """Raise one :class:`InputError` that lists every violation of ``settings``."""
-    found = list(violations(settings, path))
-    if found:
-        raise InputError("\n".join(found))
+    problems = list(violations(settings, path))
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -175,14 +175,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The entry of ``known`` closest to ``word`` by spelling, or None where nothing is close."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
 
 
 def listing(names: Sequence[str], limit: int = 12) -> str:
-    """Names joined for a message, the tail of a long list counted instead of spelled out."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown}, … ({len(names) - limit} more)"
+    """Names joined for a message; of a long list only the first ones, and how many more there are."""
+    first = ", ".join(names[:limit])
+    return first if len(names) <= limit else f"{first}, … ({len(names) - limit} more)"
 
 
 def show(value: object) -> str:
@@ -199,7 +199,7 @@ def show(value: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as a value on the command line, in quotes where Hydra's grammar asks for them."""
+    """A text as a value on the command line, in quotes where Hydra's grammar needs them."""
     plain = re.fullmatch(r"(?:[A-Za-z_]|\.{0,2}/)[A-Za-z0-9_./+%-]*", text)
     if plain and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text

@@ -5,12 +5,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
 
 RecipeT = TypeVar("RecipeT")
+
+
+def imported(function: str) -> Callable[..., Any]:
+    """The function ``module:name``, imported on use, since options are checked before torch is loaded."""
+    module, _, name = function.partition(":")
+    target: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return target
 
 
 class Registry(Generic[RecipeT]):

@@ -1,6 +1,6 @@
-"""What a data set asks of a model: shapes, the loss, and how a right answer is counted.
+"""Learning problems: input and output shapes, the loss, and how correct answers are counted.
 
-A task is what flows from the data to the model: it knows no data set and no network.
+A data set poses a task and a network is built for it; a task knows neither.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Task(ABC):
     Attributes:
         input_shape: shape of one input without the batch axis, such as (3, 32, 32); () where there is none.
         outputs: numbers the model must return per sample (classes, or target dimensions).
-        likelihood: what the loss is the negative log-likelihood of, up to a factor; None where of nothing.
+        likelihood: the distribution whose negative log-likelihood the loss is, up to a factor; None for none.
     """
 
     likelihood: ClassVar[str | None] = None
@@ -31,7 +31,7 @@ class Task(ABC):
 
     @property
     def input_size(self) -> int:
-        """Numbers in one flattened input."""
+        """How many numbers one input holds."""
         return math.prod(self.input_shape)
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Task(ABC):
         """Mean loss over the batch, a scalar."""
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Number of right answers in the batch, a scalar; None where the task has no such notion."""
+        """Number of correct answers in the batch, a scalar; None where the task has no such notion."""
         return None
 
 

@@ -1,1 +1,1 @@
-"""The command line. Everything here answers without torch; commands load it when they start to work."""
+"""The command line. Its modules import without torch; a command loads it when its work begins."""

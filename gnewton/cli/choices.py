@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from gnewton.experiment.locate import config_folder
 
-_INTERNAL = ("hydra", "tuned")  # not for direct choice
+_INTERNAL = ("hydra", "tuned")  # never chosen on the command line
 
 OWN_GROUPS = {"launcher": "local", "tune": "default", "space": "default"}
-"""Groups that are no part of a run: the defaults of those of ``gnewton sweep`` and ``gnewton tune``."""
+"""The groups of ``gnewton sweep`` and ``gnewton tune`` themselves, with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def config_groups() -> dict[str, list[Choice]]:
 
 
 def all_groups() -> dict[str, list[Choice]]:
-    """The same with the groups in :data:`OWN_GROUPS`."""
+    """The groups of a run and those in :data:`OWN_GROUPS`."""
     root = config_folder()
     groups: dict[str, list[Choice]] = {}
     for path in sorted(root.rglob("*.yaml")):
@@ -84,16 +84,16 @@ def _first_comment(path: Path) -> str:
 
 def _defaults(root: Path) -> dict[str, str]:
     """The default choice of each group, from the defaults lists of config.yaml and of the chosen files."""
-    found: dict[str, str] = {}
+    defaults: dict[str, str] = {}
     pending = [("", root / "config.yaml")]
     while pending:
         parent, path = pending.pop()
         for key, value in _entries(path):
             group = f"{parent}/{key}" if parent else key
-            found[group] = value
+            defaults[group] = value
             if (root / group / f"{value}.yaml").is_file():
                 pending.append((group, root / group / f"{value}.yaml"))
-    return found
+    return defaults
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The commands by name. A new one is a module with ``run(arguments) -> int`` and a line in this table."""
+"""The commands by name. A new command is a module with ``run(arguments) -> int`` and a line in this table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gnewton.options import did_you_mean, listing
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it does in a line, and the module that does it."""
+    """A command: its name, a line that says what it does, and its module."""
 
     name: str
     summary: str
     module: str
 
     def load(self) -> Callable[[list[str]], int]:
-        """The function that runs it: takes the arguments after its name, returns the exit code."""
+        """The function that runs it: it takes the arguments after the name and returns the exit code."""
         run: Callable[[list[str]], int] = importlib.import_module(self.module).run
         return run
 

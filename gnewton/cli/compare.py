@@ -31,13 +31,13 @@ def run(arguments: list[str]) -> int:
         from gnewton.report.page import write_page
 
         written.append(write_page(comparison, folder / "report.html"))
-    print(_shown(comparison, options.format))
+    print(_as_text(comparison, options.format))
     if options.format == "text":
         print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")
     return 0
 
 
-def _shown(comparison: Comparison, style: str) -> str:
+def _as_text(comparison: Comparison, style: str) -> str:
     from gnewton.report.comparison import markdown_page
     from gnewton.report.measures import flat_table
     from gnewton.report.tables import as_text
@@ -68,12 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mixed-hardware",
         action="store_true",
-        help="compare runs of different hardware or number formats all the same",
+        help="compare runs of different hardware or number formats nevertheless",
     )
     parser.add_argument("--html", action="store_true", help="write report.html too, one self-contained page")
-    parser.add_argument(
-        "--no-plots", dest="plots", action="store_false", help="leave out the PNG and SVG plots"
-    )
+    parser.add_argument("--no-plots", dest="plots", action="store_false", help="write no PNG and SVG plots")
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="what is printed (default: %(default)s)"
     )

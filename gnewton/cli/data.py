@@ -1,4 +1,4 @@
-"""``gnewton data``: obtain data sets."""
+"""``gnewton data``: obtain data sets, and list them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _list(root: Path) -> str:
     return "\n".join(
         [
             *lines,
-            f"\nin {root.absolute()}; gnewton data fetch NAME obtains a set now, training when it needs it",
+            f"\nin {root.absolute()}; gnewton data fetch NAME obtains a set now, or the first run does",
         ]
     )
 
@@ -71,7 +71,7 @@ def _state(name: str, root: Path) -> tuple[str, str, str]:
         return "on disk" if there else "not on disk", "-", "of its images"
     if name == "digits":
         return "on disk", "in scikit-learn", "CC BY 4.0"
-    return {"npz": "a file of yours", "teacher": "drawn", "none": "nothing"}.get(name, "-"), "-", "-"
+    return {"npz": "your file", "teacher": "drawn", "none": "nothing"}.get(name, "-"), "-", "-"
 
 
 def _megabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""``gnewton doctor``: is everything there that a run needs, and does it compute right?"""
+"""``gnewton doctor``: whether everything that a run needs is installed and computes correctly."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _checks(options: argparse.Namespace) -> list[tuple[str, Check]]:
 
 
 def _check(module: str, name: str, *arguments: Path) -> Check:
-    """A check that imports what it looks at only when it runs: what is missing breaks no other."""
+    """A check that imports its module only when it runs, so that a missing package breaks no other check."""
 
     def check() -> Iterator[Finding]:
         function = getattr(importlib.import_module(f"gnewton.doctor.{module}"), name)

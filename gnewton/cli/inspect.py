@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GRADIENT, OPTIMIZER = "gradient", "optimizer"
 
 PIECE = 1000
-"""Samples of the training set that go through the model at once; it does not change the result."""
+"""Samples of the training set that go through the model at once; it has no effect on the result."""
 
 
 def run(arguments: list[str]) -> int:
@@ -79,7 +79,7 @@ def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str
 
 
 def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The step that the optimizer of the run would make of the gradient in ``.grad``."""
+    """The step that the run's optimizer would take with the gradient in ``.grad``."""
     from gnewton.inspection.measurement import OptimizerDirection
 
     recipe, partition = point.settings.optimizer, point.problem.partition
@@ -98,7 +98,7 @@ def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
 
 
 def batches_of(point: Point, options: argparse.Namespace) -> tuple[Batches, str]:
-    """The samples that ``--batches``, ``--batch-size`` or ``--full`` ask for, and what they are in words."""
+    """The samples chosen by ``--batches``, ``--batch-size`` or ``--full``, and a description of them."""
     from itertools import islice
 
     from gnewton.experiment.build import CURVATURE_STREAM
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="gnewton inspect",
         description="The gradient, Hessian and third derivative of the loss along the partition at a point, "
-        "the rates that follow, and where the Hessian has its mass: tables, CSV, .npz and plots.",
+        "the resulting rates, and how the Hessian is distributed: tables, CSV, .npz and plots.",
         epilog="examples: gnewton inspect outputs/mlp-mnist-grouped_newton/RUN --full; "
         "gnewton inspect model=lenet data=cifar10 partition=by_layer",
     )
@@ -162,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
         "--direction",
         choices=(GRADIENT, OPTIMIZER),
         default=GRADIENT,
-        help="along the gradient of these samples, or along what the optimizer of the run makes of it, its "
-        "state restored (default: %(default)s)",
+        help="the gradient of these samples, or the step that the run's optimizer takes with it, its state "
+        "restored (default: %(default)s)",
     )
     parser.add_argument(
         "--internal-damping",
@@ -176,9 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the model in evaluation mode: running statistics, no dropout",
     )
-    parser.add_argument(
-        "--no-plots", dest="plots", action="store_false", help="leave out the PNG and SVG plots"
-    )
+    parser.add_argument("--no-plots", dest="plots", action="store_false", help="write no PNG and SVG plots")
     parser.add_argument(
         "-o",
         "--output",
@@ -190,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_sample_options(parser: argparse.ArgumentParser) -> None:
-    """``--batches`` and ``--batch-size``."""
+    """Add ``--batches`` and ``--batch-size``."""
     parser.add_argument(
         "--batches", type=at_least(1), metavar="N", help="batches to average over (default: 1)"
     )

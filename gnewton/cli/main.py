@@ -1,4 +1,4 @@
-"""The dispatcher: finds the command, and turns how it ended into one message and an exit code."""
+"""The entry point: dispatches to a command, and turns its errors into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     full_error = os.environ.get(FULL_ERROR) == "1"
-    if os.environ.get("GNEWTON_DATA") == "":  # set to nothing: as if it were not set
+    if os.environ.get("GNEWTON_DATA") == "":  # an empty value counts as unset
         del os.environ["GNEWTON_DATA"]
     try:
         return _dispatch(arguments)

@@ -1,4 +1,4 @@
-"""The parser of the commands that are not composed by Hydra."""
+"""The argument parser of every command but ``train``, and the types of arguments."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from gnewton.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one message like all others."""
+    """A parser whose errors are :class:`InputError`, one message without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line.
-
-        Raises:
-            InputError: always.
-        """
+        """Refuse the command line by an :class:`InputError`."""
         raise InputError(f"{self.prog.removeprefix('gnewton ')}: {message}; see {self.prog} --help")
 
 
 def path(text: str) -> Path:
-    """The type of an argument that is a path: ``~`` stands for the home folder, as after ``--output=``."""
+    """Argument type: a path, in which ``~`` is the home folder (no shell expands it after ``--output=``)."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # there is no such user
@@ -32,7 +28,7 @@ def path(text: str) -> Path:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number >= ``low``."""
+    """Argument type: a whole number >= ``low``."""
 
     def parse(text: str) -> int:
         try:
@@ -47,7 +43,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def finite(low: float, *, above: bool = False) -> Callable[[str], float]:
-    """The type of an argument that is a finite number >= ``low``, or > ``low``."""
+    """Argument type: a finite number >= ``low``, or > ``low``."""
 
     def parse(text: str) -> float:
         try:

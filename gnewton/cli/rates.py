@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from gnewton.cli.subject import Subject
     from gnewton.data.splits import Batch
-    from gnewton.experiment.check_run import Choice
     from gnewton.experiment.point import Point
     from gnewton.inspection.suggestion import Observations, Suggestion
     from gnewton.optim.options.baselines import FirstOrderRecipe
@@ -58,7 +57,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _subject(words: list[str]) -> Subject:
-    """The subject; of a configuration the optimizer is SGD unless another one is chosen."""
+    """The subject; its optimizer is SGD unless a run, an experiment or an override chooses another."""
     from gnewton.cli.subject import is_path, parse_subject
 
     of_a_run = any(is_path(word) for word in words)
@@ -118,7 +117,7 @@ def _other_optimizer(subject: Subject) -> bool:
 
 
 def _training(point: Point) -> Iterator[Batch]:
-    """The training batches from the present epoch on, without end."""
+    """The training batches from the current epoch on, without end."""
     from itertools import count
 
     for epoch in count(point.epoch):
@@ -126,7 +125,7 @@ def _training(point: Point) -> Iterator[Batch]:
 
 
 def _remarks(point: Point, recipe: FirstOrderRecipe, found: Suggestion, folder: Path) -> list[str]:
-    """What the YAML says of itself."""
+    """The comments at the top of the YAML file."""
     return [
         f"Learning rates for optimizer={recipe.name}, suggested by gnewton {shlex.join(sys.argv[1:])}",
         point.describe(),
@@ -136,7 +135,7 @@ def _remarks(point: Point, recipe: FirstOrderRecipe, found: Suggestion, folder: 
 
 
 def _use(recipe: FirstOrderRecipe, folder: Path) -> str:
-    """The overrides that take the suggested rates, as a shell takes them."""
+    """The overrides that apply the suggested rates, quoted for a shell."""
     file = quoted(str(folder / "rates.yaml"))
     return shlex.join([f"optimizer={recipe.name}", f"optimizer.rates={file}"])
 
@@ -175,14 +174,14 @@ def _check(
     options: argparse.Namespace,
     found: Suggestion,
 ) -> bytes:
-    from gnewton.experiment.check_run import METRICS, Choice, try_rates
+    from gnewton.experiment.check_run import METRICS, RateChoice, try_rates
     from gnewton.inspection.point_inspection import csv_table
     from gnewton.report.tables import Table, as_text
 
-    choices: list[Choice] = [
-        Choice("configured", recipe.lr, recipe.rates),
-        Choice("one for all", found.single),
-        Choice("one for each group", found.single, found.by_parameter(point.partition)),
+    choices = [
+        RateChoice("configured", recipe.lr, recipe.rates),
+        RateChoice("one for all", found.single),
+        RateChoice("one for each group", found.single, found.by_parameter(point.partition)),
     ]
     seeds = range(point.settings.seed, point.settings.seed + options.check_seeds)
     tried = try_rates(subject.config, choices, steps=options.check_steps, seeds=seeds, samples=CHECK_SAMPLES)
@@ -240,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         type=at_least(0),
         default=50,
         metavar="N",
-        help="gradients that the optimizer takes in before, while the weights stay (default: %(default)s)",
+        help="gradients that the optimizer averages beforehand, at fixed weights (default: %(default)s)",
     )
     parser.add_argument(
         "--damping",
@@ -254,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         type=finite(0.0),
         default=10.0,
         metavar="μ",
-        help="weight of the term that holds the rates of the groups near that of all (default: %(default)s)",
+        help="weight of the term that keeps the groups' rates near the common one (default: %(default)s)",
     )
     parser.add_argument(
         "--internal-damping",
@@ -271,14 +270,14 @@ def _parser() -> argparse.ArgumentParser:
         type=at_least(1),
         default=500,
         metavar="N",
-        help="length of these runs (default: %(default)s)",
+        help="training steps of each of these runs (default: %(default)s)",
     )
     parser.add_argument(
         "--check-seeds",
         type=at_least(1),
         default=1,
         metavar="N",
-        help="runs of each kind (default: %(default)s)",
+        help="seeds of these runs (default: %(default)s)",
     )
     parser.add_argument(
         "-o",

@@ -1,4 +1,4 @@
-"""``gnewton rerun``: the same run once more, and whether it gives the same."""
+"""``gnewton rerun``: repeat a run, and compare the result with the first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THREADS = "OMP_NUM_THREADS"
 
 
 class NotReproduced(GnewtonError):
-    """A run did not give what it gave before; the report says where."""
+    """A repeated run gave other results; the report says where."""
 
     exit_code = 5
 
@@ -45,24 +45,24 @@ def run(arguments: list[str]) -> int:
 
 
 def _configuration(folder: Path, words: list[str]) -> DictConfig:
-    """That of the run, with its data where they are now."""
+    """The configuration of the run, with its data where they are now."""
     from gnewton.cli.composer import Composer, with_choices_of
     from gnewton.experiment.overrides import parse_overrides
     from gnewton.experiment.places import require_places
     from gnewton.experiment.resume import changed, saved_config
 
-    asked = f"rerun {folder}"
+    request = f"rerun {folder}"
     overrides = parse_overrides(words)
     if not overrides:
-        config = saved_config(folder, asked)
-        require_places(config, asked)
+        config = saved_config(folder, request)
+        require_places(config, request)
         return config
     chosen = Composer().compose(with_choices_of(folder, overrides))
-    return changed(folder, chosen, overrides, (), asked)
+    return changed(folder, chosen, overrides, (), request)
 
 
 def _train(config: DictConfig, command: list[str]) -> Path | None:
-    """Run it; the new run folder, or None in a process that writes none."""
+    """Train; returns the new run folder, or None in a process that writes none."""
     import logging
 
     from gnewton.experiment.prepare import prepare
@@ -73,7 +73,7 @@ def _train(config: DictConfig, command: list[str]) -> Path | None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return run_experiment(prepare(config), command).folder
-    except Diverged as error:  # as it may have done before
+    except Diverged as error:  # as the first run may have
         print(f"gnewton: {error}", file=sys.stderr)
         new = [folder for folder in root.iterdir() if folder not in before]
         return max(new, key=lambda folder: folder.name, default=None)
@@ -115,9 +115,9 @@ def _tolerance(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="gnewton rerun",
-        description="Make a run once more, with the same configuration and seed in a new folder, and compare "
+        description="Repeat a run with the same configuration and seed in a new folder, and compare "
         "metrics.csv and rates.csv with those of the first, column by column, without clocks and memory.",
-        epilog="With as many CPU threads, which are those of the first run unless OMP_NUM_THREADS is set, "
+        epilog="The number of CPU threads is that of the first run unless OMP_NUM_THREADS is set; with it "
         "the same CPU gives the same bits. Exit codes: 0 reproduced, 5 not reproduced, 2 bad input.",
     )
     parser.add_argument("folder", type=path, metavar="DIR", help="the folder of a run")

@@ -99,10 +99,10 @@ def resumed_composer(
 def make_orders(
     composer: Composer, own: Sequence[Override], options: argparse.Namespace, directory: Path | None = None
 ) -> Orders:
-    """How the jobs are to be run, from the command line.
+    """How the command line wants the jobs to be run.
 
     Raises:
-        InputError: for a launcher that is not what it should be or cannot work here.
+        InputError: for a launcher with wrong options, or one that cannot work here.
     """
     from gnewton.sweep.launchers import LAUNCHERS
     from gnewton.sweep.runner import Orders
@@ -123,10 +123,10 @@ def make_orders(
 
 
 def check_unchanged(composer: Composer, jobs: Sequence[Job]) -> None:
-    """Jobs must still mean what they meant when the sweep began.
+    """Make sure that the jobs still have the configurations they had when the sweep began.
 
     Raises:
-        InputError: if one would be another configuration now.
+        InputError: naming a job whose configuration would be another one now.
     """
     from gnewton.experiment.overrides import Override
 
@@ -152,7 +152,7 @@ def make_folder(root: Path, jobs: Sequence[Job]) -> Path:
 def describe_sweep(
     command: Sequence[str], own: Sequence[Override], options: argparse.Namespace, **more: Any
 ) -> dict[str, Any]:
-    """What a sweep was asked for, ready for JSON."""
+    """The command line of a sweep and its surroundings, ready for JSON."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "gnewton": gnewton.__version__,
@@ -166,7 +166,7 @@ def describe_sweep(
 
 
 def show_jobs(jobs: Sequence[Job], orders: Orders) -> None:
-    """What ``--dry-run`` prints: the command of each job."""
+    """Print the command of each job, for ``--dry-run``."""
     from gnewton.sweep.runner import count
 
     for job in jobs:
@@ -175,15 +175,21 @@ def show_jobs(jobs: Sequence[Job], orders: Orders) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that all commands have that run jobs."""
+    """Add the options that every command with jobs has."""
     parser.add_argument("overrides", nargs="*", metavar="OPTION=VALUE", help="as for gnewton train")
-    parser.add_argument("--resume", type=path, metavar="DIR", help="take up the one in this folder")
+    parser.add_argument("--resume", type=path, metavar="DIR", help="continue the one in this folder")
     parser.add_argument(
-        "--retries", type=_count, default=0, metavar="N", help="continue a failed run so often (default: 0)"
+        "--retries",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="how often to continue a failed run (default: 0)",
     )
-    parser.add_argument("--fail-fast", action="store_true", help="stop all at the first failure")
+    parser.add_argument("--fail-fast", action="store_true", help="stop all jobs at the first failure")
     parser.add_argument("--dry-run", action="store_true", help="print the jobs and stop")
-    parser.add_argument("--config-dir", type=path, metavar="DIR", help="a folder with files of your own")
+    parser.add_argument(
+        "--config-dir", type=path, metavar="DIR", help="a folder with your own configuration files"
+    )
 
 
 def _count(text: str) -> int:
@@ -199,14 +205,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="gnewton sweep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Train every combination of the values given, each run in a process of its own: one that fails,\n"
-            "is killed or diverges does no harm to the others."
+            "Train every combination of the given values, each run in its own process: one that fails, is\n"
+            "killed or diverges does not affect the others."
         ),
         epilog=f"""examples:
   gnewton sweep optimizer=sgd,adam,grouped_newton seed=0,1,2       nine runs, one after the other
   gnewton sweep optimizer.lr=0.1,0.01 'seed=range(5)' launcher.jobs=4
   gnewton sweep optimizer=sgd,adam launcher=slurm launcher.partition=gpu
-  gnewton sweep --resume outputs/sweeps/SWEEP                      go on where it was stopped or killed
+  gnewton sweep --resume outputs/sweeps/SWEEP                      continue one that was stopped or killed
 
 The groups and options of a run are those of gnewton train --help. Choices of the launcher, the default marked
 by *, each with options of its own in configs/launcher:

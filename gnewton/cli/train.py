@@ -42,7 +42,7 @@ The choices in each group, the default marked by *:
 
 {describe_choices(details=True)}
 options:
-  --cfg job            print the composed configuration, every option of it can be set, and stop
+  --cfg job            print the composed configuration, every option of which can be set, and stop
   --info [WHAT]        say how the configuration was composed, and stop
   -m, --multirun       run every combination of comma-separated values
   -sc install=bash     print the shell's completion script: eval "$(gnewton train -sc install=bash)"

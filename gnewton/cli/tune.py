@@ -1,4 +1,4 @@
-"""``gnewton tune``: a search for good settings in which every optimizer is given the same."""
+"""``gnewton tune``: a search for good settings with the same budget for every optimizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("launcher", "tune", "space")
 
-_FIXED = ("tune", "space")  # for the length of a search
+_FIXED = ("tune", "space")  # groups that a resumed search cannot change
 
 
 def run(arguments: list[str]) -> int:
@@ -87,10 +87,10 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _search(composer: Composer, of_runs: Sequence[Override], own: Sequence[Override]) -> tuple[Search, Path]:
-    """What is to be tuned, checked, and where outputs go.
+    """The checked search, and the folder of its outputs.
 
     Raises:
-        InputError: if the optimizers would not be given the same.
+        InputError: if the optimizers would have different budgets.
     """
     from gnewton.experiment.overrides import Override
     from gnewton.sweep.job import Job
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
   gnewton tune optimizer=sgd,adam,grouped_newton trainer.epochs=3
   gnewton tune optimizer=sgd,adam tune.trials=32 tune.repeats=5 launcher.jobs=2
   gnewton tune optimizer=adam tune.sampler=optuna tune.metric=validation_accuracy
-  gnewton tune --resume outputs/tune/SEARCH                        go on where it was stopped or killed
+  gnewton tune --resume outputs/tune/SEARCH                        continue one that was stopped or killed
   gnewton compare outputs/tune/SEARCH/winners                      tables and plots of the reruns
 
 The options of tune are those in configs/tune/default.yaml. The spaces, and docs/sweeps.md on your own:

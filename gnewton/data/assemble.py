@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gnewton.data import fetch
 from gnewton.data.arrays import Arrays
 from gnewton.data.augment import Augmenter
-from gnewton.data.options import DIGITS_SAMPLES, INPUT
+from gnewton.data.options import DIGITS_SAMPLES, INPUT, Digits, InMemoryRecipe, PublicImages
 from gnewton.data.splits import DataSet
 from gnewton.data.tensors import Scaling, TensorSplit
 from gnewton.errors import InputError
 from gnewton.tasks import Classification, Reconstruction, Regression, Task
 
-if TYPE_CHECKING:
-    from gnewton.data.options import InMemoryRecipe
-
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def build_public_images(
+    options: PublicImages, device: torch.device, dtype: torch.dtype, seed: int
+) -> DataSet:
+    """Images from the cache, fetched first if need be. Inputs (C, H, W)."""
+    arrays = fetch.load(options.name, options.root)
+    statistics = (options.means, options.deviations)
+    return assemble(options, arrays, device=device, dtype=dtype, seed=seed, statistics=statistics)
+
+
+def build_digits(options: Digits, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+    """scikit-learn's digits, the test part held out first. Inputs (1, 8, 8), pixels stored as 0 … 16."""
+    from sklearn.datasets import load_digits
+
+    stored = load_digits()
+    images, labels = stored.images.astype(np.uint8), stored.target
+    rest, test = divide(DIGITS_SAMPLES, options.test, None, options.split_seed)
+    arrays = Arrays(images[rest], labels[rest], images[test], labels[test])
+    return assemble(options, arrays, device=device, dtype=dtype, seed=seed, full_scale=16.0)
 
 
 def assemble(
@@ -85,16 +102,6 @@ def assemble(
         remarks=remarks,
         digest=digest,
     )
-
-
-def digits(test: int, split_seed: int) -> Arrays:
-    """scikit-learn's handwritten digits, ``test`` of them held out as the test part."""
-    from sklearn.datasets import load_digits
-
-    stored = load_digits()
-    images, labels = stored.images.astype(np.uint8), stored.target
-    rest, held_out = divide(DIGITS_SAMPLES, test, None, split_seed)
-    return Arrays(images[rest], labels[rest], images[held_out], labels[held_out])
 
 
 def divide(count: int, held_out: int, subset: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:

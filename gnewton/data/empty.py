@@ -12,8 +12,8 @@ from gnewton.data.splits import Batch, BatchStream, DataSet, Split
 from gnewton.tasks import Minimisation
 
 
-def build_empty(options: NoData, device: torch.device, dtype: torch.dtype) -> DataSet:
-    """Three times the same split."""
+def build_empty(options: NoData, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+    """Three times the same split; ``seed`` has no effect."""
     split = EmptySplit(options.steps_per_epoch, device, dtype)
     task = Minimisation(input_shape=(), outputs=1)
     return DataSet(options.name, task, train=split, validation=split, test=split)

@@ -1,14 +1,14 @@
-"""The options of every data set, checked before torch is loaded: only the methods that build import it."""
+"""The options of every data set, checked before torch is loaded, and the functions that build them by name."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gnewton.options import Role, option
-from gnewton.registry import Registry
+from gnewton.registry import Registry, imported
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +23,16 @@ DIGITS_SAMPLES = 1797
 
 @dataclass(kw_only=True)
 class DataRecipe(ABC):
-    """Options of one data set. ``name`` is the choice ``data=name``."""
+    """Options of one data set. ``name`` is the choice ``data=name``.
+
+    Attributes:
+        builder: the function of (options, device, dtype, seed) that builds the set, as ``module:name``.
+    """
+
+    builder: ClassVar[str]
 
     name: str
 
-    @abstractmethod
     def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
         """Obtain the set, split it, and place it on ``device``; inputs come out as ``dtype``.
 
@@ -38,6 +43,8 @@ class DataRecipe(ABC):
         Raises:
             InputError: if a file cannot be obtained or is not as required.
         """
+        data: DataSet = imported(self.builder)(self, device, dtype, seed)
+        return data
 
 
 DATA = Registry("data", "gnewton.data.options", DataRecipe)  # type: ignore[type-abstract]
@@ -90,19 +97,12 @@ class PublicImages(InMemoryRecipe):
     in [0, 1], one for each channel.
     """
 
+    builder = "gnewton.data.assemble:build_public_images"
+
     means: ClassVar[tuple[float, ...]]
     deviations: ClassVar[tuple[float, ...]]
 
     root: str = option(role=Role.PLACE)
-
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-        """See :meth:`DataRecipe.build`. Inputs (C, H, W)."""
-        from gnewton.data.assemble import assemble
-        from gnewton.data.fetch import load
-
-        arrays = load(self.name, self.root)
-        statistics = (self.means, self.deviations)
-        return assemble(self, arrays, device=device, dtype=dtype, seed=seed, statistics=statistics)
 
 
 @DATA.register("mnist")
@@ -157,6 +157,8 @@ class Digits(InMemoryRecipe):
     They are divided into training, validation and test by ``split_seed``.
     """
 
+    builder = "gnewton.data.assemble:build_digits"
+
     side = 8
 
     test: int = option(at_least=1)
@@ -170,13 +172,6 @@ class Digits(InMemoryRecipe):
         elif self.subset is not None and self.subset > training:
             yield "subset", f"must be <= {training}, the samples beside test and validation"
 
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-        """See :meth:`DataRecipe.build`. Inputs (1, 8, 8); pixels are stored as 0 … 16."""
-        from gnewton.data.assemble import assemble, digits
-
-        arrays = digits(self.test, self.split_seed)
-        return assemble(self, arrays, device=device, dtype=dtype, seed=seed, full_scale=16.0)
-
 
 @DATA.register("npz")
 @dataclass(kw_only=True)
@@ -187,20 +182,18 @@ class Npz(InMemoryRecipe):
     (N,) are labels 0 … K-1; float targets (N,) or (N, d) make it a regression.
     """
 
+    builder = "gnewton.data.npz:build_npz"
+
     path: str = option(role=Role.PLACE)
     layout: str = option(choices=(AUTO, CHANNELS_FIRST, CHANNELS_LAST), default=CHANNELS_LAST)
-
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-        """See :meth:`DataRecipe.build`."""
-        from gnewton.data.npz import build_npz
-
-        return build_npz(self, device, dtype, seed)
 
 
 @DATA.register("teacher")
 @dataclass(kw_only=True)
 class Teacher(DataRecipe):
     """Regression on the answers of a random network to Gaussian inputs, plus noise."""
+
+    builder = "gnewton.data.teacher:build_teacher"
 
     inputs: int = option(at_least=1)
     outputs: int = option(at_least=1)
@@ -211,12 +204,6 @@ class Teacher(DataRecipe):
     validation: int = option(at_least=1)
     test: int = option(at_least=1)
     split_seed: int = option(at_least=0, at_most=2**32 - 1)
-
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-        """See :meth:`DataRecipe.build`. Inputs (inputs,), targets (outputs,) of mean square about one."""
-        from gnewton.data.teacher import build_teacher
-
-        return build_teacher(self, device, dtype, seed)
 
 
 @dataclass(kw_only=True)
@@ -231,6 +218,8 @@ class FolderAugment:
 @dataclass(kw_only=True)
 class ImageNet(DataRecipe):
     """The images ``root/train/CLASS/*`` and, as the test split, ``root/val/CLASS/*``, read by workers."""
+
+    builder = "gnewton.data.folders:build_folders"
 
     root: str = option(role=Role.PLACE)
     validation: int = option(at_least=1)
@@ -247,22 +236,12 @@ class ImageNet(DataRecipe):
         if self.resize < self.size:
             yield "resize", f"must be >= size={self.size}, the square cut from the resized image"
 
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-        """See :meth:`DataRecipe.build`. Inputs (3, size, size)."""
-        from gnewton.data.folders import build_folders
-
-        return build_folders(self, device, dtype, seed)
-
 
 @DATA.register("none")
 @dataclass(kw_only=True)
 class NoData(DataRecipe):
     """No samples, for a function to minimise: an epoch is a number of steps, every batch is empty."""
 
+    builder = "gnewton.data.empty:build_empty"
+
     steps_per_epoch: int = option(at_least=1)
-
-    def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
-        """See :meth:`DataRecipe.build`. The three splits are the same; ``seed`` has no effect."""
-        from gnewton.data.empty import build_empty
-
-        return build_empty(self, device, dtype)

@@ -1,4 +1,4 @@
-"""From a composed configuration to checked settings. Nothing is built before this has passed."""
+"""From a composed configuration to checked settings, before anything is built."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def settings_from(config: DictConfig, overrides: Sequence[Override] = ()) -> Set
 
 
 def _unknown_keys(node: DictConfig, overrides: Sequence[Override], path: str = "") -> Iterator[str]:
-    """Keys that no schema knows, which ``+key=value`` can bring in."""
+    """Keys that no schema has, which ``+key=value`` can add."""
     kind = OmegaConf.get_type(node)
     known = [entry.name for entry in fields(kind)] if kind is not None and is_dataclass(kind) else None
     for key in node:

@@ -1,4 +1,4 @@
-"""Short runs of one configuration with different learning rates, to see what they give."""
+"""Short runs of one configuration with different learning rates, to compare them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gnewton.experiment.prepare import prepare
 from gnewton.experiment.run import run
 
 METRICS = ("train_loss", "validation_loss", "validation_accuracy")
-"""What a short run is judged by."""
+"""The metrics by which short runs are compared."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Learning rates to try: ``lr`` for all, or ``rates`` by parameter where there are any."""
+class RateChoice:
+    """Learning rates to try: ``lr`` for all parameters without one of their own in ``rates``."""
 
     name: str
     lr: float
@@ -27,16 +27,16 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What a choice gave: for each metric the values over the seeds; None where there is no such thing.
+class ShortRuns:
+    """The result of one choice of rates.
 
     Attributes:
         choice: the rates.
-        metrics: by name, one value per seed that did not diverge.
-        diverged: how many seeds did.
+        metrics: by name, one value per seed that did not diverge; none where the task has no such metric.
+        diverged: how many seeds diverged.
     """
 
-    choice: Choice
+    choice: RateChoice
     metrics: Mapping[str, Sequence[float]]
     diverged: int
 
@@ -47,18 +47,18 @@ class Tried:
 
 
 def try_rates(
-    config: DictConfig, choices: Sequence[Choice], *, steps: int, seeds: Sequence[int], samples: int
-) -> list[Tried]:
-    """Train from the initial weights for a few steps with each choice; nothing is kept on the disk.
+    config: DictConfig, choices: Sequence[RateChoice], *, steps: int, seeds: Sequence[int], samples: int
+) -> list[ShortRuns]:
+    """Train from the initial weights for a few steps with each choice; nothing stays on the disk.
 
     Args:
         config: of the runs; its optimizer has ``lr`` and ``rates``.
-        choices: what to try.
+        choices: the rates to try.
         steps: training steps of each run.
-        seeds: a run for each.
-        samples: of each split, on which the metrics are taken.
+        seeds: those of the runs of each choice.
+        samples: how many samples of each split the metrics are evaluated on.
     """
-    found = []
+    results = []
     for choice in choices:
         values: dict[str, list[float]] = {metric: [] for metric in METRICS}
         diverged = 0
@@ -73,12 +73,12 @@ def try_rates(
                 value = report.outcome.metrics.get(metric)
                 if value is not None:
                     values[metric].append(float(value))
-        found.append(Tried(choice, values, diverged))
-    return found
+        results.append(ShortRuns(choice, values, diverged))
+    return results
 
 
 def _configured(
-    config: DictConfig, choice: Choice, steps: int, seed: int, samples: int, folder: str
+    config: DictConfig, choice: RateChoice, steps: int, seed: int, samples: int, folder: str
 ) -> DictConfig:
     config = config.copy()
     changes = {

@@ -1,4 +1,4 @@
-"""Files that a configuration names are read into it, so that what a run keeps of it says everything."""
+"""Reads the files that a configuration names into it, so that the saved configuration is complete."""
 
 from __future__ import annotations
 

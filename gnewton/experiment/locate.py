@@ -1,4 +1,4 @@
-"""Where the YAML files are: inside the installed package, else at the top of the checkout."""
+"""Finds the YAML files: inside the installed package, else at the top of the checkout."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from gnewton.tasks import Task
 
 
 def lenet(options: LeNet, task: Task) -> nn.Sequential:
-    """LeNet-5 for images of at least 16×16 pixels."""
+    """``conv1``, ``conv2``, ``linear1``, ``linear2``, ``output``, for images of at least 16×16 pixels."""
     channels, height, width = image_shape(options.name, task, least=16)
     act = options.activation
     pool = nn.MaxPool2d if options.pooling == "max" else nn.AvgPool2d
@@ -30,7 +30,7 @@ def lenet(options: LeNet, task: Task) -> nn.Sequential:
 
 
 def vgg(options: Vgg, task: Task) -> nn.Sequential:
-    """VGG for images with a side of at least 2^stages pixels."""
+    """``conv1`` …, ``linear1`` …, ``output``, for images with a side of at least 2^stages pixels."""
     stages, act = VGG_LAYOUTS[options.layout], options.activation
     before, height, width = image_shape(options.name, task, least=2 ** len(stages))
     layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -13,7 +13,7 @@ from gnewton.tasks import Reconstruction, Task
 
 
 def mlp(options: Mlp, task: Task) -> nn.Sequential:
-    """``hidden1`` …, ``output``: (N, *input_shape) -> (N, outputs)."""
+    """Flatten, ``hidden1`` …, ``output``: (N, *input_shape) -> (N, outputs)."""
     inputs, widths = input_size(options.name, task), expand_widths(options.widths)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     layers.update(hidden_layers(inputs, widths, options.activation, "hidden"))

@@ -36,6 +36,14 @@ def layers(network: nn.Module) -> Iterator[Layer]:
             yield module
 
 
+def initialise(network: nn.Module, sigma_w: float | None, scaling: bool) -> None:
+    """Draw the weights (None: keep them); with ``scaling``, change to the NTK parameterisation. In place."""
+    if sigma_w is not None:
+        draw_weights(network, sigma_w)
+    if scaling:
+        divide_inputs(network)
+
+
 def fan_in(layer: Layer) -> int:
     """How many inputs each output of ``layer`` is a weighted sum of."""
     return layer.weight[0].numel()

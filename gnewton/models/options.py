@@ -1,15 +1,15 @@
-"""The options of every network, checked before torch is loaded: only the methods that build import it."""
+"""The options of every network, checked before torch is loaded, and the functions that build them by name."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gnewton.models.widths import width_complaints
 from gnewton.options import option
-from gnewton.registry import Registry
+from gnewton.registry import Registry, imported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,17 +41,24 @@ RESNET_DEPTHS = (18, 34, 50, 101, 152)
 
 @dataclass(kw_only=True)
 class ModelRecipe(ABC):
-    """Options of one network. ``name`` is the choice ``model=name``."""
+    """Options of one network. ``name`` is the choice ``model=name``.
+
+    Attributes:
+        builder: the function of (options, task) that builds the network, as ``module:name``.
+    """
+
+    builder: ClassVar[str]
 
     name: str
 
-    @abstractmethod
     def build(self, task: Task) -> nn.Module:
         """Build the network for a task, initialised from torch's global random stream.
 
         Raises:
             InputError: if the network does not fit the task's input shape or kind.
         """
+        network: nn.Module = imported(self.builder)(self, task)
+        return network
 
 
 MODELS = Registry("model", "gnewton.models.options", ModelRecipe)  # type: ignore[type-abstract]
@@ -71,19 +78,10 @@ class NetworkRecipe(ModelRecipe):
     sigma_w: float | None = option(above=0)
     scaling: bool = option()
 
-    @abstractmethod
-    def network(self, task: Task) -> nn.Module:
-        """The layers with torch's initialisation; raises as :meth:`build`."""
-
     def build(self, task: Task) -> nn.Module:
         """See :meth:`ModelRecipe.build`."""
-        from gnewton.models.layers import divide_inputs, draw_weights
-
-        network = self.network(task)
-        if self.sigma_w is not None:
-            draw_weights(network, self.sigma_w)
-        if self.scaling:
-            divide_inputs(network)
+        network = super().build(task)
+        imported("gnewton.models.layers:initialise")(network, self.sigma_w, self.scaling)
         return network
 
 
@@ -97,6 +95,8 @@ class Mlp(NetworkRecipe):
         activation: after each hidden layer.
     """
 
+    builder = "gnewton.models.dense:mlp"
+
     widths: list[str] = option()
     activation: str = option(choices=ACTIVATIONS)
 
@@ -104,12 +104,6 @@ class Mlp(NetworkRecipe):
         """Entries of ``widths`` that are no widths."""
         for complaint in width_complaints(self.widths):
             yield "widths", complaint
-
-    def network(self, task: Task) -> nn.Module:
-        """Flatten, ``hidden1`` …, ``output``."""
-        from gnewton.models.dense import mlp
-
-        return mlp(self, task)
 
 
 @MODELS.register("autoencoder")
@@ -127,6 +121,8 @@ class AutoEncoder(NetworkRecipe):
         activation: after each hidden layer.
     """
 
+    builder = "gnewton.models.dense:autoencoder"
+
     widths: list[str] = option()
     code: int = option(at_least=1)
     activation: str = option(choices=ACTIVATIONS)
@@ -135,12 +131,6 @@ class AutoEncoder(NetworkRecipe):
         """Entries of ``widths`` that are no widths."""
         for complaint in width_complaints(self.widths):
             yield "widths", complaint
-
-    def network(self, task: Task) -> nn.Module:
-        """``encoder1`` …, ``code``, ``decoder1`` …, ``output``."""
-        from gnewton.models.dense import autoencoder
-
-        return autoencoder(self, task)
 
 
 @MODELS.register("lenet")
@@ -155,14 +145,10 @@ class LeNet(NetworkRecipe):
         pooling: of each convolution's 2×2 windows, ``max`` or ``average``.
     """
 
+    builder = "gnewton.models.convolutional:lenet"
+
     activation: str = option(choices=ACTIVATIONS)
     pooling: str = option(choices=("max", "average"))
-
-    def network(self, task: Task) -> nn.Module:
-        """``conv1``, ``conv2``, ``linear1``, ``linear2``, ``output``."""
-        from gnewton.models.convolutional import lenet
-
-        return lenet(self, task)
 
 
 @MODELS.register("vgg")
@@ -182,6 +168,8 @@ class Vgg(NetworkRecipe):
         activation: after each layer but the last.
     """
 
+    builder = "gnewton.models.convolutional:vgg"
+
     layout: str = option(choices=VGG_LAYOUTS)
     batch_norm: bool = option()
     classifier: list[str] = option()
@@ -191,12 +179,6 @@ class Vgg(NetworkRecipe):
         """Entries of ``classifier`` that are no widths."""
         for complaint in width_complaints(self.classifier):
             yield "classifier", complaint
-
-    def network(self, task: Task) -> nn.Module:
-        """``conv1`` …, ``linear1`` …, ``output``."""
-        from gnewton.models.convolutional import vgg
-
-        return vgg(self, task)
 
 
 @MODELS.register("resnet")
@@ -212,6 +194,8 @@ class ResNet(NetworkRecipe):
             7×7 convolution of stride 2 and a pooling.
     """
 
+    builder = "gnewton.models.vision:resnet"
+
     depth: int = option(at_least=1)
     small_images: bool = option()
 
@@ -219,12 +203,6 @@ class ResNet(NetworkRecipe):
         """A depth that torchvision does not have."""
         if self.depth not in RESNET_DEPTHS:
             yield "depth", f"must be one of {', '.join(map(str, RESNET_DEPTHS))}"
-
-    def network(self, task: Task) -> nn.Module:
-        """Layers named as torchvision names them: ``conv1``, ``layer1.0.conv1`` …, ``fc``."""
-        from gnewton.models.vision import resnet
-
-        return resnet(self, task)
 
 
 @MODELS.register("vit")
@@ -244,6 +222,8 @@ class Vit(NetworkRecipe):
         attention_dropout: probability of zeroing an attention weight, in training.
     """
 
+    builder = "gnewton.models.vision:vision_transformer"
+
     patch_size: int = option(at_least=1)
     depth: int = option(at_least=1)
     heads: int = option(at_least=1)
@@ -256,12 +236,6 @@ class Vit(NetworkRecipe):
         """A width that the heads cannot share evenly."""
         if self.heads >= 1 and self.width % self.heads:
             yield "width", f"must be a multiple of heads={self.heads}"
-
-    def network(self, task: Task) -> nn.Module:
-        """Layers named as torchvision names them, ``in_proj`` being a linear layer."""
-        from gnewton.models.vision import vision_transformer
-
-        return vision_transformer(self, task)
 
 
 @MODELS.register("rosenbrock")
@@ -279,6 +253,8 @@ class Rosenbrock(ModelRecipe):
         start: the point to start from: (odd, even) for every pair, or all ``size`` coordinates x_1, x_2 ….
     """
 
+    builder = "gnewton.models.rosenbrock:rosenbrock"
+
     form: str = option(choices=("evens_odds", "pairs"))
     size: int = option(at_least=2)
     a: float = option()
@@ -291,9 +267,3 @@ class Rosenbrock(ModelRecipe):
             yield "size", "must be even, coordinates come in pairs"
         if len(self.start) not in (2, self.size):
             yield "start", f"must hold 2 numbers, or size={self.size}"
-
-    def build(self, task: Task) -> nn.Module:
-        """The function at its start, its coordinates being the parameters; raises where there are data."""
-        from gnewton.models.rosenbrock import rosenbrock
-
-        return rosenbrock(self, task)

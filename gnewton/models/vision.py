@@ -32,8 +32,8 @@ def resnet(options: ResNet, task: Task) -> nn.Module:
 def vision_transformer(options: Vit, task: Task) -> nn.Module:
     """VisionTransformer of any number of input channels, with torchvision's initialisation.
 
-    Its attention is written out in matrix products, which can be differentiated any number of times, in
-    training and in evaluation.
+    Layers are named as torchvision names them, ``in_proj`` being a linear layer. The attention is written out
+    in matrix products, which can be differentiated any number of times, in training and in evaluation.
     """
     channels, height, width = image_shape(options.name, task)
     patch = options.patch_size
