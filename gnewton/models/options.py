@@ -1,4 +1,4 @@
-"""The options of every network, checked before torch is loaded, and the functions that build them by name."""
+"""The options of every network, checked before torch is loaded, and the name of its builder."""
 
 from __future__ import annotations
 
