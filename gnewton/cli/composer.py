@@ -163,8 +163,8 @@ class Composer:
             if missing:
                 raise InputError(f"{missing[0]}: has no value; give it one with {missing[0]}=…")
             settings = {group: OmegaConf.to_object(config[group]) for group in groups}
-        for group, recipe in settings.items():
-            validate(recipe, group)
+        for group, group_options in settings.items():
+            validate(group_options, group)
         return settings
 
     def _checked(self, overrides: Sequence[Override]) -> Composed:
