@@ -1,4 +1,4 @@
-"""From settings to parts: the device, the data, the model, its partition, and what an optimizer may know."""
+"""Building a run from its settings: device, random streams, data, model and partition."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 CURVATURE_STREAM = 0x5EED
-"""Added to the seed of the run for the order of the curvature batches, so that it is a stream of its own."""
+"""Added to the seed of the run to order the curvature batches independently of the training batches."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, on its device; the partition is None where the optimizer uses none."""
+    """What a run is made of, on its device; the partition is None if the optimizer uses none."""
 
     data: DataSet
     model: nn.Module
@@ -45,7 +45,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     Of several processes on a machine, each takes the CUDA device of its ``local_rank``.
 
     Raises:
-        InputError: if the device is not there.
+        InputError: if the machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,7 +61,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def prepare_torch(settings: TrainerSettings, seed: int) -> None:
-    """Set number formats, determinism and every random stream."""
+    """Set TF32, determinism and the seed of every random stream."""
     torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     torch.backends.cudnn.allow_tf32 = settings.tf32
     if settings.deterministic:
@@ -74,7 +74,7 @@ def prepare_torch(settings: TrainerSettings, seed: int) -> None:
 
 
 def build_parts(settings: Settings, device: torch.device, world: World) -> Parts:
-    """Obtain the data, draw the initial weights and split the parameters, as the settings have it.
+    """Obtain the data, draw the initial weights and split the parameters.
 
     Raises:
         InputError: if the parts do not fit each other, the device or the number of processes.
@@ -97,7 +97,7 @@ def split(settings: Settings, model: nn.Module) -> Partition:
     """
     try:
         return settings.partition.build(model)
-    except InputError as error:  # the library knows no choices: name the one that was made
+    except InputError as error:  # the library knows no choices; the message names the choice
         raise InputError(
             str(error).replace("partition:", f"partition={settings.partition.name}:", 1)
         ) from error
@@ -106,7 +106,7 @@ def split(settings: Settings, model: nn.Module) -> Partition:
 def problem_of(
     settings: Settings, parts: Parts, world: World, on_update: Callable[[RateUpdate], None] | None = None
 ) -> TrainingProblem:
-    """What the optimizer of a run may need to know of it.
+    """What the optimizer may need to know of the run.
 
     Args:
         settings, parts, world: of the run.
@@ -136,7 +136,7 @@ def problem_of(
 
 
 def _check_against_data(settings: Settings, data: DataSet) -> None:
-    """What can be told only once the data are there."""
+    """Check the options that depend on the data."""
     target = settings.trainer.target
     if (
         target.value is not None

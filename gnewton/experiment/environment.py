@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, source, command line."""
+"""What a run ran on: versions, hardware, source code, command line."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def describe_environment(
 
     Args:
         device: the device of the run.
-        command: the command line, of a whole sweep for each of its runs.
-        overrides: what was asked of this run.
+        command: the command line; for runs of a sweep, that of the sweep.
+        overrides: the overrides of this run.
     """
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -55,24 +55,24 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and dirtiness of the checkout the package runs from; None where it is no checkout."""
+    """Commit of the checkout the package runs from, and whether it was modified; None outside a checkout."""
     root = Path(gnewton.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
 
-    def ask(*arguments: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def processor() -> str:
-    """The name of the processor."""
+    """The name of the processor, as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""A point in parameter space to look at: a checkpoint of a run, or the initial weights of a configuration."""
+"""A point in parameter space to inspect: a checkpoint of a run, or the initial weights of a configuration."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ log = logging.getLogger("gnewton")
 
 @dataclass(frozen=True)
 class Point:
-    """Everything built, in training mode, at the weights in question.
+    """A built run in training mode, at the weights to inspect.
 
     Attributes:
-        settings: of the run or configuration, with the changes that were asked for.
-        data, model, device: built.
+        settings: of the run or configuration, with the requested changes.
+        data, model, device: as built.
         partition: the chosen groups, whether the optimizer uses them or not.
-        problem: what an optimizer may know; its partition is the run's own.
+        problem: what an optimizer may know; its partition is that of the run.
         optimizer_state: from the checkpoint; None at initial weights.
-        step, epoch: training steps and whole epochs made.
+        step, epoch: training steps and whole epochs finished.
         checkpoint: the file; None at initial weights.
     """
 
@@ -52,12 +52,12 @@ class Point:
     checkpoint: Path | None
 
     def describe(self) -> str:
-        """The point in a line."""
+        """The point in one line of text."""
         s = self.settings
-        what = f"model={s.model.name} data={s.data.name} seed={s.seed}"
+        choices = f"model={s.model.name} data={s.data.name} seed={s.seed}"
         if self.checkpoint is None:
-            return f"{what}, initial weights"
-        return f"{what}, {self.checkpoint}: epoch {self.epoch}, step {self.step}"
+            return f"{choices}, initial weights"
+        return f"{choices}, {self.checkpoint}: epoch {self.epoch}, step {self.step}"
 
 
 def run_of(path: Path) -> tuple[Path, Path]:
@@ -69,8 +69,8 @@ def run_of(path: Path) -> tuple[Path, Path]:
     checkpoint = path / CHECKPOINT_FOLDER / LAST if path.is_dir() else path
     folder = checkpoint.parent.parent
     if not checkpoint.is_file():
-        what = "it holds no checkpoint/last.pt" if path.is_dir() else "there is no such file or folder"
-        raise InputError(f"{path}: {what}; give a run folder or a checkpoint in one")
+        reason = "it holds no checkpoint/last.pt" if path.is_dir() else "there is no such file or folder"
+        raise InputError(f"{path}: {reason}; give a run folder or a checkpoint in one")
     if checkpoint.parent.name != CHECKPOINT_FOLDER or not (folder / CONFIG_FILE).is_file():
         raise InputError(
             f"{path}: a checkpoint must lie in RUN/{CHECKPOINT_FOLDER}/, beside RUN/{CONFIG_FILE}"
@@ -84,7 +84,7 @@ def open_point(config: DictConfig, checkpoint: Path | None, *, trains: bool = Fa
     Args:
         config: of a run, or composed.
         checkpoint: its file; None: the initial weights that the seed draws.
-        trains: whether batches of ``trainer.batch_size`` are to be drawn, which then has to fit the data.
+        trains: whether batches of ``trainer.batch_size`` will be drawn, so that the size must fit the data.
 
     Raises:
         InputError: if an option or file is not what it should be.

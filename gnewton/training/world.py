@@ -1,8 +1,8 @@
-"""The processes of a data-parallel run, as ``torchrun`` starts them; one process is the plain case.
+"""The processes of a data-parallel run, as ``torchrun`` starts them; a single process is the common case.
 
 Every process holds the same model, draws the same batches and keeps its own rows of each. Gradients, losses
-and right answers are summed over the processes, so that all of them make the step that one process would
-make on the whole batch.
+and right answers are summed over the processes, so that each makes the step that one process would make on
+the whole batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class World:
         return self.rank == 0
 
     def check(self, samples: int, batch_size: int | None, option: str) -> None:
-        """Make sure that every batch has a row for every process.
+        """Check that every batch has a row for every process.
 
         Raises:
             InputError: naming ``option`` if the batches, or the last one of an epoch, are too small.
@@ -54,7 +54,7 @@ class World:
             )
 
     def share(self, batch: Batch) -> Batch:
-        """The rows of a batch that are this process's: consecutive ones, all shares of nearly equal size."""
+        """This process's rows of a batch: consecutive ones, the shares of nearly equal size."""
         if self.size == 1:
             return batch
         inputs, targets = batch
@@ -67,7 +67,7 @@ class World:
     ) -> tuple[Tensor, Tensor | None]:
         """Turn ``.grad``, mean loss and right answers of each process's rows into those of the whole batch.
 
-        One all-reduce; each mean is weighted by ``rows``, the samples it was taken over.
+        One all-reduce; each mean is weighted by ``rows``, the number of its samples.
         """
         if self.size == 1:
             return loss, correct
@@ -81,7 +81,7 @@ class World:
         return loss / total, hits if correct is not None else None
 
     def agree(self, value: int, device: torch.device) -> int:
-        """The largest ``value`` that any process brings: what one of them wants, all of them do."""
+        """The largest ``value`` of any process, the same in all of them."""
         if self.size == 1:
             return value
         wanted = torch.tensor(value, device=device)
@@ -93,7 +93,7 @@ class World:
         return bool(self.agree(int(wanted), device))
 
     def barrier(self, device: torch.device) -> None:
-        """Wait until every process has come here."""
+        """Wait for all processes."""
         self.agree(0, device)
 
     def gather(self, value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""``python -m scripts.faults``: inject faults, print a table of how many there were and how many survived."""
+"""``python -m scripts.faults``: inject faults, and print how many of each kind were survived."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ KINDS: dict[str, tuple[Injector, int]] = {
     "hostile data file": (inputs.hostile_files, 70),
     "malformed overrides": (inputs.hostile_overrides, 500),
 }
-"""What is printed of each kind of fault, what injects it, and how often."""
+"""Each kind of fault by the name that is printed: what injects it, and how often."""
 
 
 def main() -> int:
-    """Inject what is asked for; 0 if everything has survived."""
+    """Inject the chosen faults; 0 if all of them were survived."""
     parser = argparse.ArgumentParser(prog="python -m scripts.faults", description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="part of the faults to inject, such as 0.1")
     parser.add_argument("--only", default="", help="inject only kinds whose name holds this text")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments, places and values")
-    asked = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments, places and values")
+    options = parser.parse_args()
     print(f"gnewton {gnewton.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     print("\n| fault | injected | survived | seconds |\n|---|---|---|---|", flush=True)
     failures: list[str] = []
@@ -49,10 +49,10 @@ def main() -> int:
         place.chmod(0o755)  # some faults are met by a user without privileges
         warm_up(place)
         for title, (inject, count) in KINDS.items():
-            if asked.only not in title:
+            if options.only not in title:
                 continue
             started = time.perf_counter()
-            found = inject(max(round(asked.share * count), 1), place / inject.__name__, asked.seed)
+            found = inject(max(round(options.share * count), 1), place / inject.__name__, options.seed)
             seconds = time.perf_counter() - started
             print(f"| {title} | {found.injected} | {found.survived} | {seconds:.0f} |", flush=True)
             failures += [f"{title}: {failure}" for failure in found.failures]

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and memory that does not do, at random moments of training."""
+"""Numbers that are not finite, and memory that runs out, at random steps of training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def not_finite(count: int, place: Path, seed: int) -> Count:
 
 
 def _poison(where: str, step: int, value: float, *, once: bool) -> None:
-    """Break what is computed at a training step, always or only the first time, or one summary from it on."""
+    """Spoil a training step, always or only the first time, or the first summary from that step on."""
     import dataclasses
 
     import torch
@@ -101,7 +101,7 @@ def _not_finite_on_disk(folder: Path) -> str | None:
 
 
 def exhausted(count: int, place: Path, seed: int) -> Count:
-    """Out of memory in the summary (it goes on with parts of the batch) or in a training step (it stops)."""
+    """Out of memory in the summary (the run splits the batch) or in a training step (the run stops)."""
     total, draw = Count(), random.Random(seed)
     arguments = [*small(), "trainer.epochs=3", "trainer.log_every=2"]
     fork([*arguments, f"output_root={place / 'whole'}"], place)

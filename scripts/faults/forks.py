@@ -1,4 +1,4 @@
-"""Commands run in forks of this process, which has everything imported: none has to start anew."""
+"""Commands run in forks of this process, which has imported everything, so that they start at once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 PATIENCE = 120.0
-"""Seconds after which a command is taken to hang."""
+"""Seconds after which a command counts as hanging."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code, or minus the signal that ended it, and what it said."""
+    """How a command ended: its exit code, or minus the signal that ended it, and its output."""
 
     code: int
     err: str
@@ -31,7 +31,7 @@ class Ended:
 
     @property
     def clear(self) -> bool:
-        """Whether an error, if it is one, was told in one message without a traceback."""
+        """Whether an error, if there was one, was reported in one message without a traceback."""
         return "Traceback" not in self.err and self.err.count("gnewton: ") == (
             self.code not in (0, -signal.SIGKILL)
         )
@@ -54,7 +54,7 @@ class Count:
 
 
 def warm_up(folder: Path) -> None:
-    """Import and trace once what every fork needs; no thread may be left, whose locks forks would inherit."""
+    """Import and trace once what every fork needs; no thread may remain: forks would inherit its locks."""
     tqdm.monitor_interval = 0
     for optimizer in ("grouped_newton", "kfac"):
         gnewton([*small(optimizer), "trainer.epochs=1", f"output_root={folder / 'warm'}"], folder)
@@ -115,7 +115,7 @@ def fork(
 
 
 def put(owner: Any, **parts: Any) -> None:
-    """Replace attributes of a class or a module; in a fork, where nobody else meets them."""
+    """Replace attributes of a class or a module, in a fork, where nothing else sees it."""
     for name, part in parts.items():
         setattr(owner, name, part)
 
@@ -127,7 +127,7 @@ def moments(count: int, longest: float, seed: int) -> list[float]:
 
 
 def _wait(child: int) -> int:
-    """The wait status of a fork; one that hangs is killed, which no caller expects of it."""
+    """The wait status of a fork; one that hangs is aborted, a status that no caller accepts."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -146,9 +146,8 @@ def _become(arguments: Sequence[str], folder: Path, said: Path, before: Callable
         os.dup2(descriptor, 2)
         sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.chdir(folder)
-        tqdm.set_lock(
-            threading.RLock()
-        )  # its own is shared by all forks: one killed with it would stop the others
+        # the default lock is shared by all forks: one killed with it would stop the others
+        tqdm.set_lock(threading.RLock())
         before()
         code = _main(arguments)
     except BaseException:

@@ -18,7 +18,7 @@ Arrays = dict[str, Any]
 
 
 def sound(random_state: np.random.RandomState) -> Arrays:
-    """A small set of images that can be trained on."""
+    """A small set of images, without fault."""
     return {
         "x_train": random_state.randint(0, 256, (40, 6, 6)).astype(np.uint8),
         "y_train": (np.arange(40) % 3).astype(np.int64),
@@ -199,7 +199,7 @@ NONSENSE = (
 
 
 def hostile_overrides(count: int, place: Path, seed: int) -> Count:
-    """Command lines made of known and invented options with nonsensical values, in this process."""
+    """Command lines of real and invented options with nonsensical values, in this process."""
     total, draw = Count(), random.Random(seed)
     place.mkdir(parents=True, exist_ok=True)
     while total.injected < count:
@@ -212,7 +212,7 @@ def hostile_overrides(count: int, place: Path, seed: int) -> Count:
 
 
 def nonsense(draw: random.Random) -> list[str]:
-    """One to three overrides, at least one of which is hardly right."""
+    """One to three overrides, at least one of which is almost surely wrong."""
     made = []
     for _ in range(draw.randrange(1, 4)):
         option = draw.choice(OPTIONS)
@@ -229,12 +229,12 @@ def nonsense(draw: random.Random) -> list[str]:
 
 
 def check_only(arguments: list[str], place: Path) -> Ended | None:
-    """``gnewton train ARGUMENTS`` up to where work would start; None if it would."""
+    """``gnewton train ARGUMENTS`` up to the first work; None if the work would start."""
     import gnewton.experiment.run as module
     from gnewton.cli.main import main
 
     class Reached(Exception):
-        """The command line has been taken."""
+        """The command line was accepted."""
 
     def reached(*_: object) -> None:
         raise Reached

@@ -1,4 +1,4 @@
-"""Runs that are killed or asked to stop, and damaged checkpoints: the resumed run is the same run."""
+"""Runs that are killed or stopped, and damaged checkpoints: the resumed run equals one without a fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def killed(count: int, place: Path, seed: int) -> Count:
 
 
 def signalled(count: int, place: Path, seed: int) -> Count:
-    """SIGINT, SIGTERM and SIGUSR1 at random moments; once training has begun they end it in good order."""
+    """SIGINT, SIGTERM and SIGUSR1 at random moments; once training has begun, the run ends in good order."""
     return _interrupted(count, place, seed, tuple(SIGNALS))
 
 
@@ -64,7 +64,7 @@ def _interrupted(count: int, place: Path, seed: int, numbers: tuple[signal.Signa
 
 
 def _wrong(ended: Ended, number: signal.Signals) -> str | None:
-    """What is wrong with the end of a command that was sent a signal."""
+    """What is wrong with the end of a command after a signal; None if nothing is."""
     before_training = -number if number != signal.SIGINT else 130
     expected = {-number} if number == signal.SIGKILL else {SIGNALS[number], before_training}
     if ended.code not in expected:
@@ -73,7 +73,7 @@ def _wrong(ended: Ended, number: signal.Signals) -> str | None:
 
 
 def damaged(count: int, place: Path, seed: int) -> Count:
-    """The newest checkpoint cut off, or with a bit turned, at a random place: the one before it is taken.
+    """The newest checkpoint cut off or with a bit flipped at a random place: the one before it is used.
 
     A bit of the padding between its records does no harm; then the newest is still taken.
     """

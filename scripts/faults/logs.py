@@ -1,4 +1,4 @@
-"""What a run left, checked: whole rows, none twice, and the same as those of a run without faults."""
+"""Checks on a run folder: whole rows, none twice, and the same rows as a run without faults."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ CLOCKS = {
     *("train_seconds", "evaluation_seconds", "logging_seconds", "checkpoint_seconds"),
     *("samples_per_second", "peak_memory_mib", "summary_seconds", "solve_seconds"),
 }
-"""Columns that no seed decides."""
+"""Columns that the seed does not determine."""
 
 KEYS = {"metrics.csv": ("step",), "rates.csv": ("update", "group")}
 """What makes a row of each file unique."""
 
 
 def run_folder(root: Path) -> Path | None:
-    """The run folder under an output root that can be resumed; None where there is none yet."""
+    """The run folder under an output root that can be resumed; None if there is none yet."""
     found = sorted(root.glob("*/*/config.yaml"))
     return found[0].parent if found else None
 

@@ -1,4 +1,4 @@
-"""Disks that are full, folders that cannot be written, files that vanish, processes that start at once."""
+"""Full disks, folders that cannot be written, files that vanish, processes that start at the same moment."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def full_disk(count: int, place: Path, seed: int) -> Count:
 
 
 def _resumed(folder: Path, root: Path, whole: Path, *, room: bool) -> str | None:
-    """What is wrong with a run that is resumed now that there is room."""
+    """What is wrong with a run that is resumed once there is room."""
     if room:
         subprocess.run(["mount", "-o", "remount,size=8m", str(root)], check=True)
     ended = fork([f"resume={folder}"], root)
@@ -60,7 +60,7 @@ def _resumed(folder: Path, root: Path, whole: Path, *, room: bool) -> str | None
 
 
 def locked_places(count: int, place: Path, seed: int) -> Count:
-    """Places that cannot be written or read by who runs there, before and during a run."""
+    """Places without permission to write or read, before and during a run."""
     cases: list[Callable[[Path], tuple[Ended, bool]]] = [
         _root_read_only,
         _root_is_a_file,
@@ -137,7 +137,7 @@ def _stopped(root: Path) -> Path:
 
 
 def _locked_in_a_run(root: Path, name: str) -> tuple[Ended, bool]:
-    """Take the permission to write away after the first epoch."""
+    """Remove the permission to write after the first epoch."""
 
     def lock() -> None:
         from gnewton.training.trainer import Trainer
@@ -158,7 +158,7 @@ def _locked_in_a_run(root: Path, name: str) -> tuple[Ended, bool]:
 
 
 def vanished(count: int, place: Path, seed: int) -> Count:
-    """The run folder, a part of it or the data are removed while the run is under way."""
+    """The run folder, a part of it or the data are removed during the run."""
     total = Count()
     parts = (".", "checkpoint", "metrics.csv", "rates.csv", "images")
     for number in range(count):
@@ -206,7 +206,7 @@ def _images(root: Path) -> list[str]:
 
 
 def at_once(count: int, place: Path, seed: int) -> Count:
-    """32 processes make run folders in one place at the same moment, many times: no two get the same."""
+    """32 processes create run folders in one place at the same moment, many times; no two get the same."""
     rounds = -(-count // PROCESSES)
     place.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
@@ -243,7 +243,7 @@ def can_mount(place: Path) -> bool:
 
 @contextmanager
 def tmpfs(folder: Path, kilobytes: int) -> Iterator[None]:
-    """A file system of its own, of limited size, within the block."""
+    """Within the block, a separate file system of limited size."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
@@ -255,7 +255,7 @@ def tmpfs(folder: Path, kilobytes: int) -> Iterator[None]:
 
 @contextmanager
 def nothing(folder: Path) -> Iterator[None]:
-    """No file system of its own."""
+    """No tmpfs can be mounted."""
     folder.mkdir(parents=True, exist_ok=True)
     yield
 

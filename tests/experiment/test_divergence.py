@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -97,23 +95,6 @@ def test_rollback_lowers_the_rates(run):
 def test_skip_has_no_step_to_leave_out(run):
     with pytest.raises(Diverged, match="the training loss has diverged"):
         run([*RISING, "trainer.on_nonfinite=skip", "trainer.epochs=4"])
-
-
-@pytest.mark.slow
-def test_two_processes_decide_alike(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29637"]
-    ended = subprocess.run(
-        [*command, "-m", "gnewton", "train", *RISING, "trainer.device=cpu", "trainer.epochs=9"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode != 0
-    folder = _only(tmp_path / "outputs")
-    assert _result(folder)["status"] == "diverged"
-    assert "the training loss has diverged" in _result(folder)["message"]
-    assert load_checkpoint(folder / "checkpoint" / LAST)["step"] == 0
 
 
 def test_sweeps_and_compare_show_it(cli, tmp_path):

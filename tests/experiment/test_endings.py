@@ -18,6 +18,7 @@ from gnewton.runfiles import METRICS_COLUMNS
 from gnewton.training import csvlog
 from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
+from tests.experiment.interruptions import after_step, send
 
 UNBOUNDED = (*SMALL_BASELINE, "trainer.device=cpu", "model.activation=relu")
 
@@ -106,16 +107,8 @@ class Started:
         return self.process.returncode, err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)],
-    ids=lambda x: str(x),
-)
-def test_a_signal_ends_the_run_in_good_order(number, code, tmp_path):
-    returned, err = Started(tmp_path).end(number)
-    assert returned == code
-    folder = _only_run(tmp_path)
+def _assert_good_order(folder, number, err):
+    """The run in ``folder`` was ended by signal ``number`` and says so."""
     last = err.splitlines()[-1]
     assert last.startswith(f"gnewton: interrupted by {signal.Signals(number).name} after step ")
     assert "Traceback" not in err
@@ -125,11 +118,23 @@ def test_a_signal_ends_the_run_in_good_order(number, code, tmp_path):
     assert state["step"] == result["step"]
     rates = pd.read_csv(folder / "rates.csv")
     assert rates["step"].max() == ((state["step"] - 1) // 3) * 3  # no update is lost
-    assert sorted(entry.name for entry in (folder / "checkpoint").iterdir()) == [
-        "best.pt",
-        "last.pt",
-        "previous.pt",
-    ]
+    checkpoints = sorted(entry.name for entry in (folder / "checkpoint").iterdir())
+    assert checkpoints == ["best.pt", "last.pt", "previous.pt"]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_process_in_good_order(tmp_path):
+    returned, err = Started(tmp_path).end(signal.SIGINT)
+    assert returned == 130
+    _assert_good_order(_only_run(tmp_path), signal.SIGINT, err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=str)
+def test_a_signal_ends_the_run_in_good_order(number, cli, tmp_path, monkeypatch):
+    with after_step(monkeypatch, 8, send(number)):
+        answer = cli(["train", *SMALL, "optimizer.period=3", "trainer.epochs=9", "trainer.device=cpu"])
+    assert answer.code == 143
+    _assert_good_order(_only_run(tmp_path), number, answer.err)
 
 
 @pytest.mark.slow

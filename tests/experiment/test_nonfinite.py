@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -102,33 +103,42 @@ def test_stop(name, kind, value, run, monkeypatch, tmp_path):
     assert len(rows(folder / "metrics.csv")) == 1 + 1
 
 
+@pytest.fixture(scope="module")
+def without_the_step(finished):
+    """without_the_step(name) -> the folder of a run in which step ``_at(name)`` is never computed."""
+
+    @cache
+    def oracle(name):
+        original = trainer_module.Trainer._make_step
+
+        def without(self, batch):
+            if self.state.step == _at(name):
+                self.state.step += 1
+            else:
+                original(self, batch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer_module.Trainer, "_make_step", without)
+            return finished([*OPTIMIZERS[name], *LENGTH, "name=without"])
+
+    return oracle
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_skip_is_the_run_without_that_step(name, kind, run, monkeypatch, tmp_path):
-    """The oracle makes every step but one, which it leaves out before anything of it is computed."""
+def test_skip_is_the_run_without_that_step(name, kind, run, without_the_step, monkeypatch, tmp_path):
     bad = _at(name)
     with poisoned(monkeypatch, kind, lambda step: step == bad):
         report = run([*OPTIMIZERS[name], *LENGTH, "trainer.on_nonfinite=skip"], tmp_path / "skip")
     assert (report.outcome.status, report.outcome.skipped) == ("done", 1)
-    original = trainer_module.Trainer._make_step
-
-    def without(self, whole):
-        if self.state.step == bad:
-            self.state.step += 1
-        else:
-            original(self, whole)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "_make_step", without)
-        oracle = run([*OPTIMIZERS[name], *LENGTH], tmp_path / "oracle")
-    assert_same_run(oracle.folder, report.folder)
+    assert_same_run(without_the_step(name), report.folder)
     said = (report.folder / "train.log").read_text(encoding="utf-8")
     assert said.count("this step is skipped") == 1
 
 
 @pytest.mark.parametrize("name", ["sgd", "grouped_newton"])
-def test_skip_without_a_fault_changes_nothing(name, run, tmp_path):
-    plain = run([*OPTIMIZERS[name], *LENGTH], tmp_path / "plain").folder
+def test_skip_without_a_fault_changes_nothing(name, run, finished, tmp_path):
+    plain = finished([*OPTIMIZERS[name], *LENGTH])
     skip = run([*OPTIMIZERS[name], *LENGTH, "trainer.on_nonfinite=skip"], tmp_path / "skip").folder
     assert_same_run(plain, skip)
 
@@ -151,10 +161,32 @@ def test_skip_has_a_limit(run, monkeypatch, tmp_path):
     _finite(_only(tmp_path))
 
 
+@pytest.fixture(scope="module")
+def at_half_the_rates(finished, compose):
+    """at_half_the_rates(name) -> a run stopped after an epoch and resumed with half the learning rates."""
+    from gnewton.experiment.prepare import prepare
+    from gnewton.experiment.run import run as run_experiment
+
+    @cache
+    def oracle(name):
+        folder = finished([*OPTIMIZERS[name], "trainer.epochs=1", LENGTH[1], "name=half"])
+        path = folder / "checkpoint" / LAST
+        state = load_checkpoint(path)
+        assert state["step"] == PER_EPOCH[name]
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] *= 0.5
+        state["scheduler"]["base_lrs"] = [0.5 * rate for rate in state["scheduler"]["base_lrs"]]
+        torch.save(state, path)
+        overrides = [f"resume={folder}", "trainer.epochs=3"]
+        run_experiment(prepare(compose(overrides), overrides))
+        return folder
+
+    return oracle
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_rollback(name, kind, run, compose, monkeypatch, tmp_path):
-    """The oracle stops at the checkpoint, halves the learning rates in it and is resumed."""
+def test_rollback(name, kind, run, at_half_the_rates, monkeypatch, tmp_path):
     bad, epoch = [_at(name)], PER_EPOCH[name]
 
     def once(step):
@@ -166,21 +198,7 @@ def test_rollback(name, kind, run, compose, monkeypatch, tmp_path):
     with poisoned(monkeypatch, kind, once):
         report = run([*OPTIMIZERS[name], *LENGTH, "trainer.on_nonfinite=rollback"], tmp_path / "rollback")
     assert (report.outcome.status, report.outcome.rollbacks) == ("done", 1)
-
-    from gnewton.experiment.prepare import prepare
-    from gnewton.experiment.run import run as run_experiment
-
-    oracle = run([*OPTIMIZERS[name], "trainer.epochs=1", LENGTH[1]], tmp_path / "oracle").folder
-    path = oracle / "checkpoint" / LAST
-    state = load_checkpoint(path)
-    assert state["step"] == epoch
-    for group in state["optimizer"]["param_groups"]:
-        group["lr"] *= 0.5
-    state["scheduler"]["base_lrs"] = [0.5 * rate for rate in state["scheduler"]["base_lrs"]]
-    torch.save(state, path)
-    overrides = [f"resume={oracle}", "trainer.epochs=3"]
-    run_experiment(prepare(compose(overrides), overrides))
-    assert_same_run(oracle, report.folder)
+    assert_same_run(at_half_the_rates(name), report.folder)
     table = pd.read_csv(report.folder / "metrics.csv")
     assert list(table["lr"] / table["lr"][0]) == [1.0, 0.5, 0.5]
     assert list(table["step"]) == [epoch, 2 * epoch, 3 * epoch]

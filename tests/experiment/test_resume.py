@@ -88,13 +88,14 @@ LENGTH = ("trainer.epochs=3", "trainer.log_every=2")
 
 
 @pytest.fixture
-def uninterrupted(run, tmp_path):
-    return lambda overrides: run([*overrides, *LENGTH], tmp_path / "reference").folder
+def uninterrupted(finished):
+    """uninterrupted(overrides) -> the folder of a run that no one interrupted."""
+    return lambda overrides: finished([*overrides, *LENGTH])
 
 
 @pytest.fixture
 def broken_off(run, tmp_path):
-    """broken_off(overrides) -> the folder of a run that a signal has ended; resumed where one is given."""
+    """broken_off(overrides) -> the folder of a run that a signal ends."""
 
     def started(overrides):
         with pytest.raises(Interrupted):
@@ -167,7 +168,7 @@ def test_interrupted_again_and_again(name, uninterrupted, broken_off, resumed, m
 def test_killed_at_every_step(name, every, uninterrupted, run, resumed, monkeypatch, tmp_path):
     """SIGKILL after the first step of each process; what the process made since its checkpoint is lost."""
     overrides = (*RUNS[name], f"trainer.checkpoint_every={every}")
-    reference = uninterrupted(overrides)
+    reference = uninterrupted(RUNS[name])  # when checkpoints are written changes no step
     with after_step(monkeypatch, 4, send(signal.SIGKILL)):
         assert killed(lambda: run([*overrides, *LENGTH], tmp_path / "killed")) == signal.SIGKILL
     (folder,) = (tmp_path / "killed").glob("*/*")
@@ -199,18 +200,15 @@ def test_killed_before_the_first_checkpoint(uninterrupted, run, resumed, monkeyp
     assert_same_run(reference, folder)
 
 
-def test_without_any_checkpoint_the_logs_start_anew(uninterrupted, broken_off, resumed, monkeypatch):
-    reference = uninterrupted(RUNS["grouped_newton"])
-    with after_step(monkeypatch, 5, send(signal.SIGTERM)):
-        folder = broken_off(RUNS["grouped_newton"])
+def test_without_any_checkpoint_the_logs_start_anew(uninterrupted, stopped, resumed):
+    reference, folder = uninterrupted(RUNS["grouped_newton"]), stopped
     shutil.rmtree(folder / "checkpoint")
     resumed(folder)
     assert_same_run(reference, folder)
 
 
-def test_rates_reach_the_log_once(uninterrupted, broken_off, resumed, monkeypatch):
-    with after_step(monkeypatch, 4, send(signal.SIGTERM)):
-        folder = broken_off(RUNS["grouped_newton"])
+def test_rates_reach_the_log_once(stopped, resumed):
+    folder = stopped
     resumed(folder)
     table = rows(folder / "rates.csv")
     keys = [(row[0], row[2]) for row in table[1:]]
@@ -224,16 +222,34 @@ def test_a_run_made_longer(run, resumed, tmp_path):
     assert_same_run(long, short)
 
 
-def test_a_finished_run_has_nothing_left_to_do(run, resumed):
-    folder = run([*RUNS["sgd"], *LENGTH]).folder
+def test_a_finished_run_has_nothing_left_to_do(uninterrupted, resumed, tmp_path):
+    folder = shutil.copytree(uninterrupted(RUNS["sgd"]), tmp_path / "name" / "run")
     before = {title: (folder / title).read_bytes() for title in ("metrics.csv", "config.yaml")}
     assert resumed(folder).outcome.status == "done"
     assert {title: (folder / title).read_bytes() for title in before} == before
 
 
-def _stopped(broken_off, monkeypatch, *overrides):
-    with after_step(monkeypatch, 5, send(signal.SIGTERM)):
-        return broken_off([*RUNS["grouped_newton"], *overrides])
+@pytest.fixture(scope="module")
+def stopped_once(compose, tmp_path_factory):
+    from gnewton.experiment.prepare import prepare
+    from gnewton.experiment.run import run
+
+    root = tmp_path_factory.mktemp("stopped")
+    overrides = [f"output_root={root}", "trainer.device=cpu", *RUNS["grouped_newton"], *LENGTH]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        after_step(patch, 5, send(signal.SIGTERM)),
+        pytest.raises(Interrupted),
+    ):
+        run(prepare(compose(overrides), overrides))
+    (folder,) = root.glob("*/*")
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """The folder of a run of GroupedNewton that a signal ended after step 5 of 9; a copy for each test."""
+    return shutil.copytree(stopped_once, tmp_path / "stopped" / "name" / stopped_once.name)
 
 
 def _damage(path, way):
@@ -252,9 +268,9 @@ def _damage(path, way):
 
 
 @pytest.mark.parametrize("way", ["truncated", "empty", "one bit", "gone"])
-def test_the_checkpoint_before_a_damaged_one_is_taken(way, uninterrupted, broken_off, resumed, monkeypatch):
+def test_the_checkpoint_before_a_damaged_one_is_taken(way, uninterrupted, resumed, stopped):
     reference = uninterrupted(RUNS["grouped_newton"])
-    folder = _stopped(broken_off, monkeypatch)
+    folder = stopped
     _damage(folder / "checkpoint" / LAST, way)
     resumed(folder)
     said = (folder / "train.log").read_text(encoding="utf-8")
@@ -273,9 +289,9 @@ IDENTITIES = {
 
 
 @pytest.mark.parametrize("key", IDENTITIES)
-def test_a_foreign_checkpoint_is_refused(key, broken_off, resumed, monkeypatch):
+def test_a_foreign_checkpoint_is_refused(key, resumed, stopped):
     value, reason = IDENTITIES[key]
-    folder = _stopped(broken_off, monkeypatch)
+    folder = stopped
     before = {title: (folder / title).read_bytes() for title in ("metrics.csv", "rates.csv")}
     for name in (LAST, PREVIOUS):
         state = load_checkpoint(folder / "checkpoint" / name)
@@ -287,8 +303,8 @@ def test_a_foreign_checkpoint_is_refused(key, broken_off, resumed, monkeypatch):
     assert {title: (folder / title).read_bytes() for title in before} == before
 
 
-def test_the_checkpoint_of_another_run_is_refused(run, broken_off, resumed, monkeypatch, tmp_path):
-    folder = _stopped(broken_off, monkeypatch)
+def test_the_checkpoint_of_another_run_is_refused(run, resumed, tmp_path, stopped):
+    folder = stopped
     other = run([*RUNS["grouped_newton"], *LENGTH, "optimizer.period=1"], tmp_path / "other").folder
     shutil.copy(other / "checkpoint" / LAST, folder / "checkpoint" / LAST)
     resumed(folder)
@@ -300,8 +316,8 @@ def test_the_checkpoint_of_another_run_is_refused(run, broken_off, resumed, monk
 @pytest.mark.parametrize(
     "key", ["optimizer", "scheduler", "meter", "logs", "random", "step", "outcome", "updates"]
 )
-def test_a_checkpoint_that_lacks_a_part_is_refused(key, broken_off, resumed, monkeypatch):
-    folder = _stopped(broken_off, monkeypatch)
+def test_a_checkpoint_that_lacks_a_part_is_refused(key, resumed, stopped):
+    folder = stopped
     for name in (LAST, PREVIOUS):
         state = load_checkpoint(folder / "checkpoint" / name)
         del state[key]
@@ -310,8 +326,8 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(key, broken_off, resumed, mon
         resumed(folder)
 
 
-def test_logs_that_have_lost_rows_are_noticed(broken_off, resumed, monkeypatch):
-    folder = _stopped(broken_off, monkeypatch)
+def test_logs_that_have_lost_rows_are_noticed(resumed, stopped):
+    folder = stopped
     for title in ("metrics.csv", "rates.csv"):
         text = (folder / title).read_text()
         (folder / title).write_text(text.splitlines(keepends=True)[0])
@@ -319,9 +335,9 @@ def test_logs_that_have_lost_rows_are_noticed(broken_off, resumed, monkeypatch):
         resumed(folder)
 
 
-def test_a_half_written_row_is_taken_off(uninterrupted, broken_off, resumed, monkeypatch):
+def test_a_half_written_row_is_taken_off(uninterrupted, resumed, stopped):
     reference = uninterrupted(RUNS["grouped_newton"])
-    folder = _stopped(broken_off, monkeypatch)
+    folder = stopped
     for title in ("metrics.csv", "rates.csv"):
         with (folder / title).open("a") as file:
             file.write("7,8,0.1")
@@ -329,8 +345,8 @@ def test_a_half_written_row_is_taken_off(uninterrupted, broken_off, resumed, mon
     assert_same_run(reference, folder)
 
 
-def test_the_folder_says_that_the_run_went_on(broken_off, resumed, monkeypatch):
-    folder = _stopped(broken_off, monkeypatch)
+def test_the_folder_says_that_the_run_went_on(resumed, stopped):
+    folder = stopped
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     resumed(folder)
     environment = json.loads((folder / "environment.json").read_text())
@@ -348,25 +364,25 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_options_that_would_change_the_steps_are_refused(override, broken_off, resumed, monkeypatch):
-    folder = _stopped(broken_off, monkeypatch)
+def test_options_that_would_change_the_steps_are_refused(override, resumed, stopped):
+    folder = stopped
     with pytest.raises(InputError, match=f"{override}: {REFUSED[override]}"):
         resumed(folder, override)
 
 
-def test_a_schedule_keeps_its_length(run, resumed):
-    folder = run([*RUNS["sgd cosine"], *LENGTH]).folder
+def test_a_schedule_keeps_its_length(uninterrupted, resumed):
+    folder = uninterrupted(RUNS["sgd cosine"])
     with pytest.raises(InputError, match="optimizer/schedule=cosine was laid out for 3 epochs"):
         resumed(folder, "trainer.epochs=5")
 
 
 @pytest.mark.parametrize("what", ["no folder", "empty", "yaml", "json", "recipe"])
-def test_what_is_no_run_is_refused(what, run, resumed, tmp_path):
+def test_what_is_no_run_is_refused(what, uninterrupted, resumed, tmp_path):
     folder = tmp_path / "x"
     if what != "no folder":
         folder.mkdir()
     if what in ("yaml", "json", "recipe"):
-        shutil.copytree(run([*RUNS["sgd"], *LENGTH]).folder, folder, dirs_exist_ok=True)
+        shutil.copytree(uninterrupted(RUNS["sgd"]), folder, dirs_exist_ok=True)
     if what == "yaml":
         (folder / "config.yaml").write_text("optimizer: [")
     if what == "json":

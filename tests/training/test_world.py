@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,9 +18,12 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from gnewton.errors import InputError
+from gnewton.runfiles import LAST
 from gnewton.tasks import Classification
+from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.training_step import add_gradient
 from gnewton.training.world import World
+from tests.conftest import SMALL_BASELINE
 from tests.processes import process_group
 
 
@@ -89,50 +96,81 @@ GROUPED = (
     *("optimizer.curvature.source=independent", "optimizer.curvature.batch_size=51"),
 )
 
+SHARED: dict[str, tuple[str, ...]] = {
+    "grouped_newton": GROUPED,
+    "grouped_newton overshoot pair": (
+        *(*GROUPED, "optimizer.period=1"),
+        *("optimizer/controller=overshoot", "optimizer/direction=pair", "optimizer.cap=0.1"),
+    ),
+    "grouped_newton adaptive": (
+        *(*GROUPED, "optimizer.period=1"),
+        *("optimizer/controller=adaptive", "optimizer.controller.slices=1", "optimizer.controller.errors=0"),
+    ),
+    "outer_newton": ("optimizer=outer_newton", "optimizer.curvature.batch_size=51", "optimizer.period=2"),
+    "sgd": ("optimizer=sgd",),
+}
+"""Optimizers whose run on two processes must be that on one."""
+
+LENGTH = (
+    "model.widths=[12]",
+    "trainer.epochs=2",
+    "trainer.dtype=float64",
+    "data.subset=210",  # the last batch of an epoch is smaller
+)
+
+RISING = ("optimizer=sgd", "optimizer.lr=1e3", "model.activation=relu", *SMALL_BASELINE, "trainer.epochs=9")
+"""Its loss is some thousands from the first steps on, and finite."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Path]]:
+    """Exit code and run folder of each configuration, all trained by one ``torchrun`` with two processes."""
+    place = tmp_path_factory.mktemp("torchrun")
+    commands = {name: [*overrides, *LENGTH] for name, overrides in SHARED.items()} | {"rising": [*RISING]}
+    lines = [
+        (free_port(), [*overrides, "trainer.device=cpu", f"output_root={place / str(number)}"])
+        for number, overrides in enumerate(commands.values())
+    ]
+    (place / "commands.json").write_text(json.dumps(lines), encoding="utf-8")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = ["-m", "tests.training.launched", str(place / "commands.json"), str(place / "codes.json")]
+    ended = subprocess.run(
+        [sys.executable, *launcher, *program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    codes = json.loads((place / "codes.json").read_text(encoding="utf-8"))
+    runs = {}
+    for number, (name, code) in enumerate(zip(commands, codes, strict=True)):
+        (folder,) = (place / str(number)).glob("*/*")  # one run folder: only the first process writes
+        runs[name] = (code, folder)
+    return runs
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        [*GROUPED],
-        [
-            *(*GROUPED, "optimizer.period=1"),
-            *("optimizer/controller=overshoot", "optimizer/direction=pair", "optimizer.cap=0.1"),
-        ],
-        [
-            *(*GROUPED, "optimizer.period=1"),
-            *(
-                "optimizer/controller=adaptive",
-                "optimizer.controller.slices=1",
-                "optimizer.controller.errors=0",
-            ),
-        ],
-        ["optimizer=outer_newton", "optimizer.curvature.batch_size=51", "optimizer.period=2"],
-        ["optimizer=sgd"],
-    ],
-    ids=str,
-)
-def test_torchrun_trains_as_one_process_does(optimizer: list[str], tmp_path: Path) -> None:
-    options = [
-        *optimizer,
-        "model.widths=[12]",
-        "trainer.epochs=2",
-        "trainer.dtype=float64",
-        "trainer.device=cpu",
-        "data.subset=210",  # the last batch of an epoch is smaller
-    ]
-    logs = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        subprocess.run(
-            [sys.executable, *launcher, "-m", "gnewton", "train", *options, f"output_root={folder}"],
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
-        (run,) = folder.glob("*/*")  # one run folder: only the first process writes
-        logs.append([pd.read_csv(path) for path in sorted(run.glob("*.csv"))])
-    for one, two in zip(*logs, strict=True):
+@pytest.mark.parametrize("name", SHARED)
+def test_torchrun_trains_as_one_process_does(
+    name: str, launched: dict[str, tuple[int, Path]], run: Callable[..., Any]
+) -> None:
+    code, folder = launched[name]
+    assert code == 0
+    alone = run([*SHARED[name], *LENGTH]).folder
+    logs = [{path.name: pd.read_csv(path) for path in sorted(f.glob("*.csv"))} for f in (alone, folder)]
+    assert logs[0].keys() == logs[1].keys()
+    for title, one in logs[0].items():
         columns = [c for c in one if "seconds" not in c and "per_second" not in c and c != "peak_memory_mib"]
-        pd.testing.assert_frame_equal(one[columns], two[columns], rtol=1e-7, atol=1e-10)
+        pd.testing.assert_frame_equal(one[columns], logs[1][title][columns], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_two_processes_decide_alike_that_a_loss_has_diverged(launched: dict[str, tuple[int, Path]]) -> None:
+    code, folder = launched["rising"]
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert (code, result["status"]) == (3, "diverged")
+    assert "the training loss has diverged" in result["message"]
+    assert load_checkpoint(folder / "checkpoint" / LAST)["step"] == 0
