@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnewton.data.splits import Batch
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.measure import Measurer
+from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
 from gnewton.partition import Partition
 from gnewton.summary.batch import batch_size
@@ -47,7 +47,7 @@ class PointMeasurer:
     Args:
         model, loss_fn: as for :func:`gnewton.summarize`.
         partition: the S groups.
-        options: further arguments of :class:`gnewton.optim.measure.Measurer`.
+        options: further arguments of :class:`gnewton.optim.measure.Objective`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class PointMeasurer:
     ) -> None:
         grouping = Grouping(model, partition)
         self._names = grouping.names
-        self._measurer = Measurer(model, loss_fn, grouping, **options)
+        self._measurer = Measurer(Objective(model, loss_fn, **options), grouping)
 
     def mean(
         self,

@@ -205,7 +205,8 @@ class _MeanRates:
         # the proximal term of the rule measures from the rates in force, in units of n_s
         self._rule.load_state_dict({**self._rule.state_dict(), "previous": center * norms})
         solved = self._rule.propose(average, norms).solved
-        return (np.zeros(len(norms)) if solved.fell_back else solved.rates.numpy()), solved.status
+        rates = np.zeros(len(norms)) if solved.solution.fell_back else solved.rates.numpy()
+        return rates, solved.solution.status
 
 
 def suggestion_files(

@@ -1,4 +1,4 @@
-"""Averages of the summary over updates (method, section 4): what they contain at each update is exact."""
+"""Averages of the summary over updates."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ class Averaging(ABC):
     """A running average of one float64 vector, (ḡ, H̄, D3) packed together, on the CPU.
 
     Attributes:
-        batches: how many vectors it has to be given at each update of the rates, each of a batch of its own.
+        batches: number of vectors per update of the rates, each measured on its own batch.
     """
 
     batches: int = 1
 
     @abstractmethod
     def update(self, value: Tensor) -> Tensor:
-        """Take in the vector of this update, never kept by reference, and return the average to use now."""
+        """Add the vector of this update, never kept by reference, and return the average to use now."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that :meth:`load_state_dict` needs to continue exactly."""
+        """The state from which :meth:`load_state_dict` continues exactly."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the value of :meth:`state_dict`."""
 
 
 class NoAveraging(Averaging):
-    """The summary of the present update alone."""
+    """The summary of the current update alone."""
 
     def update(self, value: Tensor) -> Tensor:
-        """Return a copy of ``value``."""
+        """A copy of ``value``."""
         return value.clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
+        """An empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is no state."""
 
 
 class ExponentialAveraging(Averaging):
     """a_k = Σ_j c^(k−j) x_j / Σ_j c^(k−j): exponential weights that sum to one from the first update on.
 
     Args:
-        coefficient: c in [0, 1); 0 keeps the present update alone.
+        coefficient: c in [0, 1); 0 keeps only the current update.
     """
 
     def __init__(self, coefficient: float) -> None:
@@ -62,7 +62,7 @@ class ExponentialAveraging(Averaging):
         self._weight = 0.0
 
     def update(self, value: Tensor) -> Tensor:
-        """Weigh everything older by c once more and add ``value``."""
+        """Multiply the older sum by c, add ``value``, and return the weighted mean."""
         older = self._sum * self._coefficient if self._sum is not None else 0.0
         self._sum = value + older
         self._weight = 1.0 + self._coefficient * self._weight
@@ -78,10 +78,10 @@ class ExponentialAveraging(Averaging):
 
 
 class UniformAveraging(Averaging):
-    """Two running means: one in use, one being built, swapped every ``period`` updates.
+    """Two running means, one in use and one under construction, swapped every ``period`` updates.
 
-    From the second swap on, the mean in use covers the last ``period`` full updates and those since: between
-    one and two periods. Before the first swap it covers everything so far.
+    From the second swap on, the mean in use covers between one and two periods: the updates of the last full
+    period and those since. Before the first swap it covers all updates.
 
     Args:
         period: updates between swaps, at least 1.
@@ -95,7 +95,7 @@ class UniformAveraging(Averaging):
         self._counts = [0, 0]
 
     def update(self, value: Tensor) -> Tensor:
-        """Add ``value`` to both means, return the one in use, and swap when the other is complete."""
+        """Add ``value`` to both means, return the one in use, and swap them if the other is complete."""
         if self._sums is None:
             self._sums = [value.new_zeros(value.shape), value.new_zeros(value.shape)]
         used, built = self._sums[0] + value, self._sums[1] + value
@@ -108,7 +108,7 @@ class UniformAveraging(Averaging):
         return average
 
     def state_dict(self) -> dict[str, Any]:
-        """Both sums and how many updates each holds."""
+        """Both sums and the number of updates in each."""
         return {"sums": self._sums, "counts": list(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -117,10 +117,10 @@ class UniformAveraging(Averaging):
 
 
 class StaticAveraging(Averaging):
-    """The mean of ``batches`` summaries taken at the same update, none older.
+    """The mean of ``batches`` summaries of the same update, without older ones.
 
     Args:
-        batches: n >= 1, the number of batches at each update.
+        batches: number of batches per update, at least 1.
     """
 
     def __init__(self, batches: int) -> None:
@@ -131,7 +131,7 @@ class StaticAveraging(Averaging):
         self._count = 0
 
     def update(self, value: Tensor) -> Tensor:
-        """Add ``value``, return the mean of this update so far, and begin a new one once it is complete."""
+        """Add ``value`` and return the mean of this update so far; after a complete mean, start a new one."""
         total = value.clone() if self._sum is None else self._sum + value
         self._count += 1
         average = total / self._count
@@ -141,7 +141,7 @@ class StaticAveraging(Averaging):
         return average
 
     def state_dict(self) -> dict[str, Any]:
-        """The sum and the number of summaries in it; empty between updates."""
+        """The sum and the number of its summaries; empty between updates."""
         return {"sum": self._sum, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""What the optimizers of this package share: the tie to one model, and batches to measure curvature on."""
+"""The base of the optimizers of this package: bound to one model, with batches to measure curvature on."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,13 +12,30 @@ from gnewton.errors import InputError
 
 
 class BoundOptimizer(torch.optim.Optimizer):
-    """An optimizer that holds on to its model, or to parts of it, beyond ``param_groups``.
+    """An optimizer that refers to its model, or to parts of it, beyond ``param_groups``.
 
-    A copy would go on with the old model: functions that the user gave (the loss, what builds a direction)
-    are not copied with what they refer to. So ``copy``, ``pickle`` and ``torch.save`` of the object are
-    refused, alone or within another one. ``state_dict()`` is what is saved, and loaded by an optimizer built
-    for the copied model.
+    A copy would still refer to the old model, since the user's functions (the loss, the factory of a
+    direction) are not copied with the objects that they refer to. Hence ``copy``, ``pickle`` and
+    ``torch.save`` of the optimizer are refused. Save ``state_dict()`` instead, and load it into an optimizer
+    built for the copied model.
+
+    Attributes:
+        why_fixed: why no group can be added once the optimizer is built; empty: groups can be added.
     """
+
+    why_fixed: ClassVar[str] = ""
+
+    _built = False  # set at the end of __init__: torch's own adds the first groups by add_param_group
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, if the optimizer allows it.
+
+        Raises:
+            InputError: if it does not, once it is built.
+        """
+        if self._built and self.why_fixed:
+            raise InputError(f"add_param_group: {self.why_fixed}; build a new {type(self).__name__} instead")
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         name = type(self).__name__
@@ -27,11 +45,30 @@ class BoundOptimizer(torch.optim.Optimizer):
         )
 
 
+class WarnOnce:
+    """Logs each warning once.
+
+    Args:
+        logger: where.
+        name: of the object that warns.
+    """
+
+    def __init__(self, logger: logging.Logger, name: str) -> None:
+        self._logger, self._name = logger, name
+        self._logged: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        """Log ``text``, unless it has been logged before."""
+        if text not in self._logged:
+            self._logged.add(text)
+            self._logger.warning("%s: %s", self._name, text)
+
+
 def evaluated(closure: Callable[[], Any] | None) -> Any:
-    """What the closure of a step returns, with gradients enabled; None without one.
+    """The value of a step's closure, called with gradients enabled; None without a closure.
 
     Raises:
-        InputError: if it is no function: a batch given by position, most likely.
+        InputError: if it is not a function but, most likely, a batch given by position.
     """
     if closure is None:
         return None
@@ -41,17 +78,17 @@ def evaluated(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def own_part(state_dict: Mapping[str, Any], key: str, owner: str, groups: Sequence[str]) -> dict[str, Any]:
-    """The part of a state that is neither torch's nor the inner optimizer's.
+def saved_part(state_dict: Mapping[str, Any], key: str, owner: str, groups: Sequence[str]) -> dict[str, Any]:
+    """The part of a state that belongs neither to torch nor to the inner optimizer.
 
     Args:
         state_dict: the whole state.
-        key: under which the part is kept there.
-        owner: the optimizer that wrote it.
-        groups: the names that it must be for, of groups or of groups and directions.
+        key: the key of the part.
+        owner: the name of the optimizer that must have written it.
+        groups: the names of groups, or of groups and directions, that it must belong to.
 
     Raises:
-        InputError: if another optimizer wrote the state, or it is for other groups.
+        InputError: if another optimizer wrote the state, or it belongs to other groups.
     """
     part: dict[str, Any] | None = state_dict.get(key)
     if part is None:
@@ -66,15 +103,15 @@ Batch = tuple[Any, Any]
 
 
 class CurvatureBatches:
-    """An endless supply of (inputs, targets), or, without a source, the training batch in hand.
+    """An endless series of batches (inputs, targets); without a source, the current training batch.
 
     Args:
-        source: an iterable of batches, or None.
-        per_update: how many are taken at each update of the rates.
-        whole: whether a batch may be anything: it is then handed out as (batch, None).
+        source: an iterable of batches, restarted when it is exhausted; or None.
+        per_update: number of batches at each update of the rates.
+        whole: whether a batch may have any form; it is then returned as (batch, None).
 
     Raises:
-        InputError: if the source is no iterable, or several are to be taken and there is none.
+        InputError: if the source is not iterable, or missing when several batches are needed.
     """
 
     def __init__(self, source: Iterable[Any] | None, per_update: int = 1, *, whole: bool = False) -> None:
@@ -88,10 +125,10 @@ class CurvatureBatches:
         self._iterator: Iterator[Any] | None = None
 
     def next(self, training: Any) -> Batch:
-        """The next batch of the source; ``training`` where there is no source.
+        """The next batch of the source; without a source, ``training``.
 
         Raises:
-            InputError: if there is neither, the source holds no batch, or a batch is not what it should be.
+            InputError: if there is neither, the source is empty, or a batch has the wrong form.
         """
         if self._source is None:
             if training is None:
@@ -102,9 +139,9 @@ class CurvatureBatches:
         for _ in range(2):
             if self._iterator is None:
                 self._iterator = iter(self._source)
-            found = next(self._iterator, None)
-            if found is not None:
-                return self._pair(found, "curvature")
+            batch = next(self._iterator, None)
+            if batch is not None:
+                return self._pair(batch, "curvature")
             self._iterator = None  # exhausted: start over
         raise InputError("curvature: the iterable holds no batch")
 
@@ -120,16 +157,16 @@ class CurvatureBatches:
         )
 
     def for_update(self, training: Any) -> list[Batch]:
-        """The batches of one update, see :meth:`next`."""
+        """The batches of one update (see :meth:`next`)."""
         return [self.next(training) for _ in range(self._per_update)]
 
     @property
     def position(self) -> int | None:
-        """Batches handed out so far, where the source can tell and seek; else None."""
+        """Number of batches taken so far if the source can tell and seek, else None."""
         return getattr(self._source, "position", None)
 
     def seek(self, position: int | None) -> None:
-        """Continue after ``position`` batches, where the source can seek."""
+        """Continue after ``position`` batches, if the source can seek."""
         self._iterator = None
         if position is not None and hasattr(self._source, "position"):
             self._source.position = position  # type: ignore[union-attr]

@@ -27,10 +27,10 @@ def muon_with_adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """Muon (Jordan et al. 2024) on the matrices, AdamW on every other tensor, on one scale of steps.
+    """Muon (Jordan et al. 2024) on the matrices and AdamW on every other tensor, with steps on one scale.
 
-    torch's Muon takes tensors of two dimensions only. Its steps are scaled to the root mean square of
-    AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+    torch's Muon takes only matrices. Its steps are scaled to the root mean square of AdamW's (Liu et al.
+    2025, arXiv 2502.16982), so that one learning rate serves both.
 
     Args:
         parameters: (name, tensor) pairs.
@@ -40,7 +40,7 @@ def muon_with_adamw(
         betas, eps: of AdamW.
 
     Raises:
-        InputError: where torch has no Muon.
+        InputError: if torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise InputError(
@@ -66,10 +66,10 @@ def muon_with_adamw(
 
 
 AVERAGE: DirectionFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampening=0.9)
-"""The exponential average of the gradient, which keeps the length of a gradient."""
+"""The exponential average of the gradient, of the length of a gradient."""
 
 ADAM: DirectionFactory = partial(torch.optim.Adam, lr=1.0)
-"""The default direction of GroupedNewton: the average gradient over the root of its mean square."""
+"""The default direction of GroupedNewton: the mean gradient over its root mean square."""
 
 NAMED: dict[str, DirectionFactory] = {
     "average": AVERAGE,
@@ -81,17 +81,17 @@ NAMED: dict[str, DirectionFactory] = {
     "rmsprop": partial(torch.optim.RMSprop, lr=1.0),
     "muon": muon_with_adamw,
 }
-"""Directions by name, with the options they have on the command line (``optimizer/direction=…``)."""
+"""Directions by name, with the same options as on the command line (``optimizer/direction=…``)."""
 
 DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
-"""A name, a factory, or several of them by a name of their own."""
+"""A name, a factory, or a mapping from labels to names or factories."""
 
 
 def chosen_directions(choice: DirectionChoice) -> dict[str, DirectionFactory]:
-    """The factories that an argument stands for, by label; a single one has the empty label.
+    """The factories that ``choice`` names, by label; a single one has the empty label.
 
     Raises:
-        InputError: for an unknown name, an optimizer instead of what builds one, or anything else.
+        InputError: for an unknown name, an optimizer instead of a factory, or any other object.
     """
     if not isinstance(choice, Mapping):
         return {"": _factory("direction", choice)}
@@ -101,10 +101,10 @@ def chosen_directions(choice: DirectionChoice) -> dict[str, DirectionFactory]:
 
 
 def check_factory(argument: str, choice: Any) -> None:
-    """What builds an optimizer from (name, tensor) pairs.
+    """Check that ``choice`` is a factory: a function from (name, tensor) pairs to an optimizer.
 
     Raises:
-        InputError: for anything else.
+        InputError: if it is not.
     """
     if isinstance(choice, torch.optim.Optimizer):
         kind = type(choice).__name__
@@ -139,19 +139,19 @@ def _factory(argument: str, choice: Any) -> DirectionFactory:
 
 
 class Directions:
-    """k first-order methods side by side, fed with the same gradients.
+    """k first-order methods side by side, all fed with the same gradients.
 
     Args:
         parameters: (name, parameter) pairs whose ``.grad`` feeds the directions.
-        choice: a factory or the name of one, or several by a name of their own
-            (:mod:`gnewton.optim.directions`).
+        choice: a name, a factory, or several of them by label (:data:`DirectionChoice`).
         maximize: as in :class:`~gnewton.optim.shadow_direction.ShadowDirection`.
 
     Attributes:
-        labels: the names, one empty one for a single factory.
+        labels: labels of the methods; a single one has the empty label.
 
     Raises:
-        InputError: if there is none, or as for :class:`~gnewton.optim.shadow_direction.ShadowDirection`.
+        InputError: if the mapping is empty, or as for
+            :class:`~gnewton.optim.shadow_direction.ShadowDirection`.
     """
 
     def __init__(
@@ -168,9 +168,9 @@ class Directions:
         self.quadratic_decay()
 
     def update(self, *, fresh: bool = False) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Advance every method by one step and return u_1 … u_k and v_1 … v_k, valid until the next call.
+        """Advance every method by one step; return u_1 … u_k and v_1 … v_k, valid until the next call.
 
-        Without ``fresh`` the second list is the first (:meth:`ShadowDirection.advance`).
+        Without ``fresh`` the second list is the first (see :meth:`ShadowDirection.advance`).
         """
         both = [member.advance(fresh=fresh) for member in self.members]
         return [step for step, _ in both], [newest for _, newest in both]
@@ -183,7 +183,7 @@ class Directions:
         """wd of the term (wd/2)‖θ‖² of the objective, one per parameter.
 
         Raises:
-            InputError: if the directions decay differently: then they belong to different objectives.
+            InputError: if the directions have different decays, and thus different objectives.
         """
         first, *others = [member.quadratic_decay() for member in self.members]
         if any(other != first for other in others):
@@ -191,13 +191,13 @@ class Directions:
         return first
 
     def renew(self, *, always: bool) -> None:
-        """Start anew the methods that hold numbers that are not finite, or all of them."""
+        """Reset the methods whose state is not finite; with ``always`` all methods."""
         for member in self.members:
             if always or not member.is_finite():
                 member.restart()
 
     def extended(self, parameters: Iterable[tuple[str, Tensor]]) -> Directions:
-        """The same methods on more parameters (:meth:`ShadowDirection.extended`); these are as they were."""
+        """The same methods on more parameters (:meth:`ShadowDirection.extended`); these are unchanged."""
         named = list(parameters)
         grown = copy.copy(self)
         grown.members = [member.extended(named) for member in self.members]
@@ -205,18 +205,18 @@ class Directions:
         return grown
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         for member in self.members:
             member.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the inner optimizers, in order."""
+        """The states of the inner optimizers and their step counts, in order."""
         return {
             "members": [member.state_dict() for member in self.members],
             "steps": [member.steps for member in self.members],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, bit for bit."""
+        """Restore the value of :meth:`state_dict`, bit for bit."""
         for member, saved, steps in zip(self.members, state["members"], state["steps"], strict=True):
             member.load_state_dict(saved, steps)

@@ -15,13 +15,13 @@ from gnewton.optim.grouping import Grouping
 
 @dataclass(frozen=True)
 class Plan:
-    """What an update leaves for the steps up to the next one.
+    """The rates, limits and weights of a step.
 
     Attributes:
-        rates: η, (S·k,), the directions of a group next to each other, damped.
-        limits: the longest step of each entry, (S·k,), on the device of the parameters; None: no bound.
-        weights: how much a unit of each rate is worth along u_1 … u_k, one number per parameter
-            (:mod:`gnewton.optim.fresh`); None: 1.
+        rates: damped η, (S·k,), with the directions of a group next to each other.
+        limits: the longest step of each entry, (S·k,), on the device of the parameters; None: no limits.
+        weights: for each of u_1 … u_k and each parameter, the number of steps along v that a step along u is
+            worth (:mod:`gnewton.optim.fresh`); None: all are 1.
     """
 
     rates: Sequence[float]
@@ -38,26 +38,26 @@ class Plan:
 
 @torch.no_grad()
 def combined(directions: Sequence[Sequence[Tensor]], plan: Plan, grouping: Grouping) -> list[Tensor]:
-    """Σ_s Σ_j η_sj P_s u_j within the limits, as new tensors; on the device alone."""
+    """Σ_s Σ_j η_sj P_s u_j within the limits, as new tensors, without waiting for the device."""
     return _combined(directions, _effective(directions, plan, grouping)[0])
 
 
 @torch.no_grad()
 def take(directions: Sequence[Sequence[Tensor]], plan: Plan, grouping: Grouping) -> Tensor:
-    """θ ← θ − Σ_s Σ_j η_sj P_s u_j within the limits; where that is not finite no parameter is touched.
+    """θ ← θ − Σ_s Σ_j η_sj P_s u_j within the limits; a step that is not finite changes no parameter.
 
     Args:
-        directions: u_1 … u_k, each in the order of ``grouping``; they stay as they are.
-        plan: rates and limits.
+        directions: u_1 … u_k, each in the order of ``grouping``; they are not changed.
+        plan: rates, limits and weights.
         grouping: the groups, whose parameters are changed in place.
 
     Returns:
-        Whether the step has been made: a scalar bool, on the device, for which nobody has waited.
+        Whether the step was made, a scalar bool on the device that is not waited for.
     """
     rates, finite = _effective(directions, plan, grouping)
     if grouping.parameters[0].device.type != "cpu":
         subtract_finite(grouping.parameters, _combined(directions, rates), finite)
-    elif finite:  # on the processor passes over memory are what costs, and a flag can be read at once
+    elif finite:  # on the CPU passes over memory dominate, and reading the flag is free
         for direction, etas in zip(directions, rates, strict=True):
             for parameter, u, eta in zip(grouping.parameters, direction, etas, strict=True):
                 if eta != 0:
@@ -77,9 +77,9 @@ def _combined(directions: Sequence[Sequence[Tensor]], rates: Sequence[Sequence[A
 def _effective(
     directions: Sequence[Sequence[Tensor]], plan: Plan, grouping: Grouping
 ) -> tuple[list[Sequence[Any]], Tensor]:
-    """The rate of each parameter along u_1 … u_k, lowered so that no entry goes beyond its limit.
+    """The rate of each parameter along u_1 … u_k, lowered so that no entry exceeds its limit.
 
-    The second result says whether the step is finite: a scalar bool, from the lengths that the limits need.
+    The second result is whether the step is finite, a scalar bool from the lengths that the limits need.
     """
     rates: list[Sequence[Any]] = []
     total: Tensor | None = None
@@ -101,7 +101,7 @@ def _effective(
 
 
 def shortened(lengths: Tensor, limits: Tensor) -> Tensor:
-    """What to multiply steps of these lengths by to keep within the limits: at most 1."""
+    """The factors, at most 1, that bring steps of these lengths within the limits."""
     return torch.where(lengths > limits, limits / lengths, 1.0)
 
 
@@ -111,7 +111,7 @@ _FUSED = ("cpu", "cuda")
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether every entry of every tensor is finite, and so is each tensor's length: a scalar bool.
 
-    One pass over the numbers and no wait; in float32 a length overflows from about 1e19 on.
+    It takes one pass and does not wait for the device; in float32 a length overflows from about 1e19 on.
     """
     if not tensors:
         return torch.tensor(True)
@@ -120,19 +120,19 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def subtract_finite(parameters: list[Tensor], steps: list[Tensor], finite: Tensor | None = None) -> Tensor:
-    """θ ← θ − step for all parameters, or for none of them if an entry of any step is not finite.
+    """θ ← θ − step for all parameters, or for none if any entry of any step is not finite.
 
     Args:
         parameters: changed in place.
-        steps: one of the same shape for each parameter.
-        finite: whether they are, where that is known: a scalar bool on their device.
+        steps: one for each parameter, of the same shape.
+        finite: whether the steps are finite, if known: a scalar bool on their device.
 
     Returns:
-        Whether the steps were finite, so that they have been made: a scalar bool, still on the device.
+        Whether the steps were finite and have been made, a scalar bool on the device.
     """
     finite = all_finite(steps) if finite is None else finite
     if all(map(_dense, parameters, steps)):
-        # fused kernels look at found_inf themselves: no NaN meets a parameter, and nobody waits for the flag
+        # fused kernels read found_inf themselves: no NaN reaches a parameter, and the host does not wait
         sgd(
             parameters,
             steps,
@@ -152,7 +152,7 @@ def subtract_finite(parameters: list[Tensor], steps: list[Tensor], finite: Tenso
 
 
 def _dense(parameter: Tensor, step: Tensor) -> bool:
-    """Whether a fused kernel, which counts through memory, may take both."""
+    """Whether a fused kernel, which runs through memory in order, accepts both tensors."""
     if parameter.device.type not in _FUSED or not parameter.is_floating_point():
         return False
     if parameter.dtype is not step.dtype:

@@ -1,11 +1,11 @@
-"""What the present gradient alone adds to a direction, and how many such parts a direction holds.
+"""The fresh part v of a direction u, added by the current gradient, and the total weight of such parts in u.
 
-An optimizer with a memory proposes a weighted sum of parts, u_t = Σ_k w_k v_{t−k}, with v_t made of the
-gradient of step t alone: the gradient itself for SGD, the gradient over the root of its mean square for Adam,
-the preconditioned gradient for K-FAC. Rates found for v on the batch it came from suit the step u/w with
-w = Σ_k w_k, whose length does not grow while the memory fills (docs/method.md, "The fresh direction").
+An optimizer with memory proposes a weighted sum of parts, u_t = Σ_k w_k v_{t−k}, with v_t made from the
+gradient of step t alone: the gradient itself for SGD, the gradient over its root mean square for Adam, the
+preconditioned gradient for K-FAC. Rates for v, found on its own batch, fit the step u/w with w = Σ_k w_k,
+whose length does not grow while the memory fills (docs/method.md, "The fresh direction").
 
-An optimizer of one's own takes part by an attribute ``keeps_fresh``: while it is True, ``step()`` leaves v by
+Other optimizers support this by an attribute ``keeps_fresh``: while it is True, ``step()`` stores v by
 parameter, as it would be subtracted at momentum 0, in an attribute ``fresh``.
 """
 
@@ -28,12 +28,12 @@ def fresh_parts(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradi
     """v of each parameter of a group right after a step, new tensors or the gradients themselves.
 
     Args:
-        optimizer: which has made a step from ``gradients``.
+        optimizer: has just made a step from ``gradients``.
         group: one of its ``param_groups``.
-        gradients: what the step was fed with, coupled weight decay included.
+        gradients: the gradients of that step, coupled weight decay included.
 
     Returns:
-        None for an optimizer whose parts are not known: its direction is taken as a whole.
+        v by parameter; None if the parts of the optimizer are not known.
     """
     if getattr(optimizer, "keeps_fresh", False):
         kept: Parts = optimizer.fresh  # type: ignore[attr-defined]
@@ -48,7 +48,7 @@ def fresh_parts(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradi
 def add_decay(
     optimizer: torch.optim.Optimizer, group: Group, parts: Parts, positions: Mapping[Tensor, Tensor]
 ) -> Parts:
-    """v with the decoupled weight decay that belongs to every step; ``positions`` are the parameters."""
+    """v with the decoupled weight decay of a step; ``positions`` maps shadows to parameters."""
     decay = group.get("weight_decay")
     if not decay or decay_kind(optimizer, dict(group)) is not DecayKind.DECOUPLED:
         return parts
@@ -60,7 +60,7 @@ def add_decay(
 
 
 def weight(optimizer: torch.optim.Optimizer, group: Group, steps: int) -> float:
-    """w = Σ_k w_k after so many steps; 1 for averages that correct their bias, and for the unknown."""
+    """w = Σ_k w_k after ``steps`` steps; 1 for bias-corrected averages and for unknown optimizers."""
     momentum = float(group.get("momentum") or 0.0)
     if steps < 1 or momentum == 0:
         return 1.0
@@ -78,7 +78,7 @@ def _gradient(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradien
 
 
 def _adam(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    """lr g / (√v̂ + ε), v̂ the bias-corrected mean square."""
+    """lr g / (√v̂ + ε), with v̂ the bias-corrected mean square."""
     parts = {}
     for p, gradient in gradients.items():
         state = optimizer.state[p]
@@ -90,7 +90,7 @@ def _adam(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) 
 
 
 def _rmsprop(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    """lr g / (√v + ε)."""
+    """lr g / (√v + ε), with v the mean square."""
     parts = {}
     for p, gradient in gradients.items():
         state = optimizer.state[p]

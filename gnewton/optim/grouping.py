@@ -1,4 +1,4 @@
-"""Which parameters an optimizer steps: groups in the order of a partition, and changes to them."""
+"""The parameters that an optimizer steps: their groups, a check for changes, and one more group."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Grouping:
         partition: S groups of its trainable parameters.
 
     Attributes:
-        names, parameters: of each parameter, in the order of the partition.
-        owner: number of the group of each parameter.
+        names, parameters: the names and the parameters, in the order of the partition.
+        owner: index of the group of each parameter.
 
     Raises:
         InputError: if the partition belongs to another model, or the parameters lie on several devices.
@@ -52,7 +52,7 @@ class Grouping:
         self._owner = torch.tensor(self.owner, device=self.parameters[0].device)
 
     def check(self) -> None:
-        """See to it that the model trains the parameters that it trained when this was built.
+        """Check that the model still trains the parameters that it trained when this was built.
 
         Raises:
             InputError: if parameters have been unfrozen, frozen, added, removed or replaced since.
@@ -60,11 +60,11 @@ class Grouping:
         self._trained.check()
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums over the parameters of each group of one value per parameter, (S,)."""
+        """Sums over each group of one value per parameter, (S,)."""
         return values.new_zeros(len(self.partition)).index_add_(0, self._owner, values)
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """‖P_s t‖ of tensors in the shapes of the parameters, float64, (S,)."""
+        """‖P_s t‖ for tensors in the shapes of the parameters, float64, (S,)."""
         return self.sums(squares(tensors)).sqrt()
 
     def spread(self, values: Tensor) -> Tensor:
@@ -84,14 +84,14 @@ def dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 class Trained:
-    """Notices parameters that are unfrozen, frozen, added, removed or replaced later.
+    """The parameters that a model trained when an optimizer was built, to notice changes.
 
     Args:
         model: the network.
-        parameters: those that the optimizer steps, by name.
-        holder: what they are parts of, as errors begin.
-        missing: what to say of a parameter that the model trains besides, ``{}`` standing for the names;
-            None: such parameters are somebody else's.
+        parameters: the parameters that the optimizer steps, by name.
+        holder: the subject of error messages, such as the name of the optimizer.
+        missing: message about parameters that only the model trains, with ``{}`` for their names; None: such
+            parameters are allowed.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Trained:
         self._missing = missing
 
     def check(self) -> None:
-        """See to it that the model trains these parameters and, unless they may, no others.
+        """Check that the model trains these parameters and, unless allowed, no others.
 
         Raises:
             InputError: if it does not.
@@ -126,12 +126,12 @@ class Trained:
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that a model trains, by name."""
+    """The trainable parameters of a model, by name."""
     return {name: p for name, p in named_parameters(model).items() if p.requires_grad}
 
 
 def difference(trained: set[str], held: set[str], missing: str | None) -> str:
-    """What the model trains and nobody holds, and the other way round."""
+    """A message about parameters that only the model trains, or only the optimizer holds."""
     parts = []
     if missing is not None and trained - held:
         parts.append(missing.format(listing(sorted(trained - held))))
@@ -147,7 +147,7 @@ class Growth:
     Attributes:
         partition: the old groups and the new one behind them.
         named: (name, parameter) pairs of the new one, in model order.
-        lr: its damping λ_1.
+        lr: λ_1 of the new group.
     """
 
     partition: Partition
@@ -160,34 +160,34 @@ class Growth:
         return self.partition.names[-1]
 
 
-def growth(model: nn.Module, partition: Partition, asked: Mapping[str, Any], lr: float) -> Growth:
-    """Check what is asked for.
+def growth(model: nn.Module, partition: Partition, param_group: Mapping[str, Any], lr: float) -> Growth:
+    """Check a group that is to be added.
 
     Args:
         model: the network.
-        partition: its groups so far.
-        asked: ``params``, a parameter, or several, or (name, parameter) pairs; optionally ``name``, by
+        partition: the groups so far.
+        param_group: ``params``, a parameter, or several, or (name, parameter) pairs; optionally ``name``, by
             default that of the first parameter, and ``lr``.
-        lr: λ_1 where none is asked for.
+        lr: the default λ_1.
 
     Raises:
         InputError: for an unknown key, a tensor that is no parameter of the model, is frozen, in a group
             already or on another device, or an λ_1 out of range.
     """
-    unknown = [key for key in asked if key not in _KEYS]
+    unknown = [key for key in param_group if key not in _KEYS]
     if unknown:
         raise InputError(f"add_param_group {unknown[0]}=…: must be one of {', '.join(_KEYS)}")
-    lr = asked.get("lr", lr)
+    lr = param_group.get("lr", lr)
     if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
         raise InputError(f"add_param_group lr={lr}: must be a finite number > 0")
     parameters = named_parameters(model)
     known = {id(p): name for name, p in parameters.items()}
-    names = [_name(tensor, known) for tensor in _tensors(asked.get("params", ()))]
+    names = [_name(tensor, known) for tensor in _tensors(param_group.get("params", ()))]
     for name in names:
         if name in partition.index:
             owner = partition.names[partition.index[name]]
             raise InputError(f"add_param_group params={name}: must be in no group yet; '{owner}' holds it")
-    grown = partition.extended(model, names, asked.get("name"))
+    grown = partition.extended(model, names, param_group.get("name"))
     device = parameters[partition.groups[0].parameters[0]].device
     elsewhere = [name for name in names if parameters[name].device != device]
     if elsewhere:
@@ -199,7 +199,7 @@ def growth(model: nn.Module, partition: Partition, asked: Mapping[str, Any], lr:
 
 
 def _tensors(params: Any) -> list[Any]:
-    """The tensors in any of the forms that torch takes."""
+    """The tensors, from any of the forms that torch accepts."""
     if isinstance(params, Tensor):
         return [params]
     return [entry[1] if isinstance(entry, tuple) else entry for entry in params]

@@ -1,9 +1,9 @@
-"""The stochastic Hessian-vector member of the family: the Newton direction itself is learned by SGD."""
+"""HessianVector: the Newton direction is itself learned by SGD, with one Hessian-vector product per step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,14 @@ from gnewton.wrappers import unwrapped
 class HessianVector(BoundOptimizer):
     """d ← d − lr_d (∇²L d − g + ρ d), then θ ← θ − lr d: one Hessian-vector product per step, no inverse.
 
-    At rest d solves (∇²L + ρ) d = g, the ridge-regularised Newton equation. It is the step of stochastic
-    gradient descent on ½ dᵀ(∇²L + ρ)d − gᵀd, so lr_d must stay below 2 / (λ_max + ρ), and where ∇²L has
-    eigenvalues below −ρ, d grows along them, exponentially but slowly.
+    At a fixed point d solves the ridge-regularised Newton equation (∇²L + ρ) d = g. The update of d is a step
+    of stochastic gradient descent on ½ dᵀ(∇²L + ρ)d − gᵀd, so lr_d must be below 2 / (λ_max + ρ). Along
+    eigenvectors of ∇²L with eigenvalues below −ρ, d grows exponentially, but slowly.
 
     Args:
         model: the network, also wrapped; its trainable parameters are updated in place.
-        loss_fn: ``loss_fn(outputs, targets)``, the mean loss over the batch; how the model is called is told
-            at :class:`~gnewton.optim.grouped_newton.GroupedNewton`.
+        loss_fn: ``loss_fn(outputs, targets)``, the mean loss over the batch; the model is called as in
+            :class:`~gnewton.optim.grouped_newton.GroupedNewton`.
         lr: step length along d, > 0; 1 is Newton's. Torch's schedulers act on it.
         lr_direction: lr_d > 0.
         ridge: ρ >= 0.
@@ -41,6 +41,8 @@ class HessianVector(BoundOptimizer):
     Raises:
         InputError: for a value out of range.
     """
+
+    why_fixed: ClassVar[str] = "the direction is learned for the parameters together"
 
     @explained(
         loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
@@ -75,29 +77,17 @@ class HessianVector(BoundOptimizer):
         self._batches = CurvatureBatches(curvature, whole=forward is not None)
         for p in self._named.values():
             self.state[p]["direction"] = torch.zeros_like(p)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: the product is taken over the parameters of the model.
-
-        Raises:
-            InputError: always, once the optimizer is built.
-        """
-        if hasattr(self, "_problem"):
-            raise InputError(
-                "add_param_group: the direction is learned for the parameters together; build a new "
-                "HessianVector instead"
-            )
-        super().add_param_group(param_group)
+        self._built = True
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
         """Make one step from the gradients in ``.grad``.
 
         Args:
             closure: recomputes the loss with gradients; optional.
-            batch: (inputs, targets) for the product, where there are no curvature batches.
+            batch: (inputs, targets) for the product, if there are no curvature batches.
 
         Returns:
-            what ``closure`` returned, or None.
+            The value of ``closure``, or None.
 
         Raises:
             InputError: if there is no batch, or the model trains other parameters than at the start.
@@ -115,7 +105,7 @@ class HessianVector(BoundOptimizer):
 
     @torch.no_grad()
     def _move(self, d: list[Tensor], residual: list[Tensor]) -> None:
-        """One step; ``residual`` holds the product and is overwritten."""
+        """Move d and the parameters; ``residual`` holds the product and is overwritten."""
         (group,) = self.param_groups
         for p in self._named.values():
             if p.grad is not None and p.grad.is_sparse:
@@ -127,11 +117,11 @@ class HessianVector(BoundOptimizer):
         torch._foreach_add_(list(self._named.values()), d, alpha=-group["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state, the directions among it, and the position of the curvature batches."""
+        """Torch's state, which includes the directions, and the position of the curvature batches."""
         return {**super().state_dict(), "curvature_position": self._batches.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore the value of :meth:`state_dict`.
 
         Raises:
             InputError: if the state belongs to another optimizer.

@@ -1,4 +1,4 @@
-"""What is known of the optimizers that propose directions: parts, state, weight decay, momentum buffers."""
+"""Optimizers that propose directions: their parts, state, weight decay and momentum buffers."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if hasattr(torch.optim, "Muon"):
 
 
 class DecayKind(Enum):
-    """Where an optimizer puts its weight decay."""
+    """The way an optimizer applies weight decay."""
 
     COUPLED = "coupled"
     """wd·θ is added to the gradient, as the derivative of (wd/2)‖θ‖²: SGD, Adam, RMSprop, NAdam …"""
 
     DECOUPLED = "decoupled"
-    """lr·wd·θ is subtracted from the parameter besides the step: AdamW, Muon, or by their option."""
+    """lr·wd·θ is subtracted from the parameter in addition to the step: AdamW, Muon, or by an option."""
 
 
 def decay_kind(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> DecayKind:
-    """How ``optimizer`` applies ``group["weight_decay"]``.
+    """The way ``optimizer`` applies ``group["weight_decay"]``.
 
-    An optimizer that torch does not provide says so by ``decoupled_weight_decay`` in its param_groups.
+    An optimizer from outside torch declares it by ``decoupled_weight_decay`` in its param_groups.
 
     Raises:
-        InputError: if that cannot be known.
+        InputError: if the way is unknown.
     """
     if "decoupled_weight_decay" in group:
         return DecayKind.DECOUPLED if group["decoupled_weight_decay"] else DecayKind.COUPLED
@@ -58,7 +58,7 @@ def decay_kind(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Decay
 
 
 def coupled_decay(groups: Iterable[tuple[torch.optim.Optimizer, dict[str, Any]]]) -> dict[Tensor, float]:
-    """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, by tensor; the rest has none."""
+    """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, by tensor; others have none."""
     return {
         tensor: float(group["weight_decay"])
         for optimizer, group in groups
@@ -70,9 +70,9 @@ def coupled_decay(groups: Iterable[tuple[torch.optim.Optimizer, dict[str, Any]]]
 def add_coupled(
     gradients: Sequence[Tensor], parameters: Sequence[Tensor], decay: float, maximize: bool
 ) -> list[Tensor]:
-    """g + wd·θ as new tensors: what the optimizer would have seen on the parameters themselves.
+    """g + wd·θ as new tensors: the gradient that the optimizer would see on the parameters themselves.
 
-    With ``maximize`` torch turns the gradient round before it adds the decay, hence g − wd·θ.
+    With ``maximize`` torch negates the gradient before it adds the decay, hence g − wd·θ.
     """
     return list(torch._foreach_add(list(gradients), list(parameters), alpha=-decay if maximize else decay))
 
@@ -84,12 +84,12 @@ def add_decoupled(directions: list[Tensor], parameters: Sequence[Tensor], factor
 
 
 def inner_groups(inner: torch.optim.Optimizer) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
-    """The parameter groups of an optimizer, or of the parts it is composed of, each with its own."""
+    """The parameter groups of an optimizer or of its parts, each with its optimizer."""
     return [(part, group) for part in parts(inner) for group in part.param_groups]
 
 
 def parts(inner: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
-    """What an optimizer is composed of; itself, mostly."""
+    """The optimizers that an optimizer is composed of; usually itself alone."""
     return getattr(inner, "parts", (inner,))
 
 
@@ -101,7 +101,7 @@ def restore(inner: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Give scalars of the state (NAdam's ``mu_product``) the dtype they were saved in.
+    """Restore the dtype of scalars in the state, such as NAdam's ``mu_product``.
 
     torch casts every floating-point entry to the dtype of its parameter, which changes the next step.
     """
@@ -115,7 +115,7 @@ def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
 
 
 class CompositeOptimizer(BoundOptimizer):
-    """Steps each of its parts in turn; ``param_groups`` are theirs, so schedulers reach all of them.
+    """Several optimizers as one, stepped in turn; ``param_groups`` are theirs, so schedulers reach them all.
 
     Args:
         parts: optimizers that share no parameter.
@@ -139,14 +139,14 @@ class CompositeOptimizer(BoundOptimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the value of :meth:`state_dict`."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def readable(inner: torch.optim.Optimizer) -> bool:
-    """Whether ``inner`` is SGD that would subtract its momentum buffers, or the gradients, as they are."""
+    """Whether ``inner`` is SGD that subtracts exactly its momentum buffers, or the gradients."""
     return (
         type(inner) is torch.optim.SGD
         and not inner._optimizer_step_pre_hooks
@@ -162,26 +162,26 @@ def _is_plain(group: dict[str, Any]) -> bool:
 
 
 def buffers(inner: torch.optim.Optimizer) -> list[Tensor]:
-    """The momentum buffers that ``inner`` has by now."""
+    """The momentum buffers of ``inner`` so far."""
     held = (state.get("momentum_buffer") for state in inner.state.values())
     return [buffer for buffer in held if buffer is not None]
 
 
 @torch.no_grad()
 def advance(inner: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """Advance the momentum buffers of ``inner`` by one step, from the gradients of its parameters.
+    """Advance the momentum buffers of ``inner`` by one step from the gradients, without weight decay.
 
-    Weight decay is not added here.
+    No parameter has to move for this step of torch's SGD at learning rate 1.
 
     Returns:
-        What the step would subtract, by parameter; those without gradient are missing. The tensors are the
-        buffers or the gradients themselves, so they must not be written to.
+        The step that would be subtracted, by parameter; those without gradient are missing. The tensors are
+        the buffers or the gradients themselves and must not be written to.
     """
-    found: dict[Tensor, Tensor] = {}
+    steps: dict[Tensor, Tensor] = {}
     for group in inner.param_groups:
         gradients = {p: p.grad for p in group["params"] if p.grad is not None}
-        found |= gradients if group["momentum"] == 0 else _averages(inner, group, gradients)
-    return found
+        steps |= gradients if group["momentum"] == 0 else _averages(inner, group, gradients)
+    return steps
 
 
 def _averages(
@@ -191,14 +191,14 @@ def _averages(
     older, newer = [], []
     for p, gradient in gradients.items():
         buffer = inner.state[p].get("momentum_buffer")
-        if buffer is None:  # the first gradient counts in full, as in torch
+        if buffer is None:  # as in torch, the first gradient counts in full
             averages[p] = inner.state[p]["momentum_buffer"] = gradient.detach().clone()
         else:
             averages[p] = buffer
             older.append(buffer)
             newer.append(gradient)
     momentum, dampening = group["momentum"], group["dampening"]
-    if older and momentum == dampening:  # a true average: one pass over memory in place of two
+    if older and momentum == dampening:  # a true average: one pass over memory instead of two
         torch._foreach_lerp_(older, newer, 1 - momentum)
     elif older:
         torch._foreach_mul_(older, momentum)

@@ -28,15 +28,14 @@ from gnewton.wrappers import plain_name
 class Measured:
     """A summary of the objective that is minimised, float64 on the CPU.
 
-    With k directions u_1 … u_k the entries are pairs (group s, direction j), j running faster, and
-    R = S·k; with one direction R = S.
+    The entries are pairs (group s, direction j) of k directions u_1 … u_k, with j running faster, R = S·k.
 
     Attributes:
-        gradient, hessian, third: ḡ (R,), H̄ (R, R) or its diagonal (R,), D3 (R,): zeros where not asked for.
+        gradient, hessian, third: ḡ (R,), H̄ (R, R) or its diagonal (R,), D3 (R,): zeros if not measured.
         norms: ‖P_s u_j‖, (R,).
-        silent: entries that cannot be told from rounding noise, (R,), bool: the gradient, along every
-            direction of the group, or a curvature to which there were contributions is no larger than its
-            level (:class:`~gnewton.summary.result.Summary`).
+        silent: entries that cannot be told from rounding noise, (R,), bool: along every direction of the
+            group the gradient is within its noise level, or the curvature has contributions and is within
+            its own (:class:`~gnewton.summary.result.Summary`).
         sizes: ‖θ_s‖, (S,).
         loss: the loss of the batch, as the loss function gives it.
     """
@@ -51,40 +50,52 @@ class Measured:
 
     @property
     def finite(self) -> bool:
-        """Whether every number that rates are made of is finite."""
+        """Whether all numbers that rates depend on are finite."""
         parts = (self.gradient, self.hessian, self.third, self.norms)
         return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
-class Measurer:
-    """Summaries of the objective ±L + Σ (wd/2)‖θ_i‖² over one partition.
-
-    Args:
-        model, loss_fn: as in :class:`gnewton.summary.Summarizer`.
-        grouping: the groups of its parameters.
-        labels: names of the directions that are measured at once; one of them needs no name.
-        maximize: whether the objective is −L.
-        forward, third, diagonal, engine, max_memory: as in :class:`gnewton.summary.Summarizer`.
+@dataclass(frozen=True)
+class Objective:
+    """The objective ±L of a model, and how its derivatives are computed.
 
     Attributes:
-        names: of the entries of a summary: the groups, or ``group:direction`` where there are several.
-        sign: 1, or −1 with ``maximize``.
+        model, loss_fn, forward, engine, max_memory: as in :class:`gnewton.summary.Summarizer`.
+        maximize: whether the objective is −L.
+    """
+
+    model: nn.Module
+    loss_fn: LossFunction
+    forward: Forward | None = None
+    maximize: bool = False
+    engine: EngineName = "auto"
+    max_memory: int | None = None
+
+
+class Measurer:
+    """Summaries of an objective plus weight decay, ±L + Σ (wd/2)‖θ_i‖², over one partition.
+
+    Args:
+        objective: ±L.
+        grouping: the groups of the model's parameters.
+        labels: names of the directions of one summary; a single direction has the empty name.
+        third, diagonal: as in :class:`gnewton.summary.Summarizer`.
+
+    Attributes:
+        names: names of the entries of a summary: the groups, or ``group:direction`` for several directions.
+        sign: −1 if the objective is maximised, else 1.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        loss_fn: LossFunction,
+        objective: Objective,
         grouping: Grouping,
         *,
         labels: tuple[str, ...] = ("",),
-        maximize: bool = False,
-        forward: Forward | None = None,
         third: bool = True,
         diagonal: bool = False,
-        engine: EngineName = "auto",
-        max_memory: int | None = None,
     ) -> None:
+        model, loss_fn, forward = objective.model, objective.loss_fn, objective.forward
         self._grouping = grouping
         self._problem = Problem(model, loss_fn, grouping.partition, forward)
         several = len(labels) > 1
@@ -95,7 +106,7 @@ class Measurer:
             for j in range(len(labels))
         ]
         self.names = (partition or grouping.partition).names
-        self.sign = -1.0 if maximize else 1.0
+        self.sign = -1.0 if objective.maximize else 1.0
         self._summarizer = Summarizer(
             whole,
             loss_fn,
@@ -103,8 +114,8 @@ class Measurer:
             forward=forward,
             third=third,
             diagonal=diagonal,
-            engine=engine,
-            max_memory=max_memory,
+            engine=objective.engine,
+            max_memory=objective.max_memory,
         )
 
     def measure(
@@ -123,18 +134,19 @@ class Measurer:
             for name, u in zip(names, direction, strict=True)
         }
         summary = self._summarizer.summarize(inputs, targets, named)
-        noise, shaking = summary.gradient_noise, summary.hessian_noise
-        shaking = shaking if shaking.dim() == 1 else shaking.diagonal()
+        gradient_noise, hessian_noise = summary.gradient_noise, summary.hessian_noise
+        hessian_noise = hessian_noise if hessian_noise.dim() == 1 else hessian_noise.diagonal()
         gradient, hessian = self.sign * summary.gradient, self.sign * summary.hessian
         third = torch.zeros_like(gradient) if summary.third is None else self.sign * summary.third
         if any(decay):
-            slope, curvature = self._decay(directions, gradient.new_tensor(list(decay)))
+            slope, bend = self._decay(directions, gradient.new_tensor(list(decay)))
             gradient = gradient + slope
-            hessian = hessian + (curvature.diagonal() if hessian.dim() == 1 else curvature)
-        curved = hessian if hessian.dim() == 1 else hessian.diagonal()
-        # with several directions one of them may be at its minimum, and matter by its interactions
-        still = (gradient.abs() <= noise).view(-1, len(directions)).all(1).repeat_interleave(len(directions))
-        silent = still | ((shaking > 0) & (curved.abs() <= shaking))
+            hessian = hessian + (bend.diagonal() if hessian.dim() == 1 else bend)
+        curvature = hessian if hessian.dim() == 1 else hessian.diagonal()
+        # one of several directions may be at its minimum and still matter through its interactions
+        flat = (gradient.abs() <= gradient_noise).view(-1, len(directions)).all(1)
+        silent = flat.repeat_interleave(len(directions))
+        silent = silent | ((hessian_noise > 0) & (curvature.abs() <= hessian_noise))
         norms = torch.stack([self._grouping.norms(u) for u in directions], 1).flatten()
         sizes = self._grouping.norms(self._grouping.parameters)
         pieces = [gradient, hessian.flatten(), third, norms, silent.double(), sizes, summary.loss.reshape(1)]
@@ -150,7 +162,7 @@ class Measurer:
         )
 
     def objective(self, inputs: Any, targets: Any, parameters: Sequence[Tensor]) -> float:
-        """±L of a batch at other parameters, over all processes; nothing is touched.
+        """±L of a batch at other parameters, over all processes; the model stays as it is.
 
         Args:
             inputs, targets: the batch.
@@ -167,14 +179,13 @@ class Measurer:
     ) -> Tensor:
         """f(θ) − f(θ − step) on equal slices of a batch, float64 on the CPU.
 
-        Nothing is touched: neither buffers nor random streams move, and both losses of a slice draw the same
-        random numbers.
+        Buffers and random streams stay as they are; both losses of a slice draw the same random numbers.
 
         Args:
             inputs, targets: the batch.
             step: in the order of the partition's parameters.
             decay: wd of each parameter, 0 for none.
-            slices: how many; fewer where the batch has fewer samples.
+            slices: number of slices; a batch with fewer samples has one per sample.
         """
         problem, names = self._problem, self._grouping.names
         here = problem.parameters()
@@ -190,13 +201,13 @@ class Measurer:
                 totals[0, i], totals[1, i] = self.sign * change * (stop - start), stop - start
         sums, weights = sum_over_processes(list(totals))
         regular = self._decay_decrease(step, sums.new_tensor(list(decay))) if any(decay) else 0.0
-        found = torch.stack([sums / weights + regular, weights]).cpu()
-        return found[0][found[1] > 0]
+        decreases, counts = torch.stack([sums / weights + regular, weights]).cpu()
+        return decreases[counts > 0]
 
     def _loss(self, parameters: dict[str, Tensor], batch: Any) -> Tensor:
-        """At the present random state, which is put back."""
+        """The loss at the current random state, which is restored."""
         with preserve_torch_streams(self._problem.device()), torch.no_grad():
-            # the model may write into what it is given
+            # the model may write into its inputs
             copies = pytree.tree_map_only(Tensor, torch.clone, (self._problem.constants(), *batch))
             return self._problem.loss(parameters, *copies).double()
 
@@ -225,11 +236,11 @@ def _rows(batch: Any, count: int, start: int, stop: int) -> Any:
 class Stack(Carrier):
     """θ = θ_1 + θ_2 + … + θ_k, with θ_1 the parameters of ``base`` and the other copies zero.
 
-    Along the direction that moves copy j by ε_j u_j the model moves by Σ_j ε_j u_j. A partition whose groups
-    are the pairs (group s, copy j) therefore has the derivatives along all P_s u_j as its summary, exactly.
+    A direction that moves copy j by ε_j u_j moves the model by Σ_j ε_j u_j. The summary over a partition
+    whose groups are the pairs (group s, copy j) therefore holds the exact derivatives along all P_s u_j.
 
     Args:
-        base: the network, which stays as it is.
+        base: the network; it is not changed.
         copies: k >= 2.
     """
 
@@ -243,7 +254,7 @@ class Stack(Carrier):
         )
 
     def forward(self, function: Callable[[nn.Module], Any]) -> Any:
-        """What ``function`` makes of the base at the sum of the copies."""
+        """The value of ``function`` on the base with the sum of the copies as parameters."""
         values: dict[str, Tensor] = dict(self.base.named_parameters())
         moved = {}
         for i, name in enumerate(self._names):
@@ -254,11 +265,11 @@ class Stack(Carrier):
         return functional_call(Carrier(self.base), moved, (function,))
 
     def name(self, parameter: str, copy: int) -> str:
-        """What a copy of a parameter of the base is called here."""
+        """The name, in this model, of a copy of a parameter of the base."""
         return f"base.{parameter}" if copy == 0 else f"others.{copy - 1}.{self._order[parameter]}"
 
     def partition(self, partition: Partition, labels: tuple[str, ...]) -> Partition:
-        """The pairs of a group and a copy, copies of one group next to each other, called ``group:label``."""
+        """The pairs (group, copy), named ``group:label``, with the copies of one group next to each other."""
         names = iter(entries(partition, labels))
         return Partition(
             Group(next(names), tuple(self.name(p, j) for p in group.parameters), group.size)
@@ -268,7 +279,7 @@ class Stack(Carrier):
 
 
 def entries(partition: Partition, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the pairs of a group and a direction; those of the groups where there is one direction."""
+    """Names of the pairs (group, direction); for a single direction those of the groups."""
     if len(labels) == 1:
         return partition.names
     return tuple(f"{name}:{label}" for name in partition.names for label in labels)

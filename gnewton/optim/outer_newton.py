@@ -1,27 +1,26 @@
-"""Rates on the displacement of an inner optimizer, as an outer step."""
+"""OuterNewton: rates on the displacement of an inner optimizer, as an outer step."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gnewton.arguments import check_function, check_number, check_whole, explained
-from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging
-from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated, own_part
+from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated, saved_part
 from gnewton.optim.directions import check_factory
 from gnewton.optim.finite_step import Plan, take
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.inner_optimizers import coupled_decay, inner_groups, restore
-from gnewton.optim.measure import Measurer
+from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.rate_rule import Proposal, RateRule, invalid
 from gnewton.optim.rate_update import RateUpdate
-from gnewton.optim.safeguard import Mark
+from gnewton.optim.safeguard import Snapshot
 from gnewton.optim.shadow_direction import DirectionFactory
 from gnewton.optim.solvers import Solver
 from gnewton.partition import PartitionChoice, chosen_partition
@@ -31,12 +30,12 @@ from gnewton.wrappers import unwrapped
 
 
 class OuterNewton(BoundOptimizer):
-    """An inner optimizer runs ``period`` steps; then θ ← θ − λ_1 Σ_s η_s P_s w, with w the way back to where
-    the parameters were before them and η from the exact summary of the loss along w.
+    """After every ``period`` steps of an inner optimizer: θ ← θ − λ_1 Σ_s η_s P_s w.
 
-    w points uphill, like a gradient: η_s > 0 goes on along the displacement of group s, −1 takes all of it
-    back. Every rate is kept within ``lowest`` and ``highest``. The state of the inner optimizer does not
-    notice the outer step.
+    w is the way back to the parameters before these steps, and η comes from the exact summary of the loss
+    along w. w points uphill, like a gradient: η_s > 0 continues along the displacement of group s, and −1
+    takes all of it back. Rates are clamped between ``lowest`` and ``highest``. The outer step does not change
+    the state of the inner optimizer.
 
     ``param_groups`` are those of the inner optimizer, so torch's schedulers act on its learning rate.
 
@@ -56,6 +55,8 @@ class OuterNewton(BoundOptimizer):
     Raises:
         InputError: for a value out of range, or a partition that does not fit the model.
     """
+
+    why_fixed: ClassVar[str] = "the displacement under way lacks the new group"
 
     @explained(
         lr="it belongs to the inner optimizer, inner=functools.partial(torch.optim.SGD, lr=0.1)",
@@ -109,46 +110,36 @@ class OuterNewton(BoundOptimizer):
         )
         self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
         self._measurer = Measurer(
-            model,
-            loss_fn,
+            Objective(
+                model,
+                loss_fn,
+                forward=forward,
+                maximize=any(group.get("maximize", False) for _, group in inner_groups(self.inner)),
+                engine=engine,
+                max_memory=max_memory,
+            ),
             self._grouping,
-            forward=forward,
-            maximize=any(group.get("maximize", False) for _, group in inner_groups(self.inner)),
             third=self._rule.needs_third,
             diagonal=self._rule.solver.diagonal,
-            engine=engine,
-            max_memory=max_memory,
         )
         self._period = period
         self._damping = damping
         self._steps = 0
-        self._mark = Mark(self._grouping.parameters)
+        self._start = Snapshot(self._grouping.parameters)
         self._on_update = on_update
         self.rates = [0.0] * len(self.partition)
         """λ_1 η_s of the last outer step."""
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: the displacement is measured over all groups from one place on.
-
-        Raises:
-            InputError: always, once the optimizer is built.
-        """
-        if hasattr(self, "inner"):
-            raise InputError(
-                "add_param_group: the displacement under way lacks the new group; "
-                "build a new OuterNewton instead"
-            )
-        super().add_param_group(param_group)
+        self._built = True
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
-        """One step of the inner optimizer, and an outer one where it is due.
+        """Make one step of the inner optimizer, and an outer step if it is due.
 
         Args:
             closure: recomputes the loss with gradients; optional.
-            batch: (inputs, targets) for the summary, where there are no curvature batches.
+            batch: (inputs, targets) for the summary, if there are no curvature batches.
 
         Returns:
-            what ``closure`` returned, or None.
+            The value of ``closure``, or None.
 
         Raises:
             InputError: if an outer step is due and there is no batch for it, or the model trains other
@@ -156,23 +147,23 @@ class OuterNewton(BoundOptimizer):
         """
         self._grouping.check()
         loss = evaluated(closure)
-        if self._mark.before is None:
-            self._mark.set()
+        if self._start.parameters is None:
+            self._start.take()
         self.inner.step()
         self._steps += 1
         if self._steps % self._period == 0:
             self._outer_step(batch)
-            self._mark.set()
+            self._start.take()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state and ours."""
+        """The state of the inner optimizer and of the outer step."""
         return {
             **self.inner.state_dict(),
             "outer_newton": {
                 "groups": list(self.partition.names),
                 "rule": self._rule.state_dict(),
-                "before": self._mark.before,
+                "before": self._start.parameters,
                 "steps": self._steps,
                 "rates": list(self.rates),
                 "curvature_position": self._batches.position,
@@ -180,22 +171,22 @@ class OuterNewton(BoundOptimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore the value of :meth:`state_dict`.
 
         Raises:
             InputError: if the state belongs to another optimizer or another partition.
         """
-        ours = own_part(state_dict, "outer_newton", "OuterNewton", self.partition.names)
+        saved = saved_part(state_dict, "outer_newton", "OuterNewton", self.partition.names)
         restore(self.inner, {key: value for key, value in state_dict.items() if key != "outer_newton"})
         self.param_groups = self.inner.param_groups
-        self._rule.load_state_dict(ours["rule"])
-        self._mark.restore(ours["before"])
-        self._steps, self.rates = ours["steps"], list(ours["rates"])
-        self._batches.seek(ours["curvature_position"])
+        self._rule.load_state_dict(saved["rule"])
+        self._start.load(saved["before"])
+        self._steps, self.rates = saved["steps"], list(saved["rates"])
+        self._batches.seek(saved["curvature_position"])
 
     def _outer_step(self, batch: Any) -> None:
         started = time.perf_counter()
-        w = self._mark.way_back()
+        w = self._start.way_back()
         assert w is not None
         loss, proposal, summarised = self._propose(w, batch)
         solved = self._rule.commit(proposal)
@@ -216,18 +207,18 @@ class OuterNewton(BoundOptimizer):
             )
 
     def _propose(self, w: list[Tensor], batch: Any) -> tuple[float, Proposal, float]:
-        """Mean loss, rates along w, and when the summary was ready; a summary that is not finite: rates 0."""
+        """The mean loss, the rates along w (0 if a summary is not finite), and the time of the summaries."""
         decays = coupled_decay(inner_groups(self.inner))
         decay = [decays.get(p, 0.0) for p in self._grouping.parameters]
         batches = self._batches.for_update(batch)
-        measured = [self._measurer.measure(*each, [w], decay) for each in batches]
-        loss = math.fsum(each.loss for each in measured) / len(measured)
+        measured = [self._measurer.measure(*drawn, [w], decay) for drawn in batches]
+        loss = math.fsum(summary.loss for summary in measured) / len(measured)
         summarised = time.perf_counter()
-        wrong = next((each for each in measured if not each.finite), None)
+        wrong = next((summary for summary in measured if not summary.finite), None)
         if wrong is not None:
             zeros = torch.zeros(len(self.partition), dtype=torch.float64)
             return loss, invalid(zeros, wrong.gradient, wrong.hessian, wrong.third), summarised
-        for each in measured:
-            average = self._rule.observe(each.gradient, each.hessian, each.third, each.norms)
-        silent = torch.stack([each.silent for each in measured]).all(0)
+        for summary in measured:
+            average = self._rule.observe(summary.gradient, summary.hessian, summary.third, summary.norms)
+        silent = torch.stack([summary.silent for summary in measured]).all(0)
         return loss, self._rule.propose(average, measured[-1].norms, silent=silent), summarised

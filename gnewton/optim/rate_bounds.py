@@ -13,19 +13,19 @@ from gnewton.arguments import check_whole
 from gnewton.optim.solvers import Model, Solver
 
 SPREAD = 8.0
-"""A shrunk rate is within this factor of the common one."""
+"""Shrinkage keeps each rate within this factor of the common one."""
 
 RISE = 1.3
-"""The common rate rises by no more than this from one update to the next."""
+"""The largest factor by which the common rate rises from one update to the next."""
 
 
 @dataclass(frozen=True)
 class Common:
-    """The common rate of each direction.
+    """The rate common to all groups, for each direction.
 
     Attributes:
-        rates: c_j, one for each of the k directions; NaN: none is known yet.
-        target: c_j of each entry in units of the rates that are solved for, (S·k,), entries j running faster.
+        rates: c_j, one for each of the k directions; NaN: not known yet.
+        target: c_j of each entry in normalised units, (S·k,); the directions j run faster.
     """
 
     rates: list[float]
@@ -33,11 +33,11 @@ class Common:
 
     @property
     def known(self) -> Tensor:
-        """Which entries have one, (S·k,), bool."""
+        """The entries with a known common rate, (S·k,), bool."""
         return self.target.isfinite()
 
     def bounded(self, rates: Tensor) -> Tensor:
-        """Rates within a factor of the common one; entries that have none stay."""
+        """``rates`` clamped to a factor :data:`SPREAD` around the common rate, where that is known."""
         within = rates.clamp(min=self.target / SPREAD, max=self.target * SPREAD)
         return torch.where(self.known, within, rates)
 
@@ -53,24 +53,25 @@ def common_rates(
 ) -> Common:
     """The minimiser over c of the model along η = c n, for each direction.
 
-    Along one line the cubic term is (λ_int/6) c³ ‖Dn‖³, that of a third derivative of ‖Dn‖³.
+    Along this line the cubic term is (λ_int/6) c³ ‖Dn‖³, that of a third derivative ‖Dn‖³.
 
     Args:
         gradient, hessian, third: the model, (R,), (R, R), (R,), with R = S·k.
-        lengths: n, which turns a rate in units of the direction into what is solved for, (R,).
+        lengths: n, the factor from a rate in units of the direction to normalised units, (R,).
         internal_damping: λ_int.
-        solver: what the rates are solved with.
-        previous: c of the last update by direction; NaN: none.
+        solver: the solver of the rates.
+        previous: c of each direction at the last update; NaN: none.
 
     Returns:
-        For a direction without minimiser the rate before it; along one that does not descend half of it.
+        The common rates. A direction without a minimiser keeps its previous rate; one along which the loss
+        does not descend takes half of it.
     """
     count = len(previous)
     rates, target = [], torch.full_like(gradient, math.nan)
     for j, before in enumerate(previous):
         n = lengths[j::count]
         slope = gradient[j::count] @ n
-        answer = solver.solve(
+        solution = solver.solve(
             Model(
                 gradient=slope.view(1),
                 hessian=(n @ hessian[j::count, j::count] @ n).view(1, 1),
@@ -80,10 +81,10 @@ def common_rates(
                 radius=math.inf,
             )
         )
-        rate = float(answer.rates)
+        rate = float(solution.rates)
         if slope <= 0:
             rate = before / 2
-        elif answer.fell_back or rate <= 0:
+        elif solution.fell_back or rate <= 0:
             rate = before
         if math.isfinite(before):
             rate = min(rate, RISE * before)
@@ -95,11 +96,11 @@ def common_rates(
 class MedianBound:
     """|η_s| <= the median of |η_s| over the last ``window`` updates, the present one included.
 
-    A single large rate, as noise makes them, is cut to what is usual; a lasting rise passes after half a
-    window. Of an even number of values the lower middle one is taken.
+    The median cuts a single large rate, as noise produces it, to the usual size; a lasting rise passes after
+    half a window. The median of an even number of values is the lower middle one.
 
     Args:
-        window: number of updates, at least 1 (at which nothing is bounded).
+        window: number of updates, at least 1; 1 bounds nothing.
     """
 
     def __init__(self, window: int) -> None:
@@ -108,13 +109,13 @@ class MedianBound:
         self._history: list[Tensor] = []
 
     def bound(self, rates: Tensor) -> Tensor:
-        """The bounded rates; ``rates`` are not kept."""
+        """The bounded rates; the history stays as it is."""
         recent = [*self._history[-(self._window - 1) :], rates] if self._window > 1 else [rates]
         limit = torch.stack(recent).abs().median(dim=0).values
         return rates.clamp(min=-limit, max=limit)
 
     def record(self, rates: Tensor) -> None:
-        """Keep the unbounded rates of an update."""
+        """Add the unbounded rates of an update to the history."""
         self._history = [*self._history, rates.clone()][-self._window :]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """From a summary to learning rates: normalise, average, solve, post-process.
 
-All of it happens in float64 on the CPU on a handful of numbers; the caller makes one transfer each way.
+Everything here is float64 on the CPU, on a handful of numbers; the caller makes one transfer each way.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -19,17 +19,17 @@ from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
 from gnewton.optim.rate_bounds import Common, MedianBound, common_rates
-from gnewton.optim.solvers import Answer, Model, Solver, parse_solver
+from gnewton.optim.solvers import Model, Solution, Solver, parse_solver
 
 INVALID = CubicStatus.INVALID_INPUT.value
-"""Status logged for an update whose summary was not finite: the rates before it stay in force."""
+"""Status of an update whose summary was not finite, or failed: the previous rates stay in force."""
 
 AT_REST = "at_rest"
-"""Status logged for an update at which the direction has no effect in any group: nothing is to be solved."""
+"""Status of an update at which the direction has no effect in any group, so there is nothing to solve."""
 
 
 class NegativeRates(str, Enum):
-    """What becomes of rates that the cubic model would have negative."""
+    """The treatment of rates that are negative in the cubic model."""
 
     KEEP = "keep"
     CLIP = "clip"
@@ -37,7 +37,7 @@ class NegativeRates(str, Enum):
 
     @classmethod
     def parse(cls, value: str | NegativeRates) -> NegativeRates:
-        """The member named ``value``, or an error that lists them."""
+        """The member named ``value``, or an error that lists all members."""
         try:
             return cls(value)
         except ValueError:
@@ -47,33 +47,24 @@ class NegativeRates(str, Enum):
 
 @dataclass(frozen=True)
 class Solved:
-    """The outcome of one solve; vectors are float64 on the CPU, in units of the present u.
+    """The rates of one update and what they were solved from; float64 on the CPU, in units of the current u.
 
-    Each has one entry per group and direction, (S,) where there is one direction.
+    Each vector has one entry per group and direction, (S,) for a single direction.
 
     Attributes:
-        rates: η in force, (S,): averaged, bounded and clipped as asked, before the damping λ_1.
-        gradient, curvature, third: ḡ_s, H̄_ss and D3_s that were solved with, (S,), averaged as asked.
-        status: how the solve ended, a value of :class:`~gnewton.cubic.CubicStatus`, or one of
-            :mod:`gnewton.optim.rate_rule`.
-        radius: r = ‖Dη‖ of the solution.
-        residual: relative residual of the first-order condition.
-        curvature_margin: smallest eigenvalue of D⁻¹M(r)D⁻¹ (see :class:`~gnewton.cubic.CubicSolution`).
-        fell_back: whether the model was unbounded below and the fallback supplied the rates.
-        capped: entries whose rate the trust radius lowered.
-        silent: entries that take no part, as they cannot be told from rounding noise, (S,), bool; None: none.
-        internal_damping: λ_int the rates were solved with.
+        rates: η after averaging, bounds and clipping, before the damping λ_1, (S,).
+        gradient, curvature, third: ḡ_s, H̄_ss and D3_s of the averaged model, (S,).
+        solution: the solver's result, in normalised units and over the groups that take part.
+        capped: number of entries whose step the trust radius shortened.
+        silent: entries that cannot be told from rounding noise and take no part, (S,), bool; None: none.
+        internal_damping: λ_int of the solve.
     """
 
     rates: Tensor
     gradient: Tensor
     curvature: Tensor
     third: Tensor
-    status: str
-    radius: float
-    residual: float
-    curvature_margin: float
-    fell_back: bool
+    solution: Solution
     capped: int = 0
     silent: Tensor | None = None
     internal_damping: float = math.nan
@@ -81,13 +72,13 @@ class Solved:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Rates that are not in force yet: what :meth:`RateRule.commit` turns into state.
+    """Rates that are not in force yet: :meth:`RateRule.commit` puts them in force.
 
     Attributes:
         solved: the rates and how they were found.
         unclipped, clipped: η before and after bounds and clipping, in normalised units; None: at rest.
-        certified: the solution itself in normalised units, where there was a minimiser.
-        common: the common rate of each direction; None: rates are not shrunk.
+        certified: the solution itself in normalised units; None: the model had no minimiser.
+        common: the common rate of each direction; None: no shrinkage.
     """
 
     solved: Solved
@@ -98,14 +89,15 @@ class Proposal:
 
 
 def invalid(rates: Tensor, gradient: Tensor, hessian: Tensor, third: Tensor) -> Proposal:
-    """The rates in force once more, for a summary that is not finite; nothing in it changes the state."""
+    """The rates in force once more, for a summary that is not finite; the rule's state stays as it is."""
     nan = math.nan
     curvature = hessian if hessian.dim() == 1 else hessian.diagonal()
-    return Proposal(Solved(rates, gradient, curvature, third, INVALID, nan, nan, nan, fell_back=False))
+    solution = Solution(rates, INVALID, radius=nan, residual=nan, curvature_margin=nan)
+    return Proposal(Solved(rates, gradient, curvature, third, solution))
 
 
 def unmeasured(rates: Tensor) -> Proposal:
-    """The rates in force once more, for an update that has no summary."""
+    """The rates in force once more, for an update without a summary."""
     unknown = torch.full_like(rates, math.nan)
     return invalid(rates, unknown, unknown, unknown)
 
@@ -115,21 +107,22 @@ class RateRule:
 
     Args:
         groups: S.
-        solver: what is solved, one of :data:`gnewton.optim.solvers.SOLVERS`.
+        solver: a name in :data:`gnewton.optim.solvers.SOLVERS`, or a solver.
         internal_damping: λ_int >= 0 of the cubic term.
         negative_rates: "keep" signed rates, "clip" them to 0 after the solve, or "constrain" the solve to
             rates >= 0.
         rate_momentum: μ in [0, 1): η ← μ η_old + (1 − μ) η, on the unclipped rates.
-        rate_median: updates over whose median no rate may rise, see :class:`MedianBound`; None: no bound.
+        rate_median: number of updates whose median bounds each rate, see
+            :class:`~gnewton.optim.rate_bounds.MedianBound`; None: no bound.
         shrinkage: τ >= 0 of the term (τ/2)(η − c)ᵀ diag|H̄| (η − c) that pulls the rates of a direction
             towards their common rate c; a shrunk rate is within a factor of 8 of it
-            (:mod:`gnewton.optim.rate_rule`). 0: none.
+            (:mod:`gnewton.optim.rate_bounds`). 0: none.
         proximal: μ >= 0 of the proximal term (μ/2)(η − η_prev)ᵀ diag|H̄| (η − η_prev).
         averaging: the average of (ḡ, H̄, D3) over updates.
-        normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that old ones stay comparable
+        normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that they stay comparable
             while the length of u changes.
-        bounds: the lowest and the highest rate, in units of the present u; None: no bounds.
-        directions: k; the entries are pairs (group, direction), the latter running faster.
+        bounds: the lowest and the highest rate, in units of the current u; None: no bounds.
+        directions: k; entries are pairs (group, direction), with the direction running faster.
     """
 
     def __init__(
@@ -173,7 +166,7 @@ class RateRule:
         self.restart(groups)
 
     def restart(self, groups: int) -> None:
-        """Forget every summary and rate so far, and go on with ``groups`` of them."""
+        """Forget all summaries and rates, and continue with ``groups`` groups."""
         self._groups = groups
         self.averaging.load_state_dict(copy.deepcopy(self._empty))
         if self._median is not None:
@@ -185,16 +178,21 @@ class RateRule:
 
     @property
     def needs_third(self) -> bool:
-        """Whether D3 has a part in the rates."""
+        """Whether the rates depend on D3."""
         return self.solver.uses_third and self.internal_damping > 0
 
+    @property
+    def damped(self) -> bool:
+        """Whether the rates depend on λ_int."""
+        return self.solver.uses_damping and self.internal_damping > 0
+
     def observe(self, gradient: Tensor, hessian: Tensor, third: Tensor, norms: Tensor) -> Tensor:
-        """Normalise one summary, take it into the average and return the average, packed.
+        """Add one summary, normalised, to the average; return the average, packed.
 
         Args:
-            gradient, hessian, third: ḡ (S,), H̄ (S, S), or its diagonal (S,) for a solver that needs no
-                more, and D3 (S,), float64 on the CPU.
-            norms: ‖P_s u‖ of the direction the summary was taken along, (S,).
+            gradient, hessian, third: ḡ (S,), H̄ (S, S) (for a diagonal solver its diagonal, (S,)) and D3
+                (S,), float64 on the CPU.
+            norms: ‖P_s u‖ of the direction of the summary, (S,).
         """
         scale = self._scale(norms)
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
@@ -205,67 +203,51 @@ class RateRule:
     def propose(
         self, average: Tensor, norms: Tensor, *, factor: float = 1.0, silent: Tensor | None = None
     ) -> Proposal:
-        """Solve for the rates of a direction with group norms ``norms``; nothing is kept yet.
+        """Solve for the rates of a direction with group norms ``norms``, without putting them in force.
 
-        Groups in which the direction vanishes, or has no effect that could be told from rounding noise, take
-        no part and get the rate 0.
+        Groups in which the direction vanishes, or has no effect that can be told from rounding noise, take no
+        part and get the rate 0.
 
         Args:
-            average: what :meth:`observe` returned.
-            norms: ‖P_s u‖ now, (S,).
-            factor: of λ_int for this solve.
-            silent: the groups without an effect, (S,), bool; None: there are none.
+            average: the value of :meth:`observe`.
+            norms: current ‖P_s u‖, (S,).
+            factor: factor on λ_int for this solve.
+            silent: groups without an effect, (S,), bool; None: there are none.
         """
-        gradient, hessian, third = self._unpack(average)
+        model, scale = self._model(average, factor), self._scale(norms)
         silent = torch.zeros_like(norms, dtype=torch.bool) if silent is None else silent & (norms > 0)
         active = (norms > 0) & ~silent
-        if not active.any():
-            return Proposal(self._at_rest(gradient, hessian, third, norms, silent, factor))
-        scale = self._scale(norms)
-        common = self._shared(gradient, hessian, third, torch.where(active, scale, 0.0), factor)
-        answer = self._solve(gradient, hessian, third, active, factor, common)
+        if not active.any():  # the loss does not depend on the rates
+            zeros = torch.zeros(self._groups, dtype=torch.float64)
+            return Proposal(self._solved(model, zeros, Solution(zeros, AT_REST), scale, silent))
+        common = self._common_rates(model, torch.where(active, scale, 0.0))
+        solution = self._solve(model, active, common)
         rates = torch.zeros(self._groups, dtype=torch.float64)
-        rates[active] = answer.rates
+        rates[active] = solution.rates
         if common is not None:
             rates = common.bounded(rates)
-        certified = None if answer.fell_back else rates
+        certified = None if solution.fell_back else rates
         if self.rate_momentum and self._unclipped is not None:
             rates = self.rate_momentum * self._unclipped + (1 - self.rate_momentum) * rates
         clipped = self._bound(rates)
         if self.bounds is not None:
             clipped = clipped.clamp(min=self.bounds[0] * scale, max=self.bounds[1] * scale)
-        solved = Solved(
-            rates=torch.where(active, clipped / scale, 0.0),
-            gradient=gradient * scale,
-            curvature=hessian.diagonal() * scale**2,
-            third=self._logged_third(third, scale),
-            status=answer.status,
-            radius=answer.radius,
-            residual=answer.residual,
-            curvature_margin=answer.curvature_margin,
-            fell_back=answer.fell_back,
-            silent=silent,
-            internal_damping=self.internal_damping * factor,
-        )
+        solved = self._solved(model, torch.where(active, clipped / scale, 0.0), solution, scale, silent)
         return Proposal(solved, rates, clipped, certified, None if common is None else common.rates)
 
     def predicted(self, average: Tensor, norms: Tensor, rates: Tensor, *, factor: float = 1.0) -> float:
         """The decrease of the model, without its proximal term, from rates 0 to ``rates``.
 
         Args:
-            average: what :meth:`observe` returned.
-            norms: ‖P_s u‖ now, (S,).
-            rates: in units of the present u, damped as the step is, (S,).
-            factor: of λ_int.
+            average: the value of :meth:`observe`.
+            norms: current ‖P_s u‖, (S,).
+            rates: in units of the current u, damped as the step is, (S,).
+            factor: factor on λ_int.
         """
-        gradient, hessian, third = self._unpack(average)
-        constrained = self.negative_rates is NegativeRates.CONSTRAIN
-        damping = self.internal_damping * factor
-        model = Model(gradient, hessian, third, damping, constrained, math.inf)
-        return -self.solver.value(model, rates * self._scale(norms))
+        return -self.solver.value(self._model(average, factor), rates * self._scale(norms))
 
     def commit(self, proposal: Proposal) -> Solved:
-        """Put proposed rates in force: they are what the next update starts from."""
+        """Put proposed rates in force: the next update starts from them."""
         if proposal.unclipped is not None and proposal.clipped is not None:
             self._unclipped, self._previous = proposal.unclipped, proposal.clipped
             if self._median is not None:
@@ -296,36 +278,37 @@ class RateRule:
         if self._median is not None and state["median"] is not None:
             self._median.load_state_dict(state["median"])
 
-    def _unpack(self, average: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _model(self, average: Tensor, factor: float) -> Model:
+        """The model of a packed average, with ``factor`` on λ_int, in normalised units."""
         size = self._groups
         if self.solver.diagonal:
             gradient, diagonal, third = average.split([size, size, size])
-            return gradient, torch.diag(diagonal), third
-        gradient, hessian, third = average.split([size, size * size, size])
-        return gradient, hessian.view(size, size), third
+            hessian = torch.diag(diagonal)
+        else:
+            gradient, hessian, third = average.split([size, size * size, size])
+            hessian = hessian.view(size, size)
+        constrained = self.negative_rates is NegativeRates.CONSTRAIN
+        return Model(gradient, hessian, third, self.internal_damping * factor, constrained, math.inf)
 
-    def _shared(
-        self, gradient: Tensor, hessian: Tensor, third: Tensor, lengths: Tensor, factor: float
-    ) -> Common | None:
-        """The common rates, in normalised units; ``lengths`` are 0 for the groups that take no part."""
+    def _common_rates(self, model: Model, lengths: Tensor) -> Common | None:
+        """The common rates, in normalised units; ``lengths`` are 0 in groups that take no part."""
         if not self.shrinkage:
             return None
-        damping = self.internal_damping * factor
-        return common_rates(gradient, hessian, third, lengths, damping, self.solver, self._common)
+        return common_rates(
+            model.gradient,
+            model.hessian,
+            model.third,
+            lengths,
+            model.internal_damping,
+            self.solver,
+            self._common,
+        )
 
-    def _solve(
-        self,
-        gradient: Tensor,
-        hessian: Tensor,
-        third: Tensor,
-        active: Tensor,
-        factor: float,
-        common: Common | None,
-    ) -> Answer:
-        """The solution over the active groups, shrinkage and proximal term included, in normalised units."""
-        target, matrix = gradient[active], hessian[active][:, active]
+    def _solve(self, model: Model, active: Tensor, common: Common | None) -> Solution:
+        """The solution over the active groups, with shrinkage and proximal term, in normalised units."""
+        target, matrix = model.gradient[active], model.hessian[active][:, active]
         curvature = matrix.diagonal().abs()
-        pulls: list[tuple[Tensor | float, Tensor]] = []  # weights, and the rates they pull towards
+        pulls: list[tuple[Tensor | float, Tensor]] = []  # pairs of a weight and the rates it pulls towards
         if common is not None:
             weights = torch.where(common.known, self.shrinkage, 0.0)[active]
             pulls.append((weights, common.target.nan_to_num()[active]))
@@ -336,47 +319,37 @@ class RateRule:
             matrix = matrix + torch.diag(pull)
             target = target + pull * towards
         return self.solver.solve(
-            Model(
+            replace(
+                model,
                 gradient=target,
                 hessian=matrix,
-                third=third[active],
-                internal_damping=self.internal_damping * factor,
-                nonnegative=self.negative_rates is NegativeRates.CONSTRAIN,
+                third=model.third[active],
                 radius=math.inf if self._accepted is None else self._accepted[active],
             )
         )
 
+    def _solved(
+        self, model: Model, rates: Tensor, solution: Solution, scale: Tensor, silent: Tensor
+    ) -> Solved:
+        """Rates in units of the current u, with the model in the same units."""
+        third = model.third * scale**3 if self.needs_third else torch.full_like(model.third, math.nan)
+        return Solved(
+            rates=rates,
+            gradient=model.gradient * scale,
+            curvature=model.hessian.diagonal() * scale**2,
+            third=third,  # NaN where the rates do not depend on it: then it is not computed
+            solution=solution,
+            silent=silent,
+            internal_damping=model.internal_damping,
+        )
+
     def _bound(self, rates: Tensor) -> Tensor:
-        """Rates within their median, negative ones clipped."""
+        """Rates bounded by their median, negative ones clipped."""
         if self._median is not None:
             rates = self._median.bound(rates)
         if self.negative_rates is not NegativeRates.KEEP:
             rates = rates.clamp(min=0)
         return rates
-
-    def _logged_third(self, third: Tensor, scale: Tensor) -> Tensor:
-        """D3 in units of the present u; NaN where it has no part in the rates and is not computed."""
-        return third * scale**3 if self.needs_third else torch.full_like(third, math.nan)
-
-    def _at_rest(
-        self, gradient: Tensor, hessian: Tensor, third: Tensor, norms: Tensor, silent: Tensor, factor: float
-    ) -> Solved:
-        """The direction has no effect in any group: whatever the rates, the loss stays."""
-        zeros = torch.zeros(self._groups, dtype=torch.float64)
-        scale = self._scale(norms)
-        return Solved(
-            rates=zeros,
-            gradient=gradient * scale,
-            curvature=hessian.diagonal() * scale**2,
-            third=self._logged_third(third, scale),
-            status=AT_REST,
-            radius=0.0,
-            residual=0.0,
-            curvature_margin=0.0,
-            fell_back=False,
-            silent=silent,
-            internal_damping=self.internal_damping * factor,
-        )
 
     def _scale(self, norms: Tensor) -> Tensor:
         return norms if self.normalise else torch.ones_like(norms)

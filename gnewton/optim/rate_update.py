@@ -1,4 +1,4 @@
-"""One update of the rates: as the controllers of the dampings see it, and as it is logged."""
+"""One update of the rates, as it is logged and as the controllers of the dampings see it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class RateUpdate:
     """One update of the rates, for logs.
 
     Attributes:
-        step: number of training steps made before it.
-        solved: the rates before damping, with what they were solved from.
-        names: what each entry of the vectors in ``solved`` belongs to: a group of the partition, or
-            ``group:direction`` where there are several directions.
+        step: number of training steps before it.
+        solved: the rates before damping, and the model that they were solved from.
+        names: name of each entry of the vectors in ``solved``: a group of the partition, or
+            ``group:direction`` for several directions.
         damping: λ_1 of each entry at this update.
-        loss: of the curvature batch, at the parameters before the step.
+        loss: loss of the curvature batch, at the parameters before the step.
         summary_seconds, solve_seconds: wall time of the two parts; trials of the controller count as solving.
         warming_up: whether the update only fed the average, and its rates are not put in force.
-        rejected: updates rejected so far (:class:`~gnewton.optim.safeguard.Safeguard`).
-        readings: what the controller of the dampings measured, by column of rates.csv.
+        rejected: number of updates rejected so far (:class:`~gnewton.optim.safeguard.Safeguard`).
+        readings: values measured by the controller, by column of rates.csv.
     """
 
     step: int
@@ -46,15 +46,15 @@ class RateUpdate:
 
 @dataclass(frozen=True)
 class Update(Site):
-    """What has been measured at an update, and with what more can be.
+    """The measurements of an update, and the means to measure more.
 
     Attributes:
-        rule, measurer, grouping: of the optimizer.
-        silent: the entries that take no part, (R,), bool.
-        watched: where the parameters were at the last update, if that is kept.
-        average: what the rule returned for the summaries of this update.
+        rule, measurer, grouping: those of the optimizer.
+        silent: entries that take no part, (R,), bool.
+        displaced: the displacement since the last update, if it is measured.
+        average: the packed average after the summaries of this update.
         measured: the last of these summaries.
-        batch: on which it was taken.
+        batch: the batch of the last summary.
         directions: u_1 … u_k.
         decay: wd of each parameter, 0 for none.
         lr: λ_1 of each entry, before the controller.
@@ -64,7 +64,7 @@ class Update(Site):
     measurer: Measurer
     grouping: Grouping
     silent: Tensor
-    watched: Displacement | None
+    displaced: Displacement | None
     average: Tensor
     measured: Measured
     batch: Batch
@@ -78,24 +78,24 @@ class Update(Site):
         return self.measurer.sign * self.measured.loss
 
     def propose(self, damping: float, internal_damping: float) -> Proposal:
-        """Rates; nothing is put in force."""
+        """Rates at these dampings, not yet in force."""
         return self.rule.propose(
             self.average, self.measured.norms, factor=internal_damping, silent=self.silent
         )
 
     def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
-        """The decrease of the averaged model."""
+        """The predicted decrease, by the averaged model."""
         rates = self.lr * damping * proposal.solved.rates
         return self.rule.predicted(self.average, self.measured.norms, rates, factor=internal_damping)
 
     def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
-        """The decrease on slices of the curvature batch; the directions stay as they are."""
+        """The actual decrease on slices of the curvature batch."""
         rates = (self.lr * damping * proposal.solved.rates).tolist()
         step = combined(self.directions, Plan(rates), self.grouping)
         return self.measurer.decreases(*self.batch, step, self.decay, slices)
 
     def displacement(self) -> tuple[float, float] | None:
-        """Along what has changed since the last update."""
-        if self.watched is None:
+        """The derivatives along the displacement since the last update."""
+        if self.displaced is None:
             return None
-        return self.watched.measure(*self.batch, dict(zip(self.grouping.names, self.decay, strict=True)))
+        return self.displaced.measure(*self.batch, dict(zip(self.grouping.names, self.decay, strict=True)))

@@ -38,24 +38,23 @@ _REFUSED = {
 
 
 class ShadowDirection:
-    """Runs an optimizer on shadow parameters that stand at zero; what it would have subtracted is u.
+    """An optimizer that runs on shadow parameters at zero; the step that it would have subtracted is u.
 
-    The shadows start every step at zero, so u = −(shadow after the step) carries no cancellation error, at
-    any scale of the parameters. Weight decay, which the inner optimizer cannot see there, is added here
-    exactly: a coupled one to the gradient, a decoupled one to u (:mod:`gnewton.optim.inner_optimizers`).
+    The shadows start every step at zero, so u = −(shadow after the step) has no cancellation error, at any
+    scale of the parameters. The inner optimizer cannot apply weight decay to shadows, so this class adds it
+    exactly: a coupled decay to the gradient, a decoupled one to u (:mod:`gnewton.optim.inner_optimizers`).
 
     Args:
         parameters: (name, parameter) pairs whose ``.grad`` feeds the direction.
         factory: builds the inner optimizer from (name, tensor) pairs, as every torch optimizer takes them:
-            ``functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9)``. The scale of its learning rate is
-            immaterial: the rates of GroupedNewton undo it.
-        maximize: whether the gradients are those of an objective to be maximised; u then points down the
-            objective, so that θ − u still improves it. The inner optimizer's own ``maximize`` must agree
-            with it or be off.
+            ``functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9)``. The scale of its learning rate does
+            not matter: the rates of GroupedNewton cancel it.
+        maximize: whether the objective is maximised; u then points down the objective, so that θ − u still
+            improves it. The inner optimizer's own ``maximize`` must be the same, or off.
 
     Raises:
         InputError: for an inner optimizer that needs a closure, sparse gradients or the parameters
-            themselves, whose weight decay is of unknown kind, or that maximises on its own.
+            themselves, one with weight decay of unknown kind, or one that maximises on its own.
     """
 
     def __init__(
@@ -73,7 +72,10 @@ class ShadowDirection:
             kind = type(self.inner).__name__
             raise InputError(f"direction: must build a torch optimizer, but what it built is a <{kind}>")
         self._start = copy.deepcopy(self.inner.state_dict())
-        self._steps = 0  # since the inner optimizer had its first state
+        self._steps = 0  # since the inner optimizer was in its first state
+        numbers = {p: i for i, (_, group) in enumerate(self._inner_groups()) for p in group["params"]}
+        self._inner_group = [numbers.get(shadow, -1) for shadow in self._shadows]
+        self._weights: tuple[list[float], list[float]] = ([], [])  # by inner group, and by parameter
         reason = _REFUSED.get(type(self.inner).__name__)
         if reason is not None:
             raise InputError(f"direction={type(self.inner).__name__}: {reason}")
@@ -86,17 +88,17 @@ class ShadowDirection:
     def update(self) -> list[Tensor]:
         """Advance the inner optimizer by one step and return u, one tensor per parameter, pointing uphill.
 
-        The tensors are valid until the next call and must not be written to. A parameter without gradient
-        gets a zero direction.
+        The tensors are valid until the next call and must not be written to. The direction of a parameter
+        without gradient is zero.
         """
         return self.advance(fresh=False)[0]
 
     @torch.no_grad()
     def advance(self, *, fresh: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """As :meth:`update`, with v, the part of u that is new (:mod:`gnewton.optim.fresh`), if asked for.
+        """As :meth:`update`; with ``fresh`` also v, the new part of u (:mod:`gnewton.optim.fresh`).
 
         Returns:
-            u, and v; u twice where v is not asked for. Where v is not known it is u.
+            u and v. Without ``fresh``, or for a method whose v is not known, v is u.
         """
         for shadow, parameter in self._of_shadow.items():
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -116,36 +118,38 @@ class ShadowDirection:
 
     @property
     def weights(self) -> list[float]:
-        """w = Σ_k w_k of each parameter: how many steps along v a step along u is worth."""
-        weights = dict.fromkeys(self._shadows, 1.0)
-        for optimizer, group in self._inner_groups():
-            weights.update(dict.fromkeys(group["params"], weight(optimizer, group, self._steps)))
-        return [weights[shadow] for shadow in self._shadows]
+        """w = Σ_k w_k of each parameter: the number of steps along v that a step along u is worth.
+
+        The list is the same object until a weight changes; it must not be written to.
+        """
+        by_group = [weight(optimizer, group, self._steps) for optimizer, group in self._inner_groups()]
+        if by_group != self._weights[0] or not self._weights[1]:
+            padded = [*by_group, 1.0]  # −1: the parameters in no group
+            self._weights = by_group, [padded[i] for i in self._inner_group]
+        return self._weights[1]
 
     def quadratic_decay(self) -> list[float]:
-        """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, one per parameter; 0: none.
+        """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, for each parameter; 0: none.
 
-        It belongs to the objective whose gradient u is made of, so the summary has to hold it too.
+        u is made from the gradient of an objective with this term, so the summary must include it.
         """
         decay = coupled_decay(self._inner_groups())
         return [decay.get(shadow, 0.0) for shadow in self._shadows]
 
     def is_finite(self) -> bool:
-        """Whether u, as :meth:`update` returned it last, is finite in what the next one is made of; waits for
-        the device.
-        """
+        """Whether all parts of the last u that enter the next one are finite; waits for the device."""
         return bool(all_finite(buffers(self.inner) if readable(self.inner) else self._shadows))
 
     def restart(self) -> None:
-        """Give the inner optimizer its first state again; u itself stays as it is."""
+        """Reset the inner optimizer to its first state; the current u stays."""
         self.inner.load_state_dict(copy.deepcopy(self._start))
         self._steps = 0
 
     def extended(self, parameters: Iterable[tuple[str, Tensor]]) -> ShadowDirection:
         """The same method on more parameters, as the factory builds it for all of them.
 
-        It goes on with the state that this one has for each of its parameters; what else an optimizer may
-        hold, such as K-FAC's factors, starts anew.
+        It keeps the state of each old parameter; any other state of an optimizer, such as K-FAC's factors,
+        starts anew.
         """
         named = [*zip(self._names, self._parameters, strict=True), *parameters]
         grown = ShadowDirection(named, self._factory, maximize=self._maximize)
@@ -159,27 +163,27 @@ class ShadowDirection:
         return grown
 
     def close(self) -> None:
-        """Let go of the model, for inner optimizers that hold on to it."""
+        """Release the model, for inner optimizers that refer to it."""
         for part in parts(self.inner):
             if hasattr(part, "close"):
                 part.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the inner optimizer (momentum buffers and the like)."""
+        """The state of the inner optimizer, such as momentum buffers."""
         return self.inner.state_dict()
 
     @property
     def steps(self) -> int:
-        """Steps since the inner optimizer had its first state."""
+        """Number of steps since the inner optimizer was in its first state."""
         return self._steps
 
     def load_state_dict(self, state: dict[str, Any], steps: int = 0) -> None:
-        """Restore what :meth:`state_dict` returned, bit for bit, and :attr:`steps`."""
+        """Restore the value of :meth:`state_dict`, bit for bit, and :attr:`steps`."""
         restore(self.inner, state)
         self._steps = steps
 
     def _step(self) -> list[Tensor]:
-        """u by a step of the shadows, which start from zero."""
+        """u from a step of the shadows, which start at zero."""
         torch._foreach_zero_(self._shadows)
         self.inner.step()
         torch._foreach_neg_(self._shadows)
@@ -188,7 +192,7 @@ class ShadowDirection:
         return [shadow.detach() for shadow in self._shadows]
 
     def _fresh(self, step: list[Tensor]) -> list[Tensor]:
-        """v of each parameter, right after the step; what was subtracted where v is not known."""
+        """v of each parameter, right after the step; u if v is not known."""
         known: dict[Tensor, Tensor] = {}
         gradients = {shadow: shadow.grad for shadow in self._shadows if shadow.grad is not None}
         for optimizer, group in self._inner_groups():
@@ -198,18 +202,18 @@ class ShadowDirection:
         return [known.get(shadow, u) for shadow, u in zip(self._shadows, step, strict=True)]
 
     def _read_off(self) -> list[Tensor]:
-        """The same u without moving the shadows, which takes half of the memory traffic of a plain step."""
-        found = advance(self.inner)
-        still = [shadow for shadow in self._shadows if shadow not in found]
-        if still:
-            torch._foreach_zero_(still)
-        return [found.get(shadow, shadow).detach() for shadow in self._shadows]
+        """The same u without moving the shadows: half of the memory traffic of a plain step."""
+        steps = advance(self.inner)
+        without = [shadow for shadow in self._shadows if shadow not in steps]
+        if without:
+            torch._foreach_zero_(without)
+        return [steps.get(shadow, shadow).detach() for shadow in self._shadows]
 
     def _inner_groups(self) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
         return inner_groups(self.inner)
 
     def _feed(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-        """Turn the gradients round where the inner optimizer does not, and add a coupled decay."""
+        """Negate the gradients if the inner optimizer does not, and add a coupled decay."""
         shadows = [shadow for shadow in group["params"] if shadow.grad is not None]
         if not shadows:
             return
@@ -226,7 +230,7 @@ class ShadowDirection:
                 shadow.grad = gradient
 
     def _decay(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-        """Add a decoupled decay to u; parameters without gradient decay as little as they step."""
+        """Add a decoupled decay to u; parameters without gradient neither step nor decay."""
         decay = group.get("weight_decay")
         if not decay or decay_kind(optimizer, group) is not DecayKind.DECOUPLED:
             return

@@ -1,4 +1,4 @@
-"""From (ḡ, H̄, D3) to rates: the cubic model, its cheaper and cruder relatives, by name."""
+"""From (ḡ, H̄, D3) to rates: the cubic model and its cheaper, cruder relatives, by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gnewton.arguments import check_name
 from gnewton.cubic import CubicStatus, fallback, solve_cubic
 
 STATIONARY = "stationary"
-"""Status of bare Newton: a stationary point of the quadratic model, be it a minimum or not."""
+"""Status of the bare Newton solver: a stationary point of the quadratic model, minimum or not."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Model:
         hessian: H̄, (S, S).
         third: D3, (S,).
         internal_damping: λ_int >= 0.
-        nonnegative: whether rates have to be >= 0.
-        radius: bound on each |η_s| where the model has no minimum, (S,); inf: none.
+        nonnegative: whether rates must be >= 0.
+        radius: bound on each |η_s| if the model has no minimum, (S,); inf: no bound.
     """
 
     gradient: Tensor
@@ -39,25 +39,35 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Rates (S,), how they were found and what certifies them; see :class:`~gnewton.cubic.CubicSolution`."""
+class Solution:
+    """The result of one solve, with its certificate.
+
+    Attributes:
+        rates: η, (S,), finite.
+        status: how the solve ended: a value of :class:`~gnewton.cubic.CubicStatus`, :data:`STATIONARY`, or
+            :data:`~gnewton.optim.rate_rule.AT_REST`.
+        radius: r = ‖Dη‖ of the solution.
+        residual: relative residual of the first-order condition.
+        curvature_margin: smallest eigenvalue of D⁻¹M(r)D⁻¹ (see :class:`~gnewton.cubic.CubicSolution`).
+        fell_back: whether the model was unbounded below, so that the fallback supplied the rates.
+    """
 
     rates: Tensor
     status: str
-    radius: float
-    residual: float
-    curvature_margin: float
-    fell_back: bool
+    radius: float = 0.0
+    residual: float = 0.0
+    curvature_margin: float = 0.0
+    fell_back: bool = False
 
 
 class Solver(ABC):
-    """Finds rates from a model.
+    """A method to find rates from a model.
 
     Attributes:
-        diagonal: whether only the diagonal of H̄ is used, so that the rest need not be computed.
+        diagonal: whether it needs only the diagonal of H̄.
         uses_third: whether D3 is used.
         uses_damping: whether λ_int has an effect.
-        constrains: whether it can respect η >= 0 within the solve.
+        constrains: whether it can enforce η >= 0 within the solve.
     """
 
     diagonal: ClassVar[bool] = False
@@ -66,24 +76,24 @@ class Solver(ABC):
     constrains: ClassVar[bool] = True
 
     @abstractmethod
-    def solve(self, model: Model) -> Answer:
-        """The rates; finite whatever the model."""
+    def solve(self, model: Model) -> Solution:
+        """The rates, finite for every model."""
 
     def value(self, model: Model, rates: Tensor) -> float:
-        """The model at given rates, 0 at rates of 0."""
+        """The value of the model at ``rates``, relative to rates of 0."""
         quadratic = rates @ model.hessian @ rates / 2 - model.gradient @ rates
         return float(quadratic + self.regularisation(model, rates))
 
     @abstractmethod
     def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
-        """What is added to the quadratic model of the loss."""
+        """The term that is added to the quadratic model of the loss."""
 
 
 class CubicSolver(Solver):
     """The global minimiser of −ḡᵀη + ½ ηᵀH̄η + (λ_int/6)‖Dη‖³, D = Diag(|D3_s|^{1/3})."""
 
-    def solve(self, model: Model) -> Answer:
-        """By :func:`gnewton.cubic.solve_cubic`; where there is no minimiser, by its fallback."""
+    def solve(self, model: Model) -> Solution:
+        """Solve by :func:`gnewton.cubic.solve_cubic`, or by its fallback if there is no minimiser."""
         return _minimise(model, model.hessian, model.third, model.internal_damping)
 
     def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
@@ -93,22 +103,22 @@ class CubicSolver(Solver):
 
 
 class DiagonalCubicSolver(CubicSolver):
-    """The cubic model without the interactions of the groups: H̄ is replaced by its diagonal."""
+    """The cubic model without interactions between groups: H̄ is replaced by its diagonal."""
 
     diagonal: ClassVar[bool] = True
 
 
 class RidgeSolver(Solver):
-    """(H̄ + λ_int diag|H̄|) η = ḡ: a quadratic term in place of the cubic one (Levenberg–Marquardt).
+    """(H̄ + λ_int diag|H̄|) η = ḡ: a quadratic term instead of the cubic one (Levenberg–Marquardt).
 
-    The diagonal of H̄ keeps the invariance under a rescaling of the groups, which λ_int times the identity
-    would break.
+    The diagonal of H̄ keeps the invariance under rescaling of the groups; λ_int times the identity would
+    break it.
     """
 
     uses_third: ClassVar[bool] = False
 
-    def solve(self, model: Model) -> Answer:
-        """By :func:`gnewton.cubic.solve_cubic` without cubic term, hence with its fallback."""
+    def solve(self, model: Model) -> Solution:
+        """Solve by :func:`gnewton.cubic.solve_cubic` without the cubic term, with the same fallback."""
         ridge = torch.diag(model.internal_damping * model.hessian.diagonal().abs())
         return _minimise(model, model.hessian + ridge, None, 0.0)
 
@@ -118,29 +128,28 @@ class RidgeSolver(Solver):
 
 
 class NewtonSolver(Solver):
-    """η = H̄⁻¹ ḡ as it stands: where H̄ is indefinite this is a saddle, where it is singular the shortest η."""
+    """η = H̄⁻¹ ḡ without safeguards: a saddle point if H̄ is indefinite, the shortest η if H̄ is singular."""
 
     uses_third: ClassVar[bool] = False
     uses_damping: ClassVar[bool] = False
     constrains: ClassVar[bool] = False
 
-    def solve(self, model: Model) -> Answer:
-        """By least squares in units in which every |H̄_ss| is one: the scale of a group is immaterial."""
+    def solve(self, model: Model) -> Solution:
+        """Solve by least squares in units in which every |H̄_ss| is one, so that their scale cancels."""
         unit = model.hessian.diagonal().abs().rsqrt().nan_to_num(nan=1.0, posinf=1.0)
         scaled, target = model.hessian * torch.outer(unit, unit), model.gradient * unit
-        found = torch.linalg.lstsq(scaled, target.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        rates = found * unit
+        solved = torch.linalg.lstsq(scaled, target.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        rates = solved * unit
         if not bool(torch.isfinite(rates).all()):
-            return Answer(
-                torch.zeros_like(rates), CubicStatus.INVALID_INPUT.value, 0.0, math.inf, -math.inf, False
-            )
-        size = float(target.norm() + found.norm())
-        residual = float((scaled @ found - target).norm()) / size if size > 0 else 0.0
+            status = CubicStatus.INVALID_INPUT.value
+            return Solution(torch.zeros_like(rates), status, residual=math.inf, curvature_margin=-math.inf)
+        size = float(target.norm() + solved.norm())
+        residual = float((scaled @ solved - target).norm()) / size if size > 0 else 0.0
         margin = float(torch.linalg.eigvalsh(scaled)[0])
-        return Answer(rates, STATIONARY, 0.0, residual, margin, False)
+        return Solution(rates, STATIONARY, residual=residual, curvature_margin=margin)
 
     def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
-        """None."""
+        """Zero: this model has no regularisation."""
         return 0.0
 
 
@@ -150,11 +159,11 @@ SOLVERS: dict[str, type[Solver]] = {
     "ridge": RidgeSolver,
     "newton": NewtonSolver,
 }
-"""The solvers by the name under which they can be chosen."""
+"""The solvers by name."""
 
 
 def parse_solver(solver: str | Solver) -> Solver:
-    """The solver of that name, or the one given.
+    """The solver with this name, or ``solver`` itself.
 
     Raises:
         InputError: if no solver has that name.
@@ -165,17 +174,17 @@ def parse_solver(solver: str | Solver) -> Solver:
     return SOLVERS[solver]()
 
 
-def _minimise(model: Model, hessian: Tensor, third: Tensor | None, damping: float) -> Answer:
+def _minimise(model: Model, hessian: Tensor, third: Tensor | None, damping: float) -> Solution:
     gradient, nonnegative = model.gradient, model.nonnegative
-    solution = solve_cubic(hessian, gradient, third, damping, nonnegative=nonnegative)
-    rates = solution.rates
-    if not solution.bounded:
+    cubic = solve_cubic(hessian, gradient, third, damping, nonnegative=nonnegative)
+    rates = cubic.rates
+    if not cubic.bounded:
         rates = fallback(hessian, gradient, third, damping, radius=model.radius, nonnegative=nonnegative)
-    return Answer(
+    return Solution(
         torch.as_tensor(rates),
-        solution.status.value,
-        float(solution.radius),
-        float(solution.residual),
-        float(solution.curvature_margin),
-        not solution.bounded,
+        cubic.status.value,
+        radius=float(cubic.radius),
+        residual=float(cubic.residual),
+        curvature_margin=float(cubic.curvature_margin),
+        fell_back=not cubic.bounded,
     )

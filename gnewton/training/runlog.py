@@ -144,7 +144,7 @@ class RateLog:
         """The step of the first update since :meth:`take` with numbers that are not finite, or None."""
         for update in self._pending:
             rates = update.solved.rates
-            if update.solved.status == INVALID or not all(map(math.isfinite, rates.tolist())):
+            if update.solved.solution.status == INVALID or not all(map(math.isfinite, rates.tolist())):
                 return update.step
         return None
 
@@ -168,16 +168,16 @@ class RateLog:
         shared = {
             "update": self.updates,
             "step": update.step,
-            "status": solved.status,
-            "fallback": solved.fell_back,
+            "status": solved.solution.status,
+            "fallback": solved.solution.fell_back,
             "warmup": update.warming_up,
             "internal_damping": _number(solved.internal_damping),
             "capped": solved.capped,
             "rejected": update.rejected,
             "loss": _number(update.loss),
-            "radius": _number(solved.radius),
-            "residual": _number(solved.residual),
-            "curvature_margin": _number(solved.curvature_margin),
+            "radius": _number(solved.solution.radius),
+            "residual": _number(solved.solution.residual),
+            "curvature_margin": _number(solved.solution.curvature_margin),
             **{name: _number(value) for name, value in update.readings.items()},
             "summary_seconds": update.summary_seconds,
             "solve_seconds": update.solve_seconds,

@@ -16,7 +16,7 @@ from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim.averaging import NoAveraging
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.measure import Measurer, Stack
+from gnewton.optim.measure import Measurer, Objective, Stack
 from gnewton.summary import Summarizer
 from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, tanh_net, value
 
@@ -79,7 +79,7 @@ def test_the_stacked_summary_is_that_of_the_dense_derivatives(name: str, count: 
     several = directions(grouping, count)
     labels = tuple(f"d{j}" for j in range(count))
     inputs, targets = classification(7)
-    measurer = Measurer(model, F.cross_entropy, grouping, labels=labels, engine=engine)
+    measurer = Measurer(Objective(model, F.cross_entropy, engine=engine), grouping, labels=labels)
     buffers = {key: b.clone() for key, b in model.named_buffers()}
     found = measurer.measure(inputs, targets, several, [0.0] * len(grouping.names))
     assert all(torch.equal(buffers[key], b) for key, b in model.named_buffers())
@@ -124,7 +124,7 @@ def test_the_stacked_gradient_and_hessian_are_the_differences_of_the_loss() -> N
     grouping = Grouping(model, Partition.weights_biases(model))
     several = directions(grouping, 2)
     inputs, targets = classification(9)
-    measurer = Measurer(model, F.cross_entropy, grouping, labels=("a", "b"))
+    measurer = Measurer(Objective(model, F.cross_entropy), grouping, labels=("a", "b"))
     found = measurer.measure(inputs, targets, several, [0.0] * len(grouping.names))
     start = [p.detach().clone() for p in grouping.parameters]
 
@@ -156,7 +156,11 @@ def test_both_engines_agree_on_a_diagonal_without_third() -> None:
     none = [0.0] * len(grouping.names)
     made = [
         Measurer(
-            model, F.cross_entropy, grouping, labels=("a", "b"), engine=engine, diagonal=diagonal, third=False
+            Objective(model, F.cross_entropy, engine=engine),
+            grouping,
+            labels=("a", "b"),
+            diagonal=diagonal,
+            third=False,
         ).measure(*batch, several, none)
         for engine in ("tangent", "reference")
         for diagonal in (True, False)
@@ -173,7 +177,7 @@ def test_coupled_weight_decay_enters_every_entry() -> None:
     several = directions(grouping, 2)
     decay = [0.1 * (i + 1) for i in range(len(grouping.names))]
     batch = classification(6)
-    measurer = Measurer(model, F.cross_entropy, grouping, labels=("a", "b"))
+    measurer = Measurer(Objective(model, F.cross_entropy), grouping, labels=("a", "b"))
     plain = measurer.measure(*batch, several, [0.0] * len(decay))
     found = measurer.measure(*batch, several, decay)
 

@@ -117,7 +117,7 @@ def test_a_bad_gradient_stops_the_parameters_until_the_direction_starts_anew(
         moved = any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
         held = position <= step <= last
         assert moved == (step >= 2 and not held), step
-    statuses = [update.solved.status for update in updates]
+    statuses = [update.solved.solution.status for update in updates]
     assert statuses.count("invalid_input") <= (last in (0, 1, 2, 5))  # what is new may be finite by then
     assert int(optimizer.withheld) == sum(step >= 2 for step in range(position, last + 1))
     state = optimizer.state_dict()["grouped_newton"]["directions"]["members"][0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gnewton import Partition
 from gnewton.optim.finite_step import Plan, combined, subtract_finite, take
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.trust_radius import TrustRadius, per_entry
+from gnewton.optim.rates_in_force import TrustRadius, per_entry
 from tests.optim.problems import tanh_net
 
 

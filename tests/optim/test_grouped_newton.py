@@ -103,9 +103,7 @@ def test_constant_rates_are_the_inner_optimizer() -> None:
     take_step(
         model, optimizer, batch, F.cross_entropy
     )  # the warm-up step: the direction advances, nothing moves
-    optimizer._update_rates = lambda *arguments: True  # type: ignore[method-assign]
-    for group in optimizer.param_groups:
-        group["rate"] = 0.07
+    optimizer.hold(0.07)
     loss = F.cross_entropy(twin(batch[0]), batch[1])
     loss.backward()
     for p in twin.parameters():
@@ -336,7 +334,7 @@ def test_a_direction_of_zero_everywhere_is_at_rest() -> None:
     for p in model.x:
         p.grad = torch.zeros_like(p)
     optimizer.step(batch=NOTHING)
-    assert updates[0].solved.status == "at_rest"
+    assert updates[0].solved.solution.status == "at_rest"
     assert set(optimizer.rates) == {0.0}
 
 
@@ -352,12 +350,12 @@ def test_a_summary_that_is_not_finite_leaves_rates_and_parameters_alone() -> Non
     optimizer.zero_grad()
     F.cross_entropy(model(good[0]), good[1]).backward()
     optimizer.step(batch=(good[0] * float("nan"), good[1]))
-    assert updates[-1].solved.status == "invalid_input"
+    assert updates[-1].solved.solution.status == "invalid_input"
     assert optimizer.rates == rates
     assert flat(model).isfinite().all()
     take_step(model, optimizer, good, F.cross_entropy)
     take_step(model, optimizer, good, F.cross_entropy)
-    assert updates[-1].solved.status != "invalid_input", "the average was not poisoned"
+    assert updates[-1].solved.solution.status != "invalid_input", "the average was not poisoned"
 
 
 def test_an_unbounded_model_is_answered_by_a_finite_fallback() -> None:
@@ -372,7 +370,7 @@ def test_an_unbounded_model_is_answered_by_a_finite_fallback() -> None:
     model, updates = Saddle(), []
     optimizer = GroupedNewton(model, value, **BARE, on_update=updates.append)
     take_step(model, optimizer, NOTHING, value)
-    assert updates[0].solved.fell_back
+    assert updates[0].solved.solution.fell_back
     assert optimizer.fallbacks == 1
     assert flat(model).isfinite().all()
 
@@ -549,6 +547,9 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     assert rule.averaging._coefficient == average["coefficient"]
     assert (list(inner["betas"]), inner["eps"]) == (direction["betas"], direction["eps"])
     assert chosen["curvature"]["source"] == "training"
-    assert optimizer._trust is not None
-    assert (optimizer._trust.cap, optimizer._safeguard is not None) == (chosen["cap"], chosen["safeguard"])
+    assert optimizer._rates.trust is not None
+    assert (optimizer._rates.trust.cap, optimizer._safeguard is not None) == (
+        chosen["cap"],
+        chosen["safeguard"],
+    )
     assert ("fresh" if optimizer._fresh else "step") == chosen["along"]

@@ -166,12 +166,10 @@ def test_the_direction_goes_on_for_the_old_parameters(name: str) -> None:
     model = thawing()
     twin = copy.deepcopy(model)
     optimizer = build(model, direction=DIRECTIONS[name], **EXACT)
-    optimizer._update_rates = lambda *arguments: True  # type: ignore[method-assign]
     reference = DIRECTIONS[name](list(twin[4].parameters()), lr=0.02)  # type: ignore[index]
 
     def run(first: int, last: int) -> None:
-        for group in optimizer.param_groups:
-            group["rate"] = 0.02
+        optimizer.hold(0.02)
         for step in range(first, last):
             inputs, targets = classification(20, seed=step)
             for net, taken in ((model, optimizer), (twin, reference)):

@@ -40,9 +40,9 @@ def test_newton_solves_the_linear_system_whatever_its_signs(definite: bool) -> N
     found = rule.propose(rule.observe(gradient, hessian, third, torch.ones(SIZE).double()), torch.ones(SIZE))
     expected = np.linalg.solve(hessian.numpy(), gradient.numpy())
     np.testing.assert_allclose(found.solved.rates.numpy(), expected, rtol=1e-10)
-    assert found.solved.status == "stationary"
-    assert found.solved.residual < 1e-14
-    assert (found.solved.curvature_margin > 0) == definite
+    assert found.solved.solution.status == "stationary"
+    assert found.solved.solution.residual < 1e-14
+    assert (found.solved.solution.curvature_margin > 0) == definite
 
 
 def test_newton_on_a_singular_system_takes_the_shortest_rates() -> None:

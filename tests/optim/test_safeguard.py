@@ -211,7 +211,7 @@ def test_a_summary_that_fails_leaves_the_rates_as_they_are(
             take_step(model, optimizer, classification(30, seed=step))
     assert optimizer.rates == rates
     assert not torch.equal(flat(model), before)
-    assert updates[-1].solved.status == "invalid_input"
+    assert updates[-1].solved.solution.status == "invalid_input"
     said = [record.getMessage() for record in caplog.records if record.name == "gnewton.optim.grouped_newton"]
     assert [str(error) in text for text in said] == [True]
 

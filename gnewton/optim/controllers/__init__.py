@@ -1,4 +1,4 @@
-"""What moves the dampings λ_1 and λ_int from update to update, one class per rule."""
+"""Controllers: rules that move the damping λ_1 or λ_int from update to update."""
 
 from gnewton.optim.controllers.adaptive import Adaptive
 from gnewton.optim.controllers.controller import (

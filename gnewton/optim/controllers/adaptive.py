@@ -1,4 +1,4 @@
-"""λ_int after adaptive regularisation by cubics (Cartis, Gould, Toint 2011), made fit for noise."""
+"""λ_int by adaptive regularisation with cubics (Cartis, Gould, Toint 2011), adapted to noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gnewton.optim.rate_rule import Proposal
 
 
 class Verdict(Enum):
-    """What a trial step was worth."""
+    """The verdict on a trial step."""
 
     REJECTED = "rejected"
     ACCEPTED = "accepted"
@@ -22,26 +22,26 @@ class Verdict(Enum):
 
 
 class Adaptive(Controller):
-    """Compares the decrease of the objective on the curvature batch with the one the model predicted.
+    """Compares the decrease of the objective on the curvature batch with the prediction of the model.
 
     On n slices of the batch the step changes the objective by δ_i; δ is their mean and e their standard error
     (0 for a single slice). The step is *rejected* where δ < ``accept`` · predicted − z e, and *very
     successful* where δ − z e >= ``succeed`` · predicted > 0. After a rejection the rates are solved again
-    with λ_int multiplied by ``increase``, at most ``trials`` times; then the last ones are taken, since a
-    model averaged over updates may point uphill for one batch, and no damping repairs that.
+    with λ_int multiplied by ``increase``, at most ``trials`` times. Then the last rates are used: a model
+    averaged over updates may point uphill on one batch, and no damping repairs that.
 
-    These trials serve the update alone. λ_int itself is multiplied (divided) by ``increase`` where more than
-    half of the first trials of the last ``window`` updates were rejected (very successful), and returns by
-    the power 1 − ``pull`` towards its base at every update, so that it cannot run away.
+    These trials affect only the current update. λ_int itself is multiplied (divided) by ``increase`` if more
+    than half of the first trials of the last ``window`` updates were rejected (very successful). At every
+    update it also returns towards its base by the power 1 − ``pull``, so that it cannot run away.
 
     Args:
         accept, succeed: 0 <= accept < succeed <= 1.
-        errors: z >= 0, standard errors of the batch that count as noise.
+        errors: z >= 0, the number of standard errors that count as noise.
         increase: > 1.
-        trials: >= 0.
-        window: updates over which λ_int is judged, >= 1.
+        trials: number of further solves per update, >= 0.
+        window: number of updates over which λ_int is judged, >= 1.
         pull: in [0, 1].
-        slices: n >= 1; where the batch has fewer samples, one each.
+        slices: n >= 1; a batch with fewer samples has one slice per sample.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Adaptive(Controller):
 
     @property
     def quantity(self) -> str | None:
-        """λ_int."""
+        """λ_int moves."""
         return INTERNAL_DAMPING
 
     def settle(self, site: Site) -> Proposal:
-        """Solve, try, solve again while rejected, and let λ_int learn from the first trial."""
+        """Solve and try the step, repeat while it is rejected, and adapt λ_int to the first verdict."""
         factor = self.internal_damping
         proposal = site.propose(1.0, factor)
         first = verdict = self._try(site, proposal, factor)
@@ -95,17 +95,20 @@ class Adaptive(Controller):
         return proposal
 
     def _try(self, site: Site, proposal: Proposal, factor: float) -> Verdict | None:
-        """The verdict on one step; None where there is none, the rates being 0."""
+        """The verdict on one step; None if the rates are 0."""
         predicted = site.predicted(proposal, 1.0, factor)
         if predicted == 0:
             return None
-        found = site.decreases(proposal, 1.0, self._slices)
-        count = len(found)
-        mean = float(found.mean())
-        error = float(found.std()) / math.sqrt(count) if count > 1 else 0.0
+        decreases = site.decreases(proposal, 1.0, self._slices)
+        count = len(decreases)
+        mean = float(decreases.mean())
+        error = float(decreases.std()) / math.sqrt(count) if count > 1 else 0.0
         self._decrease, self._predicted = mean, predicted
         verdict = Verdict.ACCEPTED
-        if not bool(torch.isfinite(found).all()) or mean < self._accept * predicted - self._errors * error:
+        if (
+            not bool(torch.isfinite(decreases).all())
+            or mean < self._accept * predicted - self._errors * error
+        ):
             verdict = Verdict.REJECTED
         elif predicted > 0 and mean - self._errors * error >= self._succeed * predicted:
             verdict = Verdict.SUCCESSFUL
@@ -128,7 +131,7 @@ class Adaptive(Controller):
                 self._recent = []
 
     def readings(self) -> dict[str, float]:
-        """Trials accepted and rejected so far, and the decreases of the last one."""
+        """Numbers of accepted and rejected trials so far, and the decreases of the last one."""
         return {
             "trials_accepted": self._counts[Verdict.ACCEPTED],
             "trials_rejected": self._counts[Verdict.REJECTED],
@@ -137,11 +140,11 @@ class Adaptive(Controller):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The factor, the verdicts since it last moved, and the readings."""
+        """The factors, the verdicts since λ_int last moved, and the readings."""
         return {**super().state_dict(), "recent": list(self._recent), "readings": self.readings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the value of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._recent, readings = list(state["recent"]), state["readings"]
         self._counts = {

@@ -1,4 +1,4 @@
-"""What a controller of the dampings offers, and the simple ones: constant, geometric, on a plateau."""
+"""The interface of the controllers, and the simple ones: constant, geometric, on a plateau."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.optim.rate_rule import Proposal
+from gnewton.optim.rate_rule import Proposal, RateRule
 
 DAMPING = "damping"
 INTERNAL_DAMPING = "internal_damping"
 QUANTITIES = (DAMPING, INTERNAL_DAMPING)
-"""What can be moved: λ_1, the factor on all rates, and λ_int, the weight of the cubic or ridge term."""
+"""The dampings: λ_1, the factor on all rates, and λ_int, the weight of the cubic or ridge term."""
 
 
 class Site(ABC):
     """An update of the rates as a controller sees it.
 
-    Both dampings are given as factors on what the options of the optimizer say.
+    Both dampings are factors on the values in the options of the optimizer.
     """
 
     @property
     @abstractmethod
     def objective(self) -> float:
-        """What is minimised, on the curvature batch and before the step."""
+        """The objective, to be minimised, on the curvature batch before the step."""
 
     @abstractmethod
     def propose(self, damping: float, internal_damping: float) -> Proposal:
-        """The rates solved with λ_int times one factor, for steps with λ_1 times the other."""
+        """The rates solved with λ_int times ``internal_damping``, for steps with λ_1 times ``damping``."""
 
     @abstractmethod
     def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
-        """The decrease, by the step of a proposal, of the model that it was solved from."""
+        """The decrease of the model by the step of a proposal."""
 
     @abstractmethod
     def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
@@ -46,18 +46,18 @@ class Site(ABC):
 
     @abstractmethod
     def displacement(self) -> tuple[float, float] | None:
-        """⟨∇f, w⟩ and wᵀ∇²f w on the curvature batch; −w is how the parameters moved since the last update.
+        """⟨∇f, w⟩ and wᵀ∇²f w on the curvature batch, with −w the displacement since the last update.
 
-        None where they did not move, or a number is not finite.
+        None if the parameters did not move, or a number is not finite.
         """
 
 
 class Controller(ABC):
-    """Moves the dampings from update to update.
+    """A rule that moves the dampings from update to update.
 
     Attributes:
         damping, internal_damping: the factors on λ_1 and λ_int in force.
-        watches_displacement: whether :meth:`Site.displacement` is asked for.
+        watches_displacement: whether it uses :meth:`Site.displacement`.
     """
 
     watches_displacement: ClassVar[bool] = False
@@ -68,44 +68,56 @@ class Controller(ABC):
 
     @property
     def quantity(self) -> str | None:
-        """Which of :data:`QUANTITIES` is moved; None: neither."""
+        """The damping that moves, one of :data:`QUANTITIES`; None: neither."""
         return None
 
-    def begin(self, damping: float, period: int) -> None:  # noqa: B027 - most rules have no use for it
-        """Learn λ_1 as the options give it, and how many steps lie between two updates."""
+    def check(self, rule: RateRule) -> None:
+        """Make sure that the damping that moves has an effect on the rates.
+
+        Raises:
+            InputError: if λ_int moves and the rates do not depend on it.
+        """
+        if self.quantity == INTERNAL_DAMPING and not rule.damped:
+            raise InputError(
+                f"controller={type(self).__name__}: it moves the internal damping, which needs "
+                "internal_damping > 0 and a solver other than newton"
+            )
+
+    def begin(self, damping: float, period: int) -> None:  # noqa: B027 - most controllers do not need it
+        """Take in the initial λ_1 and the number of steps between two updates."""
 
     @abstractmethod
     def settle(self, site: Site) -> Proposal:
-        """Move the dampings and choose the rates of an update. Warm-up updates are not shown."""
+        """Move the dampings and choose the rates of an update; not called at warm-up updates."""
 
     def readings(self) -> dict[str, float]:
-        """What was measured at the last update, by column of rates.csv."""
+        """Values measured at the last update, by column of rates.csv."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that :meth:`load_state_dict` needs to continue exactly."""
+        """The state from which :meth:`load_state_dict` continues exactly."""
         return {"damping": self.damping, "internal_damping": self.internal_damping}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the value of :meth:`state_dict`."""
         self.damping, self.internal_damping = state["damping"], state["internal_damping"]
 
 
 class Constant(Controller):
-    """λ_1 and λ_int at the values of the options."""
+    """λ_1 and λ_int keep the values of the options."""
 
     def settle(self, site: Site) -> Proposal:
-        """The rates at these dampings."""
+        """The rates at the constant dampings."""
         return site.propose(1.0, 1.0)
 
 
 class QuantityController(Controller):
-    """A controller that multiplies one of the two dampings, whichever is asked for, down or up to a limit.
+    """A controller that multiplies one of the two dampings by a constant factor, up to a limit.
 
     Args:
         quantity: one of :data:`QUANTITIES`.
-        factor: what it is multiplied by, > 0: below 1 it falls, above 1 it rises.
-        limit: multiple of the initial value beyond which it does not go; None: no limit.
+        factor: the factor > 0: below 1 the damping falls, above 1 it rises.
+        limit: last value, as a multiple of the initial one; None: no limit.
 
     Raises:
         InputError: for an unknown quantity, a factor that is not positive or a limit on the wrong side of 1.
@@ -126,18 +138,18 @@ class QuantityController(Controller):
 
     @property
     def quantity(self) -> str | None:
-        """The one that was asked for."""
+        """The chosen damping."""
         return self._quantity
 
     def multiply(self) -> None:
-        """Move the quantity once."""
+        """Multiply the damping once."""
         value = getattr(self, self._quantity) * self._factor
         if self._limit is not None:
             value = max(value, self._limit) if self._factor < 1 else min(value, self._limit)
         setattr(self, self._quantity, value)
 
     def propose(self, site: Site) -> Proposal:
-        """The rates at the present dampings."""
+        """The rates at the current dampings."""
         return site.propose(self.damping, self.internal_damping)
 
 
@@ -145,7 +157,7 @@ class Geometric(QuantityController):
     """λ_k = λ_0 · factor^k at the k-th update after the warm-up, k = 0, 1, …, within a limit.
 
     Args:
-        quantity, factor, limit: see :class:`~gnewton.optim.controllers.controller.QuantityController`.
+        quantity, factor, limit: see :class:`QuantityController`.
     """
 
     def __init__(self, quantity: str, factor: float, limit: float | None = None) -> None:
@@ -160,24 +172,26 @@ class Geometric(QuantityController):
         return self.propose(site)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors, and whether there has been an update."""
+        """The factors, and whether there was an update."""
         return {**super().state_dict(), "started": self._started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the value of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._started = bool(state["started"])
 
 
 class Plateau(QuantityController):
-    """Multiplies a damping when the objective on the curvature batches, averaged over ``window`` updates, has
-    not improved for more than ``patience`` windows in a row.
+    """Multiplies a damping when the objective has stopped falling.
+
+    That is when its mean over ``window`` updates, on the curvature batches, has not improved for more than
+    ``patience`` windows in a row.
 
     Args:
-        quantity, factor, limit: see :class:`~gnewton.optim.controllers.controller.QuantityController`.
-        window: updates whose mean is one value, >= 1.
-        patience: windows without improvement that are let pass, >= 0.
-        threshold: share of the best value by which a better one must be lower, >= 0.
+        quantity, factor, limit: see :class:`QuantityController`.
+        window: number of updates in a mean, >= 1.
+        patience: number of windows without improvement that are tolerated, >= 0.
+        threshold: least improvement, as a share of the best mean, >= 0.
     """
 
     def __init__(
@@ -204,7 +218,7 @@ class Plateau(QuantityController):
         self._bad = 0
 
     def settle(self, site: Site) -> Proposal:
-        """Take in the objective, multiply if it is time, then solve."""
+        """Add the objective to the window, multiply if the patience is over, then solve."""
         self._values.append(site.objective)
         if len(self._values) == self._window:
             mean = math.fsum(self._values) / self._window
@@ -219,7 +233,7 @@ class Plateau(QuantityController):
         return self.propose(site)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors, the values of the present window, the best one and the windows since."""
+        """The factors, the values of the current window, the best mean and the number of windows since."""
         return {
             **super().state_dict(),
             "values": list(self._values),
@@ -228,6 +242,6 @@ class Plateau(QuantityController):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the value of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._values, self._best, self._bad = list(state["values"]), state["best"], state["bad"]

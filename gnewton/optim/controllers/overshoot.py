@@ -1,4 +1,4 @@
-"""λ_1 controlled by how far the steps since the last update overshot, and the measurement of that."""
+"""λ_1 controlled by the overshoot of the steps since the last update, and the measurement of it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
-
 from gnewton.errors import InputError
 from gnewton.optim.controllers.controller import DAMPING, Controller, Site
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.measure import Measurer
+from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.rate_rule import Proposal
-from gnewton.optim.safeguard import Mark
+from gnewton.optim.safeguard import Snapshot
 from gnewton.partition import Partition
-from gnewton.summary.api import EngineName
-from gnewton.summary.problem import Forward, LossFunction
 
 
 class Overshoot(Controller):
-    """λ_1 ← λ_1 exp(κ (c̄ − c*)), where c̄ tells how much further the last displacement should have gone.
+    """λ_1 ← λ_1 exp(κ (c̄ − c*)), with c̄ the fraction by which the last displacement fell short.
 
-    With −w the displacement since the last update, the objective along it is best at θ − c·w,
-    c = ⟨∇f, w⟩ / wᵀ∇²f w: c > 0 the steps went too short, c < 0 too far. Both numbers are noisy, so each has
-    a running mean of its own, Σ_j m^(k−j) x_j, and c̄ is their ratio, within [−1, 1]; where the mean curvature
-    is not positive, the bound on the side that goes downhill. c* = 0 is the greedy choice, which steps ever
-    less: minimising one step ahead pays in the short run only. Where the same direction is used for many
-    steps, overshooting pays in the long run, hence c* < 0.
+    Let −w be the displacement since the last update. Along it the objective is lowest at θ − c·w with
+    c = ⟨∇f, w⟩ / wᵀ∇²f w: for c > 0 the steps were too short, for c < 0 too long. Both numbers are noisy, so
+    each has its own running mean Σ_j m^(k−j) x_j, and c̄ is the ratio of the means, clamped to [−1, 1]; if
+    the mean curvature is not positive, it is the downhill bound. c* = 0 is the greedy choice. It pays in the
+    short run only and shrinks the steps; when one direction serves many steps, overshooting pays in the long
+    run, hence c* < 0.
 
     Args:
         target: c*, >= −1 and < 1.
@@ -60,26 +56,27 @@ class Overshoot(Controller):
 
     @property
     def quantity(self) -> str | None:
-        """λ_1."""
+        """λ_1 moves."""
         return DAMPING
 
     def settle(self, site: Site) -> Proposal:
         """Measure the last displacement, move λ_1, then solve."""
-        found = site.displacement()
-        if found is not None:
-            self._slope = self._momentum * self._slope + found[0]
-            self._curvature = self._momentum * self._curvature + found[1]
+        derivatives = site.displacement()
+        if derivatives is not None:
+            slope, curvature = derivatives
+            self._slope = self._momentum * self._slope + slope
+            self._curvature = self._momentum * self._curvature + curvature
             self._c = self._ratio()
             moved = self.damping * math.exp(self._gain * (self._c - self._target))
             self.damping = min(max(moved, 1 / self._bound), self._bound)
         return site.propose(self.damping, 1.0)
 
     def readings(self) -> dict[str, float]:
-        """c̄, NaN before the first displacement."""
+        """c̄; NaN before the first displacement."""
         return {"overshoot": self._c}
 
     def state_dict(self) -> dict[str, Any]:
-        """The factor, both means and their ratio."""
+        """The factors, both running means and their ratio."""
         means = {"slope": self._slope, "curvature": self._curvature, "c": self._c}
         return {**super().state_dict(), **means}
 
@@ -95,66 +92,44 @@ class Overshoot(Controller):
 
 
 class Displacement:
-    """Keeps a copy of the parameters, and measures the objective along what has changed since.
+    """The displacement of the parameters since the last update, and the objective along it."""
 
-    Args:
-        model, loss_fn, maximize, forward, engine, max_memory: as in :class:`~gnewton.optim.measure.Measurer`.
-    """
+    def __init__(self, objective: Objective) -> None:
+        self._grouping = Grouping(objective.model, Partition.single(objective.model))
+        self._measurer = Measurer(objective, self._grouping, third=False)
+        self._start = Snapshot(self._grouping.parameters)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: LossFunction,
-        *,
-        maximize: bool,
-        engine: EngineName,
-        max_memory: int | None,
-        forward: Forward | None = None,
-    ) -> None:
-        self._grouping = Grouping(model, Partition.single(model))
-        self._measurer = Measurer(
-            model,
-            loss_fn,
-            self._grouping,
-            maximize=maximize,
-            forward=forward,
-            third=False,
-            engine=engine,
-            max_memory=max_memory,
-        )
-        self._mark = Mark(self._grouping.parameters)
-
-    def mark(self) -> None:
-        """Measure from here on."""
-        self._mark.set()
+    def begin(self) -> None:
+        """Measure the displacement from the current parameters on."""
+        self._start.take()
 
     def forget(self) -> None:
-        """There is no mark until the next one is set."""
-        self._mark.before = None
+        """Drop the starting point; there is no displacement until the next :meth:`begin`."""
+        self._start.discard()
 
     def measure(self, inputs: Any, targets: Any, decay: Mapping[str, float]) -> tuple[float, float] | None:
-        """⟨∇f, w⟩ and wᵀ∇²f w at the present parameters, w = θ at the mark − θ now.
+        """⟨∇f, w⟩ and wᵀ∇²f w at the current parameters, w = θ at the start − θ now.
 
         Args:
             inputs, targets: the batch.
             decay: wd by parameter name, 0 for none.
 
         Returns:
-            None where there is no mark, nothing moved, or a number is not finite.
+            None without a starting point, if nothing moved, or if a number is not finite.
         """
-        w = self._mark.way_back()
+        w = self._start.way_back()
         if w is None:
             return None
         names = self._grouping.names
-        found = self._measurer.measure(inputs, targets, [w], [decay[name] for name in names])
-        slope, curvature = float(found.gradient), float(found.hessian)
-        moved = float(found.norms) > 0
+        measured = self._measurer.measure(inputs, targets, [w], [decay[name] for name in names])
+        slope, curvature = float(measured.gradient), float(measured.hessian)
+        moved = float(measured.norms) > 0
         return (slope, curvature) if moved and math.isfinite(slope) and math.isfinite(curvature) else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The parameters at the mark."""
-        return {"before": self._mark.before}
+        """The parameters at the start."""
+        return {"before": self._start.parameters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._mark.restore(state["before"])
+        self._start.load(state["before"])

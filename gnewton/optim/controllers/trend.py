@@ -1,4 +1,4 @@
-"""λ_1 rises while the objective falls, and falls when it does not."""
+"""λ_1 controlled by the trend of the objective."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from gnewton.optim.controllers.controller import DAMPING, Controller, Site
 from gnewton.optim.rate_rule import Proposal
 
 LEAST = 4
-"""Values that a trend takes; with fewer of them λ_1 rises."""
+"""Number of values that a trend needs; with fewer λ_1 rises."""
 
 SHARE = 3
-"""The trend is taken over one in so many of all values so far, once these are more than the window."""
+"""The trend is taken over the last third of all values, once that is more than the window."""
 
 STEPS = 10
-"""Training steps that make one value, where updates are closer together than that: their objectives' mean."""
+"""Number of training steps per value; if updates are closer together, a value is their mean objective."""
 
 FALLING, RESTING = -2.0, -0.7
-"""Trends below the first count as progress, above the second as none; between them λ_1 stays."""
+"""A trend below the first is progress, one above the second is none; between them λ_1 stays."""
 
 
 class Progress(Controller):
     """Multiplies λ_1 by ``rise`` while the objective falls and by ``fall`` when it has stopped falling.
 
-    Rates measured on their own batch are the minimiser for that batch at λ_1 = 1. At 2 its loss does not fall
-    any more; beyond, the curvature gives way to longer steps, up to a point (docs/method.md, "How far to
-    go"). How far pays is seen from the objective alone: its trend is the slope of the regression line through
-    its last ``window`` values, in units of the standard error of that slope. A value is the objective at an
-    update, or its mean over ten steps where updates are closer together.
+    At λ_1 = 1 the rates are the minimiser for their own batch; at 2 its loss no longer falls. Beyond, the
+    curvature gives way to longer steps, up to a point (docs/method.md, "How far to go"). Only the objective
+    shows how far pays. Its trend is the slope of the regression line through its last ``window`` values, in
+    units of the standard error of the slope. A value is the objective at an update, or its mean over ten
+    steps if updates are closer together.
 
     Args:
         rise: > 1, at a trend below −2.
         fall: in (0, 1), at a trend above −0.7.
-        highest: λ_1 beyond which it does not rise, unless it begins there.
-        lowest: λ_1 below which it does not fall, unless it begins there; > 0 and at most ``highest``.
-        window: values the trend is taken over, >= 4; a third of all values so far, once that is more. As it
-            grows, λ_1 moves by the same factors for a window as a whole, hence more and more slowly.
+        highest: upper bound on λ_1, unless it begins above.
+        lowest: lower bound on λ_1, unless it begins below; > 0 and at most ``highest``.
+        window: number of values in the trend, >= 4; a third of all values so far, once that is more. While
+            it grows, λ_1 moves by the same factor per window, hence more and more slowly.
 
     Raises:
         InputError: for a value out of range.
@@ -66,24 +66,24 @@ class Progress(Controller):
         self._rise, self._fall = rise, fall
         self._highest, self._lowest = highest, lowest
         self._window = window
-        self._initial = 1.0  # λ_1 as the options give it
-        self._share = 1  # updates that make one value
+        self._initial = 1.0  # λ_1 in the options
+        self._share = 1  # number of updates per value
         self._count = 0
         self._recent: list[float] = []
         self._values: list[float] = []
 
     def begin(self, damping: float, period: int) -> None:
-        """Keep what the bounds on λ_1 are bounds on the factor with, and turn steps into updates."""
+        """Take in the initial λ_1, for the bounds, and the number of steps between two updates."""
         self._initial = damping
         self._share = math.ceil(STEPS / period)
 
     @property
     def quantity(self) -> str | None:
-        """λ_1."""
+        """λ_1 moves."""
         return DAMPING
 
     def settle(self, site: Site) -> Proposal:
-        """Take in the objective, move λ_1 if there is a new value, then solve."""
+        """Add the objective, move λ_1 if there is a new value, then solve."""
         self._recent.append(site.objective)
         if len(self._recent) == self._share:
             self._count += 1
@@ -96,7 +96,7 @@ class Progress(Controller):
         return site.propose(self.damping, self.internal_damping)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors, the last values, and the objectives of the next."""
+        """The factors, the last values, and the objectives of the next value."""
         return {
             **super().state_dict(),
             "values": list(self._values),
@@ -105,7 +105,7 @@ class Progress(Controller):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the value of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._values, self._recent = list(state["values"]), list(state["recent"])
         self._count = state["count"]
@@ -120,11 +120,11 @@ class Progress(Controller):
 def trend(values: Sequence[float]) -> float:
     """The slope of the regression line through three or more equally spaced values, over its standard error.
 
-    0 for values that are all alike or not all finite, ±inf on a line.
+    It is 0 if all values are equal or one is not finite, and ±inf if they lie on a line.
     """
     if not all(map(math.isfinite, values)) or min(values) == max(values):
         return 0.0
-    # the squares of very large and very small losses are no floats; a power of two changes nothing else
+    # squares of very large or very small losses overflow or underflow; scaling by a power of two is exact
     exponent = math.frexp(max(map(abs, values)))[1]
     scaled = [math.ldexp(value, -exponent) for value in values]
     correlation = statistics.correlation(range(len(scaled)), scaled)

@@ -1,4 +1,4 @@
-"""Hooks that gather what K-FAC needs while the model runs: statistics when due, and rows of gradients."""
+"""Hooks that gather K-FAC's statistics, when due, and the rows of gradients while the model runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gnewton.optim.kfac.statistics import Basis, Sums
 from gnewton.processes import world_size
 
 _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
-"""Nodes of a linear layer on a matrix of inputs, with the places of the bias's and the weight's gradient."""
+"""Autograd nodes of a linear layer on a matrix, with the positions of the gradients of bias and weight."""
 
 
 @dataclass
 class _Pass:
-    """One forward pass of the model while statistics are due: its samples, and whether they are counted."""
+    """A forward pass of the model while statistics are due: its samples, and whether they are counted."""
 
     samples: int = 0
     counted: bool = False
@@ -33,7 +33,7 @@ class _Pass:
 
 @dataclass
 class _Call:
-    """One call of a layer in such a pass; done once its gradient has come."""
+    """A call of a layer in such a pass; done once its gradient has arrived."""
 
     layer: Layer
     module: Module
@@ -45,7 +45,7 @@ class _Call:
 
 @dataclass
 class _Rows:
-    """The rows of a linear layer's gradient, and the tensors that autograd made of them."""
+    """The rows of a linear layer's gradient, and the tensors that autograd made from them."""
 
     inputs: Tensor
     outputs: Tensor | None = None
@@ -56,21 +56,20 @@ class _Rows:
 class Capture:
     """Watches the forward and backward passes of a model in training mode with gradients enabled.
 
-    Passes that put other tensors in the place of the parameters (``torch.func.functional_call``) are not
-    looked at.
+    Passes that replace the parameters by other tensors (``torch.func.functional_call``) are ignored.
 
     Args:
         model: the network; its outputs are one tensor with the samples along the first axis.
-        layers: what to watch.
-        sampler: draws the vectors that are propagated back for the true Fisher; None: the gradients of the
-            real backward pass make the empirical one.
-        generator: gives the generator for the next draw, on the device of its argument.
+        layers: the layers to watch.
+        sampler: draws the vectors that are propagated back for the true Fisher; None: the empirical Fisher,
+            from the gradients of the actual backward pass.
+        generator: returns the generator for the next draw, on the device of its argument.
 
     Attributes:
         due: whether the next passes feed the statistics.
-        samples: samples gathered since :meth:`clear`.
-        sums: what was gathered, layer by layer.
-        bases: where squares of gradients are wanted.
+        samples: number of samples since :meth:`clear`.
+        sums: the statistics of each layer since then.
+        bases: the basis in which the gradients of each layer are squared.
     """
 
     def __init__(
@@ -99,29 +98,29 @@ class Capture:
         self._handles = handles
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
     def clear(self) -> None:
-        """Forget what was gathered."""
+        """Discard all statistics and rows."""
         self.samples = 0
         self.sums = {}
         self._rows.clear()
 
     def forget_gradients(self) -> None:
-        """Forget what belongs to gradients that are discarded."""
+        """Discard the statistics of gradients that are discarded."""
         if self._sampler is None:
             self.samples = 0
             self.sums = {}
 
     def low_rank(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> LowRankGradient | None:
-        """The gradient of a layer by its rows, if ``weight`` and ``bias`` are what autograd made of them.
+        """The gradient of a layer by its rows, if autograd made ``weight`` and ``bias`` from these very rows.
 
-        They are if they are the very tensors of the backward pass and nobody has written to them: a penalty
-        in the loss, an accumulated, clipped or replaced gradient all show. What torch does not count as
-        writing does not (``.grad.data``, ``.numpy()``, an all-reduce in place), so where there are several
-        processes the gradients are never taken to be those of this one.
+        That is the case if they are the tensors of the backward pass and have not been written to, which
+        excludes a penalty in the loss and accumulated, clipped or replaced gradients. Writes that torch does
+        not count (``.grad.data``, ``.numpy()``, an all-reduce in place) go unnoticed, so with several
+        processes the rows are never used.
         """
         kept = self._rows.get(layer) if world_size() == 1 else None
         if kept is None or kept.outputs is None or kept.weight is None:
@@ -151,7 +150,7 @@ class Capture:
             if self._sampler is None:
                 output.register_hook(partial(self._on_gradient, call))
             else:
-                call.edge = get_gradient_edge(output)  # of now: an activation in place would change output
+                call.edge = get_gradient_edge(output)  # now: an in-place activation would change output
             self._calls.append(call)
 
     def _on_end(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -171,7 +170,7 @@ class Capture:
 
     @torch.no_grad()
     def _propagate(self, sampler: Sampler, output: Tensor, calls: list[_Call]) -> None:
-        """Send drawn vectors back through the graph of the forward pass, which stays for the real loss."""
+        """Propagate drawn vectors back through the graph of the forward pass, which stays for the loss."""
         values = output.detach()
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         delta = sampler(values, self._generator(output.device)).to(output.dtype)
@@ -184,7 +183,7 @@ class Capture:
 
     @torch.no_grad()
     def _on_gradient(self, call: _Call, gradient: Tensor) -> None:
-        """The gradient of the real loss has reached the outputs of a layer; only its first visit counts."""
+        """Take in the gradient of the actual loss at the outputs of a layer; only the first one counts."""
         if not call.done:
             self._add(call, gradient.detach())
 
@@ -199,13 +198,13 @@ class Capture:
         call.done = True
 
     def _watch_rows(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
-        """Keep the rows of the gradient of a linear layer, where they are few."""
+        """Keep the rows of the gradient of a linear layer, if they are few."""
         self._rows.pop(layer, None)
         places = _PLAIN_PRODUCTS.get(type(output.grad_fn).__name__)
         kinds = {inputs.dtype, output.dtype, layer.weight.dtype}
         if (
             inputs.dim() == 2
-            and len(kinds) == 1  # under autocast a scaler divides the gradients and leaves no trace
+            and len(kinds) == 1  # under autocast a scaler divides the gradients unnoticed
             and places is not None
             and LowRankGradient.pays(len(inputs), layer.inputs, layer.outputs)
         ):
@@ -213,25 +212,25 @@ class Capture:
             output.grad_fn.register_hook(partial(_keep_rows, kept, places))  # type: ignore[union-attr]
 
 
-def _keep_rows(kept: _Rows, places: tuple[int | None, int], made: Any, received: Any) -> None:
+def _keep_rows(kept: _Rows, places: tuple[int | None, int], outgoing: Any, incoming: Any) -> None:
     bias, weight = places
-    kept.outputs = received[0].detach()
-    # aliases: were the tensors themselves held here, autograd would copy them into .grad
-    kept.weight = _alias(made[weight])
-    kept.bias = None if bias is None else _alias(made[bias])
+    kept.outputs = incoming[0].detach()
+    # aliases: if the tensors themselves were held here, autograd would copy them into .grad
+    kept.weight = _alias(outgoing[weight])
+    kept.bias = None if bias is None else _alias(outgoing[bias])
 
 
 def _alias(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def _same(gradient: Tensor, made: Tensor) -> bool:
-    """Whether they are the same numbers in memory, written once: by the product that made them."""
-    return gradient.data_ptr() == made.data_ptr() and gradient._version == made._version == 0
+def _same(gradient: Tensor, product: Tensor) -> bool:
+    """Whether both are the same memory, written only by the product that made it."""
+    return gradient.data_ptr() == product.data_ptr() and gradient._version == product._version == 0
 
 
 class _Hook:
-    """A hook that neither keeps its owner alive nor follows the model into copies and pickles."""
+    """A hook that does not keep its owner alive, and is empty in copies and pickles of the model."""
 
     def __init__(self, method: Callable[..., None] | None = None) -> None:
         self._method = weakref.WeakMethod(method) if method is not None else None

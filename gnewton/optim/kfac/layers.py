@@ -1,4 +1,4 @@
-"""Which parts of a model K-FAC treats, and their inputs and output gradients as matrices."""
+"""The layers of a model that K-FAC treats, and their inputs and output gradients as matrices."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from gnewton.wrappers import named_parameters
 Module = nn.Linear | nn.Conv1d | nn.Conv2d
 _KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _PATCH_NUMBERS = 2**26
-"""The patches of a convolution are made for so many samples at once that they hold at most these numbers."""
+"""Most numbers in the patches of a convolution that are made at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One Kronecker block: the weight of a linear or convolutional layer, with its bias if that is trained.
+    """One Kronecker block: the weight of a linear or convolutional layer, with its bias if trained.
 
     Attributes:
-        name: of the module, in the model.
-        modules: the module; several where modules share the same weight (and bias).
-        weight, bias: the model's own parameters; no bias where there is none or it is frozen.
+        name: name of the module in the model.
+        modules: the module, or all modules that share its weight (and bias).
+        weight, bias: the model's own parameters; None if there is no bias or it is frozen.
         weight_name, bias_name: their names in the model.
     """
 
@@ -39,7 +39,7 @@ class Layer:
 
     @property
     def fan_in(self) -> int:
-        """Numbers that one output is a weighted sum of."""
+        """Number of inputs in the weighted sum of one output."""
         return self.weight[0].numel()
 
     @property
@@ -56,9 +56,8 @@ class Layer:
 def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
     """The layers of ``model`` whose weight is among the parameters ``names`` and that K-FAC can treat.
 
-    These are Linear, Conv1d and Conv2d with one group, subclasses included as long as they keep the forward
-    pass. Left out: a weight that is parametrised (weight norm), or shared with anything but modules that
-    share its bias too.
+    These are Linear, Conv1d and Conv2d with one group, and subclasses with the same forward pass. A weight is
+    not treated if it is parametrised (weight norm), or shared with a module that does not share its bias.
 
     Raises:
         InputError: if a lazy module has no shape yet.
@@ -78,14 +77,14 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
             bias = module._parameters.get("bias")
             key = (id(module.weight), None if bias is None else id(bias))
             blocks.setdefault(key, []).append((name, module))
-    found = []
+    layers = []
     for (weight_id, bias_id), entries in blocks.items():
         modules = {module for _, module in entries}
         if owners[weight_id] != modules or (bias_id is not None and owners[bias_id] != modules):
             continue
         name, module = entries[0]
         with_bias = bias_id in wanted
-        found.append(
+        layers.append(
             Layer(
                 name=name,
                 modules=tuple(module for _, module in entries),  # type: ignore[misc]
@@ -95,7 +94,7 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
                 bias_name=named[bias_id] if with_bias and bias_id is not None else None,
             )
         )
-    return found
+    return layers
 
 
 def _is_treated(module: nn.Module) -> bool:
@@ -111,12 +110,12 @@ def rows(module: Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[Ten
 
     Args:
         module: the layer.
-        inputs: what it was called with; every axis but that of the features holds samples or positions.
-        gradient: of the shape of what it returned.
+        inputs: its input; every axis but that of the features holds samples or positions.
+        gradient: the gradient of its output.
 
     Yields:
-        (R, fan_in) and (R, outputs) in pieces, rows ordered by sample. The patches of a convolution are
-        large, so they come a few samples at a time.
+        Matrices (R, fan_in) and (R, outputs), with rows ordered by sample. The patches of a convolution are
+        large, so they come in pieces of a few samples.
     """
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     inputs, gradient = inputs.to(dtype), gradient.to(dtype)
@@ -137,7 +136,7 @@ def rows(module: Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[Ten
 def _patches(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
     """The numbers under the kernel at each position: (N, C, H, W) -> (N·positions, C·kernel numbers).
 
-    Stored feature by feature: the copy then runs along rows of the image, several times faster than
+    They are stored feature by feature: the copy then runs along rows of the image, several times faster than
     ``torch.nn.functional.unfold``.
     """
     kernel, stride, dilation = (_pair(t) for t in (module.kernel_size, module.stride, module.dilation))
@@ -175,14 +174,14 @@ def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
 def _padding(
     module: nn.Conv1d | nn.Conv2d, kernel: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, ...]:
-    """Left, right, top, bottom, as ``torch.nn.functional.pad`` takes them."""
+    """Left, right, top and bottom padding, in the order of ``torch.nn.functional.pad``."""
     if module.padding == "valid":
         return (0, 0, 0, 0)
     if module.padding == "same":
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         height, width = [(t // 2, t - t // 2) for t in total]
         return (*width, *height)
-    given = module.padding
-    if len(given) == 1:
-        return (int(given[0]), int(given[0]), 0, 0)
-    return (int(given[1]), int(given[1]), int(given[0]), int(given[0]))
+    sides = [int(side) for side in module.padding]
+    if len(sides) == 1:
+        return (sides[0], sides[0], 0, 0)
+    return (sides[1], sides[1], sides[0], sides[0])

@@ -1,9 +1,9 @@
-"""Random vectors at the outputs of a model whose covariance is the curvature of its loss (the true Fisher).
+"""Random vectors at the outputs of a model, with the curvature of the loss as covariance (the true Fisher).
 
 For the loss ℓ_n of sample n as a function of the outputs f_n, a sampler draws δ_n with E[δ_n] = 0 and
 E[δ_n δ_nᵀ] = ∂²ℓ_n/∂f_n². Where ℓ is a negative log-likelihood, δ_n = ∂ℓ(f_n, ŷ)/∂f_n with a label ŷ drawn
 from the model itself has this property. A loss that is a mean over K outputs or positions of a sample is not
-a negative log-likelihood but 1/K of one; the factors 1/√K below put its curvature on the loss's own scale.
+a negative log-likelihood but 1/K of one; the factors 1/√K below give its curvature the scale of the loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gnewton.options import did_you_mean
 from gnewton.processes import rank
 
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
-"""(outputs, generator) -> δ, both of the shape of the outputs, samples along the first axis."""
+"""(outputs, generator) -> δ, of the shape of the outputs, with samples along the first axis."""
 
 
 def categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -29,7 +29,7 @@ def categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         logits: (N, C), or (N, C, …) with a label at each of P positions; classes along axis 1, as in
             ``torch.nn.functional.cross_entropy``.
-        generator: the source of the labels, on the device of ``logits``.
+        generator: random generator of the labels, on the device of ``logits``.
 
     Returns:
         δ/√P, of the shape of ``logits``.
@@ -39,7 +39,7 @@ def categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
     """
     if logits.dim() < 2:
         raise InputError(f"likelihood=categorical: the outputs must be (N, C, …), not {tuple(logits.shape)}")
-    # Gumbel's trick: unlike torch.multinomial it makes the host wait for nothing and takes any logits
+    # the Gumbel trick: unlike torch.multinomial it never waits for the device and takes any logits
     noise = torch.empty_like(logits).exponential_(generator=generator).log_()
     labels = (logits - noise).argmax(dim=1, keepdim=True)
     classes = torch.arange(logits.shape[1], device=logits.device)
@@ -66,7 +66,7 @@ SAMPLERS: dict[str, Sampler] = {"categorical": categorical, "gaussian": gaussian
 
 
 def sampler(likelihood: str | Sampler) -> Sampler:
-    """The sampler of a name, or the function itself.
+    """The sampler with this name, or the function itself.
 
     Raises:
         InputError: for an unknown name.
@@ -85,14 +85,16 @@ def _numbers(outputs: Tensor) -> int:
 
 
 class Draws:
-    """Generators for one draw after the other, each seeded by (seed, process, number of the draw).
+    """The random stream of drawn labels: a generator per draw, seeded by (seed, process, number of the draw).
+
+    Torch's own stream is not touched.
 
     Args:
-        seed: of the stream; None: torch's initial seed.
+        seed: seed of the stream; None: torch's initial seed.
 
     Attributes:
-        seed: of the stream.
-        count: draws so far.
+        seed: seed of the stream.
+        count: number of draws so far.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -101,7 +103,7 @@ class Draws:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def next(self, device: torch.device) -> torch.Generator:
-        """The generator for the next draw, valid until the one after it."""
+        """The generator for the next draw, valid until the following draw."""
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
         key = f"{self.seed},{rank()},{self.count}"

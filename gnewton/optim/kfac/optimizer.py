@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,12 @@ class KFAC(BoundOptimizer):
     A and G are running averages of the second moments of the inputs of a Linear or Conv layer and of the
     gradients with respect to its outputs, and ν = min(1, √(κ/(lr² Σ_layers ⟨V, ∇W⟩))) bounds the change of
     the model's predictions (Martens & Grosse, arXiv 1503.05671; Grosse & Martens, arXiv 1602.01407; EKFAC:
-    George et al., arXiv 1806.03884). docs/optimizers.md has every formula and lists what is not treated:
-    such parameters take the raw gradient and stay out of ν.
+    George et al., arXiv 1806.03884). docs/optimizers.md has every formula and lists the layers that are not
+    treated; their parameters take the raw gradient and do not enter ν.
 
     The optimizer watches the model by hooks: run it forward in training mode, call ``backward()`` on the
-    mean loss, then :meth:`step`. Every training pass of a step feeds the statistics, so batches may come in
-    pieces. Several processes of torch.distributed join their statistics by one all-reduce.
+    mean loss, then :meth:`step`. Every training pass between two steps feeds the statistics, so batches may
+    come in pieces. Several processes of torch.distributed join their statistics by one all-reduce.
 
     Example::
 
@@ -53,30 +53,32 @@ class KFAC(BoundOptimizer):
 
     Args:
         model: the network, also inside DistributedDataParallel; it returns one tensor with the samples along
-            the first axis, whatever it is called with.
+            the first axis, for inputs of any form.
         lr: learning rate, > 0.
         momentum: μ in [0, 1).
         weight_decay: wd >= 0, decoupled from the gradient.
         damping: λ > 0.
         kl_clip: κ > 0; None: no clip.
         decay: factor on the old averages of the statistics, in [0, 1).
-        statistics_period: T_cov, steps between two updates of the averages, >= 1.
-        inverse_period: T_inv, steps between two updates of the inverses, >= 1.
+        statistics_period: T_cov, number of steps between two updates of the averages, >= 1.
+        inverse_period: T_inv, number of steps between two updates of the inverses, >= 1.
         fisher: "true" draws labels from the model's own predictions, "empirical" takes the gradients of the
             loss itself, which must then be a mean over samples (in pieces: weighted by their share).
-        likelihood: the loss the model is trained with: "categorical" (cross-entropy), "gaussian" (mean
+        likelihood: the loss of the training: "categorical" (cross-entropy), "gaussian" (mean
             squared error), "bernoulli" (binary cross-entropy with logits), or a function that draws
             (:mod:`gnewton.optim.kfac.likelihoods`). Not used by the empirical Fisher.
         preconditioner: "inverse" as above, "eigen" (λ added to the products of eigenvalues) or "ekfac".
-        start: the averages start from the "first" statistics or from the "identity".
-        scaling: "standard", or "reference": with S positions A is divided and G multiplied by S².
-        seed: of the drawn labels; None: torch's initial seed. Torch's own random stream is not touched.
+        start: start of the averages, the "first" statistics or the "identity".
+        scaling: "standard", or "reference": with S positions, A is divided and G multiplied by S².
+        seed: seed of the drawn labels; None: torch's initial seed. Torch's own random stream is not touched.
         params: (name, tensor) pairs to step instead of the parameters of these names; their ``.grad`` is
-            what is preconditioned.
+            preconditioned.
 
     Raises:
         InputError: for a value out of range, an unknown name, or a model without a layer to treat.
     """
+
+    why_fixed: ClassVar[str] = "the parameters are those of the model"
 
     @explained(loss_fn="the loss is what backward() is called on; likelihood= names its kind")
     def __init__(
@@ -132,10 +134,10 @@ class KFAC(BoundOptimizer):
                 "kl_clip": kl_clip,
             },
         )
-        own = named_parameters(model)
+        parameters = named_parameters(model)
         self._trained = Trained(
             model,
-            {name: own[name] for name in named if own[name].requires_grad},
+            {name: parameters[name] for name in named if parameters[name].requires_grad},
             holder="KFAC",
             missing=None if params is not None else "it does not hold {}; freeze it or build a new KFAC",
         )
@@ -158,10 +160,11 @@ class KFAC(BoundOptimizer):
         self._factors: dict[Layer, Factors] = {}
         self._preconditioners: dict[Layer, Preconditioner] = {}
         self._capture = Capture(model, self._layers, None if self._empirical else draw, self._draws.next)
+        self._built = True
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers that are treated, in the order of the model."""
+        """Names of the treated layers, in the order of the model."""
         return [layer.name for layer in self._layers]
 
     @property
@@ -171,25 +174,13 @@ class KFAC(BoundOptimizer):
         return {layer.name: (known[layer].a, known[layer].g) for layer in self._layers if layer in known}
 
     def close(self) -> None:
-        """Take the hooks off the model; the optimizer is of no use afterwards."""
+        """Remove the hooks from the model; the optimizer cannot be used afterwards."""
         self._capture.close()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, and with them what the empirical Fisher gathered from them."""
+        """Reset all gradients, and the statistics of the empirical Fisher that were made from them."""
         self._capture.forget_gradients()
         super().zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: the parameters are those of the model.
-
-        Raises:
-            InputError: always, once the optimizer is built.
-        """
-        if hasattr(self, "_layers"):
-            raise InputError(
-                "add_param_group: the parameters are those of the model; build a new KFAC instead"
-            )
-        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -199,11 +190,11 @@ class KFAC(BoundOptimizer):
             closure: recomputes the loss with gradients; optional, as in every torch optimizer.
 
         Returns:
-            What ``closure`` returned, or None.
+            The value of ``closure``, or None.
 
         Raises:
-            InputError: for sparse gradients, if the model never ran forward in training mode, or if it
-                trains other parameters than when the optimizer was built.
+            InputError: for sparse gradients, if the model never ran forward in training mode, or if it trains
+                other parameters than when the optimizer was built.
         """
         self._trained.check()
         loss = evaluated(closure)
@@ -232,43 +223,45 @@ class KFAC(BoundOptimizer):
             "steps": self._steps,
             "next_statistics": self._next_statistics,
             "next_inverses": self._next_inverses,
-            "factors": {layer.name: found.state() for layer, found in self._factors.items()},
-            "preconditioners": {layer.name: found.state() for layer, found in self._preconditioners.items()},
+            "factors": {layer.name: factors.state() for layer, factors in self._factors.items()},
+            "preconditioners": {layer.name: kept.state() for layer, kept in self._preconditioners.items()},
         }
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore the value of :meth:`state_dict`.
 
         Raises:
             InputError: if the state belongs to another optimizer, model or kind of preconditioner.
         """
-        ours = state_dict.get("kfac")
-        if ours is None:
+        saved = state_dict.get("kfac")
+        if saved is None:
             raise InputError("state_dict: it was not written by KFAC")
-        if ours["preconditioner"] != self._kind:
-            raise InputError(f"state_dict: its preconditioner is {ours['preconditioner']}, not {self._kind}")
+        if saved["preconditioner"] != self._kind:
+            raise InputError(f"state_dict: its preconditioner is {saved['preconditioner']}, not {self._kind}")
         known = {layer.name: layer for layer in self._layers}
-        for name, tensors in ours["factors"].items():
+        for name, tensors in saved["factors"].items():
             sizes = [len(tensors[key]) for key in ("a", "g")]
             if name not in known or sizes != [known[name].inputs, known[name].outputs]:
                 raise InputError(f"state_dict: the model has no layer '{name}' with factors of sizes {sizes}")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "kfac"})
-        self._draws.seed, self._draws.count = ours["seed"], ours["draws"]
-        self._steps = ours["steps"]
-        self._next_statistics, self._next_inverses = ours["next_statistics"], ours["next_inverses"]
-        self._factors = {known[name]: self._new_factors(known[name]) for name in ours["factors"]}
-        self._preconditioners = {known[name]: self._new_kind(known[name]) for name in ours["preconditioners"]}
+        self._draws.seed, self._draws.count = saved["seed"], saved["draws"]
+        self._steps = saved["steps"]
+        self._next_statistics, self._next_inverses = saved["next_statistics"], saved["next_inverses"]
+        self._factors = {known[name]: self._new_factors(known[name]) for name in saved["factors"]}
+        self._preconditioners = {
+            known[name]: self._new_kind(known[name]) for name in saved["preconditioners"]
+        }
         for layer, factors in self._factors.items():
-            factors.load(self._own(ours["factors"][layer.name]))
+            factors.load(self._copies(saved["factors"][layer.name]))
         for layer, preconditioner in self._preconditioners.items():
-            preconditioner.load(self._own(ours["preconditioners"][layer.name]))
+            preconditioner.load(self._copies(saved["preconditioners"][layer.name]))
         self._capture.clear()
         self._capture.due = self._steps >= self._next_statistics
-        self._capture.bases = {layer: found.basis for layer, found in self._preconditioners.items()}
+        self._capture.bases = {layer: kept.basis for layer, kept in self._preconditioners.items()}
 
-    def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copies on the device of the model."""
+    def _copies(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of tensors on the device of the model."""
         device = self._layers[0].weight.device
         return {key: value.to(device, copy=True) for key, value in tensors.items()}
 
@@ -279,22 +272,23 @@ class KFAC(BoundOptimizer):
         return _KINDS[self._kind](layer.bias is not None)
 
     def _take_statistics(self) -> None:
-        """Average what the passes of this step gathered."""
+        """Add the statistics of the passes of this step to the averages."""
         capture = self._capture
         if not capture.sums:
             return
         scale = float(capture.samples) if self._empirical else 1.0
         sums = {layer: capture.sums[layer] for layer in self._layers if layer in capture.sums}
-        for layer, found in moments(sums, capture.samples, scale, self._reference_scaling).items():
+        means = moments(sums, capture.samples, scale, self._reference_scaling)
+        for layer, moment in means.items():
             if layer not in self._factors:
                 self._factors[layer] = self._new_factors(layer)
-            finite = self._factors[layer].average(found)
+            finite = self._factors[layer].average(moment)
             if layer in self._preconditioners:
-                self._preconditioners[layer].observe(found.squares, finite, self._decay)
+                self._preconditioners[layer].observe(moment.squares, finite, self._decay)
         self._next_statistics = self._steps + self._statistics_period
 
     def _refresh(self) -> None:
-        """Renew what multiplies the gradients: for all layers when it is due, for a new one at once."""
+        """Refresh the preconditioners: of all layers when due, of a new layer at once."""
         due = self._steps >= self._next_inverses
         layers = [layer for layer in self._factors if due or layer not in self._preconditioners]
         if not self._factors:
@@ -306,19 +300,19 @@ class KFAC(BoundOptimizer):
             return
         for layer in layers:
             self._preconditioners.setdefault(layer, self._new_kind(layer))
-        found = [self._preconditioners[layer] for layer in layers]
+        preconditioners = [self._preconditioners[layer] for layer in layers]
         factors = [self._factors[layer] for layer in layers]
         if self._kind == "inverse":
-            refresh_inverses(found, factors, float(self.param_groups[0]["damping"]))  # type: ignore[arg-type]
+            refresh_inverses(preconditioners, factors, float(self.param_groups[0]["damping"]))  # type: ignore[arg-type]
         else:
-            for preconditioner, factor in zip(found, factors, strict=True):
+            for preconditioner, factor in zip(preconditioners, factors, strict=True):
                 preconditioner.refresh(factor)  # type: ignore[attr-defined]
         if due:
             self._next_inverses = self._steps + self._inverse_period
         self._capture.bases = {layer: self._preconditioners[layer].basis for layer in self._preconditioners}
 
     def _directions(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters that move, and ν V or the raw gradient for each."""
+        """The parameters that move, with ν V or the raw gradient of each."""
         group = self.param_groups[0]
         damping = float(group["damping"])
         raw = [p for p in self._others if p.grad is not None]
@@ -351,14 +345,14 @@ class KFAC(BoundOptimizer):
 
 
 def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
-    """The tensors to step, by the name of the parameter of the model that each is or stands for."""
-    own = named_parameters(model)
+    """The tensors to step, by the name of the parameter of the model that each is or replaces."""
+    parameters = named_parameters(model)
     if params is None:
-        named: dict[str, Tensor] = {name: p for name, p in own.items() if p.requires_grad}
+        named: dict[str, Tensor] = {name: p for name, p in parameters.items() if p.requires_grad}
     else:
         named = dict(params)
         for name, tensor in named.items():
-            if name not in own or own[name].shape != tensor.shape:
+            if name not in parameters or parameters[name].shape != tensor.shape:
                 raise InputError(
                     f"params: the model has no parameter '{name}' of shape {tuple(tensor.shape)}"
                 )
@@ -371,11 +365,11 @@ def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> d
 
 
 def clip(vectors: list[Tensor], products: list[Tensor], group: Mapping[str, Any]) -> None:
-    """V ← νV in place, ν = min(1, √(κ/(lr² Σ ⟨V, ∇W⟩))); nothing without κ.
+    """V ← νV in place, ν = min(1, √(κ/(lr² Σ ⟨V, ∇W⟩))); without κ, no change.
 
     Args:
         vectors: V.
-        products: ⟨V, ∇W⟩ of each of them, scalars.
+        products: ⟨V, ∇W⟩ of each, scalars.
         group: ``lr`` and ``kl_clip``, κ or None.
     """
     if group["kl_clip"] is None or not products:
@@ -397,7 +391,7 @@ def move(
         parameters: θ, changed in place.
         vectors: V of each.
         group: ``lr``, ``momentum`` and ``weight_decay``.
-        state: of the optimizer, which holds m as ``momentum_buffer``.
+        state: state of the optimizer, with m as ``momentum_buffer``.
     """
     if not parameters:
         return

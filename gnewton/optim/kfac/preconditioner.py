@@ -1,4 +1,4 @@
-"""What multiplies the gradient of a layer: inverses of its factors, or their eigenvectors and a scale."""
+"""The preconditioner of a layer: inverses of its factors, or their eigenvectors with a scale."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gnewton.errors import GnewtonError
 from gnewton.optim.kfac.statistics import Basis, Factors
 
 Parts = tuple[Tensor, Tensor | None]
-"""Gradient-like numbers of a layer: (outputs, fan_in) for its weight, (outputs,) for its bias."""
+"""A gradient or step of a layer: (outputs, fan_in) for its weight, (outputs,) for its bias."""
 
 _ATTEMPTS = 8
-"""A matrix that has no Cholesky decomposition is tried again this often, each time with ten times the
-damping: rounding errors alone can make an average of squares indefinite."""
+"""Number of attempts at a Cholesky decomposition, each with ten times the damping of the one before: rounding
+errors alone can make an average of squares indefinite."""
 
 
 class LayerGradient(ABC):
-    """∇W (outputs, inputs), the gradient of the weight, flattened, with that of the bias as last column."""
+    """∇W, (outputs, inputs): the flattened gradient of the weight, with that of the bias as last column."""
 
     @abstractmethod
     def sandwich(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ class DenseGradient(LayerGradient):
 
     @staticmethod
     def of(weight: Tensor, bias: Tensor | None) -> DenseGradient:
-        """Join the gradients of weight and bias, in the factors' precision."""
+        """Join the gradients of weight and bias, in the precision of the factors."""
         matrix = weight.flatten(1)
         if bias is not None:
             matrix = torch.cat([matrix, bias.unsqueeze(1)], dim=1)
@@ -49,7 +49,7 @@ class DenseGradient(LayerGradient):
 
 @dataclass(frozen=True)
 class LowRankGradient(LayerGradient):
-    """∇W = Σ_n g_n ā_nᵀ of a linear layer, by its R rows.
+    """∇W = Σ_n g_n ā_nᵀ of a linear layer, as R rows.
 
     Attributes:
         inputs: (R, fan_in).
@@ -68,20 +68,20 @@ class LowRankGradient(LayerGradient):
 
     @staticmethod
     def pays(samples: int, inputs: int, outputs: int) -> bool:
-        """Whether so few rows make the products cheaper than those of the full matrix."""
+        """Whether products by rows are cheaper than products with the full matrix."""
         by_rows = samples * (inputs**2 + outputs**2 + inputs * outputs)
         return by_rows < inputs * outputs * (inputs + outputs)
 
 
 def product(left: Tensor, right: Tensor, bias: bool) -> Parts:
-    """left right, its last column apart where that belongs to the bias; both parts contiguous."""
+    """The product left · right, with the last column split off for the bias; both parts are contiguous."""
     if not bias:
         return left @ right, None
     return left @ right[:, :-1], left @ right[:, -1]
 
 
 class Preconditioner(ABC):
-    """V from ∇W for one layer, by what was found at the last refresh."""
+    """The map from ∇W to V of one layer, as of the last refresh."""
 
     def __init__(self, bias: bool) -> None:
         self._bias = bias
@@ -91,32 +91,32 @@ class Preconditioner(ABC):
         """V, for weight and bias."""
 
     def observe(self, squares: Tensor | None, finite: Tensor, decay: float) -> None:
-        """Take in squares of gradients in :attr:`basis`; ``finite``: whether the samples were."""
+        """Take in squares of gradients in :attr:`basis`; ``finite``: whether the samples were finite."""
         return
 
     @property
     def basis(self) -> Basis | None:
-        """Where squares of gradients are wanted; None: nowhere."""
+        """The basis in which gradients are squared; None: they are not."""
         return None
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """The tensors that make it up, by name."""
+        """The tensors of the state, by name."""
 
     @abstractmethod
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore the value of :meth:`state`."""
 
 
 class Inverses(Preconditioner):
-    """V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹, Tikhonov damping split by π = √((tr A/dim A)/(tr G/dim G))."""
+    """V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹: Tikhonov damping, split by π = √((tr A/dim A)/(tr G/dim G))."""
 
     def __init__(self, bias: bool) -> None:
         super().__init__(bias)
         self.a = self.g = torch.empty(0)
 
     def apply(self, gradient: LayerGradient, damping: float) -> Parts:
-        """Two products with the explicit inverses."""
+        """V, by two products with the explicit inverses."""
         return product(*gradient.sandwich(self.g, self.a), self._bias)
 
     def state(self) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ class Inverses(Preconditioner):
 
 
 def split_damping(factors: Factors, damping: float) -> tuple[Tensor, Tensor]:
-    """π√λ for A and √λ/π for G, scalars on the device; π is 1 where a factor vanishes."""
+    """π√λ for A and √λ/π for G, scalars on the device; π is 1 if a factor vanishes."""
     mean_a, mean_g = factors.a.diagonal().mean(), factors.g.diagonal().mean()
     ratio = torch.sqrt(mean_a / mean_g)
     ratio = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
@@ -140,30 +140,30 @@ def split_damping(factors: Factors, damping: float) -> tuple[Tensor, Tensor]:
 def damped_inverses(matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> list[Tensor]:
     """(M + d I)⁻¹ of symmetric positive semidefinite matrices, by Cholesky.
 
-    Where the decomposition fails, d is multiplied by ten and it is tried again. The host waits for the
-    device once per round of attempts.
+    If the decomposition fails, it is repeated with ten times d. The host waits for the device once per round
+    of attempts.
 
     Raises:
         GnewtonError: if a matrix is not finite, or far from semidefinite.
     """
-    found: list[Tensor] = list(matrices)
-    left = list(range(len(matrices)))
+    inverses: list[Tensor] = list(matrices)
+    remaining = list(range(len(matrices)))
     factor = 1.0
     for _ in range(_ATTEMPTS):
         flags = []
-        for index in left:
+        for index in remaining:
             damped = matrices[index].clone()
             damped.diagonal().add_(dampings[index] * factor)
             lower, info = torch.linalg.cholesky_ex(damped)
-            found[index] = lower
+            inverses[index] = lower
             flags.append(info)
         failed = torch.stack(flags).tolist()
-        for index, info in zip(left, failed, strict=True):
+        for index, info in zip(remaining, failed, strict=True):
             if info == 0:
-                found[index] = torch.cholesky_inverse(found[index])
-        left = [index for index, info in zip(left, failed, strict=True) if info != 0]
-        if not left:
-            return found
+                inverses[index] = torch.cholesky_inverse(inverses[index])
+        remaining = [index for index, info in zip(remaining, failed, strict=True) if info != 0]
+        if not remaining:
+            return inverses
         factor *= 10
     raise GnewtonError(
         f"K-FAC: a factor is not positive definite even with {factor / 10:g} times the damping"
@@ -183,7 +183,7 @@ def refresh_inverses(preconditioners: Sequence[Inverses], factors: Sequence[Fact
 
 
 class Eigen(Preconditioner):
-    """V = Q_G [(Q_Gᵀ ∇W Q_A) / (s + λ)] Q_Aᵀ with s = d_G d_Aᵀ: λ is added to the products of eigenvalues.
+    """V = Q_G [(Q_Gᵀ ∇W Q_A) / (s + λ)] Q_Aᵀ with s = d_G d_Aᵀ: λ is added to products of eigenvalues.
 
     (d_A, Q_A) and (d_G, Q_G) are the eigenvalues and eigenvectors of A and G.
     """
@@ -193,13 +193,13 @@ class Eigen(Preconditioner):
         self.inputs = self.outputs = self.scale = torch.empty(0)
 
     def refresh(self, factors: Factors) -> None:
-        """Decompose the factors; the scale is that of their eigenvalues."""
+        """Decompose the factors; the scale is the products of their eigenvalues."""
         d_a, self.inputs = _eigh(factors.a)
         d_g, self.outputs = _eigh(factors.g)
         self.scale = torch.outer(d_g.clamp_min(0), d_a.clamp_min(0))
 
     def apply(self, gradient: LayerGradient, damping: float) -> Parts:
-        """Into the eigenbasis, divide, and back."""
+        """V: rotate into the eigenbasis, divide, rotate back."""
         left, right = gradient.sandwich(self.outputs, self.inputs)
         rotated = (left @ right).div_(self.scale + damping)
         return product(self.outputs @ rotated, self.inputs.T, self._bias)
@@ -216,12 +216,12 @@ class Eigen(Preconditioner):
 class Corrected(Eigen):
     """EKFAC: s is the running average of the squared gradients of single samples in the eigenbasis.
 
-    It starts from d_G d_Aᵀ whenever the basis is renewed.
+    s starts from d_G d_Aᵀ at every refresh.
     """
 
     @property
     def basis(self) -> Basis | None:
-        """The eigenvectors, once there are any."""
+        """The eigenvectors; None before the first refresh."""
         return Basis(self.inputs, self.outputs) if self.inputs.numel() else None
 
     def observe(self, squares: Tensor | None, finite: Tensor, decay: float) -> None:
@@ -232,7 +232,7 @@ class Corrected(Eigen):
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of a symmetric matrix, in float64 where its own precision does not do."""
+    """Eigenvalues and eigenvectors of a symmetric matrix; in float64 if its own precision is not enough."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]

@@ -12,25 +12,25 @@ from gnewton.optim.kfac.layers import Layer, Module, rows
 from gnewton.processes import sum_over_processes, world_size
 
 _SQUARES_NUMBERS = 2**25
-"""Gradients of single samples are held for so many samples at once that they count at most these numbers."""
+"""Most numbers in the gradients of single samples that are held at once."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Orthogonal matrices in whose columns gradients of single samples are squared (EKFAC)."""
+    """Orthogonal matrices; gradients of single samples are squared in the basis of their columns (EKFAC)."""
 
     inputs: Tensor
     outputs: Tensor
 
 
 class Sums:
-    """Sums over all positions of all samples that a layer met since the last step.
+    """Sums over all positions of all samples of a layer since the last step.
 
     Attributes:
-        a: Σ ā āᵀ of the inputs, a 1 appended where there is a bias: (inputs, inputs).
+        a: Σ ā āᵀ of the inputs, with a 1 appended if there is a bias: (inputs, inputs).
         g: Σ g gᵀ of the gradients with respect to the outputs: (outputs, outputs).
         squares: Σ_n (Q_Gᵀ ∇W_n Q_A)², entry by entry: (outputs, inputs); None without a basis.
-        rows: number of positions of all samples.
+        rows: number of positions in all samples.
     """
 
     def __init__(self, layer: Layer, basis: Basis | None) -> None:
@@ -47,7 +47,7 @@ class Sums:
         self.rows = 0
 
     def add(self, module: Module, inputs: Tensor, gradient: Tensor, samples: int) -> None:
-        """Add one call of ``module``: its inputs and the gradient with respect to what it returned."""
+        """Add one call of ``module``: its inputs and the gradient with respect to its outputs."""
         fan_in = self._layer.fan_in
         weight_part = self.a[:fan_in, :fan_in]
         features = self._layer.outputs
@@ -82,7 +82,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Moments:
-    """What the samples of a step say of a layer: A, G and, with a basis, the squares of its gradients."""
+    """The moments of a layer in one step: A, G and, with a basis, the squares of its gradients."""
 
     a: Tensor
     g: Tensor
@@ -92,15 +92,15 @@ class Moments:
 def moments(
     pending: Mapping[Layer, Sums], samples: int, gradient_scale: float, reference_scaling: bool
 ) -> dict[Layer, Moments]:
-    """Turn the sums of a step into means; of all processes together where there are several.
+    """Turn the sums of a step into means, over all processes.
 
     With N samples, S positions each and per-sample gradients ĝ = N g:
     A = (1/N) Σ ā āᵀ and G = (1/(N S)) Σ ĝ ĝᵀ, squares (1/N) Σ_n (…)².
 
     Args:
         pending: the sums of each layer.
-        samples: N, of this process.
-        gradient_scale: ĝ/g, what the gradients in the sums must be multiplied by.
+        samples: N in this process.
+        gradient_scale: ĝ/g, the factor on the gradients in the sums.
         reference_scaling: divide A by S² and multiply G by S², as the preset ``reference`` has it.
     """
     parts: list[Tensor] = []
@@ -111,7 +111,7 @@ def moments(
     total: float | Tensor = float(samples)
     if world_size() > 1:
         *parts, total = sum_over_processes([*parts, parts[0].new_tensor(samples)])
-    found = {}
+    means = {}
     remaining = iter(parts)
     for layer, sums in pending.items():
         positions = sums.rows / samples
@@ -119,19 +119,19 @@ def moments(
         if reference_scaling:
             a, g = a.div_(positions**2), g.mul_(positions**2)
         squares = next(remaining).div_(total) if sums.squares is not None else None
-        found[layer] = Moments(a, g, squares)
-    return found
+        means[layer] = Moments(a, g, squares)
+    return means
 
 
 class Factors:
     """The running averages M ← decay·M + (1 − decay)·M_new of A and G of one layer.
 
-    They start from the first moments, or from the identity. Moments that are not finite change nothing; that
-    is decided on the device, so that the host never waits.
+    They start from the first moments, or from the identity. Moments that are not finite change nothing; this
+    is decided on the device, so the host never waits.
 
     Attributes:
         a, g: the averages.
-        seen: whether anything was averaged, a boolean scalar on the device.
+        seen: whether there is anything in them, a boolean scalar on the device.
     """
 
     def __init__(self, layer: Layer, decay: float, identity: bool) -> None:
@@ -144,10 +144,10 @@ class Factors:
         self.seen = torch.tensor(identity, device=weight.device)
 
     def average(self, new: Moments) -> Tensor:
-        """Take in the moments of a step.
+        """Add the moments of a step.
 
         Returns:
-            whether they were finite, a boolean scalar on the device.
+            Whether they were finite, a boolean scalar on the device.
         """
         # |A_ij|² <= A_ii A_jj: the diagonals are finite exactly if the matrices are
         finite = torch.isfinite(new.a.diagonal().sum() + new.g.diagonal().sum())
@@ -162,5 +162,5 @@ class Factors:
         return {"a": self.a, "g": self.g, "seen": self.seen}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore the value of :meth:`state`."""
         self.a, self.g, self.seen = state["a"], state["g"], state["seen"]

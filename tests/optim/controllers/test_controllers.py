@@ -18,6 +18,7 @@ from gnewton.optim.averaging import NoAveraging
 from gnewton.optim.controllers import Adaptive, Constant, Controller, Geometric, Overshoot, Plateau, Site
 from gnewton.optim.rate_rule import Proposal, Solved
 from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.solvers import Solution
 from tests.optim.problems import EXACT, Stream, classification, tanh_net
 
 
@@ -42,7 +43,7 @@ class Update(Site):
     def propose(self, damping: float, internal_damping: float) -> Proposal:
         self.solved.append((damping, internal_damping))
         zeros = torch.zeros(2, dtype=torch.float64)
-        return Proposal(Solved(zeros, zeros, zeros, zeros, "interior", 0.0, 0.0, 0.0, False))
+        return Proposal(Solved(zeros, zeros, zeros, zeros, Solution(zeros, "interior")))
 
     def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
         return self._predicted

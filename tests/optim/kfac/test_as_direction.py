@@ -48,9 +48,7 @@ def grouped(model: nn.Module, *, constant: bool, engine: Any = "auto", **options
         engine=engine,
     )
     if constant:
-        optimizer._update_rates = lambda *arguments: True  # type: ignore[method-assign]
-        for group in optimizer.param_groups:
-            group["rate"] = RATE
+        optimizer.hold(RATE)
     return optimizer
 
 

@@ -12,7 +12,7 @@ from gnewton.errors import InputError
 from gnewton.optim.finite_step import Plan, combined
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.rate_update import RateUpdate
-from gnewton.optim.trust_radius import FIRST, FLOOR, GROWTH, TrustRadius
+from gnewton.optim.rates_in_force import FIRST, FLOOR, GROWTH, TrustRadius
 from tests.optim.problems import classification, tanh_net
 
 
