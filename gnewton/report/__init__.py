@@ -1,1 +1,1 @@
-"""From the files of finished runs to tables, plots and pages. Reads CSV, JSON and YAML; never loads torch."""
+"""Tables, plots and pages from the files of runs. Reads CSV, JSON and YAML; never imports torch."""

@@ -1,4 +1,4 @@
-"""A comparison: the runs below some folders, gathered, checked, measured."""
+"""A comparison: the runs below some folders, grouped into set-ups, checked and measured."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gnewton.runfiles import ENDED
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is known of some set-ups.
+    """The set-ups of a comparison and their measures.
 
     Attributes:
-        setups: by problem and label, each with its runs.
-        targets: the target of each set-up, by label; None where it has none.
+        setups: sorted by problem and label, each with its runs.
+        targets: the target of each set-up by label; None for a set-up without one.
         runs: one row per run, see :func:`gnewton.report.measures.table_of_runs`.
         table: one row per set-up, see :func:`gnewton.report.measures.table_of_setups`.
-        hardware: what the runs ran on, in a line.
-        notes: what a reader has to know, a line each.
+        hardware: a line about the hardware of the runs.
+        notes: remarks for the reader, a line each.
     """
 
     setups: list[Setup]
@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def problems(self) -> list[str]:
-        """What was solved, each once, in order."""
+        """The problems, each once, in order."""
         return list(dict.fromkeys(setup.problem for setup in self.setups))
 
     def of_problem(self, problem: str) -> list[Setup]:
@@ -48,7 +48,7 @@ class Comparison:
         return [setup for setup in self.setups if setup.problem == problem]
 
     def tables(self) -> list[Table]:
-        """The tables for people."""
+        """The tables of the comparison, as text."""
         return build_tables(self.table)
 
 
@@ -58,16 +58,16 @@ def compare(
     """Compare all runs in or below ``folders``.
 
     Args:
-        folders: run folders, or folders with run folders somewhere below.
-        target: the target of all set-ups; None: each has that of its configuration, or none.
-        mixed_hardware: allow different hardware and number formats for one model and data set. They then make
-            set-ups of their own.
+        folders: run folders, or folders that contain run folders.
+        target: the target of all set-ups; None: the target in the configuration of each, if any.
+        mixed_hardware: allow different hardware and number formats for one problem; each combination is then
+            a set-up of its own.
 
     Raises:
-        InputError: if there is no run, the hardware differs without leave, or no run knows the target.
+        InputError: if there is no run, the hardware differs, or no run measured the metric of the target.
     """
-    found, notes = find_runs(folders)
-    setups, superseded = group_runs(found)
+    all_runs, notes = find_runs(folders)
+    setups, superseded = group_runs(all_runs)
     problems = _runs_by_problem(setups)
     if not mixed_hardware:
         for runs_of_problem in problems:
@@ -87,7 +87,7 @@ def compare(
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write runs.csv, setups.csv and tables.md; returns their paths.
+    """Write runs.csv, setups.csv and tables.md and return their paths.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -101,7 +101,7 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def markdown_page(comparison: Comparison) -> str:
-    """Tables, hardware and notes as a Markdown page."""
+    """The tables, the hardware and the notes as Markdown."""
     notes = "\n".join(f"- {note}" for note in comparison.notes)
     return (
         f"# Comparison\n\n{comparison.hardware}.\n\n{as_markdown(comparison.tables())}\n\n"
@@ -110,7 +110,7 @@ def markdown_page(comparison: Comparison) -> str:
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
-    """Write a file of a report, making its folder.
+    """Write a file of a report; its folder is created if necessary.
 
     Raises:
         InputError: if it cannot be written.
@@ -124,10 +124,7 @@ def write_file(path: Path, content: str | bytes) -> Path:
 
 
 def _runs_by_problem(setups: Sequence[Setup]) -> list[list[Run]]:
-    """The runs whose times stand beside each other: those of one model and data set.
-
-    One that was killed before it began has no times to compare.
-    """
+    """The runs of each problem whose times are compared: all but those killed before they began."""
     problems: dict[str, list[Run]] = {}
     for setup in setups:
         with_times = [run for run in setup.runs if len(run.metrics) or run.environment]

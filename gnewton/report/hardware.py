@@ -1,4 +1,4 @@
-"""What times depend on beside the method: the machine and the number format."""
+"""The conditions, besides the method, on which times depend: hardware and number format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ UNKNOWN = "unknown"
 
 
 def conditions(run: Run) -> dict[str, str]:
-    """The conditions under which the times of a run may be compared with those of another.
+    """The conditions that must agree for the times of two runs to be comparable.
 
-    On the CPU the cores and threads count, on a GPU its model does; so does the number of processes that
-    share the batches. TF32 rounds what is called float32, so it counts as a format of its own. A run that
-    was resumed elsewhere has the conditions of both places.
+    They are the device, on the CPU its cores and threads, the number of processes that share the batches, and
+    the number format. TF32 rounds float32 values, so it is a format of its own. A run that was resumed
+    elsewhere has the conditions of both places.
     """
     resumed = run.environment.get("resumed", [])
     parts = [_conditions(environment, run.config) for environment in (run.environment, *resumed)]
@@ -29,29 +29,29 @@ def conditions(run: Run) -> dict[str, str]:
 def _conditions(environment: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
     trainer = config.get("trainer", {})
     device = str(environment.get("device", UNKNOWN)).partition(":")[0]
-    found = {"device": f"{device} {environment.get('device_name') or UNKNOWN}".strip()}
+    result = {"device": f"{device} {environment.get('device_name') or UNKNOWN}".strip()}
     if device != "cuda":
-        found["cores"] = str(environment.get("cores", UNKNOWN))
-        found["threads"] = str(environment.get("threads", UNKNOWN))
+        result["cores"] = str(environment.get("cores", UNKNOWN))
+        result["threads"] = str(environment.get("threads", UNKNOWN))
     if environment.get("processes", 1) != 1:
-        found["processes"] = str(environment["processes"])
+        result["processes"] = str(environment["processes"])
     rounding = {
         "TF32": trainer.get("tf32") and device == "cuda",
         f"{trainer.get('precision')} autocast": trainer.get("precision", "full") != "full",
         "compiled": trainer.get("compile"),
     }
     notes = [note for note, holds in rounding.items() if holds]
-    found["dtype"] = str(trainer.get("dtype", UNKNOWN)) + (f" ({', '.join(notes)})" if notes else "")
-    return found
+    result["dtype"] = str(trainer.get("dtype", UNKNOWN)) + (f" ({', '.join(notes)})" if notes else "")
+    return result
 
 
 def differences(runs: Iterable[Run]) -> dict[str, dict[str, int]]:
-    """The conditions in which the runs differ: for each, its values and how many runs have them."""
+    """The conditions in which the runs differ: the values of each, with the number of runs that have them."""
     counts: dict[str, dict[str, int]] = {}
-    found = [conditions(run) for run in runs]
-    for key in dict.fromkeys(key for entry in found for key in entry):
+    entries = [conditions(run) for run in runs]
+    for key in dict.fromkeys(key for entry in entries for key in entry):
         values: dict[str, int] = {}
-        for entry in found:
+        for entry in entries:
             if key in entry or key == "processes":
                 value = entry.get(key, "1")
                 values[value] = values.get(value, 0) + 1
@@ -61,16 +61,16 @@ def differences(runs: Iterable[Run]) -> dict[str, dict[str, int]]:
 
 
 def require_same(runs: Iterable[Run]) -> None:
-    """Refuse to compare times that were measured under different conditions.
+    """Refuse runs whose times were measured under different conditions.
 
     Raises:
-        InputError: naming what differs.
+        InputError: listing the differences.
     """
-    found = differences(runs)
-    if found:
+    different = differences(runs)
+    if different:
         lines = [
             f"  {key}: " + ", ".join(f"{value} ({_counted(count, 'run')})" for value, count in values.items())
-            for key, values in found.items()
+            for key, values in different.items()
         ]
         raise InputError(
             "\n".join(
@@ -84,17 +84,17 @@ def require_same(runs: Iterable[Run]) -> None:
 
 
 def describe(runs: Iterable[Run]) -> str:
-    """The hardware in a line, or in one for each kind of it."""
+    """The hardware of the runs, each kind once."""
     lines: dict[str, None] = {}
     for run in runs:
-        found = conditions(run)
+        parts = conditions(run)
         threads = ""
-        if "threads" in found:
-            threads = f", {_counted(found['threads'], 'thread')} on {_counted(found['cores'], 'core')}"
+        if "threads" in parts:
+            threads = f", {_counted(parts['threads'], 'thread')} on {_counted(parts['cores'], 'core')}"
         torch = run.environment.get("packages", {}).get("torch")
         version = f", torch {torch}" if torch else ""
-        processes = f", {found['processes']} processes" if "processes" in found else ""
-        lines[f"{found['device']}{threads}{processes}, {found['dtype']}{version}"] = None
+        processes = f", {parts['processes']} processes" if "processes" in parts else ""
+        lines[f"{parts['device']}{threads}{processes}, {parts['dtype']}{version}"] = None
     return "; ".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""A finished inspection, read from its folder, and what it says in words and numbers."""
+"""A finished inspection, read from its folder, and its description in words and numbers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RATES = {
     "newton": "without it (H̄⁻¹ḡ)",
     "alone": "each group alone (ḡ_s/H̄_ss)",
 }
-"""The rules for rates, as they are called in files and for people."""
+"""The rules for rates: their names in files and in words."""
 
 _UNREADABLE = (OSError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
-class Inspected:
+class InspectionFiles:
     """The content of an inspection folder.
 
     Attributes:
@@ -48,11 +48,11 @@ class Inspected:
         return [str(name) for name in self.groups["group"]]
 
 
-def read_inspection(folder: Path) -> Inspected:
-    """Read what ``gnewton inspect`` wrote.
+def read_inspection(folder: Path) -> InspectionFiles:
+    """Read the files of ``gnewton inspect``.
 
     Raises:
-        InputError: if a file is missing or is not what it should be.
+        InputError: if a file is missing or cannot be read.
     """
     try:
         about = json.loads((folder / "inspection.json").read_text(encoding="utf-8"))
@@ -64,21 +64,21 @@ def read_inspection(folder: Path) -> Inspected:
         )
     except _UNREADABLE as error:
         raise InputError(f"{folder}: it holds no whole inspection ({error})") from error
-    return Inspected(about, groups, hessian, scaled, spectrum, distances)
+    return InspectionFiles(about, groups, hessian, scaled, spectrum, distances)
 
 
-def describe_inspection(found: Inspected) -> str:
-    """The point, a table of the groups, and where the Hessian has its mass."""
-    about = found.about
+def describe_inspection(files: InspectionFiles) -> str:
+    """The point, a table of the groups, the ends of the solves, and the mass of H̄ off its diagonal."""
+    about = files.about
     head = (
         f"{about['point']}\n"
         f"on {about['taken_on']}, model in {about['mode']} mode, direction u: {about['direction']}; "
         f"loss {about['loss']:.6g}"
     )
-    return "\n\n".join([head, _table(found), _endings(found), _mass(found)])
+    return "\n\n".join([head, _table(files), _endings(files), _mass(files)])
 
 
-def _table(found: Inspected) -> str:
+def _table(files: InspectionFiles) -> str:
     columns = {
         "group": "group",
         "norm": "‖P_s u‖",
@@ -89,16 +89,16 @@ def _table(found: Inspected) -> str:
         "rate_newton": "η Newton",
         "rate_alone": "η alone",
     }
-    shown = found.groups[list(columns)].rename(columns=columns)
+    shown = files.groups[list(columns)].rename(columns=columns)
     return shown.to_string(index=False, na_rep="–", float_format=lambda value: f"{value:.3g}")
 
 
-def _endings(found: Inspected) -> str:
-    damping = found.about["internal_damping"]
-    statuses = found.about["statuses"]
+def _endings(files: InspectionFiles) -> str:
+    damping = files.about["internal_damping"]
+    statuses = files.about["statuses"]
     lines = [f"rates with the cubic term (λ_int {damping:g}): {_in_words(statuses['cubic'])}"]
     lines.append(f"rates without it, H̄⁻¹ḡ: {_in_words(statuses['newton'])}")
-    eigenvalues = found.spectrum["scaled"].to_numpy()
+    eigenvalues = files.spectrum["scaled"].to_numpy()
     lines.append(
         f"eigenvalues of the scaled H̄: {eigenvalues[0]:.3g} … {eigenvalues[-1]:.3g}, "
         f"{int((eigenvalues < 0).sum())} of {len(eigenvalues)} negative"
@@ -116,8 +116,8 @@ def _in_words(status: str) -> str:
     return words.get(status, status)
 
 
-def _mass(found: Inspected) -> str:
-    rows = found.distances
+def _mass(files: InspectionFiles) -> str:
+    rows = files.distances
     if rows.empty:
         return "one group: nothing lies off the diagonal"
     total, scaled = rows["share"].sum(), rows["scaled_share"].sum()

@@ -1,4 +1,4 @@
-"""Targets: when a run first reached a value of a metric."""
+"""The measures of runs and set-ups: the cost of reaching a target, final metrics, medians and spreads."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gnewton.report.setups import Setup
 from gnewton.runfiles import BROKEN, ENDED, SCORES
 
 MISSED = math.inf
-"""Time, steps and epochs of a run that did not reach its target."""
+"""Time, steps and epochs of a run that missed its target."""
 
 
 @dataclass(frozen=True)
 class MetricTarget:
-    """A value of a metric: reached from below for an accuracy, from above for a loss."""
+    """A value of a metric to be reached: from below for an accuracy, from above for a loss."""
 
     metric: str
     value: float
 
     @classmethod
     def parse(cls, text: str) -> MetricTarget:
-        """Read ``metric=value``.
+        """Parse ``metric=value``.
 
         Raises:
-            InputError: if the metric is unknown or the value no finite number.
+            InputError: if the metric is unknown or the value is not a finite number.
         """
         metric, equals, value = text.partition("=")
         if not equals:
@@ -50,7 +50,7 @@ class MetricTarget:
 
     @classmethod
     def of(cls, setup: Setup) -> MetricTarget | None:
-        """The target in the configuration of a set-up."""
+        """The target in the configuration of a set-up, if it has one."""
         value = setup.options.get("trainer.target.value")
         metric = setup.options.get("trainer.target.metric")
         return None if value is None or metric not in SCORES else cls(str(metric), float(value))
@@ -60,9 +60,9 @@ class MetricTarget:
         return f"{self.metric.replace('_', ' ')} {sign} {self.value:g}"
 
     def reached(self, run: Run) -> dict[str, float]:
-        """Training seconds, steps and epochs up to the first row that reaches the target.
+        """Training seconds, steps and epochs until the first row that reaches the target.
 
-        Infinite (:data:`MISSED`) where none does; NaN where the metric was not measured in the run at all.
+        They are infinite (:data:`MISSED`) if none does, and NaN if the run did not measure the metric.
         """
         columns = ("train_seconds", "step", "epoch")
         metrics = run.metrics
@@ -80,16 +80,16 @@ class MetricTarget:
 Array = npt.NDArray[np.float64]
 
 SPREAD_FROM = 5
-"""From so many runs on the spread is the range of the middle half, below it the whole range."""
+"""From this number of runs on, the spread is the interquartile range; below, it is the whole range."""
 
 TO_TARGET = {"target_seconds": "train_seconds", "target_steps": "step", "target_epochs": "epoch"}
-"""Measures of the way to the target, and the column of metrics.csv each is read from."""
+"""Measures of the cost of reaching the target, and the column of metrics.csv from which each is read."""
 
 COSTS = ("seconds_per_step", "summary_share", "solve_share", "train_seconds", "peak_memory_mib")
-"""What a run cost: seconds of training per step, shares of these in the summary and in the solve, …"""
+"""Costs of a run: seconds per step, shares of the training time in summaries and solves, and so on."""
 
 MEASURES = (*TO_TARGET, *SCORES, *COSTS, "epochs", "steps")
-"""All numbers that :func:`measure_run` finds."""
+"""All measures of :func:`measure_run`."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Spread:
     """Median and spread of a measure over the runs of a set-up.
 
     Attributes:
-        median: of all values, ±infinity standing for a run that missed the target or has no end value.
-        low, high: the quartiles from :data:`SPREAD_FROM` values on, else the extremes.
+        median: of all values; a run that missed the target or broke down counts as ±infinity.
+        low, high: the quartiles of :data:`SPREAD_FROM` values or more, else the extremes.
         count: number of values.
     """
 
@@ -109,7 +109,7 @@ class Spread:
 
     @classmethod
     def over(cls, values: Iterable[float]) -> Spread:
-        """Of the values that are numbers or infinite; NaN means that nothing was measured."""
+        """Over the finite and infinite values; NaN means that nothing was measured."""
         known = sorted(value for value in map(float, values) if not math.isnan(value))
         if not known:
             return cls(math.nan, math.nan, math.nan, 0)
@@ -118,9 +118,9 @@ class Spread:
 
 
 def median_and_spread(values: Array) -> tuple[Array, Array, Array]:
-    """Median, low and high end over the first axis: quartiles of many values, the extremes of few.
+    """Median, low and high end over the first axis, as in :class:`Spread`.
 
-    A quantile is linear between two neighbours, and infinite as soon as one of them is.
+    Quantiles are interpolated linearly between neighbours; a quantile next to an infinite value is infinite.
     """
     ordered = np.sort(values, axis=0)
     share = 0.25 if len(ordered) >= SPREAD_FROM else 0.0
@@ -133,42 +133,42 @@ def _quantile(ordered: Array, share: float) -> Array:
     weight = place - below
     if weight == 0:
         return np.asarray(ordered[below])
-    with np.errstate(invalid="ignore"):  # ∞ − ∞, where both neighbours are infinite
+    with np.errstate(invalid="ignore"):  # ∞ − ∞ if both neighbours are infinite
         between = ordered[below] * (1 - weight) + ordered[below + 1] * weight
     return np.where(ordered[below] == ordered[below + 1], ordered[below], between)
 
 
 def measure_run(run: Run, target: MetricTarget | None) -> dict[str, float]:
-    """Every measure of :data:`MEASURES`; NaN where there is none.
+    """All measures of :data:`MEASURES`; NaN if there is no value.
 
-    The end values of a diverged or failed run are the worst there are: an infinite loss, an accuracy of
+    The final metrics of a diverged or failed run are the worst possible: a loss of infinity, an accuracy of
     minus infinity.
     """
-    found = dict.fromkeys(MEASURES, math.nan)
+    values = dict.fromkeys(MEASURES, math.nan)
     if target is not None:
         reached = target.reached(run)
-        found |= {name: reached[column] for name, column in TO_TARGET.items()}
+        values |= {name: reached[column] for name, column in TO_TARGET.items()}
     if not run.metrics.empty:
         last = run.metrics.iloc[-1]
-        found |= {
+        values |= {
             "epochs": float(last["epoch"]),
             "steps": float(last["step"]),
             "train_seconds": float(last["train_seconds"]),
         }
         if "peak_memory_mib" in last:
-            found["peak_memory_mib"] = float(run.metrics["peak_memory_mib"].max())
+            values["peak_memory_mib"] = float(run.metrics["peak_memory_mib"].max())
         if last["step"] > 0:
-            found["seconds_per_step"] = float(last["train_seconds"]) / float(last["step"])
-        found |= _shares(run, float(last["step"]), float(last["train_seconds"]))
+            values["seconds_per_step"] = float(last["train_seconds"]) / float(last["step"])
+        values |= _shares(run, float(last["step"]), float(last["train_seconds"]))
         if run.status in ENDED:
-            found |= {name: float(last[name]) for name in SCORES if name in last}
+            values |= {name: float(last[name]) for name in SCORES if name in last}
     if run.status in BROKEN:
-        found |= {name: -math.inf if name.endswith("accuracy") else math.inf for name in SCORES}
-    return found
+        values |= {name: -math.inf if name.endswith("accuracy") else math.inf for name in SCORES}
+    return values
 
 
 def _shares(run: Run, step: float, seconds: float) -> dict[str, float]:
-    """Shares of the training time in the summary and the solve, over the updates before ``step``."""
+    """Shares of the training time in summaries and solves, over the updates before ``step``."""
     if run.rates is None or seconds <= 0:
         return {}
     updates = run.rates.clocks[run.rates.clocks["step"] < step]
@@ -180,9 +180,9 @@ def _shares(run: Run, step: float, seconds: float) -> dict[str, float]:
 
 
 def table_of_runs(setups: Iterable[Setup], targets: dict[str, MetricTarget | None]) -> pd.DataFrame:
-    """One row per run: set-up, seed, status, folder and every measure.
+    """One row per run: set-up, seed, status, folder and all measures.
 
-    A metric that no run of a problem has measured is missing in those that broke down as well.
+    A metric that no run of a problem measured is missing in runs that broke down as well.
 
     Args:
         setups: the set-ups.
@@ -213,7 +213,7 @@ def table_of_runs(setups: Iterable[Setup], targets: dict[str, MetricTarget | Non
 
 
 def _measured(setups: Sequence[Setup], problem: str, metric: str) -> bool:
-    """Whether a run of a problem measured a metric; where none measured anything, the losses count."""
+    """Whether a run of a problem measured a metric; if none has any row, the losses count as measured."""
     runs = [run for setup in setups if setup.problem == problem for run in setup.runs if len(run.metrics)]
     return any(metric in run.metrics and run.metrics[metric].notna().any() for run in runs) or (
         not runs and metric.endswith("loss")
@@ -226,28 +226,28 @@ def table_of_setups(
     """One row per set-up: counts, target, and a :class:`Spread` in the column of every measure."""
     rows = []
     for setup in setups:
-        own = runs[runs["setup"] == setup.label]
+        rows_of_setup = runs[runs["setup"] == setup.label]
         target = targets[setup.label]
         row: dict[str, object] = {
             "problem": setup.problem,
             "setup": setup.label,
             "solver": setup.solver,
             "optimizer": setup.optimizer,
-            "runs": len(own),
-            "ended": int(own["status"].isin(ENDED).sum()),
-            "diverged": int((own["status"] == "diverged").sum()),
-            "failed": int((own["status"] == "failed").sum()),
+            "runs": len(rows_of_setup),
+            "ended": int(rows_of_setup["status"].isin(ENDED).sum()),
+            "diverged": int((rows_of_setup["status"] == "diverged").sum()),
+            "failed": int((rows_of_setup["status"] == "failed").sum()),
             "target": "" if target is None else str(target),
-            "reached": int(own["target_seconds"].map(math.isfinite).sum()),
-            "missed": int((own["target_seconds"] == math.inf).sum()),
+            "reached": int(rows_of_setup["target_seconds"].map(math.isfinite).sum()),
+            "missed": int((rows_of_setup["target_seconds"] == math.inf).sum()),
         }
         row["unfinished"] = row["runs"] - row["ended"] - row["diverged"] - row["failed"]  # type: ignore[operator]
-        rows.append(row | {name: Spread.over(own[name]) for name in MEASURES})
+        rows.append(row | {name: Spread.over(rows_of_setup[name]) for name in MEASURES})
     return pd.DataFrame(rows)
 
 
 def flat_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of set-ups with plain columns: each measure as its median, low and high end and count."""
+    """The table of set-ups with four columns per measure: median, low and high end, count."""
     flat = table[[name for name in table if name not in MEASURES]].copy()
     for name in MEASURES:
         for part in ("median", "low", "high", "count"):

@@ -1,4 +1,4 @@
-"""Whether a run gives again what another one gave: their logs compared value by value, without the clocks."""
+"""Whether a run reproduces another: their logs compared value by value, without clocks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gnewton.runfiles import BROKEN, ENDED, ENVIRONMENT_FILE, METRICS_FILE, RATE
 LOGS = (METRICS_FILE, RATES_FILE)
 
 _CLOCKS = ("_seconds", "_per_second", "_mib")
-"""Endings of the columns that no two runs share."""
+"""Suffixes of columns that differ between any two runs."""
 
 _ROUNDING = ("residual",)
-"""Columns that hold nothing but rounding errors: where bits may differ, these say nothing."""
+"""Columns that hold rounding errors only; they are ignored if a tolerance is given."""
 
-_OF_ITS_OWN = ("time", "command", "directory", "overrides", "recipes", "resumed")
-"""Entries of environment.json that say nothing about what the run ran on."""
+_INCIDENTAL = ("time", "command", "directory", "overrides", "recipes", "resumed")
+"""Entries of environment.json that do not describe the machine or the software."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Difference:
 
     Attributes:
         column: its name.
-        rows: in how many rows.
-        step: the first step at which.
-        largest: the largest difference relative to the larger value; infinite where one has no number.
+        rows: number of rows that differ.
+        step: the first of them.
+        largest: the largest difference relative to the larger value; infinite if a cell holds no number.
     """
 
     column: str
@@ -51,11 +51,11 @@ class LogComparison:
 
     Attributes:
         name: of the file.
-        rows: of it in the one and the other run.
-        columns: how many were compared.
-        lacking: the steps of rows that only one of them has, and both should.
-        stops: the steps of rows that only the first has, since it was stopped there and went on later.
-        differences: of the rows that both have, which are those of the same step.
+        rows: number of rows in the first and the second run.
+        columns: number of columns compared.
+        lacking: steps of rows that only one of the runs has although both should.
+        stops: steps of rows that only the first run has, since it was stopped there and resumed.
+        differences: of the rows of equal step.
     """
 
     name: str
@@ -67,11 +67,11 @@ class LogComparison:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
+        """Whether the logs agree."""
         return not self.lacking and not self.differences
 
     def lines(self) -> Iterator[str]:
-        """What was found, for people."""
+        """The result in words, line by line."""
         first, second = self.rows
         rows = f"{first} rows" if first == second else f"{first} and {second} rows"
         same = self.columns - len(self.differences)
@@ -80,20 +80,21 @@ class LogComparison:
             yield f"  step {_steps(self.stops)}: only where that run was stopped and went on later"
         if self.lacking:
             yield f"  step {_steps(self.lacking)}: only one of the runs has this row"
-        for each in self.differences:
-            by = f", by up to {each.largest:.1e} of the value" if math.isfinite(each.largest) else ""
-            yield f"  {each.column}: {each.rows} rows differ, from step {each.step} on{by}"
+        for difference in self.differences:
+            largest = difference.largest
+            by = f", by up to {largest:.1e} of the value" if math.isfinite(largest) else ""
+            yield f"  {difference.column}: {difference.rows} rows differ, from step {difference.step} on{by}"
 
 
 def compare_logs(first: Run, second: Run, tolerance: float = 0.0) -> list[LogComparison]:
-    """Compare metrics.csv and, where the first run has it, rates.csv: rows of the same step.
+    """Compare the rows of equal step in metrics.csv and, if the first run has it, rates.csv.
 
-    A first run that was stopped and went on later has a row at the stop, which one without a stop lacks.
-    Of a first run that did not come to its end, as one that was killed, the rows that it has are compared.
+    A first run that was stopped and resumed has a row at the stop, which the second run may lack. If the
+    first run did not come to its end, only the rows it has are compared.
 
     Args:
         first, second: the runs.
-        tolerance: the difference, relative to the larger value, up to which two numbers count as the same.
+        tolerance: difference relative to the larger value up to which two numbers count as equal.
 
     Raises:
         InputError: if a log cannot be read.
@@ -102,12 +103,12 @@ def compare_logs(first: Run, second: Run, tolerance: float = 0.0) -> list[LogCom
 
 
 def environment_differences(first: Run, second: Run) -> list[str]:
-    """What the runs ran on, where it differs: one line each."""
+    """The differences between the environments of two runs, a line each."""
     one, other = (
         {
             key: value
             for key, value in flatten(run.environment).items()
-            if key.split(".")[0] not in _OF_ITS_OWN
+            if key.split(".")[0] not in _INCIDENTAL
         }
         for run in (first, second)
     )
@@ -119,7 +120,7 @@ def environment_differences(first: Run, second: Run) -> list[str]:
 
 
 def threads_of(folder: Path) -> int | None:
-    """The number of CPU threads a run had, by its environment.json."""
+    """The number of CPU threads of a run, from its environment.json."""
     threads = read_json(folder / ENVIRONMENT_FILE).get("threads")
     return threads if isinstance(threads, int) else None
 
@@ -133,7 +134,7 @@ def _compare(name: str, first: Run, second: Run, tolerance: float) -> LogCompari
     missing = sorted({step for step, _ in set(places) - set(others)})
     stops = tuple(step for step in missing if step in _resumed_at(first))
     extra = {step for step, _ in set(others) - set(places)}
-    if first.status not in (*ENDED, *BROKEN):  # it would have gone on
+    if first.status not in (*ENDED, *BROKEN):  # rows after its last one are not missing
         last = max((step for step, _ in places), default=-1)
         extra = {step for step in extra if step <= last}
     lacking = tuple(sorted({*missing, *extra} - set(stops)))
@@ -145,19 +146,19 @@ def _compare(name: str, first: Run, second: Run, tolerance: float) -> LogCompari
         len(columns),
         lacking,
         stops,
-        tuple(each for each in differences if each),
+        tuple(difference for difference in differences if difference),
     )
 
 
 def _places(table: pd.DataFrame) -> dict[tuple[int, int], int]:
-    """The place of each row by its step and its number among the rows of that step."""
+    """The position of each row by its step and its number among the rows of that step."""
     numbers = table.groupby("step").cumcount()
     keys = zip(table["step"], numbers, strict=True)
     return {(int(step), int(number)): place for place, (step, number) in enumerate(keys)}
 
 
 def _resumed_at(run: Run) -> set[int]:
-    """The steps at which a run went on after a stop."""
+    """The steps at which a run was resumed."""
     resumed = run.environment.get("resumed")
     entries = resumed if isinstance(resumed, list) else []
     return {entry["step"] for entry in entries if isinstance(entry, dict) and "step" in entry}
@@ -170,11 +171,11 @@ def _steps(steps: tuple[int, ...]) -> str:
 def _difference(column: str, one: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> Difference | None:
     values = other[column] if column in other else [""] * len(other)
     pairs = zip(one["step"], one[column], values, strict=True)
-    found = [(int(step), _distance(a, b)) for step, a, b in pairs if a != b]
-    found = [(step, distance) for step, distance in found if distance > tolerance]
-    if not found:
+    distances = [(int(step), _distance(a, b)) for step, a, b in pairs if a != b]
+    distances = [(step, distance) for step, distance in distances if distance > tolerance]
+    if not distances:
         return None
-    return Difference(column, len(found), found[0][0], max(distance for _, distance in found))
+    return Difference(column, len(distances), distances[0][0], max(distance for _, distance in distances))
 
 
 def _distance(a: str, b: str) -> float:
@@ -190,7 +191,7 @@ def _distance(a: str, b: str) -> float:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """The cells as they are written: floats have all their digits, so equal text is equal bits."""
+    """The cells as text: floats are written with all digits, so that equal text means equal bits."""
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
@@ -202,11 +203,6 @@ def _read(path: Path) -> pd.DataFrame:
     if not frame["step"].map(str.isdecimal).all():
         raise InputError(f"{path}: the column step holds something that is no whole number")
     return frame
-
-
-def _conditions(run: Run) -> dict[str, Any]:
-    flat = flatten(run.environment)
-    return {key: value for key, value in flat.items() if key.split(".")[0] not in _OF_ITS_OWN}
 
 
 def _shown(value: Any) -> str:

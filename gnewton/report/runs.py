@@ -1,4 +1,4 @@
-"""Reading the files of a run, which may have been killed or may still be going on."""
+"""Run folders, found and read without torch or Hydra. A run may have been killed, or may still be running."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from gnewton.runfiles import (
 def read_csv(
     path: Path, columns: Collection[str], needed: Collection[str], text: Collection[str] = ()
 ) -> pd.DataFrame:
-    """The whole lines of a CSV file: a kill may have left a last one without its end.
+    """Read the complete lines of a CSV file; a killed run may have left an incomplete last line.
 
     Args:
-        path: the file. One without any whole line has no rows: a run that is just starting leaves it so.
-        columns: what is read of it, where it is there; what is not text is a number or true and false.
-        needed: of these, what has to be there, in every row.
-        text: of these, what is text.
+        path: the file. It has no rows if a run is just starting.
+        columns: the columns to read if they exist; those not in ``text`` hold numbers or true and false.
+        needed: columns that must exist and have no empty cell.
+        text: columns that hold text.
 
     Raises:
-        InputError: if it cannot be read, lacks a column, or has a cell that is no number.
+        InputError: if the file cannot be read, lacks a column, or has a cell of another type.
     """
     try:
         content = path.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def read_csv(
         )
     except (OSError, ValueError) as error:  # pandas' errors and broken UTF-8 are ValueErrors
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the surplus for row labels, and shifts all
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took surplus cells as row labels
         raise InputError(f"{path}: cannot be read (rows have more cells than the header)")
     missing = [name for name in needed if name not in frame]
     if missing:
@@ -70,10 +70,10 @@ def read_csv(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file.
+    """Read a JSON object; empty if there is no such file.
 
     Raises:
-        InputError: if it cannot be read or is no object.
+        InputError: if the file cannot be read or holds no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -94,9 +94,9 @@ class Rates:
     """The learning rates of a run.
 
     Attributes:
-        table: rate λ₁η by training step (rows) and group (columns, in the order of the partition), without
-            the updates of the warm-up, in which nothing moves.
-        clocks: one row per update: its step, and its ``summary_seconds`` and ``solve_seconds``.
+        table: λ₁η by training step (rows) and group (columns, in the order of the partition), without the
+            updates of the warm-up.
+        clocks: ``step``, ``summary_seconds`` and ``solve_seconds`` of each update.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -104,7 +104,7 @@ class Rates:
 
 
 def read_rates(path: Path) -> Rates | None:
-    """Read rates.csv; None where there is no such file or no row in it.
+    """Read rates.csv; None if there is no such file or it has no row.
 
     Raises:
         InputError: if it cannot be read.
@@ -132,10 +132,10 @@ def read_rates(path: Path) -> Rates | None:
 
 
 def median_rates(members: Sequence[Rates]) -> pd.DataFrame | None:
-    """Rates by step and group, at each step the median over the runs that made an update there.
+    """Rates by step and group; at each step, the median over the runs with an update there.
 
     Returns:
-        None where no run has rates beyond its warm-up.
+        None if no run has rates after its warm-up.
     """
     tables = [member.table for member in members if len(member.table)]
     if not tables:
@@ -153,12 +153,12 @@ class Run:
     """One run folder.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         config: the resolved configuration, nested.
         environment: environment.json, empty if there is none.
         result: result.json, empty if there is none.
-        metrics: metrics.csv, one row per evaluated epoch, perhaps none.
-        rates: rates.csv; None for optimizers without, and for a run that made no update yet.
+        metrics: metrics.csv, one row per evaluated epoch.
+        rates: rates.csv; None for optimizers without rates and for runs without an update.
     """
 
     folder: Path
@@ -170,7 +170,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How the run ended; "unfinished" where result.json does not say."""
+        """The status in result.json; "unfinished" if there is none."""
         return str(self.result.get("status", UNFINISHED))
 
     @property
@@ -180,13 +180,13 @@ class Run:
 
 
 def find_runs(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Every run folder in or below ``roots``, each once, in the order of their paths.
+    """Read every run folder in or below ``roots``, each once, in the order of their paths.
 
     Returns:
-        the runs, and a line for each folder that looks like one and cannot be read, or has lost its end.
+        the runs, and a line for each run folder that cannot be read or has lost its end.
 
     Raises:
-        InputError: if a root is not there, or no run is.
+        InputError: if a root does not exist, or there is no run.
     """
     roots = list(roots)
     folders: dict[Path, None] = {}
@@ -236,27 +236,27 @@ def read_run(folder: Path) -> Run:
 
 
 def require_end(run: Run) -> None:
-    """Make sure that a run that ended as asked has the row of its end: files get lost where runs are copied.
+    """Check that a run that ended as configured has its last row: files get lost when runs are copied.
 
     Raises:
-        InputError: naming the file, if it has not.
+        InputError: naming the file, if the row is missing.
     """
     step = run.result.get("step")
     if run.status not in ENDED or not isinstance(step, int):
         return
     path = run.folder / METRICS_FILE
     if run.metrics.empty:
-        what = "has no row" if path.is_file() else "is not there"
-        raise InputError(f"{path} {what}, although the run is {run.status}")
+        state = "has no row" if path.is_file() else "is not there"
+        raise InputError(f"{path} {state}, although the run is {run.status}")
     last = run.metrics["step"].iloc[-1]
     if step > last:
         raise InputError(f"{path} ends at step {last:g}, although the run is {run.status} at step {step}")
 
 
 def _candidates(root: Path) -> Iterator[Path]:
-    """Folders with metrics, or with a configuration and what only a run writes beside it.
+    """Folders with metrics, or with a configuration and a file that only a run writes.
 
-    A link to a folder is followed one level deep: a sweep may point at its runs.
+    Symbolic links to folders are followed one level deep, since a sweep may link to its runs.
     """
     for path in root.rglob("*"):
         if path.is_symlink() and path.is_dir() and _is_run(path):

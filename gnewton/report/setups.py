@@ -1,4 +1,4 @@
-"""Set-ups: runs that differ in nothing but the seed, and what tells one set-up from another."""
+"""Set-ups: runs that differ in nothing but the seed, and labels that distinguish set-ups."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ IGNORED = (
     "trainer.checkpoint_every",
     "trainer.divergence",
 )
-"""Options that make no set-up of its own: the seed, where files are, how a run reports, when it gives up."""
+"""Options in which the runs of a set-up may differ: seed, places of files, reporting, divergence check."""
 
 MAPPINGS = ("optimizer.rates",)
-"""Options whose value is a mapping: each is one option, not one for each of its keys."""
+"""Options whose value is a mapping, which counts as one value."""
 
 PROBLEM = ("model", "data")
-"""Parts of the configuration that say what is solved; the others say how."""
+"""Parts of the configuration that define the problem; the others define the solver."""
 
-_LAST = ("name", "hardware")  # labels: told apart by these only where nothing else does
+_LAST = ("name", "hardware")  # used in labels only if no other option distinguishes the set-ups
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Setup:
     """Runs of one configuration over seeds.
 
     Attributes:
-        options: the configuration, flat: dotted name to value; without what :data:`IGNORED` names.
-        runs: one per seed, by seed.
-        label: the shortest text that tells it from the other set-ups.
-        problem: the same for what is solved; set-ups of one problem can be compared.
-        solver: the same for how it is solved; the same method on several problems has one.
+        options: the configuration by dotted names, without the options in :data:`IGNORED`.
+        runs: one per seed, sorted by seed.
+        label: the shortest text that distinguishes it from the other set-ups.
+        problem: the same for the problem; set-ups of one problem can be compared.
+        solver: the same for the solver; a method has the same one on several problems.
     """
 
     options: dict[str, Any]
@@ -60,12 +60,12 @@ class Setup:
 
     @property
     def last_step(self) -> float:
-        """The step of the last row of all its runs; 0 if there is none."""
+        """The largest step in the rows of its runs; 0 if there are no rows."""
         return max(float(run.metrics["step"].max()) if len(run.metrics) else 0.0 for run in self.runs)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as dotted names; a list is a value, and of a mapping its length and four digits."""
+    """Nested options by dotted names. A list is one value; a mapping becomes its length and a short digest."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -80,12 +80,12 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
-    """Gather the runs to set-ups, and label these.
+    """Group the runs into set-ups with labels.
 
     Of several runs of a set-up with the same seed one counts: the latest that ended, else the latest.
 
     Returns:
-        the set-ups by problem and label, and a line for each run that does not count.
+        the set-ups, sorted by problem and label, and a line for each seed with several runs.
     """
     runs = list(runs)
     mixed = differences(runs)
@@ -94,11 +94,11 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
     for run in runs:
         options = {key: value for key, value in flatten(run.config).items() if _counts(key)}
         digest = run.environment.get("data_digest")
-        if digest is not None and "data.path" in options:  # the same data, wherever they were
+        if digest is not None and "data.path" in options:  # the same data, whatever their path
             options["data.path"] = files.setdefault(str(digest), options["data.path"])
         if mixed:
-            found = conditions(run)
-            options["hardware"] = ", ".join(found[key] for key in mixed if key in found)
+            parts = conditions(run)
+            options["hardware"] = ", ".join(parts[key] for key in mixed if key in parts)
         setups.setdefault(identity(options), Setup(options)).runs.append(run)
     ordered = list(setups.values())
     _label_all(ordered)
@@ -108,15 +108,15 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
 
 
 def _natural(label: str) -> list[tuple[float, str]]:
-    """A key by which lr=2 stands before lr=10."""
+    """A sort key by which lr=2 comes before lr=10."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label)
     return [(float(part), "") if position % 2 else (math.inf, part) for position, part in enumerate(parts)]
 
 
 def identity(options: dict[str, Any]) -> str:
-    """The same text for options that mean the same, whatever their order.
+    """A text that is equal for equal options, whatever their order.
 
-    An option that is switched off is like one that the version of the run did not know yet.
+    An option with the value None counts as missing, as in runs of a version that did not have it yet.
     """
     return json.dumps(
         {key: _show(value) for key, value in options.items() if value is not None}, sort_keys=True
@@ -151,7 +151,7 @@ def _statuses(runs: Iterable[Run]) -> dict[str, int]:
 
 
 def _label_all(setups: list[Setup]) -> None:
-    """Fill in label, problem and solver of every set-up."""
+    """Set the label, the problem and the solver of every set-up."""
     problems = [_part(setup, lambda key: key.split(".")[0] in PROBLEM) for setup in setups]
     for setup, label in zip(setups, _problem_labels(problems), strict=True):
         setup.problem = label
@@ -167,7 +167,7 @@ def _label_all(setups: list[Setup]) -> None:
 
 
 def _number_equal_labels(setups: Sequence[Setup]) -> None:
-    """Odd values, such as one with a space in it, can make two labels read alike."""
+    """Number the labels of set-ups that are equal although their options differ, as with spaces in values."""
     seen: Counter[str] = Counter()
     for setup in setups:
         seen[setup.label] += 1
@@ -177,7 +177,7 @@ def _number_equal_labels(setups: Sequence[Setup]) -> None:
 
 
 def _same_name_on_all_problems(setups: list[Setup]) -> None:
-    """A solver is called by its optimizer where that is enough on every problem, whatever its options."""
+    """Name a solver by its optimizer alone if that is unambiguous on every problem."""
     counts = Counter((setup.problem, setup.optimizer) for setup in setups)
     for name in {setup.optimizer for setup in setups}:
         if all(count == 1 for (_, optimizer), count in counts.items() if optimizer == name):
@@ -190,15 +190,15 @@ def _problem_labels(problems: list[dict[str, Any]]) -> list[str]:
     return distinguish(problems, always=("model.name", "data.name"))
 
 
-def _part(setup: Setup, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    return {key: value for key, value in setup.options.items() if wanted(key)}
+def _part(setup: Setup, selects: Callable[[str], bool]) -> dict[str, Any]:
+    return {key: value for key, value in setup.options.items() if selects(key)}
 
 
 def distinguish(options: Sequence[dict[str, Any]], always: tuple[str, ...] = ()) -> list[str]:
-    """One short text per entry, different wherever the entries are.
+    """A short text for each entry; different entries have different texts.
 
-    The values of ``always`` come first. Entries that these leave alike are told apart by the option with
-    the most different values among them, and so on: each text names only what is needed.
+    The values of ``always`` come first. Entries that agree in them are distinguished by the option with the
+    most values among them, and so on, so that each text names only the options it needs.
     """
     chosen: list[list[str]] = [[] for _ in options]
     groups: dict[tuple[str, ...], list[int]] = {}
@@ -234,7 +234,7 @@ def distinguish(options: Sequence[dict[str, Any]], always: tuple[str, ...] = ())
 
 
 def _best_key(entries: list[dict[str, Any]], always: tuple[str, ...]) -> str | None:
-    """The option that splits the entries into most parts; None if they are all alike."""
+    """The option that splits the entries into most parts; None if the entries are equal."""
     keys = list(dict.fromkeys(key for entry in entries for key in entry if key not in always))
     best, most = None, (-1, 0, 0, 0, 0)
     for position, key in enumerate(keys):
@@ -243,7 +243,7 @@ def _best_key(entries: list[dict[str, Any]], always: tuple[str, ...]) -> str | N
             int(key not in _LAST),
             different,
             int(all(key in entry for entry in entries)),
-            int(key.endswith(".name")) - key.count("."),  # a choice explains the options that come with it
+            int(key.endswith(".name")) - key.count("."),  # a choice implies the options that come with it
             -position,
         )
         if different > 1 and rank > most:
@@ -252,7 +252,7 @@ def _best_key(entries: list[dict[str, Any]], always: tuple[str, ...]) -> str | N
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last word of each dotted name, or more of it where that is not enough; a choice is its group."""
+    """The last word of each dotted name, or the whole name if that is ambiguous; a choice has its group's name."""
     full = {key: key.removesuffix(".name") if "." in key else key for key in keys}
     counts = Counter(name.rpartition(".")[2] for name in full.values())
     return {
@@ -262,7 +262,7 @@ def _short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _short_values(values: Iterable[Any]) -> dict[str, str]:
-    """Numbers with six digits where these tell them apart: 0.3 rather than 0.30000000000000004."""
+    """Numbers with six digits if these distinguish them: 0.3 rather than 0.30000000000000004."""
     shown = {_show(value): f"{value:g}" if isinstance(value, float) else _show(value) for value in values}
     counts = Counter(shown.values())
     return {exact: short if counts[short] == 1 else exact for exact, short in shown.items()}
@@ -278,4 +278,4 @@ def _show(value: Any) -> str:
         return short if float(short) == value else repr(value)
     if isinstance(value, list):
         return "[" + ",".join(map(_show, value)) + "]"
-    return " ".join(str(value).split())  # a line break has no place in a table
+    return " ".join(str(value).split())  # a table cell cannot hold a line break

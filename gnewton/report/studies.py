@@ -1,4 +1,7 @@
-"""How the end of training depends on the learning rate: runs that differ in it and in the seed alone."""
+"""Studies across set-ups: sensitivity to the learning rate, and performance profiles.
+
+Performance profiles follow Dolan and Moré, Mathematical Programming 91, 2002.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from gnewton.report.setups import Setup, distinguish, identity
 from gnewton.runfiles import BROKEN
 
 RATE_OPTIONS = ("optimizer.lr", "optimizer.damping")
-"""What scales the steps: the learning rate, or the damping λ₁ of GroupedNewton."""
+"""Options that scale the steps: the learning rate, and the damping λ₁ of GroupedNewton."""
 
 LOSSES = ("validation_loss", "train_loss", "test_loss")
-"""The first of these that was measured is shown."""
+"""Losses in the order of preference; the first that was measured is compared."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Sensitivity:
         problem: what it solves.
         option: which of :data:`RATE_OPTIONS` varies.
         rates: in increasing order.
-        losses: the spread of the final loss at each.
-        points: the final loss of each run at each rate; infinite where it diverged or failed.
+        losses: the spread of the final loss at each rate.
+        points: the final loss of each run at each rate; infinite if it diverged or failed.
     """
 
     label: str
@@ -42,10 +45,10 @@ class Sensitivity:
 
 
 def find_sensitivities(setups: Iterable[Setup]) -> tuple[str, list[Sensitivity]]:
-    """Every method of which there are runs at two learning rates or more.
+    """The methods with runs at two learning rates or more.
 
     Returns:
-        the loss that is compared, and the methods.
+        the metric that is compared, and the methods.
     """
     setups = list(setups)
     metric = next((name for name in LOSSES if _measured(setups, name)), LOSSES[0])
@@ -112,12 +115,11 @@ def _measured(setups: Sequence[Setup], metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Profile:
-    """Ratios of every solver to the best, on the instances that all of them ran.
+    """The cost of every solver relative to the best one, on the instances that all of them ran.
 
     Attributes:
-        measure: what is compared, such as "target_seconds".
-        ratios: one row per instance (problem, target and seed), one column per solver; infinite where it
-            missed.
+        measure: the cost, such as "target_seconds".
+        ratios: one row per instance (problem, target and seed), one column per solver; infinite for a miss.
     """
 
     measure: str
@@ -128,7 +130,7 @@ class Profile:
         return float((self.ratios[solver] <= factor).mean())
 
     def steps(self, solver: str, up_to: float) -> tuple[list[float], list[float]]:
-        """The step function ρ_s from 1 to ``up_to``: where it rises, and to what."""
+        """The step function ρ_s from 1 to ``up_to``: the abscissae of its steps, and its values there."""
         rises = sorted({1.0, *(r for r in self.ratios[solver] if math.isfinite(r)), up_to})
         rises = [rise for rise in rises if rise <= up_to]
         return rises, [self.share(solver, rise) for rise in rises]
@@ -141,15 +143,15 @@ class Profile:
 
     @property
     def end(self) -> float:
-        """Where a picture of it ends: a little beyond the last rise, and far enough to see one."""
+        """The right end of a plot: a little beyond the last step, and at least 2."""
         return max(2.0, 1.15 * self.largest)
 
 
 def find_profile(comparison: Comparison, measure: str) -> Profile | None:
-    """The profile of the solvers' way to the target.
+    """The performance profile of the cost of reaching the target.
 
-    An instance is a problem with a target and a seed. It counts if all solvers ran it and one of them at
-    least reached the target.
+    An instance is a problem with a target and a seed. It counts if all solvers ran it and at least one of
+    them reached the target.
 
     Args:
         comparison: with targets.

@@ -1,4 +1,4 @@
-"""The tables for people: what stands in each column, how a cell is written, as plain text or Markdown."""
+"""The tables of a comparison as plain text and Markdown: columns, cells and the marks of the best values."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Column:
     Attributes:
         title: heading, with the unit.
         measure: one of :data:`gnewton.report.measures.MEASURES`.
-        scale: factor on the numbers.
-        unit: written after each number.
-        best: +1 where more is better, −1 where less is, 0 where neither.
-        infinite: what stands for an infinite value; empty: how the runs that have it ended.
+        scale: factor on the values.
+        unit: written after each value.
+        best: +1 if higher is better, −1 if lower is better, 0 if neither.
+        infinite: text for an infinite value; empty: the status of the runs that have it.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Column:
     infinite: str = ""
 
     def cell(self, row: Any) -> str:
-        """Median and, of several runs, spread."""
+        """The median and, for several runs, the spread."""
         spread: Spread = row[self.measure]
         if spread.count == 0:
             return NOTHING
@@ -49,14 +49,14 @@ class Column:
         return text if low == high else f"{text} ({low}…{high})"
 
     def number(self, value: float) -> str:
-        """One finite number, without its unit."""
+        """A finite number, without its unit."""
         scaled = value * self.scale
         return f"{scaled:.1f}" if self.unit == " %" else significant(scaled)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to be written: strings, and which of them are the best of those that can be compared."""
+    """A table of strings, with marks on the best values among comparable ones."""
 
     title: str
     headings: list[str]
@@ -95,10 +95,10 @@ COST = (
 
 
 def build_tables(table: pd.DataFrame) -> list[Table]:
-    """The way to the target (where there is one), losses and accuracies at the end, and the cost.
+    """Tables of the cost of reaching the target (if there is one), final losses and accuracies, and costs.
 
     Args:
-        table: of :func:`gnewton.report.measures.table_of_setups`.
+        table: from :func:`gnewton.report.measures.table_of_setups`.
     """
     tables = []
     targets = [target for target in dict.fromkeys(table["target"]) if target]
@@ -119,34 +119,34 @@ def build_tables(table: pd.DataFrame) -> list[Table]:
 
 
 def runs_cell(row: Any) -> str:
-    """How many runs there are, and how many of them came to no good end."""
+    """The number of runs, and how many diverged, failed or did not finish."""
     bad = [f"{row[name]} {name}" for name in ("diverged", "failed", "unfinished") if row[name]]
     return f"{row['runs']} ({', '.join(bad)})" if bad else str(row["runs"])
 
 
 def _broken(row: Any) -> str:
-    """How the runs without an end value ended."""
+    """The statuses of the runs without a final value."""
     return "/".join(name for name in ("diverged", "failed") if row[name]) or "infinite"
 
 
 def reached_cell(row: Any) -> str:
-    """How many of the runs reached the target."""
+    """The number of runs that reached the target."""
     known = row["reached"] + row["missed"]
     return f"{row['reached']} of {known}" if known else "not measured"
 
 
 def as_text(tables: Sequence[Table]) -> str:
-    """Aligned columns for a terminal."""
+    """The tables with aligned columns, for a terminal."""
     return "\n\n".join(f"{table.title}\n\n{_aligned(table)}" for table in tables)
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
-    """Markdown, the best values in bold."""
+    """The tables as Markdown, with the best values in bold."""
     return "\n\n".join(f"## {table.title}\n\n{_markdown(table)}" for table in tables)
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits, without an exponent where that stays short."""
+    """A number with ``digits`` significant digits, without an exponent unless it would be long."""
     if value == 0:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
@@ -179,7 +179,7 @@ def _table(
 
 
 def _best(rows: pd.DataFrame, column: Column) -> list[bool]:
-    """Which medians are the best of their problem and target, where several set-ups have it; ties count."""
+    """Marks on the best medians of each problem and target shared by several set-ups; all ties are marked."""
     marks = [False] * len(rows)
     if not column.best:
         return marks
@@ -223,5 +223,5 @@ def _markdown(table: Table) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text that Markdown shows as it is."""
+    """A text with the special characters of Markdown escaped."""
     return re.sub(r"([\\|<*`])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""The plots of an inspection: heat maps of H̄, rates, spectrum, mass off the diagonal."""
+"""Plots of an inspection: heat maps of H̄, rates, spectrum, and the mass off the diagonal."""
 
 from __future__ import annotations
 
@@ -13,70 +13,70 @@ from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
-from gnewton.report.inspection_report import RATES, Inspected
+from gnewton.report.inspection_report import RATES, InspectionFiles
 from gnewton.report.plots.style import COLORS, figure, legend_below, save, title
 
 Floats = npt.NDArray[np.float64]
 
 DECADES = 9
-"""A signed logarithmic scale shows at most so many powers of ten below the largest number."""
+"""Powers of ten below the largest value that a signed logarithmic scale shows."""
 
-MOST = 2.0
-"""Beyond this a scaled entry has the darkest colour: a single one would make all others pale."""
+SATURATION = 2.0
+"""Scaled entries beyond this value share the darkest colour: one outlier must not make the others pale."""
 
-_MAP = "RdBu_r"  # white at zero: the sign is the hue, the size the depth
+_MAP = "RdBu_r"  # white at zero; the hue shows the sign, the depth the size
 
 
-def write_inspection_plots(found: Inspected, folder: Path) -> list[Path]:
-    """Write every plot as PNG and SVG; returns the paths.
+def write_inspection_plots(files: InspectionFiles, folder: Path) -> list[Path]:
+    """Write every plot as PNG and SVG and return the paths.
 
     Raises:
         InputError: if the folder cannot be written.
     """
     figures = {
-        "hessian": hessian_figure(found),
-        "rates": rates_figure(found),
-        "spectrum": spectrum_figure(found),
-        "distances": distances_figure(found),
+        "hessian": hessian_figure(files),
+        "rates": rates_figure(files),
+        "spectrum": spectrum_figure(files),
+        "distances": distances_figure(files),
     }
-    return [path for name, made in figures.items() if made is not None for path in save(made, folder / name)]
+    return [path for name, plot in figures.items() if plot is not None for path in save(plot, folder / name)]
 
 
-def hessian_figure(found: Inspected) -> Figure:
+def hessian_figure(files: InspectionFiles) -> Figure:
     """H̄ on a signed logarithmic scale, and the correlation-scaled H̄ on a linear one, symmetric about zero."""
-    size = len(found.names)
-    side, room = max(2.3, 0.15 * size), _label_room(found)
-    made, axes = figure(1, 2, width=side + 0.5 * room + 0.85, height=side + room + 0.7)
+    size = len(files.names)
+    side, room = max(2.3, 0.15 * size), _label_room(files)
+    canvas, axes = figure(1, 2, width=side + 0.5 * room + 0.85, height=side + room + 0.7)
     left, right = axes[0]
-    largest = float(np.abs(found.hessian).max()) or 1.0
-    threshold = _threshold(found.hessian)
+    largest = float(np.abs(files.hessian).max()) or 1.0
+    threshold = _threshold(files.hessian)
     norm = SymLogNorm(threshold, linscale=0.5, vmin=-largest, vmax=largest, base=10)
-    _heat_map(made, left, found, found.hessian, norm)
+    _heat_map(canvas, left, files, files.hessian, norm)
     title(left, "H̄, signed log scale")
-    bound = min(max(1.0, float(np.abs(found.scaled).max())), MOST)
-    _heat_map(made, right, found, found.scaled, Normalize(-bound, bound))
+    bound = min(max(1.0, float(np.abs(files.scaled).max())), SATURATION)
+    _heat_map(canvas, right, files, files.scaled, Normalize(-bound, bound))
     title(right, "H̄_st / √|H̄_ss H̄_tt|")
     right.set_yticklabels([])
-    _head(made, found)
-    return made
+    _head(canvas, files)
+    return canvas
 
 
-def _heat_map(made: Figure, axis: Axes, found: Inspected, values: Floats, norm: Any) -> None:
-    size = len(found.names)
+def _heat_map(canvas: Figure, axis: Axes, files: InspectionFiles, values: Floats, norm: Any) -> None:
+    size = len(files.names)
     image = axis.imshow(values, cmap=_MAP, norm=norm, interpolation="nearest")
     axis.grid(False)
     font = _font(size)
-    axis.set_xticks(range(size), found.names, rotation=90, fontsize=font)
-    axis.set_yticks(range(size), found.names, fontsize=font)
+    axis.set_xticks(range(size), files.names, rotation=90, fontsize=font)
+    axis.set_yticks(range(size), files.names, fontsize=font)
     axis.tick_params(length=2, pad=1.5)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    layers = found.groups["layer"].to_numpy()
-    for edge in np.flatnonzero(np.diff(layers)) + 0.5:  # where a layer ends
+    layers = files.groups["layer"].to_numpy()
+    for edge in np.flatnonzero(np.diff(layers)) + 0.5:  # boundaries between layers
         axis.axhline(edge, color="#bbbbbb", linewidth=0.4)
         axis.axvline(edge, color="#bbbbbb", linewidth=0.4)
     beyond = bool((np.abs(values) > norm.vmax).any())
-    bar = made.colorbar(image, ax=axis, shrink=0.85, pad=0.02, extend="both" if beyond else "neither")
+    bar = canvas.colorbar(image, ax=axis, shrink=0.85, pad=0.02, extend="both" if beyond else "neither")
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=7, length=2)
     if isinstance(norm, SymLogNorm):
@@ -87,13 +87,13 @@ def _heat_map(made: Figure, axis: Axes, found: Inspected, values: Floats, norm: 
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
 
 
-def rates_figure(found: Inspected) -> Figure:
-    """A bar for the rate of each group with the cubic term, a mark for those without it and alone."""
-    size = len(found.names)
-    made, axes = figure(1, 1, width=7.0, height=max(2.2, 0.17 * size + 1.4))
+def rates_figure(files: InspectionFiles) -> Figure:
+    """The rates of each group: bars with the cubic term, marks without it and for each group alone."""
+    size = len(files.names)
+    canvas, axes = figure(1, 1, width=7.0, height=max(2.2, 0.17 * size + 1.4))
     axis = axes[0][0]
     places = np.arange(size)
-    values = {rule: found.groups[f"rate_{rule}"].to_numpy(dtype=float) for rule in RATES}
+    values = {rule: files.groups[f"rate_{rule}"].to_numpy(dtype=float) for rule in RATES}
     handles: list[Any] = [axis.barh(places, _shown(values["cubic"]), height=0.62, color=COLORS[0], alpha=0.8)]
     handles += axis.plot(
         _shown(values["newton"]), places, "D", color=COLORS[1], markersize=5, markerfacecolor="none"
@@ -101,60 +101,60 @@ def rates_figure(found: Inspected) -> Figure:
     handles += axis.plot(
         _shown(values["alone"]), places, "|", color=COLORS[2], markersize=8, markeredgewidth=2.0
     )
-    axis.set_yticks(places, found.names, fontsize=_font(size))
+    axis.set_yticks(places, files.names, fontsize=_font(size))
     axis.set_ylim(size - 0.4, -0.6)
     axis.grid(False, axis="y")
     axis.axvline(0, color="#888888", linewidth=0.8)
     axis.set_xlabel("rate η of the group, in units of the direction")
     _signed_log(axis, np.concatenate(list(values.values())))
-    labels = [RATES[rule] + _remark(found, rule) for rule in RATES]
-    legend_below(made, handles, labels)
-    _head(made, found)
-    return made
+    labels = [RATES[rule] + _remark(files, rule) for rule in RATES]
+    legend_below(canvas, handles, labels)
+    _head(canvas, files)
+    return canvas
 
 
-def _remark(found: Inspected, rule: str) -> str:
+def _remark(files: InspectionFiles, rule: str) -> str:
     if rule == "cubic":
-        missing = found.groups["rate_cubic"].isna().all()
-        return f", λ_int {found.about['internal_damping']:g}" + (": no minimum" if missing else "")
-    unbounded = found.about["statuses"][rule] == "unbounded"
+        missing = files.groups["rate_cubic"].isna().all()
+        return f", λ_int {files.about['internal_damping']:g}" + (": no minimum" if missing else "")
+    unbounded = files.about["statuses"][rule] == "unbounded"
     return ": a saddle" if rule == "newton" and unbounded else ""
 
 
-def spectrum_figure(found: Inspected) -> Figure:
+def spectrum_figure(files: InspectionFiles) -> Figure:
     """The eigenvalues of H̄ along unit directions (signed log) and of the scaled H̄ (linear)."""
-    made, axes = figure(1, 2, width=4.2, height=3.0)
+    canvas, axes = figure(1, 2, width=4.2, height=3.0)
     for axis, column, name in zip(
         axes[0],
         ("per_length", "scaled"),
         ("of H̄ along unit directions", "of the correlation-scaled H̄"),
         strict=True,
     ):
-        values = np.sort(found.spectrum[column].to_numpy(dtype=float))[::-1]
+        values = np.sort(files.spectrum[column].to_numpy(dtype=float))[::-1]
         rank = np.arange(1, len(values) + 1)
-        for chosen, color in ((values >= 0, COLORS[0]), (values < 0, COLORS[1])):
-            axis.vlines(rank[chosen], 0, values[chosen], color=color, linewidth=1.0, alpha=0.6)
-            axis.plot(rank[chosen], values[chosen], "o", color=color, markersize=3.5)
+        for mask, color in ((values >= 0, COLORS[0]), (values < 0, COLORS[1])):
+            axis.vlines(rank[mask], 0, values[mask], color=color, linewidth=1.0, alpha=0.6)
+            axis.plot(rank[mask], values[mask], "o", color=color, markersize=3.5)
         axis.axhline(0, color="#888888", linewidth=0.8)
         axis.set_xlabel("rank")
         axis.set_xlim(0.3, len(values) + 0.7)
         title(axis, f"eigenvalues {name}")
         if column == "per_length":
             _signed_log(axis, values, which="y")
-    _head(made, found)
-    return made
+    _head(canvas, files)
+    return canvas
 
 
-def distances_figure(found: Inspected) -> Figure | None:
+def distances_figure(files: InspectionFiles) -> Figure | None:
     """The share of Σ|H̄_st| off the diagonal, by the distance between the layers of s and t.
 
     Returns:
         None for a single group.
     """
-    rows = found.distances
+    rows = files.distances
     if rows.empty:
         return None
-    made, axes = figure(1, 1, width=max(4.6, 0.3 * len(rows) + 3.0), height=3.0)
+    canvas, axes = figure(1, 1, width=max(4.6, 0.3 * len(rows) + 3.0), height=3.0)
     axis = axes[0][0]
     layers = rows["layers"].to_numpy(dtype=float)
     first = axis.bar(layers - 0.2, rows["share"], width=0.38, color=COLORS[0])
@@ -165,17 +165,17 @@ def distances_figure(found: Inspected) -> Figure | None:
     axis.set_xticks(layers[:: max(1, len(layers) // 12)])
     total, scaled = rows["share"].sum(), rows["scaled_share"].sum()
     legend_below(
-        made, [first, second], [f"H̄: {total:.0%} off the diagonal", f"correlation-scaled: {scaled:.0%}"]
+        canvas, [first, second], [f"H̄: {total:.0%} off the diagonal", f"correlation-scaled: {scaled:.0%}"]
     )
-    _head(made, found)
-    return made
+    _head(canvas, files)
+    return canvas
 
 
-def _head(made: Figure, found: Inspected) -> None:
-    about = found.about
+def _head(canvas: Figure, files: InspectionFiles) -> None:
+    about = files.about
     place = f"step {about['step']:,}" if about["step"] else "initial weights"
     text = f"{about['model']} on {about['data']}, {place}"
-    made.suptitle(text, x=0.005, ha="left", fontsize=12, fontweight="bold")
+    canvas.suptitle(text, x=0.005, ha="left", fontsize=12, fontweight="bold")
 
 
 def _font(size: int) -> float:
@@ -187,7 +187,7 @@ def _shown(values: Floats) -> Floats:
 
 
 def _signed_log(axis: Axes, values: Floats, which: str = "x") -> None:
-    """A scale that is logarithmic on both sides of zero, where sizes differ by more than a factor of 30."""
+    """Use a logarithmic scale on both sides of zero if the sizes differ by a factor of 30 or more."""
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     if not len(sizes) or sizes.max() / sizes.min() < 30:
         return
@@ -215,14 +215,14 @@ def _threshold(values: Floats) -> float:
 
 
 def _named(value: float, threshold: float, step: int) -> bool:
-    """Whether a power of ten gets its label: those next to zero have no room."""
+    """Whether a power of ten gets a label; those next to zero have no room."""
     powers = round(math.log10(abs(value) / threshold))
     return powers > 0 and powers % step == 0
 
 
-def _label_room(found: Inspected) -> float:
+def _label_room(files: InspectionFiles) -> float:
     """Inches for the longest name of a group beside a heat map."""
-    return 0.0085 * _font(len(found.names)) * max(map(len, found.names)) + 0.1
+    return 0.0085 * _font(len(files.names)) * max(map(len, files.names)) + 0.1
 
 
 def _power(value: float) -> str:
