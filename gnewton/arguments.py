@@ -29,8 +29,8 @@ def check_number(
     Raises:
         InputError: for any other value.
     """
-    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not (known and value > above and value >= at_least and value < below):  # type: ignore[operator]
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not (is_number and value > above and value >= at_least and value < below):  # type: ignore[operator]
         bounds = [
             f"{sign} {bound:g}"
             for sign, bound in ((">", above), (">=", at_least), ("<", below))
@@ -57,8 +57,8 @@ def check_name(name: str, value: object, allowed: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in allowed:
         hint = did_you_mean(value, allowed) if isinstance(value, str) else ""
-        what = value if isinstance(value, str) else shown(value)
-        raise InputError(f"{name}={what}: must be one of {', '.join(allowed)}{hint}")
+        text = value if isinstance(value, str) else shown(value)
+        raise InputError(f"{name}={text}: must be one of {', '.join(allowed)}{hint}")
 
 
 def check_flag(name: str, value: object) -> None:
@@ -82,14 +82,14 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
         raise InputError(f"{name}={shown(value)}: must be {article} {kind.__name__}, such as {example}")
 
 
-def check_function(name: str, value: object, what: str) -> None:
+def check_function(name: str, value: object, signature: str) -> None:
     """Check for a function, or None.
 
     Raises:
         InputError: for any other value.
     """
     if value is not None and (isinstance(value, type) or not callable(value)):
-        raise InputError(f"{name}={shown(value)}: must be a function {what}")
+        raise InputError(f"{name}={shown(value)}: must be a function {signature}")
 
 
 def shown(value: object) -> str:

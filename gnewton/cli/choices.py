@@ -14,7 +14,7 @@ from gnewton.experiment.locate import config_folder
 
 _INTERNAL = ("hydra", "tuned")  # never chosen on the command line
 
-OWN_GROUPS = {"launcher": "local", "tune": "default", "space": "default"}
+COMMAND_GROUPS = {"launcher": "local", "tune": "default", "space": "default"}
 """The groups of ``gnewton sweep`` and ``gnewton tune`` themselves, with their defaults."""
 
 
@@ -28,11 +28,11 @@ class Choice:
 
 def config_groups() -> dict[str, list[Choice]]:
     """Every group of a run, such as ``model`` or ``optimizer/schedule``, with its choices, sorted."""
-    return {group: choices for group, choices in all_groups().items() if group not in OWN_GROUPS}
+    return {group: choices for group, choices in all_groups().items() if group not in COMMAND_GROUPS}
 
 
 def all_groups() -> dict[str, list[Choice]]:
-    """The groups of a run and those in :data:`OWN_GROUPS`."""
+    """The groups of a run and those in :data:`COMMAND_GROUPS`."""
     root = config_folder()
     groups: dict[str, list[Choice]] = {}
     for path in sorted(root.rglob("*.yaml")):
@@ -54,8 +54,8 @@ def describe_choices(*, details: bool = False) -> str:
 
 
 def describe_group(group: str) -> str:
-    """The choices of one of :data:`OWN_GROUPS`, a line for each."""
-    return _detailed(group, all_groups()[group], OWN_GROUPS[group])
+    """The choices of one of :data:`COMMAND_GROUPS`, a line for each."""
+    return _detailed(group, all_groups()[group], COMMAND_GROUPS[group])
 
 
 def _brief(group: str, choices: list[Choice], default: str | None) -> str:

@@ -57,7 +57,7 @@ def complete(arguments: list[str]) -> int:
 
 def _of_command(command: str, words: list[str], word: str) -> list[str]:
     """What completes ``word`` to a flag of the command or to a choice or option of its groups."""
-    from gnewton.cli.choices import OWN_GROUPS, all_groups
+    from gnewton.cli.choices import COMMAND_GROUPS, all_groups
     from gnewton.experiment.locate import config_folder
 
     if not word:
@@ -68,7 +68,7 @@ def _of_command(command: str, words: list[str], word: str) -> list[str]:
             candidates += [f"{group}={choice.name}" for choice in all_groups()[group]]
         else:
             chosen = [override.value for override in _parsed(words) if override.key == group]
-            path = config_folder() / group / f"{(chosen or [OWN_GROUPS[group]])[-1]}.yaml"
+            path = config_folder() / group / f"{(chosen or [COMMAND_GROUPS[group]])[-1]}.yaml"
             options = _options(path) if path.is_file() else []
             candidates += [f"{group}=", *(f"{group}.{name}=" for name in options)]
     return [text for text in candidates if text.startswith(word)]

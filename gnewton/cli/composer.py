@@ -17,7 +17,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from gnewton.cli.choices import OWN_GROUPS, config_groups
+from gnewton.cli.choices import COMMAND_GROUPS, config_groups
 from gnewton.cli.explain import explained
 from gnewton.errors import InputError
 from gnewton.experiment.check import settings_from
@@ -155,7 +155,7 @@ class Composer:
         for group, recipes in groups.items():
             for choice, recipe in recipes.items() if isinstance(recipes, Registry) else [(group, recipes)]:
                 store.store(group=f"schema/{group}", name=choice, node=recipe)
-        defaults = [{group: OWN_GROUPS[group]} for group in groups]
+        defaults = [{group: COMMAND_GROUPS[group]} for group in groups]
         store.store(name=f"command_{name}", node={"defaults": [*defaults, "_self_"]})
         with explained(overrides):
             config = self._load(f"command_{name}", overrides)

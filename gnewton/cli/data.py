@@ -62,9 +62,9 @@ def _state(name: str, root: Path) -> tuple[str, str, str]:
 
     if name in CATALOGUE:
         entry = CATALOGUE[name]
-        kept = cached_file(name, root)
-        if kept.is_file():
-            return "on disk", _megabytes(kept.stat().st_size), entry.licence
+        copy = cached_file(name, root)
+        if copy.is_file():
+            return "on disk", _megabytes(copy.stat().st_size), entry.licence
         return "not on disk", _megabytes(entry.size), entry.licence
     if name == "imagenet":
         there = (root / name / "train").is_dir() and (root / name / "val").is_dir()

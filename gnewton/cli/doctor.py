@@ -21,14 +21,14 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     from gnewton.doctor.installation import Level, examine
 
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for title, check in _checks(options):
         print(f"{title}:", flush=True)
         for finding in examine(title, check):
             print(_line(finding), flush=True)
-            found.append(finding)
-    broken = [finding.subject for finding in found if finding.level is Level.BROKEN]
-    warnings = [finding.subject for finding in found if finding.level is Level.WARNING]
+            findings.append(finding)
+    broken = [finding.subject for finding in findings if finding.level is Level.BROKEN]
+    warnings = [finding.subject for finding in findings if finding.level is Level.WARNING]
     if warnings:
         print(f"\n{len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {', '.join(warnings)}")
     if broken:

@@ -51,31 +51,31 @@ def explain(error: Exception, overrides: Sequence[Override]) -> InputError:
         error: what composing or reading the configuration raised.
         overrides: those of the command line, for the values as they were given.
     """
-    given = {override.key: override for override in overrides}
+    typed = {override.key: override for override in overrides}
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(error, OverrideParseException):
         return InputError(_unparsed(Override.parse(str(error.override)), str(error.message)))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return InputError(_no_such_choice(error))
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and cause.full_key:
-        return InputError(_no_such_option(cause, given))
+        return InputError(_no_such_option(cause, typed))
     if isinstance(cause, ValidationError) and cause.full_key:
-        return InputError(_wrong_type(cause, given))
+        return InputError(_wrong_type(cause, typed))
     if isinstance(error, OverflowError) or "integer string conversion" in str(error):
-        return InputError(_too_long(str(error), given))
+        return InputError(_too_long(str(error), typed))
     deleted = [override for override in overrides if override.prefix == "~"]
     if deleted:
         return InputError(
             f"{deleted[0].text}: every group and option is needed; choose another value instead"
         )
-    no_choice = _not_a_choice(given)
+    no_choice = _not_a_choice(typed)
     if no_choice is not None:
         return InputError(no_choice)
     if isinstance(cause, InterpolationResolutionError):
-        return InputError(_unresolved(cause, given))
+        return InputError(_unresolved(cause, typed))
     match = re.match(r"Could not override '([^']+)'", str(error))
     if match:
-        return InputError(_no_such_group(match[1], given))
+        return InputError(_no_such_group(match[1], typed))
     match = re.search(r"Ambiguous value for argument '([^']+)'", str(error))
     if match:
         key = Override.parse(match[1]).key
@@ -85,13 +85,13 @@ def explain(error: Exception, overrides: Sequence[Override]) -> InputError:
         )
     match = re.match(r"In '([^']+)': .*\bfull_key: (\S+)", str(error), re.DOTALL)
     if match:
-        return InputError(_lacking(match[1], match[2], given))
+        return InputError(_lacking(match[1], match[2], typed))
     return InputError(_first_line(str(error) or str(cause)))
 
 
-def _text(given: Overrides, key: str) -> str:
+def _text(typed: Overrides, key: str) -> str:
     """The override of an option or group as it was given, or its name where it was not."""
-    return given[key].text if key in given else key
+    return typed[key].text if key in typed else key
 
 
 def _unparsed(override: Override, message: str) -> str:
@@ -110,18 +110,18 @@ def _unparsed(override: Override, message: str) -> str:
     return f"{override.text}: not of the form option=value ({reason})"
 
 
-def _lacking(file: str, full_key: str, given: Overrides) -> str:
+def _lacking(file: str, full_key: str, typed: Overrides) -> str:
     """A file of the configuration sets an option of a choice that another choice has replaced."""
     group = full_key.rpartition(".")[0].replace(".", "/")
-    return f"{_text(given, group)}: it has no {full_key}, which configs/{file}.yaml sets"
+    return f"{_text(typed, group)}: it has no {full_key}, which configs/{file}.yaml sets"
 
 
-def _too_long(message: str, given: Overrides) -> str:
+def _too_long(message: str, typed: Overrides) -> str:
     """A whole number that no float, or not even an int, can hold."""
     match = re.search(r"full_key: (\S+)", message)
-    long = [key for key, override in given.items() if re.search(r"\d{300}", override.text)]
+    long = [key for key, override in typed.items() if re.search(r"\d{300}", override.text)]
     keys = [match[1]] if match else long
-    values = {key: override.value or "" for key, override in given.items()}
+    values = {key: override.value or "" for key, override in typed.items()}
     numbers = ", ".join(f"{key}={values.get(key, '')[:20]}…" for key in keys)
     return f"{numbers}: the number has too many digits"
 
@@ -134,10 +134,10 @@ def _no_such_choice(error: MissingConfigException) -> str:
     return f"{group}={choice}: must be one of {listing(names, 40)}{did_you_mean(choice, names)}"
 
 
-def _not_a_choice(given: Overrides) -> str | None:
+def _not_a_choice(typed: Overrides) -> str | None:
     """The first group whose value is not the name of a choice."""
     groups = config_groups()
-    for key, override in given.items():
+    for key, override in typed.items():
         value = override.value or ""
         if key in groups and (value == "null" or not re.fullmatch(r"[A-Za-z_][\w.,-]*", value)):
             names = [choice.name for choice in groups[key]]
@@ -145,22 +145,22 @@ def _not_a_choice(given: Overrides) -> str | None:
     return None
 
 
-def _no_such_group(group: str, given: Overrides) -> str:
+def _no_such_group(group: str, typed: Overrides) -> str:
     known = list(config_groups())
-    text = _text(given, group)
+    text = _text(typed, group)
     if group in known:
         parent, _, part = group.rpartition("/")
         return f"{text}: no such group, the chosen {parent} has no {part}"
     return f"{text}: no such group{did_you_mean(group, known)} (groups: {listing(known)})"
 
 
-def _unresolved(cause: OmegaConfBaseException, given: Overrides) -> str:
+def _unresolved(cause: OmegaConfBaseException, typed: Overrides) -> str:
     message = _first_line(str(cause))
-    key = cause.full_key or next((key for key, each in given.items() if "${" in each.text), None)
-    return f"{_text(given, str(key))}: {message}" if key else message
+    key = cause.full_key or next((key for key, override in typed.items() if "${" in override.text), None)
+    return f"{_text(typed, str(key))}: {message}" if key else message
 
 
-def _no_such_option(cause: OmegaConfBaseException, given: Overrides) -> str:
+def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
     full_key = str(cause.full_key)
     parent, _, key = full_key.rpartition(".")
     known = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
@@ -174,7 +174,9 @@ def _no_such_option(cause: OmegaConfBaseException, given: Overrides) -> str:
         if parent
         else f" (options: {listing(candidates, 20)})"
     )
-    text = next((each.text for key, each in given.items() if f"{key}.".startswith(f"{full_key}.")), full_key)
+    text = next(
+        (override.text for key, override in typed.items() if f"{key}.".startswith(f"{full_key}.")), full_key
+    )
     return f"{text}: no such option{hint}{_unchosen(parent, key)}{_owners(parent, key)}{where}"
 
 
@@ -187,8 +189,8 @@ def _elsewhere(parent: str, key: str) -> str:
     names = [name for name in _full_names() if name.rpartition(".")[0] != parent]
     last = {name.rpartition(".")[2] for name in names}
     near = key if key in last else _OTHER_WORDS.get(key) or (nearest(key, last) if not parent else None)
-    found = sorted((name for name in names if name.rpartition(".")[2] == near), key=lambda n: n.count("."))
-    return f"; did you mean {' or '.join(repr(name) for name in found[:3])}?" if found else ""
+    matches = sorted((name for name in names if name.rpartition(".")[2] == near), key=lambda n: n.count("."))
+    return f"; did you mean {' or '.join(repr(name) for name in matches[:3])}?" if matches else ""
 
 
 def _full_names() -> list[str]:
@@ -219,10 +221,10 @@ def _owners(parent: str, key: str) -> str:
     return ""
 
 
-def _wrong_type(cause: OmegaConfBaseException, given: Overrides) -> str:
+def _wrong_type(cause: OmegaConfBaseException, typed: Overrides) -> str:
     message = _first_line(str(cause))
     full_key = re.sub(r"\[\d+\]$", "", str(cause.full_key))
-    text = _text(given, full_key)
+    text = _text(typed, full_key)
     match = re.search(r"could not be converted to (\w+)", message)
     if match:
         return f"{text}: must be {_TYPES.get(match[1], match[1])}"

@@ -44,12 +44,12 @@ def run(arguments: list[str]) -> int:
     folder = options.output or _folder(point, subject)
     written = [write_file(folder / name, data) for name, data in inspection_files(inspection, about).items()]
     print(f"partition: {point.partition.describe()}\n")
-    found = read_inspection(folder)
-    print(describe_inspection(found))
+    stored = read_inspection(folder)
+    print(describe_inspection(stored))
     if options.plots:
         from gnewton.report.plots.inspection_plots import write_inspection_plots
 
-        written += write_inspection_plots(found, folder)
+        written += write_inspection_plots(stored, folder)
     print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")
     return 0
 
@@ -66,7 +66,7 @@ def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str
         direction, decay = _proposed(point)
     default = getattr(point.settings.optimizer, "internal_damping", 1.0)
     damping = options.internal_damping if options.internal_damping is not None else default
-    found = inspect_point(
+    inspection = inspect_point(
         point.model,
         point.problem.loss_fn,
         point.partition,
@@ -75,7 +75,7 @@ def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str
         internal_damping=damping,
         decay=decay,
     )
-    return found, samples
+    return inspection, samples
 
 
 def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -108,14 +108,16 @@ def batches_of(point: Point, options: argparse.Namespace) -> tuple[Batches, str]
         return lambda: train.in_order(1), "no samples"
     if options.full:
         return lambda: train.in_order(PIECE), f"all {size:,} training samples"
-    count, each = options.batches or 1, options.batch_size or min(PIECE, size)
-    if each > size:
+    count, batch_samples = options.batches or 1, options.batch_size or min(PIECE, size)
+    if batch_samples > size:
         raise InputError(
-            f"--batch-size={each}: must be <= {size}, the training samples of data={point.data.name}"
+            f"--batch-size={batch_samples}: must be <= {size}, the training samples of data={point.data.name}"
         )
     seed = point.settings.seed + CURVATURE_STREAM
-    what = f"{count} batch{'es' if count > 1 else ''} of {each:,} of the {size:,} training samples"
-    return lambda: islice(train.stream(each, seed=seed), count), what
+    description = (
+        f"{count} batch{'es' if count > 1 else ''} of {batch_samples:,} of the {size:,} training samples"
+    )
+    return lambda: islice(train.stream(batch_samples, seed=seed), count), description
 
 
 def _about(point: Point, options: argparse.Namespace, samples: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     point = open_point(subject.config, subject.checkpoint, trains=True)
     recipe = _recipe(point)
     groups, whole = _observe(point, subject, options)
-    found = suggest(
+    suggestion = suggest(
         groups,
         whole,
         internal_damping=options.internal_damping,
@@ -45,11 +45,11 @@ def run(arguments: list[str]) -> int:
         seed=point.settings.seed,
     )
     folder = options.output or _folder(point, subject)
-    print(_describe(point, recipe, options, found))
-    remarks = _remarks(point, recipe, found, folder)
-    files = suggestion_files(point.partition, found, groups, remarks)
+    print(_describe(point, recipe, options, suggestion))
+    remarks = _remarks(point, recipe, suggestion, folder)
+    files = suggestion_files(point.partition, suggestion, groups, remarks)
     if options.check:
-        files["check.csv"] = _check(point, recipe, subject, options, found)
+        files["check.csv"] = _check(point, recipe, subject, options, suggestion)
     written = [write_file(folder / name, content) for name, content in files.items()]
     print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")
     print(f"use them with {_use(recipe, folder)}")
@@ -124,13 +124,13 @@ def _training(point: Point) -> Iterator[Batch]:
         yield from point.data.train.epoch(epoch, point.settings.trainer.batch_size)
 
 
-def _remarks(point: Point, recipe: FirstOrderRecipe, found: Suggestion, folder: Path) -> list[str]:
+def _remarks(point: Point, recipe: FirstOrderRecipe, suggestion: Suggestion, folder: Path) -> list[str]:
     """The comments at the top of the YAML file."""
     return [
         f"Learning rates for optimizer={recipe.name}, suggested by gnewton {shlex.join(sys.argv[1:])}",
         point.describe(),
         f"gnewton train … {_use(recipe, folder)}",
-        f"one rate for all instead: optimizer.lr={found.single!r}",
+        f"one rate for all instead: optimizer.lr={suggestion.single!r}",
     ]
 
 
@@ -140,16 +140,18 @@ def _use(recipe: FirstOrderRecipe, folder: Path) -> str:
     return shlex.join([f"optimizer={recipe.name}", f"optimizer.rates={file}"])
 
 
-def _describe(point: Point, recipe: FirstOrderRecipe, options: argparse.Namespace, found: Suggestion) -> str:
+def _describe(
+    point: Point, recipe: FirstOrderRecipe, options: argparse.Namespace, suggestion: Suggestion
+) -> str:
     from gnewton.report.tables import Table, as_text
 
     rows = [
         [
             group.name,
-            f"{found.rates[s]:.3g}",
-            "" if found.from_solve[s] else "that of all",
-            f"{found.low[s]:.3g} … {found.high[s]:.3g}",
-            f"{found.positive[s]:.0%}",
+            f"{suggestion.rates[s]:.3g}",
+            "" if suggestion.from_solve[s] else "that of all",
+            f"{suggestion.low[s]:.3g} … {suggestion.high[s]:.3g}",
+            f"{suggestion.positive[s]:.0%}",
         ]
         for s, group in enumerate(point.partition)
     ]
@@ -157,12 +159,13 @@ def _describe(point: Point, recipe: FirstOrderRecipe, options: argparse.Namespac
         f"{point.describe()}\n"
         f"along the steps of optimizer={recipe.name}, {options.batches} batches; "
         f"λ_1 {options.damping:g}, λ_int {options.internal_damping:g}, μ {options.proximal:g}; "
-        f"solve: {found.status}"
+        f"solve: {suggestion.status}"
     )
     heads = ["group", "rate", "", "over batches, 10–90 %", "above 0"]
     return (
         f"{as_text([Table(title, heads, rows, [])])}\n\n"
-        f"one rate for all: {found.single:.3g} ({found.single_low:.3g} … {found.single_high:.3g}); "
+        f"one rate for all: {suggestion.single:.3g} "
+        f"({suggestion.single_low:.3g} … {suggestion.single_high:.3g}); "
         f"configured: {recipe.lr:g}"
     )
 
@@ -172,7 +175,7 @@ def _check(
     recipe: FirstOrderRecipe,
     subject: Subject,
     options: argparse.Namespace,
-    found: Suggestion,
+    suggestion: Suggestion,
 ) -> bytes:
     from gnewton.experiment.check_run import METRICS, RateChoice, try_rates
     from gnewton.inspection.point_inspection import csv_table
@@ -180,26 +183,30 @@ def _check(
 
     choices = [
         RateChoice("configured", recipe.lr, recipe.rates),
-        RateChoice("one for all", found.single),
-        RateChoice("one for each group", found.single, found.by_parameter(point.partition)),
+        RateChoice("one for all", suggestion.single),
+        RateChoice("one for each group", suggestion.single, suggestion.by_parameter(point.partition)),
     ]
     seeds = range(point.settings.seed, point.settings.seed + options.check_seeds)
-    tried = try_rates(subject.config, choices, steps=options.check_steps, seeds=seeds, samples=CHECK_SAMPLES)
-    shown = [
+    results = try_rates(
+        subject.config, choices, steps=options.check_steps, seeds=seeds, samples=CHECK_SAMPLES
+    )
+    table_rows = [
         [
-            each.choice.name,
-            *("–" if (value := each.median(m)) is None else f"{value:.4g}" for m in METRICS),
-            f"{each.diverged} of {len(seeds)}",
+            result.choice.name,
+            *("–" if (value := result.median(m)) is None else f"{value:.4g}" for m in METRICS),
+            f"{result.diverged} of {len(seeds)}",
         ]
-        for each in tried
+        for result in results
     ]
     heads = ["learning rate", *(metric.replace("_", " ") for metric in METRICS), "diverged"]
     title = (
         f"after {options.check_steps} steps from the initial weights, median over {len(seeds)} "
         f"seed{'s' if len(seeds) > 1 else ''}"
     )
-    print(f"\n{as_text([Table(title, heads, shown, [])])}")
-    rows = [[each.choice.name, metric, *(each.metrics[metric])] for each in tried for metric in METRICS]
+    print(f"\n{as_text([Table(title, heads, table_rows, [])])}")
+    rows = [
+        [result.choice.name, metric, *(result.metrics[metric])] for result in results for metric in METRICS
+    ]
     return csv_table(("learning_rate", "metric", *(f"seed{seed}" for seed in seeds)), rows)
 
 

@@ -35,16 +35,16 @@ def run(arguments: list[str]) -> int:
     from gnewton.sweep.runner import count, locked, run_sweep, short_path, write_description
 
     composer = Composer(options.config_dir)
-    of_runs, own = composer.split(parse_overrides(options.overrides), GROUPS)
-    orders = make_orders(composer, own, options)
+    of_runs, of_command = composer.split(parse_overrides(options.overrides), GROUPS)
+    orders = make_orders(composer, of_command, options)
     composed = composer.check(composer.expand(of_runs, "sweep"))
-    jobs = [each.job for each in composed]
+    jobs = [entry.job for entry in composed]
     if options.dry_run:
         show_jobs(jobs, orders)
         return 0
     folder = make_folder(Path(composed[0].config.output_root).expanduser() / "sweeps", jobs)
     with locked(folder):
-        write_description(folder, describe_sweep(["gnewton", "sweep", *arguments], own, options))
+        write_description(folder, describe_sweep(["gnewton", "sweep", *arguments], of_command, options))
         manifest = Manifest(folder)
         manifest.add(jobs)
         print(f"{count(len(jobs))}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
@@ -58,16 +58,19 @@ def _resume(options: argparse.Namespace) -> int:
 
     folder = options.resume.resolve()
     description = read_description(folder)
-    composer, own = resumed_composer(description, options)
-    orders = make_orders(composer, own, options, Path(description["directory"]))
+    composer, of_command = resumed_composer(description, options)
+    orders = make_orders(composer, of_command, options, Path(description["directory"]))
     with locked(folder):
         manifest = Manifest.load(folder)
-        left = [entry.job for entry in manifest.open_entries()]
-        check_unchanged(composer, left)
+        open_jobs = [entry.job for entry in manifest.open_entries()]
+        check_unchanged(composer, open_jobs)
         if options.dry_run:
-            show_jobs(left, orders)
+            show_jobs(open_jobs, orders)
             return 0
-        print(f"{len(left)} of {count(len(manifest.entries))} left, {orders.launcher.describe()}", flush=True)
+        print(
+            f"{len(open_jobs)} of {count(len(manifest.entries))} left, {orders.launcher.describe()}",
+            flush=True,
+        )
         run_sweep(manifest, orders)
     return 0
 
@@ -87,17 +90,20 @@ def resumed_composer(
         raise InputError("--config-dir: has no effect with --resume, the sweep has its own")
     options.config_dir = Path(description["config_dir"]) if description["config_dir"] else None
     composer = Composer(options.config_dir)
-    of_runs, own = composer.split(parse_overrides(options.overrides), groups)
+    of_runs, of_command = composer.split(parse_overrides(options.overrides), groups)
     if of_runs:
         raise InputError(
             f"{of_runs[0].text}: the runs of a sweep that is resumed are what they are; "
             f"only options of {' and '.join(groups)} can change"
         )
-    return composer, [*parse_overrides(description["own"]), *own]
+    return composer, [*parse_overrides(description["own"]), *of_command]
 
 
 def make_orders(
-    composer: Composer, own: Sequence[Override], options: argparse.Namespace, directory: Path | None = None
+    composer: Composer,
+    of_command: Sequence[Override],
+    options: argparse.Namespace,
+    directory: Path | None = None,
 ) -> Orders:
     """How the command line wants the jobs to be run.
 
@@ -108,7 +114,9 @@ def make_orders(
     from gnewton.sweep.runner import Orders
 
     launcher = composer.options(
-        "launch", {"launcher": LAUNCHERS}, [override for override in own if override.is_within("launcher")]
+        "launch",
+        {"launcher": LAUNCHERS},
+        [override for override in of_command if override.is_within("launcher")],
     )["launcher"]
     launcher.check()
     flags = () if options.config_dir is None else ("--config-dir", str(options.config_dir.resolve()))
@@ -150,7 +158,7 @@ def make_folder(root: Path, jobs: Sequence[Job]) -> Path:
 
 
 def describe_sweep(
-    command: Sequence[str], own: Sequence[Override], options: argparse.Namespace, **more: Any
+    command: Sequence[str], of_command: Sequence[Override], options: argparse.Namespace, **more: Any
 ) -> dict[str, Any]:
     """The command line of a sweep and its surroundings, ready for JSON."""
     return {
@@ -160,7 +168,7 @@ def describe_sweep(
         "command": list(command),
         "directory": str(Path.cwd()),
         "config_dir": None if options.config_dir is None else str(options.config_dir.resolve()),
-        "own": [override.text for override in own],
+        "own": [override.text for override in of_command],
         **more,
     }
 

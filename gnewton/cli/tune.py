@@ -42,17 +42,20 @@ def run(arguments: list[str]) -> int:
     if options.resume is not None:
         return _resume(options)
     composer = Composer(options.config_dir)
-    of_runs, own = composer.split(parse_overrides(options.overrides), GROUPS)
-    orders = make_orders(composer, own, options)
-    search, root = _search(composer, of_runs, own)
-    jobs = [trial.job for trial in search.next_trials({each.optimizer: [] for each in search.contestants})]
+    of_runs, of_command = composer.split(parse_overrides(options.overrides), GROUPS)
+    orders = make_orders(composer, of_command, options)
+    search, root = _search(composer, of_runs, of_command)
+    jobs = [
+        trial.job
+        for trial in search.next_trials({contestant.optimizer: [] for contestant in search.contestants})
+    ]
     if options.dry_run:
         show_jobs(jobs, orders)
         return 0
     folder = make_folder(root / "tune", jobs)
     with locked(folder):
         texts = [override.text for override in of_runs]
-        description = describe_sweep(["gnewton", "tune", *arguments], own, options, overrides=texts)
+        description = describe_sweep(["gnewton", "tune", *arguments], of_command, options, overrides=texts)
         write_description(folder, description)
         print(f"{_announced(search)}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
         tune(folder, search, orders)
@@ -71,22 +74,24 @@ def _resume(options: argparse.Namespace) -> int:
     for override in parse_overrides(options.overrides):
         if override.is_within(*_FIXED):
             raise InputError(f"{override.text}: a search that is resumed keeps its budget and spaces")
-    composer, own = resumed_composer(description, options, GROUPS)
-    orders = make_orders(composer, own, options, Path(description["directory"]))
-    search, _ = _search(composer, parse_overrides(description["overrides"]), own)
+    composer, of_command = resumed_composer(description, options, GROUPS)
+    orders = make_orders(composer, of_command, options, Path(description["directory"]))
+    search, _ = _search(composer, parse_overrides(description["overrides"]), of_command)
     with locked(folder):
         for part in ("trials", "winners"):
             check_unchanged(composer, [entry.job for entry in open_manifest(folder / part).entries])
         if options.dry_run:
             manifests = [open_manifest(folder / part) for part in ("trials", "winners")]
-            show_jobs([entry.job for each in manifests for entry in each.open_entries()], orders)
+            show_jobs([entry.job for manifest in manifests for entry in manifest.open_entries()], orders)
             return 0
         print(f"{_announced(search)}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
         tune(folder, search, orders)
     return 0
 
 
-def _search(composer: Composer, of_runs: Sequence[Override], own: Sequence[Override]) -> tuple[Search, Path]:
+def _search(
+    composer: Composer, of_runs: Sequence[Override], of_command: Sequence[Override]
+) -> tuple[Search, Path]:
     """The checked search, and the folder of its outputs.
 
     Raises:
@@ -97,20 +102,20 @@ def _search(composer: Composer, of_runs: Sequence[Override], own: Sequence[Overr
     from gnewton.tuning.search import Search, TuneSettings
     from gnewton.tuning.space import SpaceSettings
 
-    mine = [override for override in own if override.is_within(*_FIXED)]
-    given = composer.options("tune", {"tune": TuneSettings, "space": SpaceSettings}, mine)
+    of_search = [override for override in of_command if override.is_within(*_FIXED)]
+    options = composer.options("tune", {"tune": TuneSettings, "space": SpaceSettings}, of_search)
     composed = composer.check(composer.expand(of_runs, "tune"))
 
     def compose(combinations: Sequence[Sequence[str]]) -> list[Job]:
         parsed = [[Override.parse(text) for text in combination] for combination in combinations]
         return [composer.check([overrides])[0].job for overrides in parsed]
 
-    contestants = tuple(_contestants(composed, given["space"]))
-    search = Search(given["tune"], given["space"], contestants, compose)
-    for override in mine:
+    contestants = tuple(_contestants(composed, options["space"]))
+    search = Search(options["tune"], options["space"], contestants, compose)
+    for override in of_search:
         if override.key == "tune.batch" and not search.sampler.learns:
             raise InputError(
-                f"{override.text}: has no effect, tune.sampler={given['tune'].sampler} places all at once"
+                f"{override.text}: has no effect, tune.sampler={options['tune'].sampler} places all at once"
             )
     search.check()
     return search, Path(composed[0].config.output_root).expanduser()
@@ -124,15 +129,15 @@ def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Co
     from gnewton.tuning.search import Contestant
     from gnewton.tuning.space import BUDGET
 
-    found: dict[str, Contestant] = {}
-    for each in composed:
-        name = each.config.optimizer.name
-        if name in found:
+    contestants: dict[str, Contestant] = {}
+    for run in composed:
+        name = run.config.optimizer.name
+        if name in contestants:
             raise InputError(
                 "tune: only the optimizer may have several values; what is to be tuned stands in the space "
                 "of each, see docs/sweeps.md"
             )
-        budget = {option: OmegaConf.select(each.config, option) for option in BUDGET}
+        budget = {option: OmegaConf.select(run.config, option) for option in BUDGET}
         if budget["trainer.target.value"] is not None:
             value = show(budget["trainer.target.value"])
             raise InputError(
@@ -140,20 +145,20 @@ def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Co
                 "leave it null"
             )
         tuned = {dimension.option for dimension in spaces.of(name).dimensions}
-        for override in each.job.overrides:
+        for override in run.job.overrides:
             if Override.parse(override).key in tuned:
                 raise InputError(f"{override}: is tuned for optimizer={name}; leave it out")
-        found[name] = Contestant(name, each.job.overrides, int(each.config.seed), budget)
-    shared = {tuple(each.budget.items()) for each in found.values()}
+        contestants[name] = Contestant(name, run.job.overrides, int(run.config.seed), budget)
+    shared = {tuple(contestant.budget.items()) for contestant in contestants.values()}
     if len(shared) > 1:
-        raise InputError(f"{', '.join(found)}: their budgets differ; give {' and '.join(BUDGET[:3])}")
-    return list(found.values())
+        raise InputError(f"{', '.join(contestants)}: their budgets differ; give {' and '.join(BUDGET[:3])}")
+    return list(contestants.values())
 
 
 def _announced(search: Search) -> str:
     budget = {name: value for name, value in search.contestants[0].budget.items() if value is not None}
     length = ", ".join(f"{name}={value}" for name, value in budget.items() if name != "seed")
-    names = ", ".join(each.optimizer for each in search.contestants)
+    names = ", ".join(contestant.optimizer for contestant in search.contestants)
     settings = search.settings
     return (
         f"{names}: {settings.trials} trials each of {length}, then {settings.repeats} reruns of each winner"

@@ -1,5 +1,5 @@
-"""Data sets by name. A new one is a :class:`DataRecipe` in ``options`` and a YAML file in configs/data."""
+"""Data sets by name. A new one is a recipe in ``dataset_options``, a function that builds it, and a YAML file."""
 
-from gnewton.data.options import DATA, DataRecipe
+from gnewton.data.dataset_options import DATA, DataRecipe
 
 __all__ = ["DATA", "DataRecipe"]

@@ -1,4 +1,4 @@
-"""The arrays of a data set as they come from a file, and the check that they are what they claim."""
+"""The arrays of a data set as they come from a file, and their check."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Arrays:
     Attributes:
         x_train: (N, H, W) or (N, H, W, C) uint8 pixels, or (N, …) floats.
         y_train: (N,) integer labels, or (N,) or (N, d) float targets.
-        x_test: as ``x_train``.
-        y_test: as ``y_train``.
+        x_test: like ``x_train``.
+        y_test: like ``y_train``.
     """
 
     x_train: np.ndarray
@@ -39,14 +39,14 @@ NAMES = tuple(entry.name for entry in fields(Arrays))
 
 
 def check(arrays: Arrays, where: str) -> None:
-    """Refuse arrays that cannot be learned from.
+    """Refuse arrays that no model could learn from.
 
     Args:
-        arrays: what was read.
+        arrays: those read from the file.
         where: the file, for the message.
 
     Raises:
-        InputError: naming the file, the array and what is wrong with it.
+        InputError: naming the file, the array and its fault.
     """
     for problem in _problems(arrays):
         raise InputError(f"{where}: {problem}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from gnewton.data import fetch
 from gnewton.data.arrays import Arrays
 from gnewton.data.augment import Augmenter
-from gnewton.data.options import DIGITS_SAMPLES, INPUT, Digits, InMemoryRecipe, PublicImages
+from gnewton.data.dataset_options import DIGITS_SAMPLES, INPUT, Digits, InMemoryRecipe, PublicImages
 from gnewton.data.splits import DataSet
 from gnewton.data.tensors import Scaling, TensorSplit
 from gnewton.errors import InputError
@@ -159,8 +159,8 @@ def standardised(arrays: Arrays, rest: np.ndarray) -> Arrays:
     def shifted(inputs: np.ndarray) -> np.ndarray:
         return inputs.astype(np.float64) - origin  # exact near the origin: a constant feature is 0, not 1e-10
 
-    known = shifted(arrays.x_train[rest])
-    mean, deviation = known.mean(axis=0), known.std(axis=0)
+    training = shifted(arrays.x_train[rest])
+    mean, deviation = training.mean(axis=0), training.std(axis=0)
     deviation = np.where(deviation > 0, deviation, 1.0)
     train, test = ((shifted(part) - mean) / deviation for part in (arrays.x_train, arrays.x_test))
     return replace(arrays, x_train=train, x_test=test)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Draws(NamedTuple):
-    """The random choices for a run of samples, one entry each.
+class CropDraws(NamedTuple):
+    """The random choices for consecutive samples, one entry each.
 
     Attributes:
         rows: (N,) int64, first row of the crop in the padded image, 0 … 2·padding.
@@ -23,9 +23,9 @@ class Draws(NamedTuple):
     columns: Tensor
     mirrored: Tensor
 
-    def part(self, start: int, stop: int) -> Draws:
+    def part(self, start: int, stop: int) -> CropDraws:
         """The choices of the samples start … stop-1."""
-        return Draws(self.rows[start:stop], self.columns[start:stop], self.mirrored[start:stop])
+        return CropDraws(self.rows[start:stop], self.columns[start:stop], self.mirrored[start:stop])
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Augmenter:
     crop_padding: int
     flip: bool
 
-    def draw(self, count: int, generator: torch.Generator) -> Draws:
+    def draw(self, count: int, generator: torch.Generator) -> CropDraws:
         """Random choices for ``count`` samples, on the device of ``generator``."""
         device = generator.device
         places = torch.randint(
             2 * self.crop_padding + 1, (2, count), generator=generator, device=device, dtype=torch.int64
         )
         coin = torch.randint(2, (count,), generator=generator, device=device, dtype=torch.int64)
-        return Draws(
+        return CropDraws(
             places[0], places[1], (coin == 1) if self.flip else torch.zeros_like(coin, dtype=torch.bool)
         )
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+    def apply(self, images: Tensor, draws: CropDraws) -> Tensor:
         """Augment images (N, C, H, W) of any dtype; returns the same shape and dtype.
 
         Output pixel (i, j) is padded pixel (row + i, column + j), with j counted from the right where the

@@ -7,7 +7,7 @@ from itertools import repeat
 
 import torch
 
-from gnewton.data.options import NoData
+from gnewton.data.dataset_options import NoData
 from gnewton.data.splits import Batch, BatchStream, DataSet, Split
 from gnewton.tasks import Minimisation
 

@@ -8,9 +8,9 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from gnewton.data.assemble import divide
+from gnewton.data.dataset_options import ImageNet
 from gnewton.data.image_files import ImageFiles
 from gnewton.data.loader import LoaderSplit
-from gnewton.data.options import ImageNet
 from gnewton.data.splits import DataSet
 from gnewton.data.tensors import Scaling
 from gnewton.errors import InputError
@@ -31,7 +31,7 @@ def build_folders(options: ImageNet, device: torch.device, dtype: torch.dtype, s
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise InputError(f"data.root={options.root}: train and val hold different classes, such as {odd[0]}")
-    kept, held_out = divide(len(train.samples), options.validation, options.subset, options.split_seed)
+    training, held_out = divide(len(train.samples), options.validation, options.subset, options.split_seed)
     scaling = _scaling(options.normalise, device, dtype)
 
     def split(part: str, files: list[tuple[str, int]]) -> LoaderSplit:
@@ -54,7 +54,7 @@ def build_folders(options: ImageNet, device: torch.device, dtype: torch.dtype, s
     return DataSet(
         name=options.name,
         task=Classification(input_shape=(3, options.size, options.size), outputs=len(train.classes)),
-        train=split("train", [train.samples[index] for index in kept]),
+        train=split("train", [train.samples[index] for index in training]),
         validation=split("validation", [train.samples[index] for index in held_out]),
         test=split("test", test.samples),
     )

@@ -1,4 +1,4 @@
-"""One image of a folder tree, cut to size; its random crop and flip are a function of a given seed."""
+"""The images of a folder tree, cut to size; random crop and flip are a function of a seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
 Ticket = tuple[int, int]
-"""What a sampler asks for: (index of the sample, seed of its augmentation; -1: none)."""
+"""The request of a sampler: (index of the sample, seed of its augmentation; -1 for none)."""
 
 
 class UnreadableImage(Exception):
@@ -26,7 +26,7 @@ class UnreadableImage(Exception):
 
     @property
     def reason(self) -> str:
-        """The message alone: the last line, without the class that a traceback puts before it."""
+        """The message alone: the last line, without the class name that precedes it in a traceback."""
         return str(self).strip().splitlines()[-1].split(f"{type(self).__name__}: ")[-1]
 
 
@@ -35,7 +35,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     Args:
         files: (path, label) pairs.
-        size: side of the square that comes out, in pixels.
+        size: side of the resulting square, in pixels.
         resize: length of the shorter side before the centre is cut out, where no random crop is taken.
         resized_crop: whether augmentation cuts a random area and resizes it.
         flip: whether augmentation mirrors half of the images.
@@ -81,8 +81,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 def crop_box(height: int, width: int, draw: random.Random) -> tuple[int, int, int, int]:
     """A random box (top, left, height, width): 8–100 % of the area, aspect ratio 3/4–4/3.
 
-    The usual augmentation for ImageNet (Szegedy et al. 2015), with the whole image's centre as the last
-    resort for extreme shapes, as in torchvision.
+    The usual augmentation for ImageNet (Szegedy et al. 2015). For extreme shapes it falls back to the centre
+    of the image, as torchvision does.
     """
     for _ in range(_ATTEMPTS):
         area = height * width * draw.uniform(*_AREA)

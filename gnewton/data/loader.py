@@ -20,8 +20,8 @@ _CPU = torch.device("cpu")
 class LoaderSplit(Split):
     """Samples decoded by worker processes; batches are moved to the device and scaled there.
 
-    A sampler hands each worker the index of a sample together with the seed of its augmentation, so that what
-    comes out does not depend on the number of workers, and skipped batches are never decoded.
+    A sampler hands each worker the index of a sample together with the seed of its augmentation, so that the
+    batches do not depend on the number of workers, and skipped batches are never decoded.
 
     Args:
         files: the samples.
@@ -29,7 +29,7 @@ class LoaderSplit(Split):
         workers: processes; 0: decode in this one.
         augment: whether :meth:`epoch` and :meth:`stream` augment.
         seed: decides the orders of :meth:`epoch`.
-        title: what the split is called in messages.
+        title: the name of the split in messages.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LoaderSplit(Split):
         return self.load(self.tickets(skip * size, None, "epoch", self.seed, index), size, self.workers)
 
     def stream(self, batch_size: int | None, *, seed: int) -> LoaderStream:
-        """See :meth:`Split.stream`. It has workers of its own, a quarter as many.
+        """See :meth:`Split.stream`. It has separate workers, a quarter as many.
 
         Raises:
             InputError: if ``batch_size`` exceeds the number of samples, as every batch has to be full.
@@ -67,7 +67,7 @@ class LoaderSplit(Split):
         return self.load(((index, -1) for index in range(stop)), self._size(batch_size), self.workers)
 
     def tickets(self, start: int, stop: int | None, *parts: int | str) -> Iterator[Ticket]:
-        """The samples at the places start … stop-1 of the order that ``parts`` name, with their seeds."""
+        """The samples at positions start … stop-1 of the order named by ``parts``, with their seeds."""
         order = shuffled(len(self), generator_for(_CPU, *parts)).tolist()
         for place in range(start, len(self) if stop is None else stop):
             yield order[place], mixed_seed(*parts, place) if self.augment else -1
@@ -110,7 +110,7 @@ class LoaderSplit(Split):
 
 
 class _Tickets(Sampler[Ticket]):
-    """Hands an iterator to a DataLoader."""
+    """Passes an iterator to a DataLoader."""
 
     def __init__(self, tickets: Iterator[Ticket]) -> None:
         self._tickets = tickets
@@ -131,7 +131,7 @@ class LoaderStream(BatchStream):
 
     @property
     def position(self) -> int:  # type: ignore[override]
-        """Number of batches handed out so far; assigning it seeks."""
+        """Number of batches returned so far; assigning it seeks."""
         return self._position
 
     @position.setter
@@ -153,8 +153,8 @@ class LoaderStream(BatchStream):
 def _endless(split: LoaderSplit, size: int, seed: int, position: int) -> Iterator[Ticket]:
     """Tickets of full batches from ``position`` on.
 
-    Not a method of the stream: the cycle stream → loader → tickets → stream would leave the workers running
-    until the garbage collector comes by, perhaps in another worker that has no right to stop them.
+    Not a method of the stream: the cycle stream → loader → tickets → stream would keep the workers running
+    until a garbage collection, perhaps in another worker, which may not stop them.
     """
     per_turn = len(split) // size
     turn, step = divmod(position, per_turn)

@@ -12,8 +12,8 @@ import torch
 
 from gnewton.data.arrays import NAMES, Arrays, check
 from gnewton.data.assemble import assemble
+from gnewton.data.dataset_options import AUTO, CHANNELS_FIRST, CHANNELS_LAST, Npz
 from gnewton.data.fetch.cache import Unavailable, names_in, read
-from gnewton.data.options import AUTO, CHANNELS_FIRST, CHANNELS_LAST, Npz
 from gnewton.data.splits import DataSet
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
@@ -51,10 +51,10 @@ def read_npz(path: str) -> Arrays:
         raise InputError(f"data.path={path}: {error}") from error
     for name in NAMES:
         if name not in arrays:
-            held = names_in(file)
+            stored_names = names_in(file)
             raise InputError(
-                f"data.path={path}: lacks the array {name}; it holds {listing(held) or 'nothing'}"
-                f"{did_you_mean(name, [entry for entry in held if entry not in NAMES])}"
+                f"data.path={path}: lacks the array {name}; it holds {listing(stored_names) or 'nothing'}"
+                f"{did_you_mean(name, [entry for entry in stored_names if entry not in NAMES])}"
             )
     whole = Arrays(**arrays)
     check(whole, f"data.path={path}")

@@ -1,4 +1,4 @@
-"""Seeds and orders: every random choice of a data set is a pure function of what it is named by."""
+"""Seeds and orders: every random choice of a data set is a pure function of its name."""
 
 from __future__ import annotations
 

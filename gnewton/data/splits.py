@@ -1,4 +1,4 @@
-"""What every data set gives the trainer: three splits that hand out batches in a seekable order."""
+"""The interface of data sets to the trainer: three splits that return batches in a seekable order."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BatchStream(ABC):
     """An endless iterator of batches whose position can be saved and restored."""
 
     position: int
-    """Number of batches handed out so far; assigning it seeks."""
+    """Number of batches returned so far; assigning it seeks."""
 
     def __iter__(self) -> BatchStream:
         return self

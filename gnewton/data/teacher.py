@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from gnewton.data.options import Teacher
+from gnewton.data.dataset_options import Teacher
 from gnewton.data.order import mixed_seed
 from gnewton.data.splits import DataSet
 from gnewton.data.tensors import Scaling, TensorSplit

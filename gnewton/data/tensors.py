@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gnewton.data.augment import Augmenter, Draws
+from gnewton.data.augment import Augmenter, CropDraws
 from gnewton.data.order import generator_for, shuffled
 from gnewton.data.splits import Batch, BatchStream, Split
 from gnewton.errors import InputError
@@ -35,17 +35,17 @@ class Scaling:
 
 
 class _Order(NamedTuple):
-    """One pass over the split: which sample stands at each place, and its augmentation there."""
+    """One pass over the split: the sample at each position, and its augmentation."""
 
     samples: Tensor
-    draws: Draws | None
+    draws: CropDraws | None
 
 
 class TensorSplit(Split):
     """Samples kept on the device as they were stored (uint8 pixels, or float features).
 
-    A batch is gathered by index, augmented and scaled, all on the device and without waiting for it. Order
-    and augmentation belong to the place in the epoch, so they do not depend on the batch size.
+    A batch is gathered by index, augmented and scaled, all on the device and without synchronisation. Order
+    and augmentation belong to the position in the epoch, so they do not depend on the batch size.
 
     Args:
         inputs: (N, C, H, W) uint8, or (N, …) floats.
@@ -53,7 +53,7 @@ class TensorSplit(Split):
         scaling: from a stored batch to the network's input.
         augmenter: applied to the batches of :meth:`epoch` and :meth:`stream`, never to :meth:`in_order`.
         seed: decides the orders of :meth:`epoch`.
-        title: what the split is called in messages, such as ``"the train split of data=mnist"``.
+        title: the name of the split in messages, such as ``"the train split of data=mnist"``.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class TensorSplit(Split):
         return (self._finish(slice(at, min(at + size, stop)), None) for at in range(0, stop, size))
 
     def order(self, *parts: int | str) -> _Order:
-        """The order and augmentation that ``parts`` name."""
+        """The order and augmentation named by ``parts``."""
         generator = generator_for(self.inputs.device, *parts)
         samples = shuffled(len(self), generator)
         return _Order(samples, self.augmenter.draw(len(self), generator) if self.augmenter else None)
 
     def batch(self, order: _Order, start: int, stop: int) -> Batch:
-        """The samples at the places start … stop-1 of ``order``."""
+        """The samples at positions start … stop-1 of ``order``."""
         return self._finish(order.samples[start:stop], order.draws and order.draws.part(start, stop))
 
-    def _finish(self, where: Tensor | slice, draws: Draws | None) -> Batch:
+    def _finish(self, where: Tensor | slice, draws: CropDraws | None) -> Batch:
         stored = self.inputs[where]
         if self.augmenter is not None and draws is not None:
             stored = self.augmenter.apply(stored, draws)

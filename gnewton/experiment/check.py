@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from gnewton.data.options import NoData
+from gnewton.data.dataset_options import NoData
 from gnewton.errors import InputError
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.schema import REGISTRIES, Settings, options_with

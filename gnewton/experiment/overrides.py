@@ -43,13 +43,13 @@ class Override:
         Raises:
             InputError: if it names no option.
         """
-        left, equals, value = text.partition("=")
-        name = left.lstrip("+~")
+        head, equals, value = text.partition("=")
+        name = head.lstrip("+~")
         key, _, package = name.partition("@")
         if not key:
             where = "before the =" if equals else "in it"
             raise InputError(f"{text}: not of the form option=value (there is no option {where})")
-        return cls(text, left[: len(left) - len(name)], key, package, value if equals else None)
+        return cls(text, head[: len(head) - len(name)], key, package, value if equals else None)
 
     @property
     def option(self) -> str:

@@ -1,5 +1,5 @@
-"""Networks by name. A new one is a :class:`ModelRecipe` in ``options`` and a YAML file in configs/model."""
+"""Networks by name. A new one is a recipe in ``network_options``, a function that builds it, and a YAML file."""
 
-from gnewton.models.options import MODELS, ModelRecipe
+from gnewton.models.network_options import MODELS, ModelRecipe
 
 __all__ = ["MODELS", "ModelRecipe"]

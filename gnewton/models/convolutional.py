@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from gnewton.models.layers import NamedLayers, activation, hidden_layers, image_shape
-from gnewton.models.options import VGG_LAYOUTS, LeNet, Vgg
+from gnewton.models.network_options import VGG_LAYOUTS, LeNet, Vgg
+from gnewton.models.network_parts import NamedLayers, activation, hidden_layers, image_shape
 from gnewton.models.widths import expand_widths
 from gnewton.tasks import Task
 

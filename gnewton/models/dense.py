@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from gnewton.models.layers import hidden_layers, input_size, mismatch
-from gnewton.models.options import AutoEncoder, Mlp
+from gnewton.models.network_options import AutoEncoder, Mlp
+from gnewton.models.network_parts import hidden_layers, input_size, mismatch
 from gnewton.models.widths import expand_widths
 from gnewton.tasks import Reconstruction, Task
 

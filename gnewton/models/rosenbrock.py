@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gnewton.models.layers import mismatch
-from gnewton.models.options import Rosenbrock
+from gnewton.models.network_options import Rosenbrock
+from gnewton.models.network_parts import mismatch
 from gnewton.tasks import Minimisation, Task
 
 

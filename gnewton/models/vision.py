@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from gnewton.models.layers import image_shape, mismatch
-from gnewton.models.options import ResNet, Vit
+from gnewton.models.network_options import ResNet, Vit
+from gnewton.models.network_parts import image_shape, mismatch
 from gnewton.tasks import Task
 
 

@@ -9,7 +9,7 @@ from gnewton.errors import InputError
 
 ALLOWED = "widths are whole numbers such as 200, or '20*1024' for twenty layers of 1024"
 
-# At most 9,999 layers of at most 9,999,999 units: a slip of the finger must not fill the memory.
+# At most 9,999 layers of at most 9,999,999 units, so that a typing error does not fill the memory.
 _ENTRY = re.compile(r"(?:([1-9][0-9]{0,3}) *\* *)?([1-9][0-9]{0,6})")
 
 
@@ -23,9 +23,9 @@ def expand_widths(entries: Sequence[str | int]) -> list[int]:
         raise InputError(complaint)
     widths: list[int] = []
     for entry in entries:
-        found = _match(entry)
-        if found is not None:
-            widths += [int(found[2])] * int(found[1] or 1)
+        match = _match(entry)
+        if match is not None:
+            widths += [int(match[2])] * int(match[1] or 1)
     return widths
 
 

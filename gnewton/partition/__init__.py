@@ -2,6 +2,6 @@
 
 from gnewton.partition.choice import PartitionChoice, chosen_partition
 from gnewton.partition.groups import Partition
-from gnewton.partition.options import PARTITIONS, PartitionRecipe
+from gnewton.partition.partition_options import PARTITIONS, PartitionRecipe
 
 __all__ = ["PARTITIONS", "Partition", "PartitionChoice", "PartitionRecipe", "chosen_partition"]

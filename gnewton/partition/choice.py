@@ -1,4 +1,4 @@
-"""What an argument ``partition=`` may be."""
+"""The values of an argument ``partition=``, and the partitions that they stand for."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ NAMED: dict[str, Callable[[nn.Module], Partition]] = {
     "weights_biases": Partition.weights_biases,
     "by_layer": Partition.by_layer,
 }
-"""The schemes that need nothing but the model."""
+"""The schemes without options."""
 
 _COUNTED = ("blocks", "alternate")
 
 
 def chosen_partition(model: nn.Module, choice: PartitionChoice) -> Partition:
-    """The partition that an argument stands for.
+    """The partition that the value of an argument stands for.
 
     Args:
         model: the model to split.
-        choice: a partition; None for one group per parameter tensor; the name of a scheme that needs no more
+        choice: a partition; None for one group per parameter tensor; the name of a scheme without options
             (:data:`NAMED`); regular expressions (:meth:`Partition.patterns`) or lists of parameter names
             (:meth:`Partition.from_names`), plain or by the name of the group.
 

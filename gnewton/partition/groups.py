@@ -27,7 +27,7 @@ class Group:
 
 
 class Partition:
-    """S disjoint groups that together hold every trainable parameter of a model (method, section 1).
+    """S disjoint groups that together hold every trainable parameter of a model.
 
     Parameters are named as in ``model.named_parameters()``; of a model in ``torch.compile`` or
     DistributedDataParallel, as in the network itself, without ``module.`` and ``_orig_mod.`` (names with them
@@ -63,18 +63,18 @@ class Partition:
         """
         named = groups.items() if isinstance(groups, Mapping) else ((None, names) for names in groups)
         claims = _Claims(model)
-        built = [claims.group(label, names, position) for position, (label, names) in enumerate(named)]
+        members = [claims.group(label, names, position) for position, (label, names) in enumerate(named)]
         missing = claims.missing
         if missing:
             raise InputError(f"partition: no group holds {listing(missing)}")
-        return cls(built)
+        return cls(members)
 
     def extended(self, model: nn.Module, names: Sequence[str], label: str | None = None) -> Partition:
-        """These groups and one more behind them.
+        """These groups and one more at the end.
 
         Args:
-            model: the model that the partition belongs to. What it trains besides may stay without a group,
-                for the next extension.
+            model: the model of the partition. Its other trainable parameters may stay without a group, for
+                the next extension.
             names: the parameters of the new group, trainable and in no other group.
             label: the name of the new group; None: that of its first parameter.
 
@@ -97,7 +97,7 @@ class Partition:
 
     @classmethod
     def weights_biases(cls, model: nn.Module) -> Partition:
-        """``weights``, ``biases`` and the ``rest``, told apart by name; what the model lacks is dropped."""
+        """``weights``, ``biases`` and the ``rest``, told apart by name, as far as the model has them."""
         return cls.from_names(model, schemes.weights_biases(model))
 
     @classmethod
@@ -166,7 +166,7 @@ class Partition:
         return f"Partition({len(self)} groups of {sum(group.size for group in self):,} parameters)"
 
     def describe(self) -> str:
-        """A table for people: one line per group with its size and its parameters."""
+        """A printable table: one line per group with its size and its parameters."""
         width = max(len(group.name) for group in self)
         count = "1 group" if len(self) == 1 else f"{len(self)} groups"
         lines = [f"{count}, {sum(group.size for group in self):,} parameters"]
@@ -201,7 +201,7 @@ class _Claims:
         return Group(title, in_order, sum(self._sizes[name] for name in in_order))
 
     def _known(self, name: str) -> str:
-        """Without what a wrapper of the model adds to it."""
+        """``name`` without the prefix of a wrapper of the model."""
         return name if name in self._order or name in self._frozen else plain_name(self._model, name)
 
     def _claim(self, title: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The parameters that a partition splits: trainable ones, tied ones once, in model order.
+"""The parameters that a partition splits: the trainable ones in model order, tied ones once.
 
 They are named as in the network itself, without what ``torch.compile`` and DistributedDataParallel add.
 """
@@ -32,7 +32,7 @@ def frozen_names(model: nn.Module) -> frozenset[str]:
 
 
 def tied_hint(model: nn.Module, name: str) -> str:
-    """Where ``name`` is a second name of a shared parameter, say under which name it is known."""
+    """A hint at the first name of a tied parameter, if ``name`` is another name of it; empty otherwise."""
     every = named_parameters(unwrapped(model), duplicates=True)
     if name not in every:
         return ""

@@ -1,4 +1,4 @@
-"""The named ways to split a model: each returns the parameter names of its groups, by group name, in order.
+"""The named schemes of partitions, each from a model to the parameter names of its groups, in order.
 
 A *layer* is a module that owns trainable parameters of its own, in model order. The *kind* of a parameter
 follows from its name: ``…weight``, ``…bias``, or neither (positions, tokens, coordinates).
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Groups = dict[str, list[str]]
 
 MODEL_ITSELF = "(model)"
-"""Stands for the name of the layer that the model itself is, whose module path is empty."""
+"""The name of a layer that is the model itself, whose module path is empty."""
 
 
 def per_tensor(model: nn.Module) -> Groups:
@@ -34,7 +34,7 @@ def single(model: nn.Module) -> Groups:
 
 
 def weights_biases(model: nn.Module) -> Groups:
-    """``weights``, ``biases`` and the ``rest``; kinds the model does not have are dropped."""
+    """``weights``, ``biases`` and the ``rest``, as far as the model has them."""
     return _by_kind(trainable_sizes(model))
 
 
@@ -79,14 +79,14 @@ def patterns(
         raise InputError(f"partition=patterns: an expression is given twice in {listing(list(expressions))}")
     names = list(trainable_sizes(model))
     groups: Groups = {}
-    left = names
+    remaining = names
     for title, text in named.items():
         wrong = complaint(text)
         if wrong:
             raise InputError(f"partition=patterns: {wrong}")
         matched = [name for name in names if re.search(text, name)]
-        groups[title] = [name for name in matched if name in left]
-        left = [name for name in left if name not in matched]
+        groups[title] = [name for name in matched if name in remaining]
+        remaining = [name for name in remaining if name not in matched]
         if not groups[title]:
             why = (
                 f"all it matches belongs to earlier patterns ({listing(matched, 4)})"
@@ -94,17 +94,19 @@ def patterns(
                 else f"no parameter matches; the model has {listing(names, 6)}"
             )
             raise InputError(f"partition=patterns: '{text}': {why}")
-    if left and rest is None:
-        raise InputError(f"partition=patterns: no pattern matches {listing(left)}; name a group for the rest")
-    if left and rest is not None:
+    if remaining and rest is None:
+        raise InputError(
+            f"partition=patterns: no pattern matches {listing(remaining)}; name a group for the rest"
+        )
+    if remaining and rest is not None:
         if rest in groups:
             raise InputError(f"partition=patterns: the rest group '{rest}' is also the name of a pattern")
-        groups[rest] = left
+        groups[rest] = remaining
     return groups
 
 
 def complaint(text: str) -> str | None:
-    """Why ``text`` is no regular expression; None where it is one."""
+    """Why ``text`` is no regular expression; None if it is one."""
     try:
         re.compile(text)
     except re.error as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gnewton.data.augment import Augmenter, Draws
+from gnewton.data.augment import Augmenter, CropDraws
 
 
 def slow_augment(image: torch.Tensor, row: int, column: int, mirrored: bool, padding: int) -> torch.Tensor:
@@ -60,5 +60,5 @@ def test_a_part_of_the_draws_belongs_to_its_samples():
 
 def test_without_shift_and_flip_nothing_changes():
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5)
-    draws = Draws(torch.full((2,), 2), torch.full((2,), 2), torch.zeros(2, dtype=torch.bool))
+    draws = CropDraws(torch.full((2,), 2), torch.full((2,), 2), torch.zeros(2, dtype=torch.bool))
     assert torch.equal(Augmenter(2, True).apply(images, draws), images)

@@ -30,8 +30,8 @@ def fetch(name: str, root: str | Path) -> Path:
         The path of the copy.
 
     Raises:
-        InputError: for an unknown name, a folder that cannot be written, or a set that no source can give;
-            the message lists what was tried and where files can be put by hand.
+        InputError: for an unknown name, a folder that cannot be written, or a set that no source provides;
+            the message lists the sources tried and where files can be put by hand.
     """
     from gnewton.data.fetch.cache import cached_file
 

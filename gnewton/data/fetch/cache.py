@@ -1,4 +1,4 @@
-"""The local cache: one .npz a set, written whole or not at all, and verified whenever it is read."""
+"""The local cache: one .npz file per set, written atomically, and verified whenever it is read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _OWN_DIGESTS = "sha256"
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError)
-"""What numpy raises on a file that is no sound .npz."""
+"""What numpy raises on a file that is no valid .npz file."""
 
 
 class Unavailable(Exception):
-    """A source cannot give the set; the message is the reason."""
+    """A source cannot provide the set; the message is the reason."""
 
 
 def cached_file(name: str, root: Path) -> Path:
@@ -36,10 +36,10 @@ def read(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarr
 
     Args:
         path: the file.
-        names: those that are read, where they are there; None: all.
+        names: the arrays to read, as far as the file has them; None for all.
 
     Raises:
-        Unavailable: if the file is missing or damaged; naming the array that cannot be read.
+        Unavailable: if the file is missing or damaged, naming the array that cannot be read.
     """
     if not path.is_file():
         raise Unavailable(f"{path} is not there")
@@ -48,14 +48,14 @@ def read(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarr
         if not zipfile.is_zipfile(path):
             raise Unavailable(f"{path} is not an .npz file, or only a part of one")
         with np.load(path, allow_pickle=False) as file:
-            kept = [name for name in file.files if names is None or name in names]
-            return {name: _array(file, name, path) for name in kept}
+            chosen = [name for name in file.files if names is None or name in names]
+            return {name: _array(file, name, path) for name in chosen}
     except UNREADABLE as error:
         raise Unavailable(f"{path} cannot be read: {error}") from error
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of the arrays of an .npz file; none where it is no such file."""
+    """The names of the arrays of an .npz file; empty if it is no such file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return list(file.files)
@@ -76,17 +76,21 @@ def read_cached(entry: PublicSet, root: Path) -> Arrays:
     """The verified copy of a set.
 
     Raises:
-        Unavailable: if there is none, or if it is not what it should be.
+        Unavailable: if there is none, or if it fails the verification.
     """
     path = cached_file(entry.name, root)
-    found = read(path)
-    missing = [name for name in NAMES if name not in found]
+    arrays_by_name = read(path)
+    missing = [name for name in NAMES if name not in arrays_by_name]
     if missing:
         raise Unavailable(f"{path} lacks the array {missing[0]}")
-    own = found.get(_OWN_DIGESTS)
-    arrays = Arrays(**{name: found[name] for name in NAMES})
+    recorded_digests = arrays_by_name.get(_OWN_DIGESTS)
+    arrays = Arrays(**{name: arrays_by_name[name] for name in NAMES})
     try:
-        verify(entry, arrays, dict(zip(NAMES, own.tolist(), strict=True)) if own is not None else {})
+        verify(
+            entry,
+            arrays,
+            dict(zip(NAMES, recorded_digests.tolist(), strict=True)) if recorded_digests is not None else {},
+        )
     except (Unavailable, ValueError) as error:
         raise Unavailable(f"{path}: {error}") from error
     return arrays
@@ -96,7 +100,7 @@ def verify(entry: PublicSet, arrays: Arrays, recorded: dict[str, str] | None = N
     """Check shapes, types, labels and digests: the published ones, or else those ``recorded`` before.
 
     Raises:
-        Unavailable: naming the array and what is wrong with it.
+        Unavailable: naming the array and its fault.
     """
     digests = entry.digests or recorded or {}
     for name, array in arrays.items():
@@ -116,8 +120,8 @@ def digest(array: np.ndarray) -> str:
 def store(entry: PublicSet, arrays: Arrays, root: Path) -> Path:
     """Write the copy under a temporary name in the same folder, force it to the disk, then rename it.
 
-    A reader sees the old file, the new file or none, whatever interrupts the writer; of two writers at the
-    same time the last one wins, with the same content.
+    A reader sees the old file, the new file or none, whatever interrupts the writer; of two simultaneous
+    writers the last one wins, with the same content.
     """
     path = cached_file(entry.name, root)
     extra = {} if entry.digests else {_OWN_DIGESTS: np.array([digest(array) for _, array in arrays.items()])}
@@ -137,7 +141,7 @@ def store(entry: PublicSet, arrays: Arrays, root: Path) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the rename itself to the disk; where folders cannot be opened (Windows) there is no such call."""
+    """Force the rename itself to the disk, on systems where folders can be opened (not Windows)."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""The public sets: their shapes, their digests, and the names they go by elsewhere."""
+"""The public sets: shapes, digests, and their names in other places."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Package:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """What is known about one set before it is obtained.
+    """The facts about one set that are known before it is obtained.
 
     Attributes:
         name: the choice ``data=name``.
@@ -41,10 +41,10 @@ class PublicSet:
         counts: (training, test) images.
         classes: labels run from 0 to classes - 1.
         torchvision: the class of ``torchvision.datasets``, which checks MD5 sums of what it downloads.
-        by_hand: files of the usual distribution that can be put into the set's folder.
+        by_hand: files of the usual distribution that a user can put into the set's folder.
         package: a copy in a package registry, or None.
         digests: SHA-256 of each array's uint8 bytes in C order; empty where none is published.
-        licence: under which its authors publish it.
+        licence: the one under which its authors publish it.
     """
 
     name: str
@@ -59,7 +59,7 @@ class PublicSet:
 
     @property
     def size(self) -> int:
-        """Bytes of the copy that is kept."""
+        """Bytes of the cached copy."""
         return sum(self.counts) * (math.prod(self.image) + 1)
 
     def shape(self, array: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ _LIMIT = 900  # seconds; 140 MB on a slow line
 
 
 def package_reader(package: Package, scratch: Path) -> ReadFile:
-    """Download ``package`` into the folder ``scratch``; returns a reader of the files in its folder.
+    """Download ``package`` into the folder ``scratch``, and return a reader of the files in its folder.
 
     Raises:
         Unavailable: if the client is missing or fails.
@@ -52,9 +52,9 @@ def npm(name: str, scratch: Path) -> tarfile.TarFile:
 
 
 def apt(name: str, scratch: Path) -> tarfile.TarFile:
-    """``apt-get download``, after refreshing private package lists where the system's do not know the name.
+    """``apt-get download``; where the system's package lists lack the name, after an update of private lists.
 
-    The lists live in ``scratch``, so that neither privileges are needed nor the system is changed.
+    The private lists are in ``scratch``, so that no privileges are needed and the system stays unchanged.
     """
     try:
         _call(["apt-get", "-q", "download", name], scratch)
@@ -79,7 +79,7 @@ def _call(command: list[str], folder: Path) -> bytes:
     if shutil.which(command[0]) is None:
         raise Unavailable(f"{command[0]} is not installed")
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -92,19 +92,19 @@ def _call(command: list[str], folder: Path) -> bytes:
         raise Unavailable(f"{command[0]} took longer than {_LIMIT} s") from error
     except OSError as error:
         raise Unavailable(f"{command[0]} cannot be run: {error}") from error
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+    if finished.returncode != 0:
+        output = (finished.stderr or finished.stdout).decode(errors="replace").strip().splitlines()
         raise Unavailable(
-            f"{' '.join(command[:2])} failed: {said[-1].strip() if said else 'without a message'}"
+            f"{' '.join(command[:2])} failed: {output[-1].strip() if output else 'without a message'}"
         )
-    return done.stdout
+    return finished.stdout
 
 
 def _single(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise Unavailable(f"the client left {len(found)} files {pattern} instead of one")
-    return found[0]
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise Unavailable(f"the client left {len(files)} files {pattern} instead of one")
+    return files[0]
 
 
 def _opened(path: Path) -> tarfile.TarFile:

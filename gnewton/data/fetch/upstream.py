@@ -59,8 +59,8 @@ def from_archive(entry: PublicSet, archive: Path, scratch: Path) -> Arrays:
     expected = _dataset_class(entry).tgz_md5
     if not archive.is_file():
         raise Unavailable(f"{archive} is not there")
-    if (found := calculate_md5(archive)) != expected:
-        raise Unavailable(f"MD5 of {archive} is {found}, not {expected}")
+    if (digest := calculate_md5(archive)) != expected:
+        raise Unavailable(f"MD5 of {archive} is {digest}, not {expected}")
     (scratch / archive.name).symlink_to(archive.resolve())
     return _read(entry, scratch, download=True)
 
@@ -113,9 +113,9 @@ def _addresses(dataset: Any) -> Iterator[str]:
 
 
 def _require_answer(addresses: Iterator[str]) -> None:
-    """Give up quickly on a machine without network.
+    """Fail quickly on a machine without network.
 
-    A thread of its own bounds the look-up of the name too, which no timeout of a socket covers.
+    The request runs in a thread, which bounds the name look-up too: no timeout of a socket covers it.
     """
     reasons: list[str] = []
     answered = threading.Event()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.errors import InputError
-from gnewton.models.options import ACTIVATIONS
+from gnewton.models.network_options import ACTIVATIONS
 from gnewton.tasks import Task
 
 Layer = nn.Linear | nn.Conv2d

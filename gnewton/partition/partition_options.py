@@ -27,7 +27,7 @@ class PartitionRecipe(ABC):
         """Split the trainable parameters of ``model``."""
 
 
-PARTITIONS = Registry("partition", "gnewton.partition.options", PartitionRecipe)  # type: ignore[type-abstract]
+PARTITIONS = Registry("partition", "gnewton.partition.partition_options", PartitionRecipe)  # type: ignore[type-abstract]
 
 
 @PARTITIONS.register("per_tensor")

@@ -47,7 +47,7 @@ class DataRecipe(ABC):
         return data
 
 
-DATA = Registry("data", "gnewton.data.options", DataRecipe)  # type: ignore[type-abstract]
+DATA = Registry("data", "gnewton.data.dataset_options", DataRecipe)  # type: ignore[type-abstract]
 
 
 @dataclass(kw_only=True)

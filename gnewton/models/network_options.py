@@ -61,7 +61,7 @@ class ModelRecipe(ABC):
         return network
 
 
-MODELS = Registry("model", "gnewton.models.options", ModelRecipe)  # type: ignore[type-abstract]
+MODELS = Registry("model", "gnewton.models.network_options", ModelRecipe)  # type: ignore[type-abstract]
 
 
 @dataclass(kw_only=True)
@@ -81,7 +81,7 @@ class NetworkRecipe(ModelRecipe):
     def build(self, task: Task) -> nn.Module:
         """See :meth:`ModelRecipe.build`."""
         network = super().build(task)
-        imported("gnewton.models.layers:initialise")(network, self.sigma_w, self.scaling)
+        imported("gnewton.models.network_parts:initialise")(network, self.sigma_w, self.scaling)
         return network
 
 
