@@ -1,4 +1,4 @@
-"""Data sets by name. A new one is a recipe in ``dataset_options``, a function that builds it, and a YAML file."""
+"""Data sets by name. A new one is a recipe in ``dataset_options``, its builder, and a YAML file."""
 
 from gnewton.data.dataset_options import DATA, DataRecipe
 
