@@ -24,7 +24,7 @@ from gnewton.training.divergence import SAMPLES, LossCeiling
 from gnewton.training.ending import Outcome, StopSignals, target_report
 from gnewton.training.evaluate import Score, evaluate, evaluate_splits
 from gnewton.training.faults import RECOVERIES, Action, StepFault, check_scores, lower_rates
-from gnewton.training.progress import Progress, learning_rates, summary_line
+from gnewton.training.progress_bar import ProgressBar, learning_rates, summary_line
 from gnewton.training.resources import Clocks, memory_suffices, reset_peak_memory
 from gnewton.training.runlog import RateLog, RunLog
 from gnewton.training.settings import EPOCHS, SECONDS, STEPS, Interval, TrainerSettings
@@ -120,7 +120,7 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(self._run_log)
             stack.enter_context(self._signals)
-            progress = stack.enter_context(Progress(self.settings.progress, total, self.state.step))
+            progress = stack.enter_context(ProgressBar(self.settings.progress, total, self.state.step))
             if self.state.ceiling.lacks_start:
                 self._measure_start()
             if not self._resumed:
@@ -175,7 +175,7 @@ class Trainer:
             return TARGET
         return LIMIT if self._limit_reached() else DONE
 
-    def _train_epoch(self, progress: Progress) -> str:
+    def _train_epoch(self, progress: ProgressBar) -> str:
         """Make the remaining steps of an epoch; returns ``DONE``, or ``LIMIT`` if one was reached."""
         status = DONE
         skip = self.state.step - self.state.epoch * self.steps_per_epoch
@@ -269,7 +269,7 @@ class Trainer:
         if self.world.any(above, self.device):
             raise Diverged(self.state.ceiling.describe(self.state.step, ended=ended))
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, progress: ProgressBar) -> None:
         """Read the losses, write the rates and show the progress."""
         self.read()
         with self.clocks.measure("logging"):

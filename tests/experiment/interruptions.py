@@ -16,7 +16,7 @@ import torch
 from gnewton.runfiles import LAST
 from gnewton.training import trainer as trainer_module
 from gnewton.training.checkpoint import load_checkpoint
-from gnewton.training.progress import Progress
+from gnewton.training.progress_bar import ProgressBar
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "csv.md"
 CLOCKS = set(re.findall(r"^\| `(\w+)` \| float \| (?:s|samples/s|MiB) \|", DOCUMENT.read_text("utf-8"), re.M))
@@ -56,9 +56,9 @@ def _equal(a: Any, b: Any) -> bool:
 def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> Iterator[None]:
     """Within the block, ``act`` is called once ``step`` training steps have been made by this process."""
     made = 0
-    original = Progress.advance
+    original = ProgressBar.advance
 
-    def advance(self: Progress) -> None:
+    def advance(self: ProgressBar) -> None:
         nonlocal made
         original(self)
         made += 1
@@ -66,7 +66,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Non
             act()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "advance", advance)
+        patch.setattr(ProgressBar, "advance", advance)
         yield
 
 

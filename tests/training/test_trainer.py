@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import traceback
 from itertools import pairwise
 
 import pandas as pd
@@ -331,3 +332,20 @@ def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch):
     assert len(seen) == 20
     assert [index for index, count in enumerate(steps, 1) if count] == [5, 10, 15]  # the logging periods
     assert waits.count > 0
+
+
+def test_a_step_is_a_straight_line(tmp_path):
+    """At most five frames of the package lie between the loop and the step of the optimizer."""
+    between = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure):
+            names = [frame.name for frame in traceback.extract_stack() if "/gnewton/" in frame.filename]
+            between.append(names[names.index("fit") + 1 :])
+            return super().step(closure)
+
+    def watched(optimizer):
+        return Watched(optimizer.param_groups, lr=0.1)
+
+    builders.trainer(tmp_path, wrap=watched, epochs=1).fit()
+    assert between[0] == ["_train_epoch", "_make_step", "__call__", "step"]

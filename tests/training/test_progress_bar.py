@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from gnewton.training.progress import Progress, summary_line
+from gnewton.training.progress_bar import ProgressBar, summary_line
 from tests.conftest import SMALL
 
 RUN = ["train", *SMALL, "trainer.epochs=2", "trainer.device=cpu", "trainer.log_every=1"]
@@ -24,7 +24,7 @@ def test_every_line_once(style, cli):
 
 
 def test_the_bar_shows_loss_rates_speed_and_remaining_time(capsys):
-    with Progress("bar", total=10) as progress:
+    with ProgressBar("bar", total=10) as progress:
         for _ in range(5):
             progress.advance()
         progress.show(0.12345, [0.01, 0.5, 0.2])
@@ -36,14 +36,14 @@ def test_the_bar_shows_loss_rates_speed_and_remaining_time(capsys):
 
 
 def test_one_rate_is_no_range(capsys):
-    with Progress("bar", total=1) as progress:
+    with ProgressBar("bar", total=1) as progress:
         progress.show(1.0, [0.01])
         progress._bar.refresh()
     assert "loss 1, rate 0.01]" in capsys.readouterr().err
 
 
 def test_nothing_is_shown_without_a_bar(capsys):
-    with Progress("lines", total=3) as progress:
+    with ProgressBar("lines", total=3) as progress:
         progress.advance()
         progress.show(1.0, [0.1, 0.2])
     assert capsys.readouterr() == ("", "")

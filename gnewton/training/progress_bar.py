@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 
-class Progress:
+class ProgressBar:
     """A progress bar over training steps, or nothing if no terminal would show it.
 
     Args:
@@ -30,7 +30,7 @@ class Progress:
         # the root logger prints the lines, if any: it shall print them above the bar, not through it
         self._redirect = logging_redirect_tqdm() if shown and logging.root.handlers else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if self._redirect is not None:
             self._redirect.__enter__()
         return self
