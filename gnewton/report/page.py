@@ -229,7 +229,7 @@ def _plain(value: Any) -> str:
 
 
 def _resource(name: str) -> str:
-    return resources.files("gnewton.report.page_parts").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("gnewton.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _s(count: int) -> str:

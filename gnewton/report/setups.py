@@ -65,7 +65,7 @@ class Setup:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted names. A list is one value; a mapping becomes its length and a short digest."""
+    """Nested options by dotted names. A list is one value; a mapping becomes its length and a digest."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -252,7 +252,7 @@ def _best_key(entries: list[dict[str, Any]], always: tuple[str, ...]) -> str | N
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last word of each dotted name, or the whole name if that is ambiguous; a choice has its group's name."""
+    """The last word of each dotted name, or the whole name if ambiguous; a choice has the name of its group."""
     full = {key: key.removesuffix(".name") if "." in key else key for key in keys}
     counts = Counter(name.rpartition(".")[2] for name in full.values())
     return {
