@@ -116,6 +116,29 @@ def test_constant_rates_are_the_inner_optimizer() -> None:
     torch.testing.assert_close(flat(model), flat(twin), rtol=1e-12, atol=1e-12)
 
 
+def test_held_rates_stay_until_they_are_released() -> None:
+    model, batch, updates = tanh_net(), classification(20), []
+    optimizer = GroupedNewton(model, F.cross_entropy, period=1, on_update=updates.append)
+    take_step(model, optimizer, batch, F.cross_entropy)
+    held = [0.01 * (s + 1) for s in range(len(optimizer.partition))]
+    optimizer.hold(held)
+    damping = [group["lr"] * optimizer._controller.damping for group in optimizer.param_groups]
+    for _ in range(3):
+        take_step(model, optimizer, batch, F.cross_entropy)
+    twin = GroupedNewton(copy.deepcopy(model), F.cross_entropy, period=1)
+    twin.load_state_dict(optimizer.state_dict())
+    expected = [lr * eta for lr, eta in zip(damping, held, strict=True)]
+    assert optimizer.rates == pytest.approx(expected)
+    assert twin.rates == optimizer.rates
+    twin.step()  # no batch is needed: the state says that the rates are held
+    assert len(updates) == 1
+    optimizer.release()
+    take_step(model, optimizer, batch, F.cross_entropy)
+    assert len(updates) == 2
+    with pytest.raises(InputError, match="hold: rates must be one number, or 6 of them; got 2"):
+        optimizer.hold([0.1, 0.1])
+
+
 # --- invariance -------------------------------------------------------------------------------------
 
 

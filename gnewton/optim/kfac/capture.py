@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from gnewton.errors import InputError
-from gnewton.optim.kfac.layers import Layer, Module
+from gnewton.optim.kfac.kronecker_blocks import Layer, Module
 from gnewton.optim.kfac.likelihoods import Sampler
 from gnewton.optim.kfac.preconditioner import LowRankGradient
 from gnewton.optim.kfac.statistics import Basis, Sums

@@ -84,7 +84,7 @@ def _numbers(outputs: Tensor) -> int:
     return max(outputs.numel() // max(len(outputs), 1), 1)
 
 
-class Draws:
+class LabelStream:
     """The random stream of drawn labels: a generator per draw, seeded by (seed, process, number of the draw).
 
     Torch's own stream is not touched.

@@ -13,8 +13,8 @@ from gnewton.errors import InputError
 from gnewton.optim.bound_optimizer import BoundOptimizer, evaluated
 from gnewton.optim.grouping import Trained
 from gnewton.optim.kfac.capture import Capture
-from gnewton.optim.kfac.layers import Layer, find_layers
-from gnewton.optim.kfac.likelihoods import Draws, Sampler, sampler
+from gnewton.optim.kfac.kronecker_blocks import Layer, find_layers
+from gnewton.optim.kfac.likelihoods import LabelStream, Sampler, sampler
 from gnewton.optim.kfac.preconditioner import (
     Corrected,
     DenseGradient,
@@ -155,7 +155,7 @@ class KFAC(BoundOptimizer):
         self.keeps_fresh, self.fresh = False, dict[Tensor, Tensor]()
         self._empirical, self._reference_scaling = fisher == "empirical", scaling == "reference"
         self._kind = preconditioner
-        self._draws = Draws(seed)
+        self._draws = LabelStream(seed)
         self._steps = self._next_statistics = self._next_inverses = 0
         self._factors: dict[Layer, Factors] = {}
         self._preconditioners: dict[Layer, Preconditioner] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnewton.optim.kfac.layers import Layer, Module, rows
+from gnewton.optim.kfac.kronecker_blocks import Layer, Module, rows
 from gnewton.processes import sum_over_processes, world_size
 
 _SQUARES_NUMBERS = 2**25

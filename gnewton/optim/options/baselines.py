@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
 from gnewton.options import Role, did_you_mean, listing, option, show
 
@@ -196,7 +196,7 @@ def read_rates(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"the file cannot be read ({reason})") from error
     if not isinstance(content, dict):
         raise InputError("the file holds no mapping from parameters to learning rates")

@@ -228,13 +228,13 @@ def test_only_the_first_of_two_backward_passes_counts() -> None:
 
 
 def test_patches_come_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gnewton.optim.kfac import layers
+    from gnewton.optim.kfac import kronecker_blocks
 
     model, inputs = CASES["conv-all"].make()
     deltas = labels_from(model, inputs)
     found: list[dict[str, Any]] = []
     for numbers in (2**26, 1):
-        monkeypatch.setattr(layers, "_PATCH_NUMBERS", numbers)
+        monkeypatch.setattr(kronecker_blocks, "_PATCH_NUMBERS", numbers)
         optimizer = KFAC(model, likelihood=fixed(deltas), lr=1e-30)
         backward(model, inputs)
         optimizer.step()
