@@ -14,14 +14,14 @@ from gnewton.errors import InputError, first_line
 
 
 def require_compiler(device: torch.device, option: str, instead: str) -> None:
-    """Make sure that torch.compile works on a device.
+    """Check that torch.compile works on a device.
 
     Args:
-        option: what needs it, as the user wrote it.
-        instead: the value to take without a compiler.
+        option: the option that needs it, as the user wrote it.
+        instead: the value to use without a compiler.
 
     Raises:
-        InputError: naming the option and what torch says is missing.
+        InputError: if it does not; the message names the option and the reason.
     """
     reason = missing(device)
     if reason:
@@ -29,15 +29,15 @@ def require_compiler(device: torch.device, option: str, instead: str) -> None:
 
 
 def missing(device: torch.device) -> str:
-    """What a device lacks for torch.compile, as torch says it; empty where nothing is missing.
+    """The reason why torch.compile does not work on a device, in torch's words; empty where it works.
 
-    A trifle is compiled and run: that is where it shows.
+    A small function is compiled and run, since only that shows it.
     """
     with _quiet():
         try:
             probe: Any = torch.compile(_probe)
             probe(torch.ones(2, device=device))
-        except Exception as error:  # of the compiler, the linker, Triton, …: of no common kind
+        except Exception as error:  # of the compiler, the linker, Triton, …: these have no common type
             return first_line(error, with_type=True)
     return ""
 

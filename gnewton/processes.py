@@ -1,4 +1,4 @@
-"""The processes of torch.distributed that work on one batch together; one where it is not in use."""
+"""The processes of torch.distributed that share a batch, and sums over them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 if dist.is_available():
-    # Optimizers of torch and tracing import this module, whose functions take the process group that stands
-    # at that moment as a default argument. Imported after init_process_group it would keep the group and
-    # Gloo's threads alive beyond destroy_process_group, and a thread still running while the interpreter ends
-    # aborts the process.
+    # Optimizers of torch and tracing import this module. Its functions take the process group of that moment
+    # as a default argument. Imported after init_process_group, it would keep the group and Gloo's threads
+    # alive beyond destroy_process_group, and a thread that runs while the interpreter ends aborts it.
     import torch.distributed.nn
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes; 1 where torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

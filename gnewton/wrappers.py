@@ -1,4 +1,4 @@
-"""The network inside what torch wraps around it, and its parameters by the names they have there."""
+"""The network inside the wrappers of torch, and its parameters by their names in it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _REFUSED = {
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """The network inside ``torch.compile`` and DistributedDataParallel; the model itself where there is none.
+    """The network inside ``torch.compile`` and DistributedDataParallel, or the model itself.
 
     Raises:
-        InputError: for what is no ``nn.Module``, and for wrappers whose network cannot be used by itself.
+        InputError: for anything but an ``nn.Module``, and for wrappers whose network cannot be used alone.
     """
     _require_module(model)
     while (inner := _inner(model)) is not None:
@@ -44,11 +44,11 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def plain_name(model: nn.Module, name: str) -> str:
-    """A parameter's name without what wrappers add to it: ``0.weight`` for ``module.0._orig_mod.weight``.
+    """The name of a parameter without the parts of wrappers: ``0.weight`` for ``module.0._orig_mod.weight``.
 
     Args:
         model: the network, wrapped or not.
-        name: as in ``model.named_parameters()``, or plain already.
+        name: a name of ``model.named_parameters()``, or a plain one.
     """
     if "_orig_mod" not in name and "module" not in name:
         return name
@@ -65,14 +65,14 @@ def plain_name(model: nn.Module, name: str) -> str:
 
 
 def named_parameters(model: nn.Module, *, duplicates: bool = False) -> dict[str, nn.Parameter]:
-    """The parameters of the network by their plain names, in its order; tied ones once unless asked for."""
+    """The parameters of the network by plain name, in its order; tied ones once without ``duplicates``."""
     named = model.named_parameters(remove_duplicate=not duplicates)
     return {plain_name(model, name): p for name, p in named}
 
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled functions and modules as they were written: compiled code is differentiated once only."""
+    """Run compiled functions and modules uncompiled: compiled code can be differentiated only once."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:  # nothing has been compiled
         yield
@@ -84,7 +84,7 @@ def uncompiled() -> Iterator[None]:
 
 
 def _inner(module: nn.Module) -> tuple[str, nn.Module] | None:
-    """What a wrapper holds, and the name under which it does; None for any other module."""
+    """The name and the network of a wrapper; None for any other module."""
     compiled = module._modules.get("_orig_mod")
     if compiled is not None:
         return "_orig_mod", compiled

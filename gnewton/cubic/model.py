@@ -120,8 +120,8 @@ def curvature_units(hessian: np.ndarray, gradient: np.ndarray, curvature: np.nda
         units[s] = (hessian[s, known] ** 2 / curvature[known]).max(initial=0.0)
     known = units > 0.0
     energy = (gradient[known] ** 2 / units[known]).max(initial=0.0)
-    own = gradient**2 / (energy if energy > 0.0 else max(float(np.abs(gradient).max()), 1.0))
-    units = np.where(known, units, own)
+    remaining = gradient**2 / (energy if energy > 0.0 else max(float(np.abs(gradient).max()), 1.0))
+    units = np.where(known, units, remaining)
     return np.where((units > 0.0) & np.isfinite(units), units, 1.0)
 
 

@@ -31,31 +31,31 @@ class Summarizer:
     """Summaries of one model, loss and partition, batch after batch.
 
     Args:
-        model: the network, also inside ``torch.compile`` or DistributedDataParallel. It is called as
+        model: the network, possibly inside ``torch.compile`` or DistributedDataParallel. It is called as
             ``model(*inputs)`` for a tuple or list of inputs, as ``model(**inputs)`` for a mapping, else as
-            ``model(inputs)``; with an empty tensor where there is no data.
+            ``model(inputs)``, with an empty tensor where there is no data.
         loss_fn: maps (outputs, targets) to the scalar loss of the batch.
-        partition: S groups of the trainable parameters, or what
-            :func:`~gnewton.partition.choice.chosen_partition` takes.
-        forward: where the model is to be called otherwise, ``forward(model, batch)`` gives the outputs and
+        partition: S groups of the trainable parameters, or an argument of
+            :func:`~gnewton.partition.choice.chosen_partition`.
+        forward: for models that are called in another way, ``forward(model, batch)`` returns the outputs and
             ``loss_fn(outputs, batch)`` the loss. The batch is (inputs, targets), or ``inputs`` alone where
             ``targets`` is None.
         third: whether to form the third derivatives.
         engine: "tangent" is exact at the cost of a few gradients and raises where it cannot trace the
-            model; "compiled" does the same work in compiled code, up to twice as fast, after seconds to
-            minutes at the first summary of a shape; "reference" is exact for every model at the cost of 2S
-            backward passes; "auto" takes "tangent" where it works, else "reference" with one line in the log.
+            model; "compiled" runs the same passes in compiled code, up to twice as fast, after seconds to
+            minutes of compilation for each shape; "reference" is exact for every model at the cost of 2S
+            backward passes; "auto" uses "tangent" where it works, else "reference" with a line in the log.
         diagonal: whether to keep only the diagonal of the Hessian, shape (S,).
-        max_memory: bytes the tangent pass may take beyond one training step; the batch is split sample-wise,
-            where that is exact, to respect it. None: half of the free memory.
+        max_memory: bytes for the tangents, beyond a training step; larger batches are split along samples,
+            where that is exact. None: half of the free memory.
         reduction: "mean" or "sum", how the loss joins the samples.
         tf32: whether CUDA may round the factors of matrix products and convolutions to TF32.
         distributed: whether to join the summaries of all processes of ``torch.distributed``, each of its own
-            samples, into that of the global batch; without effect while it is not initialised.
+            samples, to the summary of the global batch; without effect where it is not initialised.
 
     Raises:
-        InputError: for an unknown engine or reduction, if model and partition disagree, or if
-            torch.compile, which "compiled" needs, does not work on this machine.
+        InputError: for an unknown engine or reduction, if model and partition disagree, or for "compiled"
+            where torch.compile does not work on this machine.
     """
 
     @explained(loss_fn=_LOSS)
@@ -99,19 +99,19 @@ class Summarizer:
         self._reasons: set[str] = set()
 
     def summarize(self, inputs: Any, targets: Any, direction: Direction) -> Summary:
-        """The summary of the batch loss along ``direction``, at the present parameters.
+        """The summary of the batch loss along ``direction``, at the current parameters.
 
-        Nothing is touched: parameters, ``.grad``, buffers, random streams and the training mode stay as they
-        are, also after an exception. Random draws such as dropout masks are drawn once.
+        There are no side effects: parameters, ``.grad``, buffers, random streams and the training mode are
+        the same afterwards, even after an exception. Random draws such as dropout masks are drawn once.
 
         Args:
-            inputs: the batch, as the model takes it: a nest of tuples, lists, mappings and dataclasses.
-            targets: its targets, as the loss takes them.
+            inputs: the inputs of the model: a nest of tuples, lists, mappings and dataclasses.
+            targets: the targets of the loss.
             direction: u in the shapes of the parameters, by parameter name or in the order of the model's
                 trainable parameters.
 
         Raises:
-            InputError: if the direction lacks a parameter or has a wrong shape, or the loss is no scalar.
+            InputError: if the direction lacks a parameter or has a wrong shape, or the loss is not a scalar.
             SummaryError: with engine="tangent" or "compiled", if the model cannot be traced (or compiled).
         """
         request = self.problem.request(inputs, targets, direction)
@@ -186,7 +186,7 @@ def summarize(
     max_memory: int | None = None,
     reduction: str = "mean",
 ) -> Summary:
-    """One summary. In a loop use :class:`Summarizer`, which traces the model once instead of at every call.
+    """One summary. In a loop, use :class:`Summarizer`, which traces the model only once.
 
     Arguments, result and errors are those of :class:`Summarizer` and :meth:`Summarizer.summarize`.
     """
@@ -217,7 +217,7 @@ def summary_tensor(
 ) -> Tensor:
     """The symmetric tensor ∇^d L[P_s1 u, …, P_sd u] for d = ``order``, shape (S,)*d, float64.
 
-    By the reference engine, for studies: the cost grows as S^(d-1)/(d-1)! backward passes.
+    Computed by the reference engine, for studies: the cost is about S^(d-1)/(d-1)! backward passes.
     """
     problem = Problem(model, loss_fn, chosen_partition(model, partition), forward)
     return reference_tensor(problem, problem.request(inputs, targets, direction), order)

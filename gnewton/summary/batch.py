@@ -177,12 +177,12 @@ def cut(tree: Any, samples: int, start: int, stop: int) -> Any:
 def _samples(inputs: Any, targets: Any) -> int | None:
     if targets is None and isinstance(inputs, (tuple, list)) and len(inputs) == 2:
         inputs, targets = inputs
-    every, own = _lengths((inputs, targets)), _lengths(targets)
+    every, of_targets = _lengths((inputs, targets)), _lengths(targets)
     if len(every) <= 1:
         return next(iter(every), 1)
-    if own <= {1} and len(rest := _lengths(inputs)) == 1:
+    if of_targets <= {1} and len(rest := _lengths(inputs)) == 1:
         return next(iter(rest))
-    return next(iter(own)) if len(own) == 1 else None
+    return next(iter(of_targets)) if len(of_targets) == 1 else None
 
 
 def _lengths(tree: Any) -> set[int]:

@@ -2,8 +2,8 @@
 
 Exact for every model that autograd can differentiate often enough, and slow: one backward pass through the
 graph of the gradient per group for the Hessian, and one more through that graph for each third derivative.
-It is the yardstick of the fast engine and its stand-in where a model cannot be traced. Three further
-gradients, at parameters that differ in their last digits, show how far rounding moves the first.
+It is the reference for the tangent engine and its replacement where a model cannot be traced. Three further
+gradients, at parameters that differ in their last digits, measure the effect of rounding on the first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gnewton.summary.smooth import SmoothNorms
 
 PERTURBATIONS = 3
 DIGITS = 64.0  # size of a perturbation, in units of a rounding error; one of these in half precision
-SPREAD = 8.0  # noise of a gradient entry, in units of the range of what the perturbations gave
+SPREAD = 8.0  # noise of a gradient entry, in units of its range over the perturbations
 SPREAD_COARSE = 2.0  # the same in half precision
 
 
@@ -80,10 +80,10 @@ def _stack(entries: list[Tensor | None], device: torch.device) -> Tensor:
 def _prepare(
     problem: Problem, request: Request, parameters: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, _Derivatives]:
-    """The loss at ``parameters``, or at those of the model, and what differentiates it."""
+    """The loss at ``parameters``, or at those of the model, and its derivatives."""
     parameters = problem.parameters() if parameters is None else parameters
     leaves = {name: p.requires_grad_() for name, p in parameters.items()}
-    # the model may write into what it is given
+    # the model may write into its arguments
     copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *request.batch))
     with SmoothNorms():
         loss = problem.loss(leaves, *copies)
@@ -98,9 +98,9 @@ def _perturbation(dtype: torch.dtype) -> float:
 def _gradient_noise(problem: Problem, request: Request, gradient: Tensor) -> tuple[Tensor, Rounding]:
     """The noise (S,) of the gradient (S,), and the rounding errors of the precision it was formed in.
 
-    Parameters are multiplied by 1 ± a few times the relative rounding error of their type, so that also means
-    of many numbers are rounded otherwise: how far that moves an entry is how far the roundings of a pass may.
-    To it comes the error of the sum over a group.
+    Parameters are multiplied by 1 ± a small multiple of the relative rounding error of their type, so that
+    even means of many numbers are rounded differently. The change of an entry estimates the effect of all
+    roundings of a pass. The error of the sum over a group is added.
     """
     device = problem.device()
     generator = torch.Generator(device).manual_seed(0)  # the random streams stay where they are
@@ -205,14 +205,13 @@ def reference_tensor(problem: Problem, request: Request, order: int) -> Tensor:
 def hessian_vector_product(
     problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """∇L and ∇²L v by reverse over reverse differentiation, at the present parameters.
+    """∇L and ∇²L v by reverse over reverse differentiation, at the current parameters.
 
-    Costs about as much as two gradients and touches nothing: parameters, ``.grad``, buffers and random
-    streams stay as they are.
+    Costs about two gradients and has no side effects on parameters, ``.grad``, buffers and random streams.
 
     Args:
-        problem: model and loss; the partition plays no part.
-        inputs, targets: the batch, as the model and the loss take them.
+        problem: model and loss; the partition is not used.
+        inputs, targets: the batch.
         vector: v by parameter name, in the shapes of the parameters.
 
     Returns:
@@ -220,7 +219,7 @@ def hessian_vector_product(
     """
     with preserve_torch_streams(problem.device()):
         leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
-        # the model may write into what it is given
+        # the model may write into its arguments
         batch = opened((inputs, targets))
         copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *batch))
         loss = problem.loss(leaves, *copies)

@@ -1,4 +1,4 @@
-"""Checks that a summary describes the model it was made for."""
+"""Checks of a program against the model, and of the two gradients of a summary."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _ROUNDING = 16.0  # of the rounding errors of a gradient entry, which are estima
 
 
 def check_program(problem: Problem, program: Program, inputs: Any, targets: Any) -> None:
-    """Compare the gradient of a fresh trace with the gradient of the model itself.
+    """Compare loss and gradient of a program with those of the model.
 
-    A trace sees neither the backward pass of a custom ``autograd.Function`` nor choices that Python code made
-    by other things than shapes; both show here. Costs two gradients and one transfer to the host.
+    A trace sees neither the backward pass of a custom ``autograd.Function`` nor choices of Python code that
+    depend on more than shapes; this comparison detects both. It costs two gradients and a transfer to the
+    host.
 
     Raises:
-        TraceError: where they differ.
+        TraceError: if they differ.
     """
     parameters = problem.parameters()
     leaves = {name: p.requires_grad_() for name, p in parameters.items()}
@@ -60,7 +61,7 @@ def check_program(problem: Problem, program: Program, inputs: Any, targets: Any)
 
 
 def eager_loss(problem: Problem, inputs: Any, targets: Any) -> Tensor:
-    """The model's own loss on a batch, by an ordinary forward pass; nothing is touched."""
+    """The loss of the model on a batch, by an ordinary forward pass without side effects."""
     with without_side_effects(problem):
         copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
         return problem.loss(
@@ -86,12 +87,12 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
 
 
 def disagreement(passes: Passes, dtype: torch.dtype) -> Tensor:
-    """Which groups, as a boolean (S,) on the device, have two gradients that differ by more than rounding.
+    """For each group, whether its two gradients differ by more than rounding: boolean, (S,), on the device.
 
     One is the inner product of adjoints with the direction, the other the tangent of the loss. They may
-    differ by a share of the entry itself and of √(|H̄_ss| |L|), which has the same unit, and by a multiple of
-    the rounding errors of the products they were summed from, which do not vanish with the loss. Where an
-    entry is not finite, there is nothing to compare.
+    differ by a share of the entry and of √(|H̄_ss| |L|), which has the same unit, and by a multiple of the
+    rounding errors of the products in the sums, which do not vanish with the loss. If an entry is not
+    finite, nothing is compared.
     """
     sums, slope = passes.sums, passes.slope
     curvature = sums.hessian if sums.diagonal else sums.hessian.diagonal()
@@ -102,14 +103,15 @@ def disagreement(passes: Passes, dtype: torch.dtype) -> Tensor:
 
 
 def report_disagreement(bad: Tensor, names: Sequence[str]) -> None:
-    """Raise the error of :func:`disagreement`, if there is one.
+    """Raise an error if :func:`disagreement` is true for any group.
 
     Raises:
         SummaryError: naming the groups.
     """
-    found = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
-    if found:
+    disagreeing = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
+    if disagreeing:
         raise SummaryError(
-            f"summary: the gradient by adjoints and the gradient by tangents disagree in {', '.join(found)}: "
+            "summary: the gradient by adjoints and the gradient by tangents disagree in "
+            f"{', '.join(disagreeing)}: "
             "a rule of the tangent engine is wrong for this model; use engine='reference'"
         )

@@ -51,12 +51,12 @@ def program_of(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
     return program
 
 
-# the overloads of ordinary operations whose in-place forms have another one
+# overloads of ordinary operations that differ from those of their in-place forms
 _OVERLOADS = {"transpose_": "int"}
 
 
 def ordinary(op: torch._ops.OpOverload) -> Any:
-    """The operation that returns what an in-place one writes; None where there is none."""
+    """The operation that returns what an in-place operation writes; None where there is none."""
     packet, _, overload = op.name().removeprefix("aten::").partition(".")
     if packet == "bernoulli_" and overload == "float":
         return draw_like
@@ -66,9 +66,9 @@ def ordinary(op: torch._ops.OpOverload) -> Any:
 
 
 def _replace_in_place(graph: fx.Graph) -> None:
-    """Turn the in-place operations that survive inside composite ones into ordinary ones.
+    """Replace the in-place operations that remain inside composite ones by ordinary ones.
 
-    They write into temporary memory; who reads it afterwards reads the result instead.
+    They write into temporary memory; later readers of this memory read the result instead.
     """
     for node in list(graph.nodes):
         op = node.target
@@ -107,7 +107,7 @@ def _step(traced: fx.GraphModule, node: fx.Node, number: Mapping[fx.Node, int]) 
         raise TraceError(f"the model cannot be traced: unexpected {node.op} {node.target}")
     reads = tuple(dict.fromkeys(number[n] for n in node.all_input_nodes if n in number))
     if node.target is aten.copy_.default and not node.users:
-        return None  # writes a buffer back: running statistics do not move
+        return None  # writes a buffer: running statistics are not updated
     output: Any = node.args[1] if getattr(node.target, "__name__", "") == "getitem" else None
 
     def convert(argument: Any) -> Any:
@@ -148,7 +148,7 @@ def _form(value: Any) -> Any:
 
 
 def _restore_layouts(program: Program) -> None:
-    """Let a dropout mask have the memory layout of what it masks, as in the model's own forward pass.
+    """Give a dropout mask the memory layout of the masked tensor, as in the forward pass of the model.
 
     Tracing turns ``empty_like(x).bernoulli_(p)`` into a draw of contiguous layout; the same random stream
     would then give another mask.
@@ -173,7 +173,7 @@ def _restore_layouts(program: Program) -> None:
                     break
 
 
-# operations whose result is new memory, so that writing into it harms nobody
+# operations with a result in new memory, which may be overwritten
 _FRESH = (
     "empty",
     "new_empty",
@@ -190,7 +190,7 @@ _FRESH = (
 
 
 def _refuse_mutation(program: Program) -> None:
-    """In-place operations that survived tracing may only write into new memory that carries no derivative."""
+    """Refuse in-place operations, unless they write into new memory that carries no derivative."""
     steps = program.steps
     for step in steps:
         if (

@@ -1,4 +1,4 @@
-"""The loss as a short straight-line program of ATen operations, and what can be read off it."""
+"""The loss as a straight-line program of ATen operations, its analysis, and comparison of programs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Form:
-    """What memory a tensor takes."""
+    """The memory layout of a tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -49,13 +49,15 @@ class Step:
         op: the ATen overload; None for an input or a constant of the program.
         args, kwargs: its arguments, with :class:`Ref` in place of earlier values.
         reads: the steps it reads.
-        name: what errors and logs call it.
-        shape, dtype: of its (first) tensor value, where known.
-        form: of its value, or of each of several values; None where not known.
-        output: for a step that picks one of several values of another step, which one.
+        name: its name in errors and logs.
+        shape, dtype: shape and type of its (first) tensor value, where known.
+        form: memory layout of its value, or of each of several values; None where unknown.
+        output: for a step that selects one of several values of another step, the index of that value.
+        constant: the value of a step that is a constant of the program.
         last_reader: the last step that reads it; its value may be dropped afterwards.
         active: whether the loss depends through it on a trainable parameter.
         random: whether it draws random numbers.
+        needed: whether the loss needs it.
     """
 
     op: Any
@@ -81,8 +83,9 @@ class Program:
     Attributes:
         steps: in an order in which every step follows what it reads.
         parameters: step of each trainable parameter, by name.
-        inputs: steps of the remaining tensors the program is called with, in calling order.
-        loss: the step that holds the loss.
+        inputs: steps of the remaining arguments of the program, in calling order.
+        loss: the step of the loss.
+        readers: the steps that read each step, among those the loss needs.
     """
 
     steps: list[Step]
@@ -110,7 +113,7 @@ def draw_like(x: Tensor, p: float) -> Tensor:
 
 
 def analyse(program: Program) -> None:
-    """Mark what the loss needs, what carries derivatives to it, and when each value is read last."""
+    """Mark the steps that the loss needs, those that carry derivatives to it, and the last reader of each."""
     steps = program.steps
     stack = [program.loss, *(i for i, step in enumerate(steps) if step.random)]
     while stack:
@@ -142,7 +145,7 @@ def analyse(program: Program) -> None:
 
 
 def carries_derivative(step: Step) -> bool:
-    """Whether an operation passes derivatives on at all."""
+    """Whether an operation has derivatives that may differ from zero."""
     if step.op is CONSTANT or step.op in FLAT:
         return False
     return step.dtype is None or step.dtype.is_floating_point
@@ -189,7 +192,7 @@ def same_program(a: Program, b: Program) -> bool:
 
 
 def same_operations(a: Program, b: Program) -> bool:
-    """Whether two programs chain the same operations on values of the same shapes, whatever their numbers."""
+    """Whether two programs apply the same operations to values of the same shapes, with any numbers."""
     return (
         len(a.steps) == len(b.steps)
         and (a.parameters, a.inputs, a.loss) == (b.parameters, b.inputs, b.loss)
@@ -215,7 +218,7 @@ def _references(argument: Any) -> Any:
 
 
 def equal_tensors(a: Tensor, b: Tensor) -> bool:
-    """Whether two constants hold the same now; should one of them change later, it is noticed then."""
+    """Whether two tensors have equal entries now; a later change is detected by the next comparison."""
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.layout != b.layout:
         return False
     return torch.equal(a, b)

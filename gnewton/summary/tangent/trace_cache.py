@@ -120,7 +120,7 @@ class TraceCache:
         """The trace for a batch.
 
         Raises:
-            TraceError: if there is none; the same error at every later call of this kind.
+            TraceError: if there is none; the same error at every later call with this kind of batch.
         """
         kind = self._kind(request)
         if kind.error:
@@ -130,14 +130,14 @@ class TraceCache:
         return known or self._confirmed(kind, now, request) or self._added(kind, request)
 
     def refuse(self, kind: Any, reason: str) -> None:
-        """Let :meth:`get` raise an error for every batch of a kind; an empty reason lets it try again."""
+        """Make :meth:`get` raise an error for every batch of a kind; with an empty reason it tries again."""
         self._kinds.setdefault(kind, BatchKind()).error = reason
 
     def is_refused(self, kind: Any) -> bool:
         """Whether :meth:`get` raises for a kind of batch without trying."""
         return kind in self._kinds and bool(self._kinds[kind].error)
 
-    # --- whether a trace still holds ------------------------------------------------------------------------
+    # --- comparison with the model --------------------------------------------------------------------------
 
     def confirm(
         self,
@@ -148,9 +148,9 @@ class TraceCache:
         *,
         blank: bool = False,
     ) -> None:
-        """Compare a trace with the model, by what its primal pass has given for a batch.
+        """Compare a trace with the model, by the values of its primal pass for a batch.
 
-        ``blank`` says that ``values`` are those of random steps alone.
+        ``blank`` means that ``values`` are those of random steps alone.
 
         Raises:
             StaleTrace: if the model computes something else.
@@ -161,7 +161,7 @@ class TraceCache:
         if kept.rounding is None:
             try:
                 name = computed_name(self._problem, names, trees, leaves, values, blank=blank)
-            except Exception as error:  # of the model's, under a mode that it may not bear
+            except Exception as error:  # the model may not support the mode it runs under
                 if is_exhausted(error):
                     raise
                 log.info("summary: operations cannot be compared (%s), losses are", type(error).__name__)
@@ -179,16 +179,16 @@ class TraceCache:
             kept.rounding = 0.0
             if not kept.checked:
                 self._check(kept, request)
-        if blank or kept.names.draws:  # the model is to draw the same
+        if blank or kept.names.draws:  # the same draws as the model
             with without_side_effects(self._problem), torch.no_grad():
                 values = forward(kept.program, leaves, pytree.tree_leaves(trees))
         self._compare_losses(kept, request, values[kept.program.loss])
 
     def _compare_losses(self, kept: Trace, request: Request, loss: Tensor) -> None:
-        """The second best: the loss of the program and the model's own, by an ordinary forward pass.
+        """Compare the loss of the program with that of the model, by an ordinary forward pass.
 
-        Their gap may be four times the largest that has turned out to be rounding: where it is wider there
-        is a new trace, and if that is the same, it was.
+        Their gap may be four times the largest one found to be rounding. A wider gap makes a new trace; if
+        that is the same program, the gap was rounding.
         """
         eager = checks.eager_loss(self._problem, *request.batch)
         a, b = float(loss.detach()), float(eager)
@@ -222,14 +222,14 @@ class TraceCache:
         if same is None:
             same = self._kept(program, checked=False, compiled=kind.renewals < RESTLESS)
             same.parts, same.separable = old.parts, old.separable
-            if not same_operations(old.program, program):  # else only if the model does not match it exactly
+            if not same_operations(old.program, program):  # else only if the model does not match exactly
                 self._check(same, request)
-        elif same is old:  # what has changed is no part of the derivatives
+        elif same is old:  # the change has no effect on the derivatives
             same.names = OperationNames(old.program)
             same.checked = False
         others = [
             entry for entry in kind.traces if entry[1] is not same and (entry[1] is not old or old.uses > 1)
-        ]  # a trace that held once will hardly hold again
+        ]  # a trace that held only once is unlikely to hold again
         kind.traces = [*others[1 - KEPT :], (now, same)]
 
     def settled(self, request: Request) -> None:
@@ -239,7 +239,7 @@ class TraceCache:
     # --- tracing --------------------------------------------------------------------------------------------
 
     def _confirmed(self, kind: BatchKind, now: Attributes, request: Request) -> Trace | None:
-        """The newest trace, if what has changed since has no effect."""
+        """The newest trace, if the attributes that have changed since have no effect."""
         if not kind.traces:
             return None
         then, kept = kind.traces[-1]
@@ -251,7 +251,7 @@ class TraceCache:
         for name in now:
             if name in then and now[name] != then[name]:
                 self._idle[name] = self._idle.get(name, 0) + 1
-        kind.traces[-1] = self._attributes(), kept  # without those that now are no longer looked at
+        kind.traces[-1] = self._attributes(), kept  # without those ignored from now on
         return kept
 
     def _added(self, kind: BatchKind, request: Request) -> Trace:
@@ -262,7 +262,7 @@ class TraceCache:
                     program = trace(self._problem, *request.batch)
                 checks.check_program(self._problem, program, *request.batch)
             except TraceError as error:
-                kind.error = str(error)  # not the error: its frames hold tensors
+                kind.error = str(error)  # not the error, whose frames hold tensors
                 raise
         kept = self._kept(program, checked=True, compiled=True)
         kind.traces = [*kind.traces[1 - KEPT :], (now, kept)]
@@ -282,7 +282,7 @@ class TraceCache:
         return Trace(plan, tangent_bytes(plan), passes, OperationNames(program), checked)
 
     def _check(self, kept: Trace, request: Request) -> None:
-        """Compare the gradient of a trace with the model's, once.
+        """Compare the gradient of a trace with that of the model.
 
         Raises:
             TraceError: if they differ; the same error at every later call of this kind.
@@ -295,13 +295,13 @@ class TraceCache:
             raise
         kept.checked = True
 
-    # --- kinds of input -------------------------------------------------------------------------------------
+    # --- kinds of batch -------------------------------------------------------------------------------------
 
     def _kind(self, request: Request) -> BatchKind:
         return self._kinds.setdefault(self.kind(request), BatchKind())
 
     def kind(self, request: Request) -> Any:
-        """What batches must have in common to share a trace, as a key."""
+        """The key of a batch: what batches must have in common to share a trace."""
         leaves, spec = pytree.tree_flatten(
             (self._problem.parameters(), self._problem.constants(), *request.batch)
         )
@@ -312,7 +312,7 @@ class TraceCache:
         return tensors, str(spec), settings
 
     def _attributes(self) -> Attributes:
-        """Every plain attribute of every module, but for those that have changed without effect before."""
+        """Every plain attribute of every module, except those whose changes had no effect."""
         return {
             (name, attribute): value
             for name, module in self._modules()

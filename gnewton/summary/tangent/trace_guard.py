@@ -1,9 +1,9 @@
-"""Whether the model still computes what a trace of it says, at the cost of Python alone.
+"""The guard of a trace: whether the model still computes what the trace says, at the cost of Python alone.
 
-The model and the loss are run once more, as at tracing, but nothing is computed twice: an operation that the
-program has, with the same operation behind every argument and the same numbers, returns the value that the
-program's primal pass has at hand. Every other operation is computed, and named after what it is made from. So
-two runs that end in the same name have gone through the same operations, numbers and tensors, wherever Python
+The model and the loss are run once more, as at tracing, but nothing is computed twice. An operation of the
+program, with the same operation behind every argument and the same numbers, returns the value of the
+program's primal pass. Every other operation is computed, and its name is made of the names of its arguments.
+So two runs that end with the same name have applied the same operations, numbers and tensors, wherever Python
 took them from: closures, globals, configurations, schedules, hooks, random choices.
 """
 
@@ -29,28 +29,28 @@ aten = torch.ops.aten
 
 Name = int
 
-# new memory for the same numbers
+# operations that copy their argument
 _SAME = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 
 
 class _MustCompute(Exception):
-    """The model writes into what belongs to the program, or asks for a value that has not been computed."""
+    """The model writes into a value of the program, or asks for a value that has not been computed."""
 
 
 class OperationNames:
-    """The operations of a program by what they do, so that the model's can be recognised.
+    """The names of the operations of a program, by which those of the model are recognised.
 
-    The name of a program's step is its number; equal operations on equally named arguments have the name of
-    the first of them. Random draws are named in their order. Tensors from outside are known by their memory,
-    or, where that is new, by what they hold.
+    The name of a step is its number; equal operations on arguments with equal names have the name of the
+    first of them. Random draws are named in their order. Tensors from outside are identified by their memory,
+    or, where that is new, by their contents.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.draws = [i for i, step in enumerate(program.steps) if step.random]
         self.drawn = {i for i in self.draws if program.steps[i].op is not aten.native_dropout.default}
-        self.result: Name | None = None  # of the loss, as the model computed it the first time
-        self.lend = True  # whether the model can do with the program's values
+        self.result: Name | None = None  # name of the loss, as the model computed it the first time
+        self.lend = True  # whether the model runs on the program's values
         self._table: dict[Any, Name] = {}
         self._outside: list[tuple[Tensor, Name]] = []
         self._memory: dict[Any, Name] = {}
@@ -68,7 +68,7 @@ class OperationNames:
                 canonical[i] = self._table.setdefault(key, i)
 
     def of(self, key: Any) -> Name:
-        """The name of an operation; a new one where it has not been met before."""
+        """The name of an operation; a new name for a new operation."""
         name = self._table.get(key)
         if name is None:
             name = self._table[key] = self._next
@@ -80,7 +80,7 @@ class OperationNames:
         return self.of(("output", name, k))
 
     def outside(self, tensor: Tensor) -> Name:
-        """The name of a tensor that no operation made."""
+        """The name of a tensor that is no result of an operation."""
         known = self._memory.get(_place(tensor))
         if known is not None:
             return known
@@ -92,12 +92,12 @@ class OperationNames:
         return self._next - 1
 
     def _enter_outside(self, tensor: Tensor, name: Name) -> None:
-        self._outside.append((tensor, name))  # kept, so that its memory is not another tensor's
+        self._outside.append((tensor, name))  # kept, so that no other tensor takes its memory
         self._memory.setdefault(_place(tensor), name)
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Forget on leaving what names have been given, but for those of the first time."""
+        """Forget the names given inside on leaving, except those of the first run."""
         operations, tensors = len(self._table), len(self._outside)
         yield
         if self.result is None:
@@ -113,14 +113,14 @@ class OperationNames:
 def _place(tensor: Tensor) -> Any:
     try:
         return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-    except RuntimeError:  # sparse tensors have no one place
+    except RuntimeError:  # sparse tensors have no single address
         return id(tensor)
 
 
 def signature(
     op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: Callable[[Any], Name]
 ) -> tuple[Any, ...]:
-    """What an operation does, as a key: itself, the names of its tensors, its numbers with their types."""
+    """The key of an operation: itself, the names of its tensors, and its numbers with their types."""
     signed = tuple([(k, _sign(v, name)) for k, v in kwargs.items()])
     return op, tuple([_sign(a, name) for a in args]), signed
 
@@ -134,7 +134,7 @@ def _sign(argument: Any, name: Callable[[Any], Name]) -> Any:
     if isinstance(argument, (list, tuple)):
         return tuple([_sign(a, name) for a in argument])
     if kind in (float, bool, complex):
-        return repr(argument)  # 1, 1.0 and True are told apart, and -0.0 and 0.0
+        return repr(argument)  # distinguishes 1, 1.0 and True, and -0.0 and 0.0
     try:
         hash(argument)
     except TypeError:
@@ -146,9 +146,9 @@ class _Replay(TorchDispatchMode):
     """Answers the model's operations from the values of a program.
 
     Args:
-        names: of the program.
-        named: inputs and parameters by identity.
-        values: of the program's steps; None where there is none.
+        names: names of the program's operations.
+        named: names of inputs and parameters, by identity.
+        values: values of the program's steps; None where there is none.
         lend: whether to return these values instead of computing.
         blank: whether to return memory of the right shape where there is no value, and to stop where the
             model needs the numbers.
@@ -165,8 +165,8 @@ class _Replay(TorchDispatchMode):
         self._blank = blank
         self._blanks: set[int] = set()
         self._inputs = set(named)
-        self._own: set[int] = set()  # tensors that were computed here
-        self._held: list[Any] = []  # an object that lives keeps its identity to itself
+        self._computed: set[int] = set()  # tensors computed here
+        self._held: list[Any] = []  # live objects keep their identity
         self._draws = 0
 
     def name(self, tensor: Any) -> Name:
@@ -188,19 +188,19 @@ class _Replay(TorchDispatchMode):
             return self._write(func, args, kwargs)
         if func in _SAME:
             result = self._compute(func, args, kwargs)
-            self._enter(result, self.name(args[0]), own=True)
+            self._enter(result, self.name(args[0]), computed=True)
             return result
-        result, name, own = self._value(func, args, kwargs)
+        result, name, computed = self._value(func, args, kwargs)
         if isinstance(result, Tensor):
-            self._enter(result, name, own=own)
+            self._enter(result, name, computed=computed)
         elif isinstance(result, (tuple, list)):
             for k, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._enter(part, self._names.output(name, k), own=own)
+                    self._enter(part, self._names.output(name, k), computed=computed)
         return result
 
     def _value(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Name, bool]:
-        """What an operation returns, its name, and whether it has been computed here."""
+        """The result of an operation, its name, and whether it has been computed here."""
         key = signature(func, args, kwargs, self.name)
         name = self._draw(func, args, key) if torch.Tag.nondeterministic_seeded in func.tags else None
         if name is None:
@@ -216,8 +216,8 @@ class _Replay(TorchDispatchMode):
                 return self._blank_memory(form), name, False
         if value is None and name in self._names.drawn and self._values[name] is not None:
             return self._values[name].clone(), name, True  # drawn once
-        own = not func.is_view or id(args[0]) in self._own
-        return self._compute(func, args, kwargs), name, own
+        computed = not func.is_view or id(args[0]) in self._computed
+        return self._compute(func, args, kwargs), name, computed
 
     def _lent(self, name: Name) -> Any:
         return self._values[name] if self._lend and name < len(self._values) else None
@@ -238,14 +238,14 @@ class _Replay(TorchDispatchMode):
         self._blanks.update(id(r) for r in pytree.tree_leaves(result))
         return result
 
-    def _enter(self, tensor: Tensor, name: Name, *, own: bool) -> None:
+    def _enter(self, tensor: Tensor, name: Name, *, computed: bool) -> None:
         self._named[id(tensor)] = name
         self._held.append(tensor)
-        if own:
-            self._own.add(id(tensor))
+        if computed:
+            self._computed.add(id(tensor))
 
     def _draw(self, func: Any, args: Sequence[Any], key: Any) -> Name:
-        """The name of the next random draw: that of the program's, if it draws alike."""
+        """The name of the next random draw: that of the program's draw, if the two correspond."""
         order, self._draws = self._draws, self._draws + 1
         if order < len(self._names.draws):
             i = self._names.draws[order]
@@ -254,13 +254,13 @@ class _Replay(TorchDispatchMode):
         return self._names.of(("draw", order, key))
 
     def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """An operation in place, named as the ordinary one that returns what it writes."""
+        """An operation in place, named like the ordinary operation that returns what it writes."""
         target: Any = args[0] if args else None
         if func is aten.copy_.default and id(target) in self._inputs:
-            return target  # running statistics do not move
+            return target  # running statistics are not updated
         plain = ordinary(func)
-        own = id(target) in self._own
-        if not own and self._lend and (plain is None or self._is_view(target)):
+        computed = id(target) in self._computed
+        if not computed and self._lend and (plain is None or self._is_view(target)):
             raise _MustCompute
         if torch.Tag.nondeterministic_seeded in func.tags:
             name = self._draw(plain or func, args, signature(plain or func, args, kwargs, self.name))
@@ -269,8 +269,8 @@ class _Replay(TorchDispatchMode):
             if result is not target:
                 target.set_(result)
                 if value is not None:  # lent from here on
-                    self._own.discard(id(target))
-        elif own or not self._lend:
+                    self._computed.discard(id(target))
+        elif computed or not self._lend:
             name = self._names.of(signature(plain or func, args, kwargs, self.name))
             self._compute(func, args, kwargs)
         else:
@@ -292,7 +292,7 @@ _COMPOSITE: dict[Any, bool] = {}
 
 
 def _is_composite(func: Any) -> bool:
-    """Whether tracing writes an operation as others."""
+    """Whether tracing decomposes an operation."""
     known = _COMPOSITE.get(func)
     if known is None:
         known = _COMPOSITE[func] = func in DECOMPOSITIONS or torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -302,7 +302,7 @@ def _is_composite(func: Any) -> bool:
 
 
 def _draws_alike(step: Step, func: Any, args: Sequence[Any]) -> bool:
-    """Whether a program's random step is this draw: masks have been given another form at tracing."""
+    """Whether a random step of the program is this draw; tracing gives masks another form."""
     if step.op is not func and (step.op is not draw_like or func is not aten.bernoulli.p):
         return False
     tensors = [a for a in args if isinstance(a, Tensor)]
@@ -321,32 +321,32 @@ def computed_name(
     *,
     blank: bool = False,
 ) -> Name | None:
-    """Run the model and the loss, and say by what name the loss goes; None if it has none.
+    """Run the model and the loss, and return the name of the loss; None if it has none.
 
     Args:
         problem: model and loss.
-        names: of the program.
-        trees: constants, inputs and targets, as :meth:`Problem.loss` takes them.
+        names: names of the program's operations.
+        trees: constants, inputs and targets, as in :meth:`Problem.loss`.
         leaves: the parameters.
-        values: what the program's steps have given on the same leaves and trees.
-        blank: whether these are random draws alone: nothing is computed then, unless the model needs it.
+        values: the values of the program's steps for the same leaves and trees.
+        blank: whether these are random draws alone: then nothing is computed, unless the model needs it.
     """
 
     def run(*, lend: bool) -> Name | None:
         with names.borrowed(), without_side_effects(problem):
-            # the model may write into what it is given
-            given = trees if lend else pytree.tree_map_only(Tensor, torch.clone, trees)
+            # the model may write into its arguments
+            arguments = trees if lend else pytree.tree_map_only(Tensor, torch.clone, trees)
             named = {id(leaves[name]): i for name, i in names.program.parameters.items()}
-            for i, value in zip(names.program.inputs, pytree.tree_leaves(given), strict=True):
+            for i, value in zip(names.program.inputs, pytree.tree_leaves(arguments), strict=True):
                 if isinstance(value, Tensor):
                     named[id(value)] = i
             with plain_kernels(), _Replay(names, named, values, lend=lend, blank=blank and lend):
-                loss = functionalize(traceable(problem))(dict(leaves), *given)
+                loss = functionalize(traceable(problem))(dict(leaves), *arguments)
             return named.get(id(loss))
 
     if names.lend:
         try:
             return run(lend=True)
         except _MustCompute:
-            names.lend = blank  # with the numbers at hand it would be no different the next time
+            names.lend = blank  # with all numbers available the next run would be the same
     return run(lend=False)

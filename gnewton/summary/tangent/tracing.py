@@ -1,9 +1,9 @@
-"""Writing the loss of a model as a program of ATen operations.
+"""Tracing: the loss of a model as a program of ATen operations.
 
-Tracing runs the model once on fake tensors (shapes without data), so it costs no memory, moves no running
-statistic and draws no random number; where Python code asks for values, these are found first. In-place
-operations are turned into ordinary ones on the way, composite operations (linear, cross-entropy, attention,
-dropout …) into the few basic ones that have a rule.
+Tracing runs the model once on fake tensors (shapes without data), so it needs no memory, updates no running
+statistics and draws no random numbers. Where Python code asks for values, these are recorded first. In-place
+operations become ordinary ones, and composite operations (linear, cross-entropy, attention, dropout …) become
+the basic ones that have a rule.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ aten = torch.ops.aten
 
 
 class _Traceable(FunctionMode):
-    """Leaves a mark in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
+    """Marks in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
 
     Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation, and the
-    Gaussian likelihood does without a look at the values of its variances.
+    Gaussian likelihood does not check the values of its variances.
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -88,7 +88,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """What ``target.copy_(source)`` leaves in ``target``."""
+    """The content of ``target`` after ``target.copy_(source)``."""
     if source.dtype != target.dtype or source.device != target.device:
         source = aten._to_copy.default(source, dtype=target.dtype, device=target.device)
     if source.shape != target.shape:
@@ -96,7 +96,7 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return aten.clone.default(source)
 
 
-# operations that torch differentiates too seldom, in basic ones
+# operations whose higher derivatives torch lacks, in basic operations
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten._weight_norm_interface.default: _weight_norm,
     aten.copy.default: _copy,
@@ -104,7 +104,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
 
 
 def traceable(problem: Problem) -> Callable[..., Tensor]:
-    """The loss of a problem as a function that marks where the gradient is cut."""
+    """The loss of a problem as a function that marks where the model cuts the gradient."""
 
     def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
         with _Traceable():
@@ -114,27 +114,27 @@ def traceable(problem: Problem) -> Callable[..., Tensor]:
 
 
 def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
-    """Write the loss of a problem on a batch of these shapes as a program.
+    """The program of the loss of a problem, for batches of these shapes.
 
     The program's inputs are the leaves of ``(problem.constants(), inputs, targets)``.
 
     Raises:
-        TraceError: if shapes depend on the values of tensors, or the model uses what tracing does not know.
-        InputError: if the loss is no scalar.
+        TraceError: if shapes depend on the values of tensors, or tracing does not support the model.
+        InputError: if the loss is not a scalar.
     """
     try:
         traced = _traced(problem, inputs, targets, None)
     except InputError:
         raise
-    except Exception as error:  # whatever user code and the tracer throw: the reference engine will judge
+    except Exception as error:  # any error of user code or the tracer; the reference engine decides
         try:
             answers = _answers(problem, inputs, targets)
             if not answers:
                 raise error
             traced = _traced(problem, inputs, targets, answers)
-        except Exception as again:
-            reason = first_line(again, with_type=True)
-            raise TraceError(f"the model cannot be traced: {reason}") from again
+        except Exception as second:
+            reason = first_line(second, with_type=True)
+            raise TraceError(f"the model cannot be traced: {reason}") from second
     return program_of(traced, list(problem.parameters()))
 
 
@@ -145,16 +145,16 @@ def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.Gra
     with (
         preserve_random_streams(problem),
         plain_kernels(),
-        contextlib.nullcontext() if answers is None else Answered(answers),
+        contextlib.nullcontext() if answers is None else AnswerReplay(answers),
     ):
         return make(leaves, problem.constants(), inputs, targets)
 
 
 def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any]]:
-    """What the model asks about the values of its tensors on this batch."""
+    """The questions of the model about the values of its tensors on this batch, with the answers."""
     copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
     leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
-    with without_side_effects(problem), plain_kernels(), Recorded() as record:
+    with without_side_effects(problem), plain_kernels(), AnswerRecorder() as record:
         problem.loss(leaves, *copies)
     return record.answers
 
@@ -185,11 +185,11 @@ QUESTIONS: frozenset[Any] = frozenset(
 )
 
 
-class Recorded(FunctionMode):
-    """Writes down the answers.
+class AnswerRecorder(FunctionMode):
+    """Records the answers to questions about values.
 
     Attributes:
-        answers: question and answer, in order.
+        answers: pairs of question and answer, in order.
     """
 
     def __init__(self) -> None:
@@ -203,11 +203,11 @@ class Recorded(FunctionMode):
         return result
 
 
-class Answered(FunctionMode):
-    """Gives the answers that were written down.
+class AnswerReplay(FunctionMode):
+    """Replays recorded answers.
 
     Raises:
-        LookupError: in the model's code, where it asks something else than it did then.
+        LookupError: in the model's code, where it asks another question than the recorded one.
     """
 
     def __init__(self, answers: Sequence[tuple[Any, Any]]) -> None:

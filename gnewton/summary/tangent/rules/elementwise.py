@@ -20,8 +20,8 @@ Formula = Callable[[Tensor, Tensor, list[Any], bool], Derivatives]
 def elementwise(*names: str, curved: bool = True) -> Callable[[Formula], Formula]:
     """Enter σ by its derivatives: a function of (x, σ(x), further arguments, third) → (σ', σ'', σ''').
 
-    σ'' and σ''' may be None where they vanish; σ''' is read only if ``third``. ``curved=False`` says that σ
-    is piecewise linear, so that no adjoint is needed.
+    σ'' and σ''' may be None where they vanish; σ''' is read only if ``third``. ``curved=False`` means that σ
+    is piecewise linear, so no adjoint is needed.
     """
 
     def enter(formula: Formula) -> Formula:
@@ -145,7 +145,7 @@ def _abs(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
     return torch.sgn(x), None, None
 
 
-# --- the rest: derivatives by autograd, which cost little beside the S tangents -----------------------------
+# --- others: derivatives by autograd, which cost little beside the S tangents -------------------------------
 
 CURVED = (
     "mish softplus expm1 log1p log2 log10 exp2 erf erfc tan atan asin acos sinh cosh asinh acosh "
@@ -159,7 +159,7 @@ def by_differentiation(
 ) -> Derivatives:
     """The first three derivatives of an element-wise function at x: those of its sum."""
     orders = 1 + curved + (curved and third)
-    found: list[Tensor | None] = []
+    derivatives: list[Tensor | None] = []
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         current = function(x)
@@ -169,9 +169,9 @@ def by_differentiation(
             (grad,) = torch.autograd.grad(current.sum(), x, create_graph=order < orders, allow_unused=True)
             if grad is None:
                 break
-            found.append(grad.detach())
+            derivatives.append(grad.detach())
             current = grad
-    slope, bend, twist = [*found, None, None, None][:3]
+    slope, bend, twist = [*derivatives, None, None, None][:3]
     return torch.zeros_like(x) if slope is None else slope, bend, twist
 
 

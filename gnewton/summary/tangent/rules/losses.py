@@ -61,7 +61,7 @@ def _entrywise_loss(site: OperationSite) -> Passed:
 
 
 def _terms(site: OperationSite, bend: Tensor | None) -> Tensor:
-    """The size of what cancels in ℓ'(x): ℓ'' · x, as x has an error of its own, and up to 1 in σ(x) − y."""
+    """The magnitude of the terms that cancel in ℓ'(x): ℓ''·x, as x has an error, and up to 1 in σ(x) − y."""
     x = site.args[0].reshape(-1)
     size = torch.zeros_like(x) if bend is None else bend * x
     return size + 1 if site.step.op.name() == "aten::binary_cross_entropy_with_logits" else size
@@ -77,7 +77,7 @@ def _derivatives(site: OperationSite, args: list[Any], kwargs: dict[str, Any]) -
 
 @rule(*overloads("nll_loss_forward", "nll_loss2d_forward"))
 def _nll_loss(site: OperationSite) -> Passed:
-    """Linear in the log-likelihoods: the tangent of the loss is their inner product with its gradient."""
+    """Linear in the log-likelihoods: the tangent is the inner product of theirs with the gradient."""
     x, target, weight, reduction, ignored = site.args
     loss, total = site.value
     backward = (aten.nll_loss_backward if x.dim() <= 2 else aten.nll_loss2d_backward).default

@@ -26,9 +26,9 @@ from gnewton.summary.tangent.tangent import Rows, Tangent
 
 @dataclass(frozen=True)
 class _Sets:
-    """How a value splits into normalised sets: viewed as ``view``, they run along ``axes``.
+    """The normalised sets of a value: in the shape ``view`` they extend along ``axes``.
 
-    Sets that differ along the axis ``cut`` do not mix: the work is done for a few of them at a time.
+    Sets that differ along the axis ``cut`` do not mix, so a few of them are processed at a time.
     """
 
     view: tuple[int, ...]
@@ -82,14 +82,14 @@ def normalise(
 
 
 def _target(rows: Rows, stack: Tensor | None) -> Tensor:
-    """Where the result goes: the memory of ``stack``, all rows of ``rows``, if that may be overwritten."""
+    """The memory for the result: that of ``stack``, all rows of ``rows``, if it may be overwritten."""
     assert stack is not None
     free = rows.owned and rows.merge().is_contiguous()  # then the stack is a view of it
     return stack if free and len(stack) == len(rows) else stack.new_empty(stack.shape)
 
 
 class _Collected:
-    """Sums over the entries of the normalised sets, and what these contribute once all sets are through.
+    """Sums over the entries of the normalised sets, and their contributions once all sets are done.
 
     All are (m, k, 1) for m sets and k rows, or (m, 1, 1).
 
@@ -98,7 +98,7 @@ class _Collected:
         pulled, dr, dv: Σ x̂̄ċ, ṙ, v̇.
         bowed: r̄ρ''.
         lengths: Σ ċ².
-        worth: |mean x| ‖x̂̄‖ r², what an error of ẋ does to the gradient, in units of that of x.
+        worth: |mean x| ‖x̂̄‖ r², the effect of an error of ẋ on the gradient, in units of the error of x.
         third: the contributions to D3.
         gram: Σ_sets 2 r̄ρ' mean(ċ^s ċ^t), (k, k) for each slab, or its diagonal (k, 1).
     """
@@ -123,7 +123,7 @@ class _Collected:
         sums.add_gram(groups, gram[:, 0] if sums.diagonal else gram)
         if self.third:
             sums.add_third(groups, torch.cat(self.third).squeeze(2).sum(0, dtype=torch.float64))
-        # the adjoint of x errs in its mean too, which the mean of ẋ multiplies
+        # the mean of the adjoint of x has an error too, which is multiplied by the mean of ẋ
         square = torch.cat(self.lengths) + n * torch.cat(self.start).square()
         sizes = (square.sqrt() * torch.cat(self.worth)).squeeze(2).sum(0)
         sums.add_gradient_noise(groups, sizes, n)
@@ -142,9 +142,9 @@ def _normalise_some(
 ) -> None:
     """:func:`normalise` for m sets of n entries each; the tangents are written to ``first`` and ``second``.
 
-    Stacks come as (m, k, …), the value and its adjoint as (m, 1, …). One product of the stack with the rows
-    c, x̂̄ and 1 gives every sum over its entries, one with itself those over products of its rows. Where the
-    mean of x is many times its spread, x̂ has as many times the rounding error of x.
+    Stacks have the shape (m, k, …), the value and its adjoint (m, 1, …). One product of the stack with the
+    rows c, x̂̄ and 1 gives every sum over its entries, one product with itself the sums over products of its
+    rows. Where the mean of x is many times its spread, x̂ has as many times the rounding error of x.
     """
     m = len(dx)
     c, (dc, start) = x.reshape(m, 1, -1), _from_first(dx)
@@ -200,8 +200,8 @@ def _normalise_some(
 def _from_first(stack: Tensor) -> tuple[Tensor, Tensor]:
     """A stack (m, k, …) as a new one (m, k, n), every row less its first entry, and these entries, (m, k, 1).
 
-    The mean is taken away afterwards in any case. So it leaves exactly nothing of a row that is constant, as
-    are those of a bias, where the mean of large equal numbers would leave rounding errors.
+    The mean is subtracted afterwards in any case. So a constant row, such as that of a bias, becomes exactly
+    zero, where the mean of large equal numbers would leave rounding errors.
     """
     out = torch.empty(stack.shape, dtype=stack.dtype, device=stack.device)
     first = stack
@@ -262,7 +262,7 @@ def _normalised(
 
 
 def _refuse_statistics(site: OperationSite) -> None:
-    """Mean and spread are values of the operation too; the rules are for a loss that reads neither."""
+    """Raise an error if the loss reads mean or spread, which are values of the operation too."""
     if site.adjoint(1) is not None or site.adjoint(2) is not None:
         raise NotImplementedError("the loss reads the statistics of a normalisation")
 

@@ -1,4 +1,4 @@
-"""Element-wise functions σ of one moving argument.
+"""Element-wise functions σ of one argument.
 
 With w = x̄σ'' and c = x̄σ''' (x̄ the adjoint of the value):
 
@@ -6,8 +6,8 @@ With w = x̄σ'' and c = x̄σ''' (x̄ the adjoint of the value):
     D3_s += Σ c ż³ + 3 Σ w ż z̈
     ż    ↦ σ'ż          z̈ ↦ σ''ż² + σ'z̈
 
-On a CPU the entries are worked through in blocks: derivatives, products and sums of a block are formed while
-its rows lie in the cache, so that each row is read from memory once and written once.
+On a CPU the entries are processed in blocks. Derivatives, products and sums of a block are formed while its
+rows are in the cache, so each row is read from memory once and written once.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ AtEntries = Callable[[slice], Derivatives]
 
 
 def push(site: OperationSite, z: Tangent, adjoint: Tensor | None, derivatives: AtEntries) -> Tangent:
-    """Push the tangent of z through σ and add its contributions.
+    """The tangent of σ(z) from that of z; adds the contributions of σ.
 
     Args:
-        site: where the contributions go, and the memory comes from.
+        site: the operation, whose sums receive the contributions.
         z: the tangent of the argument.
-        adjoint: ∂L/∂σ(z) in the shape of z; None leaves the contributions out.
-        derivatives: σ', σ'' and σ''' (None: zero) at a slice of the entries of z, counted in its shape.
+        adjoint: ∂L/∂σ(z) in the shape of z; None omits the contributions.
+        derivatives: σ', σ'' and σ''' (None: zero) at a slice of the entries of z in memory order.
     """
     sums = site.sums
     groups, shape, k = z.first.groups, z.first.shape, len(z.first)
@@ -69,7 +69,7 @@ def push(site: OperationSite, z: Tangent, adjoint: Tensor | None, derivatives: A
 
 
 def push_linear(z: Tangent, slope: Tensor) -> Tangent:
-    """Push the tangent of z through a σ that is piecewise linear: both orders are scaled by σ'."""
+    """The tangent of a piecewise linear σ(z): both orders are scaled by σ'."""
     return Tangent(_scaled(z.first, slope), None if z.second is None else _scaled(z.second, slope))
 
 
@@ -81,9 +81,9 @@ def _scaled(rows: Rows, slope: Tensor) -> Rows:
 def _second_rows(
     site: OperationSite, z: Tangent, first: Tensor
 ) -> tuple[Tensor | None, Tensor | None, slice]:
-    """z̈ as a matrix, the matrix (k, N) to write the result to, and where the rows of z̈ lie among its rows.
+    """z̈ as a matrix, the matrix (k, N) for the result, and the index of the rows of z̈ among its rows.
 
-    The result goes where z̈ lies, if that may be overwritten and has a row, or room for one, for every group.
+    The result takes the memory of z̈ if that is owned and has a row, or room for one, for every group.
     """
     if not site.third:
         return None, None, slice(0, 0)
@@ -124,7 +124,7 @@ def _third(
 def _second(
     target: Tensor, square: Tensor, before: Tensor | None, at: slice, slope: Tensor, bend: Tensor | None
 ) -> None:
-    """Write σ''ż² + σ'z̈ of one block to ``target``, whose rows ``at`` may be where z̈ lies."""
+    """Write σ''ż² + σ'z̈ of one block to ``target``, whose rows ``at`` may be the memory of z̈."""
     if before is None:
         at = slice(0, 0)
     else:

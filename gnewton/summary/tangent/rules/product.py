@@ -1,6 +1,6 @@
 """Products of two factors, z = B(a, b): matrix products, convolutions, gates.
 
-With both factors moving,
+With tangents of both factors,
 
     ż   ↦ B(ȧ, b) + B(a, ḃ)
     z̈   ↦ B(ä, b) + 2 B(ȧ, ḃ) + B(a, b̈)
@@ -8,9 +8,9 @@ With both factors moving,
     D3_s += 3 ⟨z̄, B(ȧ^s, b̈^s) + B(ä^s, ḃ^s)⟩
 
 A parameter W with direction U in group w is the case b = W with the single row ḃ^w = U and b̈ = 0.
-Contributions are formed by pulling z̄ back through the factor that has fewer rows: r^t = ∂⟨z̄, B(a, ḃ^t)⟩/∂a,
-and then ⟨ȧ^s, r^t⟩ for every s, a matrix product. The share of a parameter in the gradient is ⟨z̄, B(a, U)⟩,
-of which both factors are at hand: the backward pass need not form ∂L/∂W.
+Contributions are formed by pulling z̄ back through the factor with fewer rows: r^t = ∂⟨z̄, B(a, ḃ^t)⟩/∂a, and
+then ⟨ȧ^s, r^t⟩ for every s, a matrix product. The share of a parameter in the gradient is ⟨z̄, B(a, U)⟩. Both
+factors are available, so the backward pass need not form ∂L/∂W.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Product(ABC):
         """B(ȧ, b) for a stack of ȧ; new memory."""
 
     def push_left(self, rows: Rows, overwrite: bool) -> Rows:
-        """B(ȧ, b) for all rows; where ``overwrite``, their memory may be used if they are owned."""
+        """B(ȧ, b) for all rows; with ``overwrite``, in their own memory if they own it."""
         return rows.map(self.left, fresh=True)
 
     @abstractmethod
@@ -64,7 +64,7 @@ def push_product(
 ) -> list[Tangent]:
     """The terms whose sum is the tangent of B(a, b); adds the contributions of the operation.
 
-    They come apart, so that a bias joins them without a copy: see :func:`joined`.
+    They are returned separately, so a bias joins them without a copy: see :func:`joined`.
     """
     terms: list[Tangent] = []
     bent: Rows | None = None
@@ -80,7 +80,7 @@ def push_product(
         terms.append(moved)
         if b.leaf and adjoint is not None:
             take_gradient(sums, moved.first, adjoint)
-    if a is not None:  # last, since it may overwrite what the others read
+    if a is not None:  # last, since it may overwrite memory that the others read
         overwrite = a is not b
         second = None if a.second is None else product.push_left(a.second, overwrite)
         terms.insert(0, Tangent(product.push_left(a.first, overwrite), total([second, bent])))
@@ -109,7 +109,7 @@ def _contribute(sums: Accumulator, product: Product, a: Tangent, b: Tangent, adj
 
 
 def _dots(sums: Accumulator, rows: Rows | None, pulled: Rows) -> None:
-    """Add 3 ⟨rows^s, pulled^s⟩ to D3_s of every group s that both have."""
+    """Add 3 ⟨rows^s, pulled^s⟩ to D3_s of every group s of both stacks."""
     if rows is None or not sums.with_third:
         return
     shared = tuple(g for g in rows.groups if g in pulled.groups)
@@ -121,23 +121,23 @@ def take_gradient(sums: Accumulator, moved: Rows, adjoint: Tensor, factor: float
     """Add ⟨z̄, ż^w⟩, the share of a parameter of group w in the gradient.
 
     Args:
-        sums: where to.
-        moved: ż^w; where it is broadcast to z, before that.
+        sums: the sums of the summary.
+        moved: ż^w, before any broadcast to the shape of z.
         adjoint: z̄.
-        factor: of ż^w.
+        factor: a factor of ż^w.
     """
     summed = adjoint if adjoint.shape == moved.shape else adjoint.sum_to_size(moved.shape)
     offset = 0
     for part in moved.parts:
-        own = moved.groups[offset : offset + part.shape[0]]
+        groups = moved.groups[offset : offset + part.shape[0]]
         offset += part.shape[0]
-        sums.add_gradient(own, part if factor == 1 else part * factor, summed, adjoint)
+        sums.add_gradient(groups, part if factor == 1 else part * factor, summed, adjoint)
 
 
 def take_gradient_of_left(
     sums: Accumulator, a: Tangent | None, terms: Sequence[Tangent], adjoint: Tensor | None
 ) -> None:
-    """The share of a parameter that is the left factor of a product, given what :func:`push_product` gave."""
+    """Add the share of a parameter that is the left factor of a product, from the terms of its tangent."""
     if a is not None and a.leaf and adjoint is not None:
         take_gradient(sums, terms[0].first, adjoint)
 

@@ -42,9 +42,10 @@ def _push(
 ) -> Tangent:
     """Both cases: q̇ = c, q̈ = z̈ − ⟨p, z̈⟩ − ⟨p, c²⟩, H̄ += Σ w c c, D3 += Σ w (c³ + 3 c q̈).
 
-    In Σ p c q̈ what is constant along the axis drops out, since Σ p c = 0. Distributions are worked through a
-    few at a time. The adjoint of z is a difference of two ``terms``, here the sum of their magnitudes: where
-    they cancel, as at the end of a training, what is left is no smaller than their rounding errors.
+    Terms of q̈ that are constant along the axis drop out of Σ p c q̈, since Σ p c = 0. Distributions are
+    processed a few at a time. The adjoint of z is a difference of two terms; ``terms`` is the sum of their
+    magnitudes. Where they cancel, as at the end of a training, the rest is no smaller than their rounding
+    errors.
     """
     z, dim, dims = site.moving(0), _dim(site), p.dim()
     groups, shape = z.first.groups, p.shape
