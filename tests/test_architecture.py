@@ -121,6 +121,15 @@ def test_the_optimizer_itself_is_free_of_recipes():
             ]
 
 
+def test_one_module_touches_the_internals_of_hydra():
+    touching = [
+        module
+        for module, tree in MODULES.items()
+        if any(name.startswith("hydra._internal") for name in _imports(tree, for_types=True))
+    ]
+    assert touching == ["gnewton.cli.composer"]
+
+
 def test_there_are_no_cycles():
     edges = {
         module: {

@@ -1,0 +1,45 @@
+"""The declared options of a run, and their roles: a role that is lost would change what a run is."""
+
+from __future__ import annotations
+
+import pytest
+
+from gnewton.experiment.schema import declared_options, options_with
+from gnewton.options import Role
+
+ROLES = {
+    Role.PLACE: {"output_root", "data.root", "data.path"},
+    Role.PATH: {"resume", "optimizer.rates"},
+    Role.OUTPUT: {"output_root", "resume", "logger"},
+    Role.LABEL: {"name"},
+    Role.RESUMABLE: {
+        *("trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.log_every"),
+        *("trainer.checkpoint_every", "trainer.on_nonfinite", "trainer.divergence"),
+        *("trainer.max_recoveries", "trainer.rollback_factor", "trainer.progress"),
+        *("trainer.evaluation.every", "trainer.target.metric", "trainer.target.value"),
+    },
+    Role.COURSE: {
+        *("trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.log_every"),
+        *("trainer.checkpoint_every", "trainer.progress", "trainer.evaluation", "trainer.target"),
+        "optimizer.schedule",
+    },
+    Role.SAMPLES: {
+        *("trainer.batch_size", "trainer.microbatch", "optimizer.curvature.batch_size"),
+        *("trainer.evaluation.batch_size", "trainer.evaluation.max_samples"),
+    },
+}
+
+
+@pytest.mark.parametrize("role", [role for role in Role if role], ids=str)
+def test_the_options_of_every_role(role):
+    assert set(options_with(role)) == ROLES[role]
+
+
+def test_several_roles_at_once():
+    assert set(options_with(Role.OUTPUT | Role.LABEL)) == {"output_root", "resume", "logger", "name"}
+
+
+def test_options_of_every_depth_are_declared():
+    names = {option.name for option in declared_options()}
+    assert {"seed", "model.widths", "data.augment.flip", "optimizer.direction.betas"} <= names
+    assert {"optimizer.curvature.engine", "trainer.target.value", "logger.wandb.project"} <= names
