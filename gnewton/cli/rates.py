@@ -177,7 +177,7 @@ def _check(
     options: argparse.Namespace,
     suggestion: Suggestion,
 ) -> bytes:
-    from gnewton.experiment.check_run import METRICS, RateChoice, try_rates
+    from gnewton.experiment.short_runs import METRICS, RateChoice, try_rates
     from gnewton.inspection.point_inspection import csv_table
     from gnewton.report.tables import Table, as_text
 
