@@ -109,7 +109,7 @@ def check_factory(argument: str, choice: Any) -> None:
     if isinstance(choice, torch.optim.Optimizer):
         kind = type(choice).__name__
         raise InputError(
-            f"{argument}=<{kind}>: must be what builds an optimizer, not an optimizer; pass "
+            f"{argument}=<{kind}>: must be a function that builds an optimizer, not an optimizer; pass "
             f"functools.partial({kind}, lr=1.0)"
         )
     if not callable(choice):

@@ -53,7 +53,7 @@ def decay_kind(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Decay
         return DecayKind.COUPLED
     raise InputError(
         f"direction={type(optimizer).__name__} weight_decay={group['weight_decay']}: must be 0, or "
-        "'decoupled_weight_decay' in its param_groups has to say how it is applied"
+        "'decoupled_weight_decay' in its param_groups must say how it is applied"
     )
 
 

@@ -60,7 +60,7 @@ class OuterNewton(BoundOptimizer):
 
     @explained(
         lr="it belongs to the inner optimizer, inner=functools.partial(torch.optim.SGD, lr=0.1)",
-        inner="pass what builds the inner optimizer, such as functools.partial(torch.optim.SGD, lr=0.1)",
+        inner="pass a function that builds it, such as functools.partial(torch.optim.SGD, lr=0.1)",
         loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
     )
     def __init__(

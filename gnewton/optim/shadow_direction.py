@@ -70,7 +70,7 @@ class ShadowDirection:
         self.inner = factory([(name, shadow) for (name, _), shadow in zip(named, self._shadows, strict=True)])
         if not isinstance(self.inner, torch.optim.Optimizer):
             kind = type(self.inner).__name__
-            raise InputError(f"direction: must build a torch optimizer, but what it built is a <{kind}>")
+            raise InputError(f"direction: must build a torch optimizer, not a <{kind}>")
         self._start = copy.deepcopy(self.inner.state_dict())
         self._steps = 0  # since the inner optimizer was in its first state
         numbers = {p: i for i, (_, group) in enumerate(self._inner_groups()) for p in group["params"]}

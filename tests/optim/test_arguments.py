@@ -68,7 +68,10 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: GroupedNewton(tanh_net(), cross_entropy, loss_fn=cross_entropy),  # type: ignore[misc]
         "loss_fn is given twice",
     ),
-    "inner": (lambda: OuterNewton(tanh_net(), cross_entropy), "OuterNewton: inner is missing; pass what"),  # type: ignore[call-arg]
+    "inner": (
+        lambda: OuterNewton(tanh_net(), cross_entropy),
+        "OuterNewton: inner is missing; pass a function that builds it",
+    ),  # type: ignore[call-arg]
     "outer rate": (lambda: outer(lr=0.1), "OuterNewton: lr=0.1: no such argument; it belongs to the inner"),
     "learned": (lambda: learned(damping=1.0), "HessianVector: damping=1.0: no such argument; ridge= is ρ"),
     "kfac": (
@@ -181,13 +184,14 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "empty": (lambda: newton(direction={}), "direction: the mapping is empty"),
     "instance": (
         lambda: newton(direction=torch.optim.SGD(tanh_net().parameters(), lr=0.1)),
-        "direction=<SGD>: must be what builds an optimizer, not an optimizer; pass functools.partial(SGD",
+        "direction=<SGD>: must be a function that builds an optimizer, not an optimizer; pass "
+        "functools.partial(SGD",
     ),
     "instance by name": (
         lambda: newton(direction={"a": torch.optim.Adam(tanh_net().parameters())}),
-        "direction['a']=<Adam>: must be what builds an optimizer",
+        "direction['a']=<Adam>: must be a function that builds an optimizer",
     ),
-    "no optimizer": (lambda: newton(direction=list), "what it built is a <list>"),
+    "no optimizer": (lambda: newton(direction=list), "must build a torch optimizer, not a <list>"),
     "direction number": (
         lambda: newton(direction=0.1),
         "direction=0.1: must be a function from",
@@ -195,7 +199,7 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "inner name": (lambda: outer(inner="adam"), "inner='adam': must be a function from (name, tensor) pairs"),
     "inner instance": (
         lambda: outer(inner=torch.optim.SGD(tanh_net().parameters())),
-        "inner=<SGD>: must be what builds an optimizer",
+        "inner=<SGD>: must be a function that builds an optimizer",
     ),
     "period": (lambda: newton(period="10"), "period='10': must be an integer >= 1"),
     "true period": (lambda: newton(period=True), "period=True: must be an integer >= 1"),

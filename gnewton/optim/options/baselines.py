@@ -221,7 +221,7 @@ def as_mapping(rates: object) -> dict[str, float]:
         try:
             re.compile(str(name))
         except re.error as error:
-            raise InputError(f"'{name}' is no name and no regular expression: {error}") from error
+            raise InputError(f"'{name}' is neither a name nor a regular expression: {error}") from error
         checked[str(name)] = float(rate)
     return checked
 
@@ -250,9 +250,9 @@ def assign(rates: Mapping[str, float], names: Iterable[str]) -> dict[str, float]
     if idle:
         key = idle[0]
         why = (
-            f"every parameter in which it is found belongs to another key: {key!r}"
+            f"every parameter that it matches belongs to another key: {key!r}"
             if any(re.search(key, name) for name in names)
-            else f"'{key}' names no parameter, and is found in the name of none{did_you_mean(key, names)}; "
+            else f"'{key}' names no parameter and matches no name{did_you_mean(key, names)}; "
             f"the model has {listing(names, 6)}"
         )
         raise InputError(f"optimizer.rates: {why}")

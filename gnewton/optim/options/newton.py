@@ -124,7 +124,7 @@ class GroupedNewtonRecipe(RatesRecipe):
             yield "negative_rates", "optimizer.solver=newton has no such form; must be one of keep, clip"
         yield from super().conflicts()
         if self.controller.moves() == "internal_damping" and self.solver == "newton":
-            yield "solver", f"optimizer.controller={self.controller.name} moves λ_int, which it has not"
+            yield "solver", f"optimizer.controller={self.controller.name} moves λ_int, which it lacks"
         elif self.controller.moves() == "internal_damping" and self.internal_damping == 0:
             yield "internal_damping", f"must be > 0, optimizer.controller={self.controller.name} moves it"
 

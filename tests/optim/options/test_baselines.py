@@ -36,9 +36,9 @@ def test_names_come_before_expressions_and_the_first_expression_counts():
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ({"9.weight": 1.0}, "'9.weight' names no parameter, and is found in the name of none"),
+        ({"9.weight": 1.0}, "'9.weight' names no parameter and matches no name"),
         ({"2.weigth": 1.0}, "did you mean '2.weight'?; the model has 0.weight"),
-        ({"weight": 1.0, "2.w": 2.0}, "every parameter in which it is found belongs to another key: '2.w'"),
+        ({"weight": 1.0, "2.w": 2.0}, "every parameter that it matches belongs to another key: '2.w'"),
     ],
 )
 def test_a_key_that_gives_nothing_is_refused(rates, message):
@@ -56,7 +56,7 @@ def test_a_key_that_gives_nothing_is_refused(rates, message):
         ({"a": "x"}, "'a: x': each rate must be a finite number >= 0"),
         ({"a": None}, "'a: null': each rate must be a finite number >= 0"),
         ({"a": True}, "'a: true': each rate must be a finite number >= 0"),
-        ({"(": 1.0}, "'(' is no name and no regular expression"),
+        ({"(": 1.0}, "'(' is neither a name nor a regular expression"),
         ([1.0], "must be a mapping"),
         (0.1, "must be a mapping"),
         ("nowhere.yaml", "the file cannot be read (No such file or directory)"),
