@@ -1,1 +1,1 @@
-"""Many runs: jobs in processes of their own, a manifest of how they ended, launchers that start them."""
+"""Many runs, each in its own process: a manifest of the jobs and their states, and launchers that start them."""
