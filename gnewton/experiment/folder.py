@@ -23,14 +23,14 @@ from gnewton.runfiles import DIVERGED, FAILED, INTERRUPTED, LOG_FILE, RESULT_FIL
 log = logging.getLogger("gnewton")
 
 PATIENCE = 8.0
-"""Seconds: torch's data workers notice within five that their parent is gone."""
+"""Seconds to wait for a lock: torch's data workers notice within five that their parent is gone."""
 
 _STATUS = {Diverged: DIVERGED, Interrupted: INTERRUPTED, KeyboardInterrupt: INTERRUPTED}
 """Status of a run by the error that ended it; any other error: failed."""
 
 
 def config_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits that change with any option but the place of the outputs and the loggers."""
+    """Eight hexadecimal digits that change with any option but the output root and the loggers."""
     resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     for key in options_with(Role.OUTPUT):
         resolved.pop(key, None)
@@ -38,7 +38,7 @@ def config_hash(config: DictConfig) -> str:
 
 
 def dotted(config: DictConfig) -> dict[str, Any]:
-    """Every option by its full name; a list is a value."""
+    """Every option by its full name; a list is one value."""
 
     def flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -76,15 +76,15 @@ def create_run_folder(root: Path, digest: str) -> Path:
 def held(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     """Hold a run folder within the block: no other process may run in it meanwhile.
 
-    The system lets go of the lock however the process ends, so that a killed run can be resumed at once.
-    Where folders cannot be locked (Windows, some network file systems) the block protects nothing.
+    The system releases the lock however the process ends, so that a killed run can be resumed at once. If
+    folders cannot be locked (Windows, some network file systems), the block protects nothing.
 
     Args:
         folder: the run folder.
-        patience: seconds to wait for one that holds it, such as a data worker that outlives a killed run.
+        patience: seconds to wait for a process that holds it, such as a data worker of a killed run.
 
     Raises:
-        InputError: if another process goes on running there.
+        InputError: if another process keeps running there.
     """
     deadline = time.monotonic() + patience
     while (descriptor := try_hold(folder)) is None:
@@ -98,7 +98,7 @@ def held(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
 
 
 def try_hold(path: Path) -> int | None:
-    """Hold a folder or file if nobody else does, see :func:`held`.
+    """Hold a folder or file if no other process does, see :func:`held`.
 
     Returns:
         a descriptor; ``path`` is held until it is closed here and in every process that has inherited it.
@@ -112,7 +112,7 @@ def try_hold(path: Path) -> int | None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether nobody else holds the lock now."""
+    """Take the lock; False if another process holds it."""
     try:
         import fcntl
     except ImportError:
@@ -127,7 +127,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: the old one stays whole until the new one is safe on the disk."""
+    """Write a small file atomically: the old one stays until the new one is safe on the disk."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("w", encoding="utf-8") as file:

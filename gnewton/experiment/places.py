@@ -1,4 +1,4 @@
-"""Where the files of a run are: apart from what the run is, so they may move. Torch-free."""
+"""The paths in a configuration: they are not part of the identity of a run, so files may move. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gnewton.runfiles import ENVIRONMENT_FILE
 
 OUTPUTS = "output_root"
 VARIABLE = "GNEWTON_DATA"
-"""The environment variable that says where data sets are."""
+"""Environment variable with the folder of the data sets."""
 
 
 def places(config: DictConfig) -> list[str]:
-    """The full names of the options that say where a file or folder is, such as ``data.path``."""
+    """The full names of the options that hold a path, such as ``data.path``."""
 
     def visit(node: DictConfig, path: str) -> Iterator[str]:
         kind = OmegaConf.get_type(node)
@@ -41,12 +41,12 @@ def places(config: DictConfig) -> list[str]:
 
 
 def absolute(path: str) -> str:
-    """A path as it is from anywhere, ``~`` for the home folder included."""
+    """The absolute form of a path, in which ``~`` stands for the home folder."""
     return str(Path(path).expanduser().absolute())
 
 
 def with_absolute_places(config: DictConfig) -> DictConfig:
-    """The configuration as it is kept: wherever it is read, its places are those of this run."""
+    """The configuration with absolute paths, as a run folder keeps it."""
     config = config.copy()
     for name in places(config):
         OmegaConf.update(config, name, absolute(str(OmegaConf.select(config, name))), merge=False)
@@ -54,10 +54,10 @@ def with_absolute_places(config: DictConfig) -> DictConfig:
 
 
 def find_places(config: DictConfig, folder: Path) -> None:
-    """Make the places of a saved configuration absolute, and find again what has moved.
+    """Make the paths of a saved configuration absolute, and find files that have moved.
 
-    A relative path is looked for where the run was started and then here. Where a folder of data sets is not
-    there, that of ``GNEWTON_DATA`` is taken.
+    A relative path is looked up where the run was started, then in the current folder. If a folder of data
+    sets is missing, that of ``GNEWTON_DATA`` is used.
 
     Args:
         config: of the run in ``folder``; changed in place.
@@ -77,7 +77,7 @@ def find_places(config: DictConfig, folder: Path) -> None:
 
 
 def require_places(config: DictConfig, asked: str) -> None:
-    """Make sure that the file of a run's data is there, before anything is built.
+    """Check that the file of a run's data exists, before anything is built.
 
     Raises:
         InputError: naming the option to give.
@@ -87,8 +87,8 @@ def require_places(config: DictConfig, asked: str) -> None:
 
 
 def _starts(config: DictConfig, folder: Path) -> Iterator[Path]:
-    """The folders in which the run in ``folder`` may have been started, as far as can be told."""
-    yield from _noted(folder / ENVIRONMENT_FILE)
+    """The folders in which the run in ``folder`` may have been started."""
+    yield from _working_directory(folder / ENVIRONMENT_FILE)
     outputs = Path(str(config.output_root)).expanduser()
     root = folder.absolute().parent.parent
     if (
@@ -98,23 +98,23 @@ def _starts(config: DictConfig, folder: Path) -> Iterator[Path]:
     ):
         yield root.parents[len(outputs.parts) - 1] if outputs.parts else root
     for parent in root.parents:  # a job of a sweep
-        yield from _noted(parent / "sweep.json")
+        yield from _working_directory(parent / "sweep.json")
 
 
-def _noted(file: Path) -> Iterator[Path]:
-    """The working directory that a file notes; older versions did not."""
+def _working_directory(file: Path) -> Iterator[Path]:
+    """The working directory that a file records; files of older versions do not."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         yield Path(json.loads(file.read_text(encoding="utf-8"))["directory"])
 
 
 def _outputs(path: Path, folder: Path) -> Path:
-    """Where the outputs of a run are made: as before, or, where the run has moved, beside it."""
+    """The output root of a run: as before, or the folder around the run if that has moved."""
     return path if path.is_absolute() and path.is_dir() else folder.absolute().parent.parent
 
 
 def _default_root(data: str) -> Path | None:
-    """The folder that a data set is looked for in by default, as the environment has it now."""
+    """The default folder of a data set under the present environment."""
     try:
         return Path(str(OmegaConf.load(config_folder() / "data" / f"{data}.yaml").root)).expanduser()
-    except (OSError, OmegaConfBaseException, AttributeError):  # a choice of one's own
+    except (OSError, OmegaConfBaseException, AttributeError):  # a choice of the user's own
         return None

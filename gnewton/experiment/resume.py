@@ -1,4 +1,4 @@
-"""The configuration of a run that is to be continued. Torch-free: it is settled before torch is loaded."""
+"""The configuration of a run that is resumed or repeated. Torch-free: settled before torch is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.places import absolute, find_places, places, require_places
@@ -23,15 +23,14 @@ from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
 
 
 def effective_config(config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
-    """The configuration to run: ``config`` itself, or with ``resume=RUN_DIR`` the one of that run.
+    """The configuration to run: ``config`` itself, or with ``resume=RUN_DIR`` that of the run to continue.
 
     Files that it names are read into it.
 
     Args:
-        config: what Hydra composed.
-        overrides: those of the command line. Of those beside ``resume``, the resumable ones (see
-            :class:`gnewton.options.Role`) and those that say where files are are taken over, and those that
-            repeat what the run has change nothing.
+        config: as Hydra composed it.
+        overrides: of the command line. With ``resume``, resumable options (see :class:`gnewton.options.Role`)
+            and paths are taken over, and options that repeat those of the run change nothing.
 
     Raises:
         InputError: if there is no such run, or an override would change the steps it makes.
@@ -40,13 +39,13 @@ def effective_config(config: DictConfig, overrides: Sequence[Override]) -> DictC
     if config.resume is None:
         return config
     folder = Path(str(config.resume)).expanduser()
-    found = saved_config(folder, f"resume={folder}")
-    problems = [_apply(override, config, found) for override in overrides]
+    saved = saved_config(folder, f"resume={folder}")
+    problems = [_apply(override, config, saved) for override in overrides]
     if any(problems):
         raise InputError("\n".join(problem for problem in problems if problem))
-    require_places(found, f"resume={folder}")
-    found.resume = str(folder)
-    return found
+    require_places(saved, f"resume={folder}")
+    saved.resume = str(folder)
+    return saved
 
 
 def changed(
@@ -56,14 +55,14 @@ def changed(
 
     Args:
         folder: the run folder.
-        composed: what Hydra composed from ``overrides`` and the choices of the run.
-        overrides: what was asked for. An option leaves the others of its group as the run has them, unless
-            the group is chosen anew.
-        allowed: groups and options that may be, beside those that say where files are.
-        asked: how the run was asked for, for messages.
+        composed: as Hydra composed it from ``overrides`` and the choices of the run.
+        overrides: the changes. An option leaves the others of its group as the run has them, unless the
+            group is chosen as well.
+        allowed: groups and options that may change, beside paths.
+        asked: the argument that named the run, for messages.
 
     Raises:
-        InputError: naming an override of anything else, or a file that is not there.
+        InputError: naming an override that is not allowed, or a file that is missing.
     """
     config = saved_config(folder, asked)
     movable = [name for name in places(config) if name != "output_root"]
@@ -94,24 +93,24 @@ def _name_of(config: DictConfig, part: str) -> Any:
 
 
 def recipes_of(config: DictConfig) -> dict[str, str]:
-    """The registered recipe that each part of a composed configuration is made of, by its place.
+    """The name of the registered recipe of each part of a composed configuration, by the place of the part.
 
-    Its name is not that of the choice: several files may start from one recipe. The place is that of the
-    group, such as ``optimizer/direction``, or lies within it, where a choice is made of others.
+    The name may differ from that of the choice, since several YAML files may start from one recipe. The place
+    is that of the group, such as ``optimizer/direction``, or lies within it if a choice consists of others.
     """
-    found: dict[str, str] = {}
+    recipes: dict[str, str] = {}
     known = {recipe: name for registry in REGISTRIES for name, recipe in registry.items()}
 
     def visit(node: DictConfig, place: str) -> None:
         kind = OmegaConf.get_type(node)
         if place and kind in known:
-            found[place] = known[kind]
+            recipes[place] = known[kind]
         for key in node:
             if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
                 visit(node[key], "/".join(filter(None, (place, str(key)))))
 
     visit(config, "")
-    return found
+    return recipes
 
 
 def _registry_of(place: str) -> Registry:
@@ -131,7 +130,7 @@ def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
 
     Args:
         config: the configuration.
-        follows_length: whether the schedule depends on ``trainer.epochs``, which then is such an option.
+        follows_length: whether the schedule, and so the steps, depend on ``trainer.epochs``.
     """
     kept = _resolved(config)
     apart = options_with(Role.OUTPUT | Role.LABEL | Role.RESUMABLE)
@@ -155,15 +154,15 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
 
     Args:
         folder: the run folder.
-        asked: how it was asked for, for messages, such as ``resume=FOLDER``.
+        asked: the argument that named the folder, for messages, such as ``resume=FOLDER``.
 
     Raises:
-        InputError: if it is no run folder, or its files do not fit this program.
+        InputError: if it is not a run folder, or this program cannot use its files.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        what = f"it holds no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
-        raise InputError(f"{asked}: {what}; give the folder of a run, OUTPUT_ROOT/NAME/…")
+        reason = f"it holds no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
+        raise InputError(f"{asked}: {reason}; give the folder of a run, OUTPUT_ROOT/NAME/…")
     try:
         saved = OmegaConf.load(path)
         if not isinstance(saved, DictConfig):
@@ -178,17 +177,14 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
         find_places(merged, folder)
         return merged
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = (
-            f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
-        )
-        reason = reason.strip().partition("\n")[0]
+        reason = first_line(error, with_type=isinstance(error, (KeyError, TypeError)))
         raise InputError(
             f"{asked}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
         ) from error
 
 
 def recorded_digest(folder: Path) -> str | None:
-    """The digest of the data that the run in ``folder`` was begun with; None where none was kept."""
+    """The digest of the data with which the run in ``folder`` was started; None if it recorded none."""
     try:
         digest = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")).get(DATA_DIGEST)
     except (OSError, ValueError, AttributeError):
@@ -196,44 +192,45 @@ def recorded_digest(folder: Path) -> str | None:
     return str(digest) if digest is not None else None
 
 
-def _apply(override: Override, config: DictConfig, found: DictConfig) -> str | None:
-    """Take one override over into the configuration that was found, or say why not."""
+def _apply(override: Override, config: DictConfig, saved: DictConfig) -> str | None:
+    """Apply one override to the configuration of the run; returns why it cannot be applied, or None."""
     key, resumable = override.key, options_with(Role.RESUMABLE)
     if key == "resume":
         return None
     if key == "output_root":
         return f"{override.text}: has no effect, a resumed run stays in its folder"
     if override.is_within("logger"):
-        OmegaConf.update(found, "logger", config.logger, merge=False)
+        OmegaConf.update(saved, "logger", config.logger, merge=False)
         return None
-    if key in places(found):
+    if key in places(saved):
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is not None:
-            OmegaConf.update(found, key, absolute(str(value)), merge=False)
+            OmegaConf.update(saved, key, absolute(str(value)), merge=False)
             return None
     if key in resumable:
-        return _change(override, config, found)
-    asked, there = (
-        OmegaConf.select(each, override.option, throw_on_missing=False) for each in (config, found)
+        return _change(override, config, saved)
+    value, before = (
+        OmegaConf.select(each, override.option, throw_on_missing=False) for each in (config, saved)
     )
-    if isinstance(asked, DictConfig) and "name" in asked:
-        asked, there = asked["name"], there["name"] if isinstance(there, DictConfig) else None
-    if asked is not None and asked == there:
+    if isinstance(value, DictConfig) and "name" in value:
+        value, before = value["name"], before["name"] if isinstance(before, DictConfig) else None
+    if value is not None and value == before:
         return None
     return (
         f"{override.text}: a resumed run keeps the steps it would have made; only these can change: "
-        + ", ".join([*resumable, *(name for name in places(found) if name != "output_root")])
+        + ", ".join([*resumable, *(name for name in places(saved) if name != "output_root")])
     )
 
 
-def _change(override: Override, config: DictConfig, found: DictConfig) -> str | None:
+def _change(override: Override, config: DictConfig, saved: DictConfig) -> str | None:
+    """Set a resumable option; returns why it cannot have this value, or None."""
     key = override.key
-    value, before = OmegaConf.select(config, key), OmegaConf.select(found, key)
+    value, before = OmegaConf.select(config, key), OmegaConf.select(saved, key)
     if key == "trainer.epochs" and value != before:
         if value < before:
             return f"{override.text}: a resumed run can only be made longer; it has {before}"
-        schedule = found.optimizer.schedule
+        schedule = saved.optimizer.schedule
         if OmegaConf.get_type(schedule).follows_length:  # type: ignore[union-attr]
             return f"{override.text}: optimizer/schedule={schedule.name} was laid out for {before} epochs"
-    OmegaConf.update(found, key, value)
+    OmegaConf.update(saved, key, value)
     return None
