@@ -105,10 +105,10 @@ class Problem:
     loss_fn: LossFunction
     partition: Partition
     forward: Forward | None = None
-    _given: nn.Module = field(init=False, repr=False)
+    _wrapped_model: nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_given", self.model)  # directions may come by its names
+        object.__setattr__(self, "_wrapped_model", self.model)  # a direction may use its names
         object.__setattr__(self, "model", unwrapped(self.model))
         check_loss(self.loss_fn)
         if self.forward is not None and not callable(self.forward):
@@ -196,7 +196,7 @@ class Problem:
         """The direction by plain parameter name."""
         if isinstance(direction, Mapping):
             named = {
-                name if name in parameters else plain_name(self._given, name): u
+                name if name in parameters else plain_name(self._wrapped_model, name): u
                 for name, u in direction.items()
             }
         elif isinstance(direction, (list, tuple)):

@@ -88,7 +88,7 @@ class TangentEngine:
                 summary = self._by_current_trace(request)
                 if summary is not None:
                     if renewal == 0:
-                        self.traces.settled(request)
+                        self.traces.reset_renewals(request)
                     return summary
         raise TraceError("the loss is another one at every call")
 

@@ -127,7 +127,7 @@ class TraceCache:
             raise TraceError(kind.error)
         now = self._attributes()
         known = next((kept for then, kept in reversed(kind.traces) if then == now), None)
-        return known or self._confirmed(kind, now, request) or self._added(kind, request)
+        return known or self._newest_if_valid(kind, now, request) or self._trace_anew(kind, request)
 
     def refuse(self, kind: Any, reason: str) -> None:
         """Make :meth:`get` raise an error for every batch of a kind; with an empty reason it tries again."""
@@ -220,7 +220,7 @@ class TraceCache:
         program = self._trace(kind, request)
         same = next((kept for _, kept in kind.traces if same_program(kept.program, program)), None)
         if same is None:
-            same = self._kept(program, checked=False, compiled=kind.renewals < RESTLESS)
+            same = self._new_trace(program, checked=False, compiled=kind.renewals < RESTLESS)
             same.parts, same.separable = old.parts, old.separable
             if not same_operations(old.program, program):  # else only if the model does not match exactly
                 self._check(same, request)
@@ -232,13 +232,13 @@ class TraceCache:
         ]  # a trace that held only once is unlikely to hold again
         kind.traces = [*others[1 - KEPT :], (now, same)]
 
-    def settled(self, request: Request) -> None:
+    def reset_renewals(self, request: Request) -> None:
         """Note that a summary needed no new trace."""
         self._kind(request).renewals = 0
 
     # --- tracing --------------------------------------------------------------------------------------------
 
-    def _confirmed(self, kind: BatchKind, now: Attributes, request: Request) -> Trace | None:
+    def _newest_if_valid(self, kind: BatchKind, now: Attributes, request: Request) -> Trace | None:
         """The newest trace, if the attributes that have changed since have no effect."""
         if not kind.traces:
             return None
@@ -254,7 +254,7 @@ class TraceCache:
         kind.traces[-1] = self._attributes(), kept  # without those ignored from now on
         return kept
 
-    def _added(self, kind: BatchKind, request: Request) -> Trace:
+    def _trace_anew(self, kind: BatchKind, request: Request) -> Trace:
         now = self._attributes()
         with without_side_effects(self._problem):
             try:
@@ -264,7 +264,7 @@ class TraceCache:
             except TraceError as error:
                 kind.error = str(error)  # not the error, whose frames hold tensors
                 raise
-        kept = self._kept(program, checked=True, compiled=True)
+        kept = self._new_trace(program, checked=True, compiled=True)
         kind.traces = [*kind.traces[1 - KEPT :], (now, kept)]
         return kept
 
@@ -276,7 +276,7 @@ class TraceCache:
                 kind.error = str(error)
                 raise
 
-    def _kept(self, program: Program, *, checked: bool, compiled: bool) -> Trace:
+    def _new_trace(self, program: Program, *, checked: bool, compiled: bool) -> Trace:
         plan = make_plan(program, self._problem.partition, third=self._third, diagonal=self._diagonal)
         passes = CompiledPasses(plan) if self._compiled and compiled else None
         return Trace(plan, tangent_bytes(plan), passes, OperationNames(program), checked)
