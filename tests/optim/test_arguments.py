@@ -69,9 +69,9 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
         "loss_fn is given twice",
     ),
     "inner": (
-        lambda: OuterNewton(tanh_net(), cross_entropy),
+        lambda: OuterNewton(tanh_net(), cross_entropy),  # type: ignore[call-arg]
         "OuterNewton: inner is missing; pass a function that builds it",
-    ),  # type: ignore[call-arg]
+    ),
     "outer rate": (lambda: outer(lr=0.1), "OuterNewton: lr=0.1: no such argument; it belongs to the inner"),
     "learned": (lambda: learned(damping=1.0), "HessianVector: damping=1.0: no such argument; ridge= is ρ"),
     "kfac": (
