@@ -1,1 +1,1 @@
-"""Many runs, each in its own process: a manifest of the jobs and their states, and launchers that start them."""
+"""Many runs, each in its own process: a manifest of the jobs and their states, and the launchers."""
