@@ -252,7 +252,7 @@ def _best_key(entries: list[dict[str, Any]], always: tuple[str, ...]) -> str | N
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last word of each dotted name, or the whole name if ambiguous; a choice is named after its group."""
+    """The last word of each dotted name, or the whole name if ambiguous; a choice bears that of its group."""
     full = {key: key.removesuffix(".name") if "." in key else key for key in keys}
     counts = Counter(name.rpartition(".")[2] for name in full.values())
     return {
