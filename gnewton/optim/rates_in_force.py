@@ -20,19 +20,22 @@ FLOOR = 1e-3
 """Least root mean square of the entries that a group is counted with: otherwise biases that start at zero
 could not move."""
 
-FIRST = 0.1
-"""Share of the cap at the first update, and whenever the model has no minimiser: such a model gives a
-direction, but no length."""
+FIRST = 0.3
+"""Share of the cap at the first update."""
+
+LEAST = 0.1
+"""Share of the cap that the radius never falls below, and that holds whenever the model has no minimiser: such a
+model gives a direction, but no length."""
 
 GROWTH = 1.0225
-"""Growth of the radius per training step until it reaches the cap: tenfold in 103 steps."""
+"""Growth of the radius per training step until it reaches the cap: from the first radius in 54 steps."""
 
 
 class TrustRadius:
     """‖step of group s‖ <= ρ max(‖θ_s‖, FLOOR √P_s), with P_s the number of parameters of the group.
 
-    The radius ρ starts at a tenth of the cap and grows to the cap within about a hundred steps: long first
-    steps would lead to where the model says nothing. A rejected update halves it.
+    The radius ρ starts at 0.3 of the cap and grows to the cap within about fifty steps: long first steps
+    would lead to where the model says nothing. A rejected update halves it.
 
     Args:
         cap: the largest ρ, > 0.
@@ -60,7 +63,7 @@ class TrustRadius:
             sizes: ‖θ_s‖, (S,), on the CPU.
             bounded: whether the model behind the rates has a minimiser.
         """
-        radius = self.radius if bounded else min(self.radius, FIRST * self.cap)
+        radius = self.radius if bounded else min(self.radius, LEAST * self.cap)
         return radius * torch.maximum(sizes, self._floor)
 
     def grow(self, steps: int) -> None:
@@ -68,8 +71,8 @@ class TrustRadius:
         self.radius = min(self.cap, GROWTH**steps * self.radius)
 
     def shrink(self) -> None:
-        """Halve the radius after a rejected update, but not below the first one."""
-        self.radius = max(FIRST * self.cap, self.radius / 2)
+        """Halve the radius after a rejected update, but not below a tenth of the cap."""
+        self.radius = max(LEAST * self.cap, self.radius / 2)
 
 
 def per_entry(lengths: Tensor, directions: int) -> Tensor:
@@ -158,7 +161,7 @@ class RatesInForce:
         return replace(solved, capped=capped)
 
     def start(self, solved: Solved, measured: Measured, damping: list[float]) -> Solved:
-        """If no summary has been finite yet: rates whose steps are as long as the first trust radius."""
+        """If no summary has been finite yet: rates whose steps are as long as the least trust radius."""
         lengths = measured.norms
         if self.trust is None or self._limits is not None or not bool(lengths.isfinite().all()):
             return solved

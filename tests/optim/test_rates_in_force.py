@@ -12,7 +12,7 @@ from gnewton.errors import InputError
 from gnewton.optim.finite_step import Plan, combined
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.rate_update import RateUpdate
-from gnewton.optim.rates_in_force import FIRST, FLOOR, GROWTH, TrustRadius
+from gnewton.optim.rates_in_force import FIRST, FLOOR, GROWTH, LEAST, TrustRadius
 from tests.optim.problems import classification, tanh_net
 
 
@@ -62,16 +62,19 @@ def test_the_radius_grows_to_the_cap_and_shrinks_by_half() -> None:
     assert trust.radius == 0.1
     for _ in range(20):
         trust.shrink()
-    assert trust.radius == pytest.approx(FIRST * 0.2)
+    assert trust.radius == pytest.approx(LEAST * 0.2)
 
 
-def test_where_there_is_no_minimiser_the_first_radius_holds() -> None:
+def test_where_there_is_no_minimiser_the_least_radius_holds() -> None:
     groups = grouping()
     trust = TrustRadius(0.2, groups)
-    first = limits(trust, groups)
+    sizes = groups.norms(groups.parameters)
+    before = trust.lengths(sizes, bounded=False)
     for _ in range(20):
         trust.grow(10)
-    assert torch.equal(trust.lengths(groups.norms(groups.parameters), bounded=False), first)
+    assert torch.equal(trust.lengths(sizes, bounded=False), before)
+    trust.radius = LEAST * 0.2
+    assert torch.equal(limits(trust, groups), before)
 
 
 @pytest.mark.parametrize("cap", [1e-3, 0.02])
