@@ -24,8 +24,8 @@ FIRST = 0.3
 """Share of the cap at the first update."""
 
 LEAST = 0.1
-"""Share of the cap that the radius never falls below, and that holds whenever the model has no minimiser: such a
-model gives a direction, but no length."""
+"""Share of the cap below which the radius never falls, and which holds whenever the model has no minimiser:
+such a model gives a direction, but no length."""
 
 GROWTH = 1.0225
 """Growth of the radius per training step until it reaches the cap: from the first radius in 54 steps."""
