@@ -100,11 +100,11 @@ class MedianBound:
     half a window. The median of an even number of values is the lower middle one.
 
     Args:
-        window: number of updates, at least 1; 1 bounds nothing.
+        window: number of updates, at least 2.
     """
 
     def __init__(self, window: int) -> None:
-        check_whole("rate_median", window, 1)
+        check_whole("rate_median", window, 2)
         self._window = window
         self._history: list[Tensor] = []
 

@@ -215,7 +215,7 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: newton(rate_momentum="a"),
         "rate_momentum='a': must be a finite number",
     ),
-    "median": (lambda: newton(rate_median=2.5), "rate_median=2.5: must be an integer >= 1"),
+    "median": (lambda: newton(rate_median=2.5), "rate_median=2.5: must be an integer >= 2"),
     "cap": (lambda: newton(cap="all"), "cap='all': must be a finite number > 0"),
     "proximal": (lambda: newton(proximal=[]), "proximal=<list>: must be a finite number >= 0"),
     "normalise": (lambda: newton(normalise=None), "normalise=None: must be True or False"),

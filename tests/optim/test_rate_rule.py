@@ -124,7 +124,7 @@ def test_the_median_cuts_what_is_unusual_and_follows_what_lasts() -> None:
     [
         ({"solver": "cubik"}, "solver=cubik: must be one of cubic, .*did you mean 'cubic'"),
         ({"solver": "newton", "negative_rates": "constrain"}, "negative_rates=constrain: solver=newton"),
-        ({"rate_median": 0}, "rate_median=0: must be an integer >= 1"),
+        ({"rate_median": 1}, "rate_median=1: must be an integer >= 2"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -111,7 +111,7 @@ class GroupedNewtonRecipe(RatesRecipe):
     internal_damping: float = option(at_least=0)
     negative_rates: str = option(choices=("keep", "clip", "constrain"))
     rate_momentum: float = option(at_least=0, below=1)
-    rate_median: int | None = option(at_least=1)
+    rate_median: int | None = option(at_least=2)
     cap: float | None = option(above=0)
     safeguard: bool = option()
     shrinkage: float = option(at_least=0)
