@@ -76,14 +76,14 @@ def find_places(config: DictConfig, folder: Path) -> None:
         OmegaConf.update(config, name, absolute(str(path)), merge=False)
 
 
-def require_places(config: DictConfig, asked: str) -> None:
+def require_places(config: DictConfig, argument: str) -> None:
     """Check that the file of a run's data exists, before anything is built.
 
     Raises:
         InputError: naming the option to give.
     """
     if "data.path" in places(config) and not Path(str(config.data.path)).is_file():
-        raise InputError(f"{asked}: its data.path={config.data.path} is not there; give data.path=FILE")
+        raise InputError(f"{argument}: its data.path={config.data.path} is not there; give data.path=FILE")
 
 
 def _starts(config: DictConfig, folder: Path) -> Iterator[Path]:

@@ -49,7 +49,7 @@ def effective_config(config: DictConfig, overrides: Sequence[Override]) -> DictC
 
 
 def changed(
-    folder: Path, composed: DictConfig, overrides: Sequence[Override], allowed: Sequence[str], asked: str
+    folder: Path, composed: DictConfig, overrides: Sequence[Override], allowed: Sequence[str], argument: str
 ) -> DictConfig:
     """The configuration of a run with some parts taken from another one.
 
@@ -59,12 +59,12 @@ def changed(
         overrides: the changes. An option leaves the others of its group as the run has them, unless the
             group is chosen as well.
         allowed: groups and options that may change, beside paths.
-        asked: the argument that named the run, for messages.
+        argument: the part of the command line that named the run, for messages.
 
     Raises:
         InputError: naming an override that is not allowed, or a file that is missing.
     """
-    config = saved_config(folder, asked)
+    config = saved_config(folder, argument)
     movable = [name for name in places(config) if name != "output_root"]
     for override in overrides:
         key = override.option
@@ -82,7 +82,7 @@ def changed(
         anew = part in [each.key for each in overrides] or _name_of(composed, part) != _name_of(config, part)
         where = part if anew else key
         OmegaConf.update(config, where, OmegaConf.select(composed, where), merge=False)
-    require_places(config, asked)
+    require_places(config, argument)
     return config
 
 
@@ -149,12 +149,12 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return resolved
 
 
-def saved_config(folder: Path, asked: str) -> DictConfig:
+def saved_config(folder: Path, argument: str) -> DictConfig:
     """The typed configuration that a run folder's config.yaml was written from.
 
     Args:
         folder: the run folder.
-        asked: the argument that named the folder, for messages, such as ``resume=FOLDER``.
+        argument: the part of the command line that named the folder, such as ``resume=FOLDER``.
 
     Raises:
         InputError: if it is not a run folder, or this program cannot use its files.
@@ -162,7 +162,7 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         reason = f"it holds no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
-        raise InputError(f"{asked}: {reason}; give the folder of a run, OUTPUT_ROOT/NAME/…")
+        raise InputError(f"{argument}: {reason}; give the folder of a run, OUTPUT_ROOT/NAME/…")
     try:
         saved = OmegaConf.load(path)
         if not isinstance(saved, DictConfig):
@@ -179,7 +179,7 @@ def saved_config(folder: Path, asked: str) -> DictConfig:
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error, with_type=isinstance(error, (KeyError, TypeError)))
         raise InputError(
-            f"{asked}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
+            f"{argument}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
         ) from error
 
 
