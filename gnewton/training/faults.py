@@ -117,7 +117,7 @@ class Recovery(ABC):
         """
 
     def passed(self) -> None:  # noqa: B027
-        """Take note that a step made alone was sound."""
+        """Take note that a step made alone, or an update of the rates, was sound."""
 
 
 class Stop(Recovery):
@@ -158,7 +158,7 @@ class Skip(Recovery):
         return Action.SKIP
 
     def passed(self) -> None:
-        """Count the steps in a row anew."""
+        """Count the steps and updates in a row anew."""
         self._in_a_row = 0
 
 

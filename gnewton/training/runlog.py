@@ -127,6 +127,11 @@ class RateLog:
         self._pending: list[RateUpdate] = []
         self.updates = 0
 
+    @property
+    def empty(self) -> bool:
+        """Whether no update was made since the last :meth:`take`."""
+        return not self._pending
+
     def record(self, update: RateUpdate) -> None:
         """Keep one update until the next :meth:`take`."""
         self._pending.append(update)

@@ -218,13 +218,11 @@ class Trainer:
         before = self.state.snapshot()
         try:
             self._make_step(batch)
-            self.read()
+            self.read(isolated=True)
         except StepFault as fault:
             self.state.restore(before)
             self._recover(fault, isolated=True)
             self.state.step += 1
-        else:
-            self._recovery.passed()
 
     def _recover(self, fault: Diverged, *, isolated: bool = False) -> None:
         """Ask the policy what follows a fault, and do it.
@@ -275,8 +273,11 @@ class Trainer:
         with self.clocks.measure("logging"):
             progress.show(self.state.meter.latest, learning_rates(self.optimizer))
 
-    def read(self) -> None:
+    def read(self, *, isolated: bool = False) -> None:
         """Read the losses and check that all is finite: the only place where training waits for the device.
+
+        Args:
+            isolated: whether one step, made alone, is to be checked.
 
         Raises:
             StepFault: if something is not finite and the policy does not tolerate it.
@@ -293,6 +294,8 @@ class Trainer:
             if not self._recovery.tolerates(fault):
                 raise fault
             self._recover(fault)
+        elif isolated or (self._rate_log is not None and not self._rate_log.empty):
+            self._recovery.passed()
         with self.clocks.measure("logging"):
             self._write_rates()
         self._keep_sound_state()

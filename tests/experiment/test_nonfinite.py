@@ -274,6 +274,18 @@ def test_a_summary_that_is_not_finite(part, policy, run, monkeypatch, tmp_path):
     assert rates.loc[4].equals(rates.loc[2]) == (policy == "skip")  # the rates before it stay in force
 
 
+@pytest.mark.parametrize(("bad", "in_a_row"), [((1, 3), False), ((1, 2), True)])
+def test_updates_that_fail_now_and_then_are_not_in_a_row(bad, in_a_row, run, monkeypatch):
+    _with_summary(monkeypatch, lambda number, s: {"gradient": s.gradient * math.nan} if number in bad else {})
+    options = ("trainer.on_nonfinite=skip", "trainer.max_recoveries=1")
+    overrides = [*OPTIMIZERS["grouped_newton"], *LENGTH, *options]
+    if in_a_row:
+        with pytest.raises(Diverged, match="1 in a row were skipped"):
+            run(overrides)
+    else:
+        assert run(overrides).outcome.skipped == 2
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_an_evaluation_that_is_not_finite(policy, run, monkeypatch, tmp_path):
     original, made = trainer_module.evaluate_splits, []
