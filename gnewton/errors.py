@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The environment variable that, set to 1, asks for tracebacks: Hydra's own, honoured by every command."""
 
@@ -29,11 +31,14 @@ class Diverged(GnewtonError):
 
 
 class Interrupted(GnewtonError):
-    """A signal asked the run to stop; the checkpoint has been written."""
+    """A signal asked the run to stop; the checkpoint has been written.
+
+    Every signal but SIGINT, SIGUSR1 for one, is a request to terminate: the exit code is that of SIGTERM.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + (signal_number if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
 def first_line(error: BaseException, *, with_type: bool = False) -> str:

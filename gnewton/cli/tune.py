@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,9 +107,12 @@ def _search(
     options = composer.options("tune", {"tune": TuneSettings, "space": SpaceSettings}, of_search)
     composed = composer.check(composer.expand(of_runs, "tune"))
 
+    @cache  # the first trials are asked for twice: they name the folder, and then they are run
+    def job(texts: tuple[str, ...]) -> Job:
+        return composer.check([[Override.parse(text) for text in texts]])[0].job
+
     def compose(combinations: Sequence[Sequence[str]]) -> list[Job]:
-        parsed = [[Override.parse(text) for text in combination] for combination in combinations]
-        return [composer.check([overrides])[0].job for overrides in parsed]
+        return [job(tuple(texts)) for texts in combinations]
 
     contestants = tuple(_contestants(composed, options["space"]))
     search = Search(options["tune"], options["space"], contestants, compose)

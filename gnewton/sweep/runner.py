@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def run_sweep(manifest: Manifest, orders: Orders) -> None:
                 raise GnewtonError(f"launcher={orders.launcher.name}: {reason}") from error
         received = signals.received
     if received is not None:
-        raise Interrupted(f"stopped by {signal_name(received)}: {summary(manifest)}", _exit_signal(received))
+        raise Interrupted(f"stopped by {signal_name(received)}: {summary(manifest)}", received)
     bad = [entry for entry in manifest.entries if entry.end.status in orders.bad]
     if bad:
         lines = [f"  {manifest.title(entry)}: {entry.end.status}, {entry.end.error}" for entry in bad]
@@ -184,8 +183,3 @@ def _record(manifest: Manifest, end: JobEnd, stop: StopRequest, orders: Orders) 
     if end.status in orders.bad and orders.fail_fast and not stop.requested:
         orders.say("--fail-fast: the other jobs are asked to stop")
         stop.request()
-
-
-def _exit_signal(number: int) -> int:
-    """The signal whose exit code the command returns: SIGTERM for every signal but SIGINT, as for a run."""
-    return number if number == signal.SIGINT else signal.SIGTERM

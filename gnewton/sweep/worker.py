@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from gnewton.experiment.folder import try_hold
 from gnewton.options import quoted
@@ -28,6 +29,8 @@ INTERVAL = 0.2
 
 LOG = "output.log"
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 BAD_INPUT = 2
 """Exit code of ``gnewton train`` for bad input: another attempt would end the same way."""
 
@@ -38,7 +41,7 @@ class Slot:
 
     Attributes:
         path: the file that the job in this slot locks.
-        gpu: value of CUDA_VISIBLE_DEVICES for that job; None leaves the variable as it is.
+        gpu: value of ``VISIBLE`` for that job; None leaves the variable as it is.
     """
 
     path: Path
@@ -85,7 +88,12 @@ def run_task(task: JobTask) -> JobEnd:
         with _lock([slot.path for slot in task.slots], task.stop) as slot:
             if task.stop.requested:
                 return JobEnd(task.job.digest, PENDING)
-            return _attempt(task, [lock] if slot is None else [lock, slot], _environment(task, slot))
+            descriptors, environment = [lock.descriptor], {**os.environ, **task.environment}
+            if slot is not None:
+                descriptors.append(slot.descriptor)
+                gpu = task.slots[slot.place].gpu
+                environment |= {} if gpu is None else {VISIBLE: gpu}
+            return _attempt(task, descriptors, environment)
 
 
 def _attempt(task: JobTask, descriptors: Sequence[int], environment: dict[str, str]) -> JobEnd:
@@ -140,30 +148,25 @@ def _run_process(task: JobTask, descriptors: Sequence[int], environment: dict[st
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def _environment(task: JobTask, descriptor: int | None) -> dict[str, str]:
-    """The environment of the process; ``descriptor`` is the lock of its slot, which decides the GPU."""
-    environment = {**os.environ, **task.environment}
-    for slot in task.slots:
-        if (
-            descriptor is not None
-            and slot.gpu is not None
-            and os.path.samestat(os.fstat(descriptor), slot.path.stat())
-        ):
-            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    return environment
+class _Lock(NamedTuple):
+    """The path that is held, by its place in the list, and the file descriptor that holds it."""
+
+    place: int
+    descriptor: int
 
 
 @contextmanager
-def _lock(paths: Sequence[Path], stop: StopRequest) -> Iterator[int | None]:
+def _lock(paths: Sequence[Path], stop: StopRequest) -> Iterator[_Lock | None]:
     """Wait for the first free one of ``paths`` and hold it; None without paths or after a stop request."""
-    descriptor = None
+    lock = None
     while paths and not stop.requested:
-        descriptor = next((lock for path in paths if (lock := try_hold(path)) is not None), None)
-        if descriptor is not None:
+        held = ((place, try_hold(path)) for place, path in enumerate(paths))
+        lock = next((_Lock(place, descriptor) for place, descriptor in held if descriptor is not None), None)
+        if lock is not None:
             break
         time.sleep(INTERVAL)
     try:
-        yield descriptor
+        yield lock
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        if lock is not None:
+            os.close(lock.descriptor)

@@ -400,8 +400,7 @@ class Trainer:
         self._checkpoint(LAST, even_above_ceiling=True)
         name, path = signal.Signals(number).name, self._run_log.checkpoint_path(LAST)
         message = f"interrupted by {name} after step {self.state.step}; checkpoint written to {path}"
-        # SIGUSR1 is a request to terminate
-        raise Interrupted(message, number if number == signal.SIGINT else signal.SIGTERM)
+        raise Interrupted(message, number)
 
     def _stop_on_signal(self) -> None:
         """End the run here if a signal was received; one of several processes cannot, it waits for a step."""

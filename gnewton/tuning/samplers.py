@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gnewton.errors import InputError
+from gnewton.sweep.launchers.launcher import require_package
 from gnewton.tuning.space import Dimension, Space
 
 Point = dict[str, Any]
@@ -110,12 +110,7 @@ class OptunaSampler(Sampler):
 
     def check(self) -> None:
         """Optuna must be installed."""
-        try:
-            import optuna  # noqa: F401
-        except ImportError:
-            raise InputError(
-                "tune.sampler=optuna: needs the package optuna; install it with pip install 'gnewton[optuna]'"
-            ) from None
+        require_package("tune.sampler=optuna", "optuna", "optuna")
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"sobol": SobolSampler, "random": RandomSampler, "optuna": OptunaSampler}

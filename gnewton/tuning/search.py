@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gnewton.options import option, show
-from gnewton.report.measures import Spread
+from gnewton.report.measures import Spread, worst_of
 from gnewton.report.tables import Column, Table, as_text, significant
 from gnewton.runfiles import DIVERGED, FAILED, VALIDATION_SCORES
 from gnewton.sweep.job import Job
@@ -232,5 +232,5 @@ def _all(known: dict[str, list[TrialResult]]) -> list[TrialResult]:
 def _final_value(result: TrialResult, measure: str) -> float:
     """A metric at the end of a run; the worst possible value for a diverged one."""
     if result.status == DIVERGED:
-        return float("-inf") if measure.endswith("accuracy") else float("inf")
+        return worst_of(measure)
     return float(result.last.get(measure, float("nan")))

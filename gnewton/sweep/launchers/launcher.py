@@ -15,7 +15,7 @@ from gnewton.registry import Registry
 from gnewton.runfiles import FAILED
 from gnewton.sweep.job import JobEnd
 from gnewton.sweep.stop import StopRequest
-from gnewton.sweep.worker import JobTask
+from gnewton.sweep.worker import JobTask, Slot
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -56,8 +56,19 @@ class Launcher(ABC):
 LAUNCHERS = Registry("launcher", "gnewton.sweep.launchers", Launcher)  # type: ignore[type-abstract]
 
 
-def require_package(launcher: str, module: str, extra: str) -> ModuleType:
-    """Import the package that a launcher depends on.
+def make_slots(folder: Path, count: int, gpus: Sequence[str] = ()) -> tuple[Slot, ...]:
+    """The files of ``count`` job slots in the folder of a sweep; the slots take the GPUs in turn."""
+    (folder / "slots").mkdir(exist_ok=True)
+    slots = []
+    for number in range(count):
+        path = folder / "slots" / str(number)
+        path.touch()
+        slots.append(Slot(path, gpus[number % len(gpus)] if gpus else None))
+    return tuple(slots)
+
+
+def require_package(option: str, module: str, extra: str) -> ModuleType:
+    """Import the package that the choice ``option``, such as ``launcher=ray``, depends on.
 
     Raises:
         InputError: if the package is missing; the message names the extra that installs it.
@@ -66,7 +77,7 @@ def require_package(launcher: str, module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError:
         raise InputError(
-            f"launcher={launcher}: needs the package {module}; install it with pip install 'gnewton[{extra}]'"
+            f"{option}: needs the package {module}; install it with pip install 'gnewton[{extra}]'"
         ) from None
 
 

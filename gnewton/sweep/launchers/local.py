@@ -8,15 +8,14 @@ import subprocess
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from gnewton.options import option
 from gnewton.sweep.job import JobEnd
-from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost
+from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, make_slots
 from gnewton.sweep.stop import StopRequest
-from gnewton.sweep.worker import JobTask, Slot, run_task
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from gnewton.sweep.worker import VISIBLE, JobTask, run_task
 
 
 @LAUNCHERS.register("local")
@@ -32,8 +31,7 @@ class LocalLauncher(Launcher):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Jobs times threads must not exceed the number of cores."""
-        if self.threads is not None and self.threads > self._most_threads():
-            most = self._most_threads()
+        if self.threads is not None and self.threads > (most := self._most_threads()):
             yield "threads", f"must be <= {most}, jobs at a time times threads fit the {cores()} cores"
 
     def concurrency(self) -> int:
@@ -56,15 +54,9 @@ class LocalLauncher(Launcher):
 
     def place(self, tasks: Sequence[JobTask], folder: Path) -> list[JobTask]:
         """Add the job slots of this machine, with their GPUs, and the thread count to each task."""
-        devices = gpus()
-        slots = []
-        (folder / "slots").mkdir(exist_ok=True)
-        for number in range(self.concurrency()):
-            path = folder / "slots" / str(number)
-            path.touch()
-            slots.append(Slot(path, devices[number % len(devices)] if devices else None))
+        slots = make_slots(folder, self.concurrency(), gpus())
         environment = {THREADS: str(self._threads())}
-        return [replace(task, slots=tuple(slots), environment=environment) for task in tasks]
+        return [replace(task, slots=slots, environment=environment) for task in tasks]
 
     def _most_threads(self) -> int:
         return max(1, cores() // self.concurrency())
@@ -85,12 +77,15 @@ def cores() -> int:
 
 
 def gpus() -> list[str]:
-    """The GPUs by their names in CUDA_VISIBLE_DEVICES: those listed there, else those of the driver.
-
-    The driver is asked through ``nvidia-smi``, so that no CUDA context is created.
-    """
+    """The GPUs by their names in CUDA_VISIBLE_DEVICES: those listed there, else those of the driver."""
     if VISIBLE in os.environ:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
+    return _driver_gpus()
+
+
+@cache
+def _driver_gpus() -> list[str]:
+    """The GPUs of this machine, from ``nvidia-smi``, so that no CUDA context is created."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True

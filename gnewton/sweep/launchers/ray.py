@@ -41,11 +41,11 @@ class RayLauncher(Launcher):
 
     def check(self) -> None:
         """Ray must be installed."""
-        require_package(self.name, PACKAGE, EXTRA)
+        require_package(f"launcher={self.name}", PACKAGE, EXTRA)
 
     def run(self, tasks: Sequence[JobTask], folder: Path, stop: StopRequest) -> Generator[JobEnd, None, None]:
         """Submit the tasks and yield the results as they arrive; see :meth:`Launcher.run`."""
-        ray = require_package(self.name, PACKAGE, EXTRA)
+        ray = require_package(f"launcher={self.name}", PACKAGE, EXTRA)
         with without_interrupts():
             try:
                 ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

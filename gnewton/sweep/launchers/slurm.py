@@ -12,9 +12,9 @@ from gnewton.errors import InputError
 from gnewton.options import option
 from gnewton.runfiles import PENDING
 from gnewton.sweep.job import JobEnd
-from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, require_package
+from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, make_slots, require_package
 from gnewton.sweep.stop import StopRequest, without_interrupts
-from gnewton.sweep.worker import INTERVAL, JobTask, Slot, run_task
+from gnewton.sweep.worker import INTERVAL, JobTask, run_task
 
 PACKAGE, EXTRA = "submitit", "slurm"
 
@@ -50,7 +50,7 @@ class SlurmLauncher(Launcher):
 
     def check(self) -> None:
         """submitit must be installed, and Slurm too unless ``cluster`` is "local"."""
-        submitit = require_package(self.name, PACKAGE, EXTRA)
+        submitit = require_package(f"launcher={self.name}", PACKAGE, EXTRA)
         if self.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise InputError(
                 f"launcher={self.name}: there is no Slurm on this machine (no srun); submit from a node that "
@@ -59,13 +59,13 @@ class SlurmLauncher(Launcher):
 
     def run(self, tasks: Sequence[JobTask], folder: Path, stop: StopRequest) -> Generator[JobEnd, None, None]:
         """Submit all tasks, then poll for those that have ended; see :meth:`Launcher.run`."""
-        executor = require_package(self.name, PACKAGE, EXTRA).AutoExecutor(
+        executor = require_package(f"launcher={self.name}", PACKAGE, EXTRA).AutoExecutor(
             folder / "submitit", cluster=self.cluster
         )
         executor.update_parameters(**self._parameters(len(tasks)))
         tasks = [replace(task, environment={THREADS: str(self.threads)}) for task in tasks]
         if self.cluster == "local" and self.jobs is not None:  # its executor starts all jobs at once
-            slots = self._slots(folder, self.jobs)
+            slots = make_slots(folder, self.jobs)
             tasks = [replace(task, slots=slots) for task in tasks]
         with without_interrupts():
             submitted = list(zip(tasks, executor.map_array(run_task, tasks), strict=True))
@@ -97,13 +97,6 @@ class SlurmLauncher(Launcher):
             "slurm_partition": self.partition,
             "slurm_additional_parameters": dict(self.options),
         }
-
-    def _slots(self, folder: Path, count: int) -> tuple[Slot, ...]:
-        paths = [folder / "slots" / str(number) for number in range(count)]
-        for path in paths:
-            path.parent.mkdir(exist_ok=True)
-            path.touch()
-        return tuple(map(Slot, paths))
 
 
 def _outcome(task: JobTask, job: Any, stop: StopRequest) -> JobEnd:
