@@ -27,7 +27,6 @@ class NotReproduced(GnewtonError):
 def run(arguments: list[str]) -> int:
     """``gnewton rerun DIR``; returns 0 if the metrics are reproduced, and raises otherwise."""
     options = _parser().parse_intermixed_args(arguments)
-    from gnewton.report.reproduction import threads_of
     from gnewton.report.runs import read_run
 
     folder: Path = options.folder
@@ -37,8 +36,8 @@ def run(arguments: list[str]) -> int:
     first = read_run(folder)
     if first.metrics.empty and first.status != "diverged":
         raise InputError(f"rerun {folder}: it has no row in metrics.csv to compare with")
-    threads = threads_of(folder)
-    if threads is not None:
+    threads = first.environment.get("threads")
+    if isinstance(threads, int):
         os.environ.setdefault(THREADS, str(threads))  # before torch is loaded
     again = _train(config, ["gnewton", "rerun", *arguments])
     return 0 if again is None else _report(folder, again, options.tolerance)

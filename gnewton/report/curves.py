@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,11 +97,6 @@ def _at(member: Curve, x: Array, worst: float) -> Array:
     values = np.interp(x, member.x, member.y)
     values[x > member.x[-1]] = worst
     return values
-
-
-def worst_of(metric: str) -> float:
-    """The value that stands for a run that diverged or failed."""
-    return -math.inf if metric.endswith("accuracy") else math.inf
 
 
 def points_for(curves: int, together: int = ALL_POINTS) -> int:

@@ -68,13 +68,18 @@ class MetricTarget:
         metrics = run.metrics
         measured = self.metric in metrics and bool(metrics[self.metric].notna().any())
         if not measured:
-            value = math.nan if len(metrics) and run.status not in ("diverged", "failed") else MISSED
+            value = math.nan if len(metrics) and run.status not in BROKEN else MISSED
             return dict.fromkeys(columns, value)
         values = metrics[self.metric]
         hits = metrics[values >= self.value if self.metric.endswith("accuracy") else values <= self.value]
         if hits.empty:
             return dict.fromkeys(columns, MISSED)
         return {column: float(hits.iloc[0][column]) for column in columns}
+
+
+def worst_of(metric: str) -> float:
+    """The value that stands for a run that diverged or failed."""
+    return -math.inf if metric.endswith("accuracy") else math.inf
 
 
 Array = npt.NDArray[np.float64]
@@ -163,7 +168,7 @@ def measure_run(run: Run, target: MetricTarget | None) -> dict[str, float]:
         if run.status in ENDED:
             values |= {name: float(last[name]) for name in SCORES if name in last}
     if run.status in BROKEN:
-        values |= {name: -math.inf if name.endswith("accuracy") else math.inf for name in SCORES}
+        values |= {name: worst_of(name) for name in SCORES}
     return values
 
 

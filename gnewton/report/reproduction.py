@@ -12,9 +12,9 @@ import pandas as pd
 
 from gnewton.errors import InputError, first_line
 from gnewton.options import listing
-from gnewton.report.runs import Run, read_json
+from gnewton.report.runs import Run
 from gnewton.report.setups import flatten
-from gnewton.runfiles import BROKEN, ENDED, ENVIRONMENT_FILE, METRICS_FILE, RATES_FILE
+from gnewton.runfiles import BROKEN, ENDED, METRICS_FILE, RATES_FILE
 
 LOGS = (METRICS_FILE, RATES_FILE)
 
@@ -117,12 +117,6 @@ def environment_differences(first: Run, second: Run) -> list[str]:
         for key in dict.fromkeys([*one, *other])
         if one.get(key) != other.get(key)
     ]
-
-
-def threads_of(folder: Path) -> int | None:
-    """The number of CPU threads of a run, from its environment.json."""
-    threads = read_json(folder / ENVIRONMENT_FILE).get("threads")
-    return threads if isinstance(threads, int) else None
 
 
 def _compare(name: str, first: Run, second: Run, tolerance: float) -> LogComparison:

@@ -138,7 +138,8 @@ def _one_run_per_seed(setup: Setup) -> list[str]:
         chosen = (ended or in_time)[-1]
         kept.append(chosen)
         if len(same) > 1:
-            statuses = ", ".join(f"{count} {status}" for status, count in _statuses(same).items())
+            counts = Counter(run.status for run in same)
+            statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
             notes.append(
                 f"{setup.label}, seed {seed}: {len(same)} runs ({statuses}); {chosen.folder.name} counts"
             )
@@ -146,14 +147,11 @@ def _one_run_per_seed(setup: Setup) -> list[str]:
     return notes
 
 
-def _statuses(runs: Iterable[Run]) -> dict[str, int]:
-    return dict(Counter(run.status for run in runs))
-
-
 def _label_all(setups: list[Setup]) -> None:
     """Set the label, the problem and the solver of every set-up."""
     problems = [_part(setup, lambda key: key.split(".")[0] in PROBLEM) for setup in setups]
-    for setup, label in zip(setups, _problem_labels(problems), strict=True):
+    labels = distinguish(problems, always=("model.name", "data.name"))
+    for setup, label in zip(setups, labels, strict=True):
         setup.problem = label
     several = len({setup.problem for setup in setups}) > 1
     for problem in dict.fromkeys(setup.problem for setup in setups):
@@ -184,10 +182,6 @@ def _same_name_on_all_problems(setups: list[Setup]) -> None:
             for setup in setups:
                 if setup.optimizer == name:
                     setup.solver = name
-
-
-def _problem_labels(problems: list[dict[str, Any]]) -> list[str]:
-    return distinguish(problems, always=("model.name", "data.name"))
 
 
 def _part(setup: Setup, selects: Callable[[str], bool]) -> dict[str, Any]:

@@ -228,5 +228,5 @@ def _label_room(files: InspectionFiles) -> float:
 def _power(value: float) -> str:
     if value == 0:
         return "0"
-    sign = "−" if value < 0 else ""
-    return f"${sign}10^{{{round(math.log10(abs(value)))}}}$".replace("−", "-")
+    sign = "-" if value < 0 else ""
+    return f"${sign}10^{{{round(math.log10(abs(value)))}}}$"

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gnewton.report.curves import Curve, band, curves, points_for, thin, worst_of
+from gnewton.report.curves import Curve, band, curves, points_for, thin
+from gnewton.report.measures import worst_of
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, series, title
-from gnewton.report.plots.style import title as set_title
 from gnewton.report.runs import median_rates
 from gnewton.report.setups import Setup
 
@@ -93,7 +93,7 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
             _draw_band(axis, members, metric, style, limit)
     axis.set_xlabel(X_AXES[x])
     split, _, kind = metric.partition("_")
-    set_title(axis, f"{split} {kind}")
+    title(axis, f"{split} {kind}")
     axis.set_xlim(left=0)
     if x == "epoch":
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
