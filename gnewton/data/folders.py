@@ -35,18 +35,19 @@ def build_folders(options: ImageNet, device: torch.device, dtype: torch.dtype, s
     scaling = _scaling(options.normalise, device, dtype)
 
     def split(part: str, files: list[tuple[str, int]]) -> LoaderSplit:
-        augment = options.augment if part == "train" else None
+        crop = part == "train" and options.augment.resized_crop
+        flip = part == "train" and options.augment.flip
         return LoaderSplit(
             ImageFiles(
                 files,
                 size=options.size,
                 resize=options.resize,
-                resized_crop=augment is not None and augment.resized_crop,
-                flip=augment is not None and augment.flip,
+                resized_crop=crop,
+                flip=flip,
             ),
             scaling,
             workers=options.workers,
-            augment=augment is not None and (augment.resized_crop or augment.flip),
+            augment=crop or flip,
             seed=seed,
             title=f"the {part} split of data={options.name}",
         )

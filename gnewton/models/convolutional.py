@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from torch import nn
 
 from gnewton.models.network_options import VGG_LAYOUTS, LeNet, Vgg
-from gnewton.models.network_parts import NamedLayers, activation, hidden_layers, image_shape
+from gnewton.models.network_parts import activation, image_shape, linear_layers
 from gnewton.models.widths import expand_widths
 from gnewton.tasks import Task
 
@@ -25,7 +24,8 @@ def lenet(options: LeNet, task: Task) -> nn.Sequential:
         layers[f"pool{number}"] = pool(2)
         height, width = (height - 4) // 2, (width - 4) // 2
     layers["flatten"] = nn.Flatten()
-    layers.update(_classifier(16 * height * width, [120, 84], task.outputs, act))
+    output = ("output", task.outputs)
+    layers.update(linear_layers(16 * height * width, [120, 84], act, "linear", output))
     return nn.Sequential(layers)
 
 
@@ -47,11 +47,6 @@ def vgg(options: Vgg, task: Task) -> nn.Sequential:
         height, width = height // 2, width // 2
     layers["flatten"] = nn.Flatten()
     widths = expand_widths(options.classifier)
-    layers.update(_classifier(before * height * width, widths, task.outputs, act))
+    output = ("output", task.outputs)
+    layers.update(linear_layers(before * height * width, widths, act, "linear", output))
     return nn.Sequential(layers)
-
-
-def _classifier(inputs: int, widths: Sequence[int], outputs: int, act: str) -> NamedLayers:
-    """``linear1`` …, ``output``: (N, inputs) -> (N, outputs)."""
-    yield from hidden_layers(inputs, widths, act, "linear")
-    yield "output", nn.Linear([inputs, *widths][-1], outputs)

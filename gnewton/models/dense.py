@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import nn
 
 from gnewton.models.network_options import AutoEncoder, Mlp
-from gnewton.models.network_parts import hidden_layers, input_size, mismatch
+from gnewton.models.network_parts import input_size, linear_layers, mismatch
 from gnewton.models.widths import expand_widths
 from gnewton.tasks import Reconstruction, Task
 
@@ -16,8 +16,7 @@ def mlp(options: Mlp, task: Task) -> nn.Sequential:
     """Flatten, ``hidden1`` …, ``output``: (N, *input_shape) -> (N, outputs)."""
     inputs, widths = input_size(options.name, task), expand_widths(options.widths)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    layers.update(hidden_layers(inputs, widths, options.activation, "hidden"))
-    layers["output"] = nn.Linear([inputs, *widths][-1], task.outputs)
+    layers.update(linear_layers(inputs, widths, options.activation, "hidden", ("output", task.outputs)))
     return nn.Sequential(layers)
 
 
@@ -28,8 +27,6 @@ def autoencoder(options: AutoEncoder, task: Task) -> nn.Sequential:
     inputs, widths = input_size(options.name, task), expand_widths(options.widths)
     code, act = options.code, options.activation
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    layers.update(hidden_layers(inputs, widths, act, "encoder"))
-    layers["code"] = nn.Linear([inputs, *widths][-1], code)
-    layers.update(hidden_layers(code, widths[::-1], act, "decoder"))
-    layers["output"] = nn.Linear([code, *widths[::-1]][-1], inputs)
+    layers.update(linear_layers(inputs, widths, act, "encoder", ("code", code)))
+    layers.update(linear_layers(code, widths[::-1], act, "decoder", ("output", inputs)))
     return nn.Sequential(layers)

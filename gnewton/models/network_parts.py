@@ -22,11 +22,15 @@ def activation(name: str) -> nn.Module:
     return module
 
 
-def hidden_layers(inputs: int, widths: Sequence[int], act: str, prefix: str) -> NamedLayers:
-    """Linear layers ``prefix1``, ``prefix2`` … with their activations: (N, inputs) -> (N, widths[-1])."""
+def linear_layers(
+    inputs: int, widths: Sequence[int], act: str, prefix: str, last: tuple[str, int]
+) -> NamedLayers:
+    """Linear layers ``prefix1``, ``prefix2`` … with their activations, then ``last``: (name, width)."""
     for number, (before, after) in enumerate(zip([inputs, *widths], widths, strict=False), start=1):
         yield f"{prefix}{number}", nn.Linear(before, after)
         yield f"{prefix}{number}_{act}", activation(act)
+    name, outputs = last
+    yield name, nn.Linear([inputs, *widths][-1], outputs)
 
 
 def layers(network: nn.Module) -> Iterator[Layer]:
