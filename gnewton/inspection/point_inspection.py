@@ -173,14 +173,14 @@ def inspection_files(inspection: Inspection, about: Mapping[str, Any]) -> dict[s
         about: the point, the samples and the direction, for inspection.json.
     """
     names = inspection.partition.names
-    scaled = correlation(inspection.hessian)
+    scaled, spectra = correlation(inspection.hessian), inspection.spectra()
     return {
         "inspection.json": _json(inspection, about),
         "summary.npz": _arrays(inspection),
         "groups.csv": csv_table(GROUP_COLUMNS, _group_rows(inspection)),
         "hessian.csv": _matrix(names, inspection.hessian),
         "hessian_scaled.csv": _matrix(names, scaled),
-        "spectrum.csv": csv_table(("index", *inspection.spectra()), _spectrum_rows(inspection)),
+        "spectrum.csv": csv_table(("index", *spectra), _spectrum_rows(spectra)),
         "distances.csv": csv_table(
             DISTANCE_COLUMNS, ([getattr(d, name) for name in DISTANCE_COLUMNS] for d in inspection.distances)
         ),
@@ -194,6 +194,13 @@ def csv_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes
     writer.writerow(columns)
     writer.writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue().encode()
+
+
+def npz_file(**arrays: np.ndarray) -> bytes:
+    """An npz file of named arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def _cell(value: object) -> str:
@@ -216,9 +223,7 @@ def _json(inspection: Inspection, about: Mapping[str, Any]) -> bytes:
 
 
 def _arrays(inspection: Inspection) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
+    return npz_file(
         groups=np.array(inspection.partition.names),
         layers=np.array(inspection.depths),
         sizes=np.array([group.size for group in inspection.partition]),
@@ -227,9 +232,8 @@ def _arrays(inspection: Inspection) -> bytes:
         third=inspection.third,
         norms=inspection.norms,
         loss=np.array(inspection.loss),
-        **{f"rate_{rates.name}": rates.values for rates in inspection.rates},  # type: ignore[arg-type]
+        **{f"rate_{rates.name}": rates.values for rates in inspection.rates},
     )
-    return buffer.getvalue()
 
 
 def _group_rows(inspection: Inspection) -> Iterable[list[object]]:
@@ -244,9 +248,8 @@ def _group_rows(inspection: Inspection) -> Iterable[list[object]]:
         yield [group.name, inspection.depths[s], group.size, *(float(column[s]) for column in columns)]
 
 
-def _spectrum_rows(inspection: Inspection) -> Iterable[list[object]]:
-    columns = inspection.spectra().values()
-    for index, row in enumerate(zip(*columns, strict=True)):
+def _spectrum_rows(spectra: Mapping[str, Floats]) -> Iterable[list[object]]:
+    for index, row in enumerate(zip(*spectra.values(), strict=True)):
         yield [index, *(float(value) for value in row)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from gnewton.data.splits import Batch
 from gnewton.errors import InputError
 from gnewton.inspection.hessian_structure import Floats
 from gnewton.inspection.measurement import OptimizerDirection, PointMeasurer, mean_gradient
-from gnewton.inspection.point_inspection import csv_table
+from gnewton.inspection.point_inspection import csv_table, npz_file
 from gnewton.optim.rate_rule import INVALID, RateRule
 from gnewton.partition import Partition
 
@@ -247,13 +246,10 @@ def _rows(partition: Partition, suggestion: Suggestion) -> list[list[object]]:
 def _arrays(partition: Partition, groups: Observations) -> bytes:
     """summaries.npz: the summaries along P_s u/n_s, directions of length one; zero where n_s is."""
     inverse = torch.where(groups.norms > 0, 1 / groups.norms, 0.0)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
+    return npz_file(
         groups=np.array(partition.names),
         gradient=(groups.gradient * inverse).numpy(),
         hessian=(groups.hessian * inverse[:, :, None] * inverse[:, None, :]).numpy(),
         third=(groups.third * inverse**3).numpy(),
         norms=groups.norms.numpy(),
     )
-    return buffer.getvalue()

@@ -7,8 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from gnewton.errors import InputError
+
+
+def refuse_sparse(parameters: Iterable[Tensor]) -> None:
+    """Refuse sparse gradients.
+
+    Raises:
+        InputError: if a parameter has one.
+    """
+    if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+        raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
 
 
 class BoundOptimizer(torch.optim.Optimizer):

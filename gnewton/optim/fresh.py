@@ -42,7 +42,11 @@ def fresh_parts(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradi
     if rule is None:
         return None
     with torch.no_grad():
-        return rule(optimizer, group, {p: gradients[p] for p in group["params"] if p in gradients})
+        descent = {p: gradients[p] for p in group["params"] if p in gradients}
+        if group.get("maximize"):
+            descent = {p: -g for p, g in descent.items()}
+        parts, lr = rule(optimizer, group, descent), float(group["lr"])
+        return parts if lr == 1 else {p: lr * v for p, v in parts.items()}
 
 
 def add_decay(
@@ -74,36 +78,32 @@ def weight(optimizer: torch.optim.Optimizer, group: Group, steps: int) -> float:
 
 
 def _gradient(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    return _scaled(group, {p: -g if group["maximize"] else g for p, g in gradients.items()})
+    """g."""
+    return dict(gradients)
 
 
 def _adam(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    """lr g / (√v̂ + ε), with v̂ the bias-corrected mean square."""
+    """g / (√v̂ + ε), with v̂ the bias-corrected mean square."""
     parts = {}
     for p, gradient in gradients.items():
         state = optimizer.state[p]
         square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
         correction = 1 - group["betas"][1] ** float(state["step"])
         root = (square / correction).sqrt_().add_(group["eps"])
-        parts[p] = gradient / root if not group.get("maximize") else -gradient / root
-    return _scaled(group, parts)
+        parts[p] = gradient / root
+    return parts
 
 
 def _rmsprop(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    """lr g / (√v + ε), with v the mean square."""
+    """g / (√v + ε), with v the mean square."""
     parts = {}
     for p, gradient in gradients.items():
         state = optimizer.state[p]
         square = state["square_avg"]
         if group["centered"]:
             square = square - state["grad_avg"] ** 2
-        parts[p] = (-gradient if group["maximize"] else gradient) / square.sqrt().add_(group["eps"])
-    return _scaled(group, parts)
-
-
-def _scaled(group: Group, parts: Parts) -> Parts:
-    lr = float(group["lr"])
-    return parts if lr == 1 else {p: lr * v for p, v in parts.items()}
+        parts[p] = gradient / square.sqrt().add_(group["eps"])
+    return parts
 
 
 _RULES: tuple[tuple[type[torch.optim.Optimizer], Callable[..., Parts]], ...] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,7 @@ class Grouping:
         self.names = [name for group in partition for name in group.parameters]
         self.parameters: list[Tensor] = [named[name] for name in self.names]
         self.owner = [partition.index[name] for name in self.names]
-        devices = {p.device for p in self.parameters}
-        if len(devices) > 1:
-            raise InputError(
-                f"model: its parameters must be on one device; found {sorted(map(str, devices))}"
-            )
+        check_one_device(self.parameters)
         self._trained = Trained(model, named, holder="partition", missing=_MISSING)
         self._owner = torch.tensor(self.owner, device=self.parameters[0].device)
 
@@ -128,6 +124,17 @@ class Trained:
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters of a model, by name."""
     return {name: p for name, p in named_parameters(model).items() if p.requires_grad}
+
+
+def check_one_device(parameters: Iterable[Tensor]) -> None:
+    """Check that all parameters are on one device.
+
+    Raises:
+        InputError: if they are not.
+    """
+    devices = sorted({str(p.device) for p in parameters})
+    if len(devices) > 1:
+        raise InputError(f"model: its parameters must be on one device; found {devices}")
 
 
 def difference(trained: set[str], held: set[str], missing: str | None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnewton.arguments import check_number, explained
 from gnewton.errors import InputError
-from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated
+from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated, refuse_sparse
 from gnewton.optim.grouping import Trained, trainable
 from gnewton.partition import Partition
 from gnewton.processes import mean_over_processes, world_size
@@ -107,9 +107,7 @@ class HessianVector(BoundOptimizer):
     def _move(self, d: list[Tensor], residual: list[Tensor]) -> None:
         """Move d and the parameters; ``residual`` holds the product and is overwritten."""
         (group,) = self.param_groups
-        for p in self._named.values():
-            if p.grad is not None and p.grad.is_sparse:
-                raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
+        refuse_sparse(self._named.values())
         torch._foreach_add_(residual, d, alpha=group["ridge"])
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._named.values()]
         torch._foreach_sub_(residual, gradient)

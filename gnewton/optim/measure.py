@@ -18,7 +18,7 @@ from gnewton.partition.groups import Group
 from gnewton.processes import sum_over_processes
 from gnewton.summary import Summarizer
 from gnewton.summary.api import EngineName
-from gnewton.summary.batch import batch_size, divisible, opened
+from gnewton.summary.batch import batch_size, cut, divisible, opened
 from gnewton.summary.isolation import preserve_torch_streams
 from gnewton.summary.problem import Carrier, Forward, LossFunction, Problem
 from gnewton.wrappers import plain_name
@@ -196,7 +196,7 @@ class Measurer:
         totals = torch.zeros(2, slices, dtype=torch.float64, device=problem.device())
         for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
             if stop > start:
-                part = _rows((inputs, targets), count, start, stop)
+                part = cut((inputs, targets), count, start, stop)
                 change = self._loss(here, part) - self._loss(there, part)
                 totals[0, i], totals[1, i] = self.sign * change * (stop - start), stop - start
         sums, weights = sum_over_processes(list(totals))
@@ -222,15 +222,6 @@ class Measurer:
     def _decay_decrease(self, step: Sequence[Tensor], factors: Tensor) -> Tensor:
         """The decrease of Σ (wd/2)‖θ_i‖² from θ to θ − step."""
         return (factors * (dots(self._grouping.parameters, step) - dots(step, step) / 2)).sum()
-
-
-def _rows(batch: Any, count: int, start: int, stop: int) -> Any:
-    """Samples start … stop − 1 of every tensor of a batch that has ``count`` of them."""
-
-    def cut(leaf: Any) -> Any:
-        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.shape[:1] == (count,) else leaf
-
-    return pytree.tree_map(cut, batch)
 
 
 class Stack(Carrier):

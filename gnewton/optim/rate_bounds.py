@@ -110,7 +110,7 @@ class MedianBound:
 
     def bound(self, rates: Tensor) -> Tensor:
         """The bounded rates; the history stays as it is."""
-        recent = [*self._history[-(self._window - 1) :], rates] if self._window > 1 else [rates]
+        recent = [*self._history[-(self._window - 1) :], rates]
         limit = torch.stack(recent).abs().median(dim=0).values
         return rates.clamp(min=-limit, max=limit)
 

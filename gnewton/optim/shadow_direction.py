@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
+from gnewton.optim.bound_optimizer import refuse_sparse
 from gnewton.optim.finite_step import all_finite
 from gnewton.optim.fresh import add_decay, fresh_parts, weight
 from gnewton.optim.inner_optimizers import (
@@ -100,9 +101,8 @@ class ShadowDirection:
         Returns:
             u and v. Without ``fresh``, or for a method whose v is not known, v is u.
         """
+        refuse_sparse(self._of_shadow.values())
         for shadow, parameter in self._of_shadow.items():
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
             shadow.grad = parameter.grad
         for optimizer, group in self._inner_groups():
             self._feed(optimizer, group)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gnewton.arguments import check_name, check_number, check_whole, explained
 from gnewton.errors import InputError
-from gnewton.optim.bound_optimizer import BoundOptimizer, evaluated
-from gnewton.optim.grouping import Trained
+from gnewton.optim.bound_optimizer import BoundOptimizer, evaluated, refuse_sparse
+from gnewton.optim.grouping import Trained, check_one_device, trainable
 from gnewton.optim.kfac.capture import Capture
 from gnewton.optim.kfac.kronecker_blocks import Layer, find_layers
 from gnewton.optim.kfac.likelihoods import LabelStream, Sampler, sampler
@@ -198,9 +198,7 @@ class KFAC(BoundOptimizer):
         """
         self._trained.check()
         loss = evaluated(closure)
-        for p in self.param_groups[0]["params"]:
-            if p.grad is not None and p.grad.is_sparse:
-                raise InputError("sparse gradients are not supported: build the embedding with sparse=False")
+        refuse_sparse(self.param_groups[0]["params"])
         self._take_statistics()
         self._refresh()
         moved, vectors = self._directions()
@@ -346,11 +344,10 @@ class KFAC(BoundOptimizer):
 
 def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
     """The tensors to step, by the name of the parameter of the model that each is or replaces."""
-    parameters = named_parameters(model)
     if params is None:
-        named: dict[str, Tensor] = {name: p for name, p in parameters.items() if p.requires_grad}
+        named = trainable(model)
     else:
-        named = dict(params)
+        parameters, named = named_parameters(model), dict(params)
         for name, tensor in named.items():
             if name not in parameters or parameters[name].shape != tensor.shape:
                 raise InputError(
@@ -358,9 +355,7 @@ def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> d
                 )
     if not named:
         raise InputError("model: it has no trainable parameters")
-    devices = sorted({str(p.device) for p in named.values()})
-    if len(devices) > 1:
-        raise InputError(f"model: its parameters must be on one device; found {devices}")
+    check_one_device(named.values())
     return named
 
 

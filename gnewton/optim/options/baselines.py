@@ -46,7 +46,9 @@ class FirstOrderRecipe(OptimizerRecipe):
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
         """The torch optimizer over all trainable parameters, with one group per learning rate."""
-        return self.method()(self._groups(named_parameters(problem)))
+        from gnewton.optim.grouping import trainable
+
+        return self.method()(self._groups(list(trainable(problem.model).items())))
 
     def proposal(self, problem: TrainingProblem) -> DirectionFactory:
         """The same method with learning rate 1 for every parameter."""
@@ -168,23 +170,15 @@ class LBFGS(OptimizerRecipe):
         """torch.optim.LBFGS over all trainable parameters."""
         import torch
 
+        from gnewton.optim.grouping import trainable
+
         return torch.optim.LBFGS(
-            trainable(problem),
+            list(trainable(problem.model).values()),
             lr=self.lr,
             max_iter=self.max_iter,
             history_size=self.history_size,
             line_search_fn="strong_wolfe" if self.line_search else None,
         )
-
-
-def trainable(problem: TrainingProblem) -> list[torch.nn.Parameter]:
-    """The trainable parameters of the model."""
-    return [p for p in problem.model.parameters() if p.requires_grad]
-
-
-def named_parameters(problem: TrainingProblem) -> list[tuple[str, Tensor]]:
-    """The trainable parameters with their names."""
-    return [(name, p) for name, p in problem.model.named_parameters() if p.requires_grad]
 
 
 def read_rates(path: Path) -> dict[str, Any]:

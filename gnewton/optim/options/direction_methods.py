@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.options import DIRECTIONS, DirectionRecipe, TrainingProblem
 from gnewton.options import option
@@ -52,6 +52,11 @@ class _AdamFamily(DirectionRecipe):
     eps: float = option(above=0)
     weight_decay: float = option(at_least=0)
 
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that all of them share."""
+        first, second = self.betas
+        return {"betas": (first, second), "eps": self.eps, "weight_decay": self.weight_decay}
+
 
 @DIRECTIONS.register("adam")
 @dataclass(kw_only=True)
@@ -62,10 +67,7 @@ class AdamDirection(_AdamFamily):
         """torch.optim.Adam at lr 1."""
         import torch
 
-        first, second = self.betas
-        return partial(
-            torch.optim.Adam, lr=1.0, betas=(first, second), eps=self.eps, weight_decay=self.weight_decay
-        )
+        return partial(torch.optim.Adam, lr=1.0, **self.arguments())
 
 
 @DIRECTIONS.register("adamw")
@@ -77,10 +79,7 @@ class AdamWDirection(_AdamFamily):
         """torch.optim.AdamW at lr 1."""
         import torch
 
-        first, second = self.betas
-        return partial(
-            torch.optim.AdamW, lr=1.0, betas=(first, second), eps=self.eps, weight_decay=self.weight_decay
-        )
+        return partial(torch.optim.AdamW, lr=1.0, **self.arguments())
 
 
 @DIRECTIONS.register("nadam")
@@ -95,13 +94,10 @@ class NAdamDirection(_AdamFamily):
         """torch.optim.NAdam at lr 1."""
         import torch
 
-        first, second = self.betas
         return partial(
             torch.optim.NAdam,
             lr=1.0,
-            betas=(first, second),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
+            **self.arguments(),
             momentum_decay=self.momentum_decay,
             decoupled_weight_decay=self.decoupled,
         )
@@ -145,15 +141,7 @@ class MuonDirection(_AdamFamily):
         """torch.optim.Muon and torch.optim.AdamW at lr 1, with steps on one scale."""
         from gnewton.optim.directions import muon_with_adamw
 
-        first, second = self.betas
-        return partial(
-            muon_with_adamw,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-            betas=(first, second),
-            eps=self.eps,
-        )
+        return partial(muon_with_adamw, momentum=self.momentum, nesterov=self.nesterov, **self.arguments())
 
 
 @DIRECTIONS.register("pair")
