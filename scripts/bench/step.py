@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from summary import CASES, Case, clock
+from summary import CASES, CLOCKS, Case, clock, write_table
 from torch import Tensor, nn
 
 from gnewton.cli.choices import config_groups
@@ -173,12 +171,6 @@ def recipes(wanted: set[str], *, compiled: bool) -> dict[str, OptimizerRecipe]:
     return found
 
 
-def processor_time(function: Callable[[], object]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 def measure(
     case: Case, chosen: dict[str, OptimizerRecipe], device: torch.device, repeats: int, cpu_time: bool
 ) -> Iterator[dict[str, object]]:
@@ -192,7 +184,7 @@ def measure(
         )
         for _ in range(BATCHES)
     ]
-    timer: Clock = processor_time if cpu_time else partial(clock, device=device, now=time.perf_counter)
+    timer: Clock = partial(clock, device=device, now=CLOCKS["cpu" if cpu_time else "wall"])
     sides = [Side(name, recipe, copy.deepcopy(network), batches, timer) for name, recipe in chosen.items()]
     for _ in range(repeats):
         for side in sides:
@@ -258,12 +250,7 @@ def main() -> None:
                 f"  {_show(row['summary_share'], '.0%'):>7} {_show(row['solver_share'], '.1%'):>7}  {parts}",
                 flush=True,
             )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written to {options.out}")
+    write_table(options.out, rows)
 
 
 def _names() -> str:

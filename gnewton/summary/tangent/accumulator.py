@@ -196,10 +196,7 @@ class Accumulator:
             return
         at_b = self.place(b.groups)
         columns = flat(b.merge()).T
-        offset = 0
-        for part in a.parts:
-            groups = a.groups[offset : offset + part.shape[0]]
-            offset += part.shape[0]
+        for groups, part in a.by_part():
             block = flat(part) @ columns
             at_a = self.place(groups)
             for matrix, values, factor in (

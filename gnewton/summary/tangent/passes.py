@@ -134,8 +134,8 @@ def _backward(
     sought: list[tuple[int, int | None, Tensor]] = []
     for i in plan.adjoints:
         if i in plan.outputs:
-            picks = [(j, values[j]) for j in plan.outputs[i]]
-            sought.extend((i, k, v) for k, v in enumerate(values[i]) if any(v is p for _, p in picks))
+            picks = [values[j] for j in plan.outputs[i]]
+            sought.extend((i, k, v) for k, v in enumerate(values[i]) if any(v is p for p in picks))
         elif isinstance(values[i], Tensor):
             sought.append((i, None, values[i]))
     sought = [entry for entry in sought if entry[2].requires_grad]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,13 @@ class Rows:
     def shape(self) -> torch.Size:
         """Shape of the value."""
         return self.parts[0].shape[1:]
+
+    def by_part(self) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """The parts, each with its groups."""
+        start = 0
+        for part in self.parts:
+            yield self.groups[start : start + part.shape[0]], part
+            start += part.shape[0]
 
     def merge(self) -> Tensor:
         """Merge the parts into one tensor, (k, *value shape), and return it.
@@ -144,10 +151,7 @@ def span(present: tuple[int, ...], among: tuple[int, ...]) -> slice | list[int]:
 
 def place(target: Tensor, groups: tuple[int, ...], rows: Rows, *, add: bool) -> None:
     """Write or add ``rows`` into the stack ``target`` that has a row for each of ``groups``."""
-    offset = 0
-    for part in rows.parts:
-        groups_of_part = rows.groups[offset : offset + part.shape[0]]
-        offset += part.shape[0]
+    for groups_of_part, part in rows.by_part():
         at = span(groups_of_part, groups)
         if isinstance(at, slice):
             (target[at].add_ if add else target[at].copy_)(part)

@@ -214,7 +214,7 @@ class _Replay(TorchDispatchMode):
             form = self._names.program.steps[name].form
             if form is not None:
                 return self._blank_memory(form), name, False
-        if value is None and name in self._names.drawn and self._values[name] is not None:
+        if name in self._names.drawn and self._values[name] is not None:
             return self._values[name].clone(), name, True  # drawn once
         computed = not func.is_view or id(args[0]) in self._computed
         return self._compute(func, args, kwargs), name, computed

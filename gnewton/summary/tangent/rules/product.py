@@ -127,10 +127,7 @@ def take_gradient(sums: Accumulator, moved: Rows, adjoint: Tensor, factor: float
         factor: a factor of ż^w.
     """
     summed = adjoint if adjoint.shape == moved.shape else adjoint.sum_to_size(moved.shape)
-    offset = 0
-    for part in moved.parts:
-        groups = moved.groups[offset : offset + part.shape[0]]
-        offset += part.shape[0]
+    for groups, part in moved.by_part():
         sums.add_gradient(groups, part if factor == 1 else part * factor, summed, adjoint)
 
 
