@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Flag, auto
+from operator import attrgetter
 from typing import Any
 
 from gnewton.errors import InputError
@@ -157,7 +158,7 @@ def violations(settings: object, path: str = "") -> Iterator[str]:
     if conflicts is not None:
         for name, message in conflicts():
             where = f"{path}.{name}" if path else name
-            yield f"{where}={show(_dig(settings, name))}: {message}"
+            yield f"{where}={show(attrgetter(name)(settings))}: {message}"
 
 
 def validate(settings: object, path: str = "") -> None:
@@ -206,9 +207,3 @@ def quoted(text: str) -> str:
     # a backslash counts only before a quote, where it is halved
     escaped = re.sub(r'(\\*)"', r"\1\1\"", re.sub(r"(\\+)$", r"\1\1", text))
     return f'"{escaped}"'
-
-
-def _dig(settings: object, dotted: str) -> object:
-    for name in dotted.split("."):
-        settings = getattr(settings, name)
-    return settings

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gnewton.cli import sweep, tune
 from gnewton.cli.commands import COMMANDS
 from gnewton.errors import InputError
 
@@ -21,7 +22,7 @@ _FLAGS = ("--resume", "--retries", "--fail-fast", "--dry-run", "--config-dir")
 FLAGS = {"sweep": _FLAGS, "tune": _FLAGS}
 """The flags of the commands that take overrides of runs; those of ``train`` are Hydra's."""
 
-GROUPS = {"sweep": ("launcher",), "tune": ("launcher", "tune", "space")}
+GROUPS = {"sweep": sweep.GROUPS, "tune": tune.GROUPS}
 """The groups of these commands themselves."""
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from gnewton.cli.choices import COMMAND_GROUPS, config_groups
 from gnewton.cli.explain import explained
 from gnewton.errors import InputError
-from gnewton.experiment.check import settings_from
+from gnewton.experiment.check import missing, settings_from
 from gnewton.experiment.folder import config_hash
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.locate import config_folder
@@ -159,9 +159,8 @@ class Composer:
         store.store(name=f"command_{name}", node={"defaults": [*defaults, "_self_"]})
         with explained(overrides):
             config = self._load(f"command_{name}", overrides)
-            missing = sorted(OmegaConf.missing_keys(config))
-            if missing:
-                raise InputError(f"{missing[0]}: has no value; give it one with {missing[0]}=…")
+            if problem := next(missing(config), None):
+                raise InputError(problem)
             settings = {group: OmegaConf.to_object(config[group]) for group in groups}
         for group, group_options in settings.items():
             validate(group_options, group)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import textwrap
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnewton.cli.parser import Parser, path
+from gnewton.registry import imported
 
 if TYPE_CHECKING:
     from gnewton.doctor.installation import Check, Finding
@@ -53,8 +53,7 @@ def _check(module: str, name: str, *arguments: Path) -> Check:
     """A check that imports its module only when it runs, so that a missing package breaks no other check."""
 
     def check() -> Iterator[Finding]:
-        function = getattr(importlib.import_module(f"gnewton.doctor.{module}"), name)
-        yield from function(*arguments)
+        yield from imported(f"gnewton.doctor.{module}:{name}")(*arguments)
 
     return check
 

@@ -25,7 +25,7 @@ def settings_from(config: DictConfig, overrides: Sequence[Override] = ()) -> Set
     Raises:
         InputError: with one line per problem, each naming the option, its value and what is allowed.
     """
-    problems = [*_unknown_keys(config, overrides), *_missing(config)]
+    problems = [*_unknown_keys(config, overrides), *missing(config)]
     if problems:
         raise InputError("\n".join(problems))
     settings = OmegaConf.to_object(config)
@@ -46,13 +46,12 @@ def _unknown_keys(node: DictConfig, overrides: Sequence[Override], path: str = "
         if known is not None and key not in known:
             text = next((override.text for override in overrides if override.is_within(where)), where)
             yield f"{text}: no such option{did_you_mean(str(key), known)} (options: {listing(known, 20)})"
-        elif not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
-            child = node._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none():
-                yield from _unknown_keys(child, overrides, where)
+        elif isinstance(child := node._get_node(key), DictConfig):  # one without a value has no keys
+            yield from _unknown_keys(child, overrides, where)
 
 
-def _missing(config: DictConfig) -> Iterator[str]:
+def missing(config: DictConfig) -> Iterator[str]:
+    """One message for each option that has no value."""
     for key in sorted(OmegaConf.missing_keys(config)):
         yield f"{key}: has no value; give it one with {key}=…"
 

@@ -31,10 +31,21 @@ _STATUS = {Diverged: DIVERGED, Interrupted: INTERRUPTED, KeyboardInterrupt: INTE
 
 def config_hash(config: DictConfig) -> str:
     """Eight hexadecimal digits that change with any option but the output root and the loggers."""
-    resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    content = resolved(config)
     for key in options_with(Role.OUTPUT):
-        resolved.pop(key, None)
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
+        content.pop(key, None)
+    return digest_of(content)
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The options as plain values, a new dictionary."""
+    content: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return content
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that change with any value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def dotted(config: DictConfig) -> dict[str, Any]:
@@ -47,8 +58,7 @@ def dotted(config: DictConfig) -> dict[str, Any]:
             else:
                 yield f"{prefix}{key}", value
 
-    resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    return dict(flat(resolved, ""))
+    return dict(flat(resolved(config), ""))
 
 
 def create_run_folder(root: Path, digest: str) -> Path:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from gnewton.errors import InputError
-from gnewton.experiment.schema import declared_options
+from gnewton.experiment.schema import declared_options, options_with
 from gnewton.options import Role, quoted
 
 _QUOTED = r"'(?:\\.|[^'])*'|\"(?:\\.|[^\"])*\""
@@ -135,4 +135,4 @@ def _texts() -> frozenset[str]:
 
 @cache
 def _paths() -> frozenset[str]:
-    return frozenset(option.name for option in declared_options() if option.role & (Role.PLACE | Role.PATH))
+    return frozenset(options_with(Role.PLACE | Role.PATH))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.errors import InputError, first_line
+from gnewton.experiment.folder import digest_of, resolved
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.places import absolute, find_places, places, require_places
@@ -132,7 +132,7 @@ def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
         config: the configuration.
         follows_length: whether the schedule, and so the steps, depend on ``trainer.epochs``.
     """
-    kept = _resolved(config)
+    kept = resolved(config)
     apart = options_with(Role.OUTPUT | Role.LABEL | Role.RESUMABLE)
     for key in dict.fromkeys((*apart, *places(config))):
         if key != "trainer.epochs" or not follows_length:
@@ -141,12 +141,7 @@ def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
             for part in path:
                 node = node[part]
             node.pop(last)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    return resolved
+    return digest_of(kept)
 
 
 def saved_config(folder: Path, argument: str) -> DictConfig:
