@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Flag, auto
 from operator import attrgetter
@@ -18,7 +18,7 @@ from typing import Any
 
 from gnewton.errors import InputError
 
-_RULE, _ROLE = "gnewton_rule", "gnewton_role"
+_RULE, _ROLE, _FORMERLY = "gnewton_rule", "gnewton_role", "gnewton_formerly"
 
 
 class Role(Flag):
@@ -44,13 +44,17 @@ class Role(Flag):
 
 @dataclass(frozen=True)
 class Rule:
-    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too."""
+    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too.
+
+    ``former`` has the present name of each choice that was renamed.
+    """
 
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
     at_most: float | None = None
     choices: tuple[str, ...] = ()
+    former: Mapping[str, str] = field(default_factory=dict)
     length: int | None = None
 
     def admits(self, value: object) -> bool:
@@ -71,6 +75,14 @@ class Rule:
             and (self.below is None or value < self.below)
             and (self.at_most is None or value <= self.at_most)
         )
+
+    def hint(self, value: object) -> str:
+        """What to write instead of a text that is not a choice; empty where nothing is near."""
+        if not isinstance(value, str):
+            return ""
+        if value in self.former:
+            return f"; it is called {self.former[value]} now"
+        return did_you_mean(value, self.choices)
 
     def describe(self, value: object = 0.0) -> str:
         """The allowed values in words: whole numbers if ``value`` is one."""
@@ -104,20 +116,24 @@ def option(
     below: float | None = None,
     at_most: float | None = None,
     choices: Iterable[str] = (),
+    former: Mapping[str, str] | None = None,
     length: int | None = None,
     role: Role = Role.NONE,
+    formerly: str | None = None,
     default: Any = MISSING,
     default_factory: Any = MISSING,
 ) -> Any:
     """Declare a field of a recipe together with its allowed values (see :class:`Rule`) and its role.
 
     Args:
-        above, at_least, below, at_most, choices, length: what is allowed.
+        above, at_least, below, at_most, choices, former, length: what is allowed.
         role: what it is to a run, see :class:`Role`; of a group or a part, that of all its options.
+        formerly: a name that it had before; it is refused with a hint.
         default: the value in runs that were configured before the option existed; new runs have the YAML's.
         default_factory: the same, for a value that can be changed in place.
     """
-    metadata = {_RULE: Rule(above, at_least, below, at_most, tuple(choices), length), _ROLE: role}
+    rule = Rule(above, at_least, below, at_most, tuple(choices), former or {}, length)
+    metadata = {_RULE: rule, _ROLE: role, _FORMERLY: formerly}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -135,6 +151,12 @@ def role_of(entry: Field[Any]) -> Role:
     return role
 
 
+def former_name_of(entry: Field[Any]) -> str | None:
+    """The name that an option had before, if it was renamed."""
+    name: str | None = entry.metadata.get(_FORMERLY)
+    return name
+
+
 def violations(settings: object, path: str = "") -> Iterator[str]:
     """Yield one line per option of ``settings``, nested ones included, whose value is not allowed.
 
@@ -146,8 +168,7 @@ def violations(settings: object, path: str = "") -> Iterator[str]:
         where = f"{path}.{entry.name}" if path else entry.name
         rule = rule_of(entry)
         if not rule.admits(value):
-            hint = did_you_mean(value, rule.choices) if isinstance(value, str) else ""
-            yield f"{where}={show(value)}: must be {rule.describe(value)}{hint}"
+            yield f"{where}={show(value)}: must be {rule.describe(value)}{rule.hint(value)}"
         elif is_dataclass(value):
             yield from violations(value, where)
         elif isinstance(value, dict):

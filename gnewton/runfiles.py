@@ -66,7 +66,7 @@ RATES_COLUMNS = (
     "step",
     "group",
     "rate",
-    "damping",
+    "step_size",
     "gradient",
     "curvature",
     "third",

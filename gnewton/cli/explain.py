@@ -6,10 +6,10 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -22,7 +22,7 @@ from gnewton.cli.choices import all_groups, config_groups
 from gnewton.errors import InputError
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.schema import REGISTRIES, declared_options
-from gnewton.options import did_you_mean, listing, nearest, quoted
+from gnewton.options import did_you_mean, former_name_of, listing, nearest, quoted
 
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, OverflowError, AssertionError)
 """What composing raises: on long numbers Hydra lets Python's own errors through."""
@@ -169,6 +169,8 @@ def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
     if parent and hint:
         hint = hint.replace("mean '", f"mean '{parent}.")
     hint = hint or _elsewhere(parent, key)
+    hint += _unchosen(parent, key) + _owners(parent, key)
+    hint = _renamed(cause.parent_node, parent, key) or hint
     where = (
         f" (options of {parent}: {listing(known, 20)})"
         if parent
@@ -177,7 +179,16 @@ def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
     text = next(
         (override.text for key, override in typed.items() if f"{key}.".startswith(f"{full_key}.")), full_key
     )
-    return f"{text}: no such option{hint}{_unchosen(parent, key)}{_owners(parent, key)}{where}"
+    return f"{text}: no such option{hint}{where}"
+
+
+def _renamed(node: Container | None, parent: str, key: str) -> str:
+    """A hint at the present name of an option of this node that was renamed."""
+    kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+    for entry in fields(kind) if isinstance(kind, type) and is_dataclass(kind) else ():
+        if former_name_of(entry) == key:
+            return f"; it is called {parent}.{entry.name} now"
+    return ""
 
 
 _OTHER_WORDS = {"learning_rate": "lr", "batchsize": "batch_size", "steps": "max_steps", "epoch": "epochs"}

@@ -42,6 +42,15 @@ def at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
+def former(name: str) -> Callable[[str], NoReturn]:
+    """Argument type of an option that is called ``name`` now: no value is allowed."""
+
+    def parse(text: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(f"it is called {name} now; write {name}={text}")
+
+    return parse
+
+
 def finite(low: float, *, above: bool = False) -> Callable[[str], float]:
     """Argument type: a finite number >= ``low``, or > ``low``."""
 

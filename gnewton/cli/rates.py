@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser, at_least, finite, path
+from gnewton.cli.parser import Parser, at_least, finite, former, path
 from gnewton.errors import InputError
 from gnewton.options import quoted
 
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
         whole,
         internal_damping=options.internal_damping,
         proximal=options.proximal,
-        damping=options.damping,
+        step_size=options.step_size,
         seed=point.settings.seed,
     )
     folder = options.output or _folder(point, subject)
@@ -158,7 +158,7 @@ def _describe(
     title = (
         f"{point.describe()}\n"
         f"along the steps of optimizer={recipe.name}, {options.batches} batches; "
-        f"λ_1 {options.damping:g}, λ_int {options.internal_damping:g}, μ {options.proximal:g}; "
+        f"λ_1 {options.step_size:g}, λ_int {options.internal_damping:g}, μ {options.proximal:g}; "
         f"solve: {suggestion.status}"
     )
     heads = ["group", "rate", "", "over batches, 10–90 %", "above 0"]
@@ -249,12 +249,13 @@ def _parser() -> argparse.ArgumentParser:
         help="gradients that the optimizer averages beforehand, at fixed weights (default: %(default)s)",
     )
     parser.add_argument(
-        "--damping",
+        "--step-size",
         type=finite(0.0, above=True),
         default=1.0,
         metavar="λ",
         help="λ_1, the factor on all rates (default: %(default)s)",
     )
+    parser.add_argument("--damping", type=former("--step-size"), help=argparse.SUPPRESS)
     parser.add_argument(
         "--proximal",
         type=finite(0.0),

@@ -130,7 +130,7 @@ def suggest(
     *,
     internal_damping: float,
     proximal: float,
-    damping: float,
+    step_size: float,
     seed: int = 0,
 ) -> Suggestion:
     """Solve for the rates of the mean summary over batches; their spread comes from resampled batches.
@@ -144,7 +144,7 @@ def suggest(
         whole: summaries of the same steps and batches with all parameters in one group.
         internal_damping: λ_int >= 0.
         proximal: μ >= 0.
-        damping: λ_1 > 0, the factor on all rates.
+        step_size: λ_1 > 0, the factor on all rates.
         seed: of the resampling.
 
     Raises:
@@ -165,15 +165,15 @@ def suggest(
     spread = np.stack(
         [mean_groups.solve(draw, center=center)[0] for draw, center in zip(draws, singles, strict=True)]
     )
-    low, high = damping * np.quantile(spread, QUANTILES, axis=0)
-    single_low, single_high = damping * np.quantile(singles, QUANTILES)
+    low, high = step_size * np.quantile(spread, QUANTILES, axis=0)
+    single_low, single_high = step_size * np.quantile(singles, QUANTILES)
     return Suggestion(
-        rates=damping * np.where(solved > 0, solved, single),
-        solved=damping * solved,
+        rates=step_size * np.where(solved > 0, solved, single),
+        solved=step_size * solved,
         low=low,
         high=high,
         positive=(spread > 0).mean(axis=0),
-        single=damping * single,
+        single=step_size * single,
         single_low=float(single_low),
         single_high=float(single_high),
         status=status,

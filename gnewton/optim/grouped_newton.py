@@ -68,7 +68,7 @@ class GroupedNewton(BoundOptimizer):
     with, and a direction that contains a NaN starts anew at the next update. If a summary fails, the rates in
     force stay.
 
-    Each group of the partition is one entry of ``param_groups``, with its ``name``, its damping λ_1 as
+    Each group of the partition is one entry of ``param_groups``, with its ``name``, its step size λ_1 as
     ``lr`` (so that torch's schedulers act on it) and its rate η_s as ``rate``, a list for several directions.
 
     Example::
@@ -97,7 +97,7 @@ class GroupedNewton(BoundOptimizer):
         along: the direction of the summary. "fresh": v, the part of u that the current gradient adds
             (:mod:`gnewton.optim.fresh`), best measured on its own batch; "step": u itself.
         period: number of training steps between two updates of the rates, at least 1.
-        damping: λ_1 > 0, the factor on all rates.
+        step_size: λ_1 > 0, the factor on all rates.
         solver: the problem that is solved for the rates: "cubic", "cubic_diagonal", "ridge" or "newton"
             (:mod:`gnewton.optim.solvers`).
         internal_damping: λ_int >= 0, the weight of the cubic term, or of the ridge.
@@ -134,7 +134,8 @@ class GroupedNewton(BoundOptimizer):
     """
 
     @explained(
-        lr="there is no learning rate to set; damping= is λ_1, the factor on all rates",
+        lr="there is no learning rate to set; step_size= is λ_1, the factor on all rates",
+        damping="λ_1, the factor on all rates, is step_size= now",
         momentum="it belongs to the direction, functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9)",
         weight_decay="it belongs to the direction, functools.partial(torch.optim.SGD, lr=1, weight_decay=…)",
         loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
@@ -148,7 +149,7 @@ class GroupedNewton(BoundOptimizer):
         direction: DirectionChoice = ADAM,
         along: str = "fresh",
         period: int = 10,
-        damping: float = 1.0,
+        step_size: float = 1.0,
         solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
         negative_rates: str | NegativeRates = NegativeRates.CLIP,
@@ -173,7 +174,7 @@ class GroupedNewton(BoundOptimizer):
         check_loss(loss_fn)
         check_whole("period", period, 1)
         check_whole("warmup", warmup, 0)
-        check_number("damping", damping, above=0)
+        check_number("step_size", step_size, above=0)
         check_flag("maximize", maximize)
         check_flag("safeguard", safeguard)
         check_name("along", along, ALONG)
@@ -187,7 +188,7 @@ class GroupedNewton(BoundOptimizer):
                 {"params": [named[n] for n in group.parameters], "name": group.name, "rate": 0.0}
                 for group in self.partition
             ],
-            {"lr": damping},
+            {"lr": step_size},
         )
         self._directions = Directions(named.items(), direction, maximize=maximize)
         count = len(self._directions.labels)
@@ -207,7 +208,7 @@ class GroupedNewton(BoundOptimizer):
         self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
         self._controller = controller if controller is not None else Progress()
         self._controller.check(self._rule)
-        self._controller.begin(damping, period)
+        self._controller.begin(step_size, period)
         self._objective = Objective(model, loss_fn, forward, maximize, engine, max_memory)
         self._fresh = along == "fresh"
         self._rates = RatesInForce(self.param_groups, self._grouping, count, cap=cap, fresh=self._fresh)
@@ -228,7 +229,7 @@ class GroupedNewton(BoundOptimizer):
     @property
     def rates(self) -> list[float]:
         """λ_1 η_s, the learning rate in force for each group, or for each group and direction."""
-        return [lr * rate for lr, rate in zip(self._damping(), self._rates.values, strict=True)]
+        return [lr * rate for lr, rate in zip(self._step_size(), self._rates.values, strict=True)]
 
     @property
     def fallbacks(self) -> int:
@@ -249,8 +250,8 @@ class GroupedNewton(BoundOptimizer):
         """Keep these rates from now on: no summary is taken, and no step is limited, until :meth:`release`.
 
         Args:
-            rates: η of each group, or of each group and direction, before the damping λ_1; or one number for
-                all of them.
+            rates: η of each group, or of each group and direction, before the step size λ_1; or one number
+                for all of them.
 
         Raises:
             InputError: if there is not one rate per group and direction.
@@ -328,7 +329,7 @@ class GroupedNewton(BoundOptimizer):
                     step=self._steps,
                     solved=solved,
                     names=self._measurer.names,
-                    damping=self._damping(),
+                    step_size=self._step_size(),
                     loss=_mean([summary.loss for summary in measured]),
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,
@@ -405,7 +406,7 @@ class GroupedNewton(BoundOptimizer):
             lr=torch.tensor(self._lr(), dtype=torch.float64) * self._scale(),
         )
         if warming_up:
-            proposal = update.propose(self._controller.damping, self._controller.internal_damping)
+            proposal = update.propose(self._controller.step_size, self._controller.internal_damping)
         else:
             proposal = self._controller.settle(update)
         return self._rule.commit(proposal)
@@ -414,8 +415,8 @@ class GroupedNewton(BoundOptimizer):
         """Put rates in force with the limits of their steps."""
         if solved.solution.status == INVALID:
             self._warn("a summary that is not finite leaves the rates in force as they are")
-            return self._rates.start(solved, measured, self._damping())
-        return self._rates.enforce(solved, measured, self._damping(), self._directions, self._period)
+            return self._rates.start(solved, measured, self._step_size())
+        return self._rates.enforce(solved, measured, self._step_size(), self._directions, self._period)
 
     def _lr(self) -> list[float]:
         """λ_1 of each entry, before the controller and the safeguard."""
@@ -426,9 +427,9 @@ class GroupedNewton(BoundOptimizer):
         """The safeguard's factor on λ_1."""
         return self._safeguard.scale if self._safeguard is not None else 1.0
 
-    def _damping(self) -> list[float]:
+    def _step_size(self) -> list[float]:
         """λ_1 of each entry, as the next step takes it."""
-        factor = self._controller.damping * self._scale()
+        factor = self._controller.step_size * self._scale()
         return [lr * factor for lr in self._lr()]
 
     def _eta(self) -> Tensor:
@@ -452,7 +453,7 @@ class GroupedNewton(BoundOptimizer):
         Args:
             param_group: ``params``, trainable parameters of the model that are in no group yet, or (name,
                 parameter) pairs; optionally ``name``, by default that of the first parameter, and ``lr``, its
-                damping λ_1, by default that given to the optimizer.
+                step size λ_1, by default that given to the optimizer.
 
         Raises:
             InputError: for other keys, parameters that are unknown, frozen, in a group or on another device,

@@ -43,7 +43,7 @@ class OuterNewton(BoundOptimizer):
         model, loss_fn, partition: as for :class:`~gnewton.optim.grouped_newton.GroupedNewton`.
         inner: builds the inner optimizer from (name, parameter) pairs.
         period: inner steps between two outer steps, at least 1.
-        damping: λ_1 > 0.
+        step_size: λ_1 > 0.
         lowest, highest: bounds on the rates, lowest < highest.
         solver, internal_damping, proximal, averaging, normalise: see
             :class:`~gnewton.optim.rate_rule.RateRule`; nothing is averaged by default.
@@ -61,6 +61,7 @@ class OuterNewton(BoundOptimizer):
     @explained(
         lr="it belongs to the inner optimizer, inner=functools.partial(torch.optim.SGD, lr=0.1)",
         inner="pass a function that builds it, such as functools.partial(torch.optim.SGD, lr=0.1)",
+        damping="λ_1, the factor on all rates, is step_size= now",
         loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
     )
     def __init__(
@@ -71,7 +72,7 @@ class OuterNewton(BoundOptimizer):
         *,
         inner: DirectionFactory,
         period: int = 20,
-        damping: float = 1.0,
+        step_size: float = 1.0,
         lowest: float = -1.0,
         highest: float = 5.0,
         solver: str | Solver = "cubic",
@@ -89,7 +90,7 @@ class OuterNewton(BoundOptimizer):
         check_loss(loss_fn)
         check_factory("inner", inner)
         check_whole("period", period, 1)
-        check_number("damping", damping, above=0)
+        check_number("step_size", step_size, above=0)
         check_number("lowest", lowest)
         check_number("highest", highest)
         check_function("on_update", on_update, "of a RateUpdate")
@@ -123,7 +124,7 @@ class OuterNewton(BoundOptimizer):
             diagonal=self._rule.solver.diagonal,
         )
         self._period = period
-        self._damping = damping
+        self._step_size = step_size
         self._steps = 0
         self._start = Snapshot(self._grouping.parameters)
         self._on_update = on_update
@@ -190,7 +191,7 @@ class OuterNewton(BoundOptimizer):
         assert w is not None
         loss, proposal, summarised = self._propose(w, batch)
         solved = self._rule.commit(proposal)
-        self.rates = [self._damping * eta for eta in solved.rates.tolist()]
+        self.rates = [self._step_size * eta for eta in solved.rates.tolist()]
         take([w], Plan(self.rates), self._grouping)
         if self._on_update is not None:
             self._on_update(
@@ -198,7 +199,7 @@ class OuterNewton(BoundOptimizer):
                     step=self._steps,
                     solved=solved,
                     names=self.partition.names,
-                    damping=[self._damping] * len(self.partition),
+                    step_size=[self._step_size] * len(self.partition),
                     loss=loss,
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,

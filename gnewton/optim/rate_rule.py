@@ -52,7 +52,7 @@ class Solved:
     Each vector has one entry per group and direction, (S,) for a single direction.
 
     Attributes:
-        rates: η after averaging, bounds and clipping, before the damping λ_1, (S,).
+        rates: η after averaging, bounds and clipping, before the step size λ_1, (S,).
         gradient, curvature, third: ḡ_s, H̄_ss and D3_s of the averaged model, (S,).
         solution: the solver's result, in normalised units and over the groups that take part.
         capped: number of entries whose step the trust radius shortened.

@@ -1,4 +1,4 @@
-"""One update of the rates, as it is logged and as the controllers of the dampings see it."""
+"""One update of the rates, as it is logged and as the controllers see it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RateUpdate:
 
     Attributes:
         step: number of training steps before it.
-        solved: the rates before damping, and the model that they were solved from.
+        solved: the rates before the step size λ_1, and the model that they were solved from.
         names: name of each entry of the vectors in ``solved``: a group of the partition, or
             ``group:direction`` for several directions.
-        damping: λ_1 of each entry at this update.
+        step_size: λ_1 of each entry at this update.
         loss: loss of the curvature batch, at the parameters before the step.
         summary_seconds, solve_seconds: wall time of the two parts; trials of the controller count as solving.
         warming_up: whether the update only fed the average, and its rates are not put in force.
@@ -35,7 +35,7 @@ class RateUpdate:
     step: int
     solved: Solved
     names: tuple[str, ...]
-    damping: list[float]
+    step_size: list[float]
     loss: float
     summary_seconds: float
     solve_seconds: float
@@ -77,20 +77,20 @@ class Update(Site):
         """±L on the curvature batch."""
         return self.measurer.sign * self.measured.loss
 
-    def propose(self, damping: float, internal_damping: float) -> Proposal:
-        """Rates at these dampings, not yet in force."""
+    def propose(self, step_size: float, internal_damping: float) -> Proposal:
+        """Rates at these factors, not yet in force."""
         return self.rule.propose(
             self.average, self.measured.norms, factor=internal_damping, silent=self.silent
         )
 
-    def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
+    def predicted(self, proposal: Proposal, step_size: float, internal_damping: float) -> float:
         """The predicted decrease, by the averaged model."""
-        rates = self.lr * damping * proposal.solved.rates
+        rates = self.lr * step_size * proposal.solved.rates
         return self.rule.predicted(self.average, self.measured.norms, rates, factor=internal_damping)
 
-    def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
+    def decreases(self, proposal: Proposal, step_size: float, slices: int) -> Tensor:
         """The actual decrease on slices of the curvature batch."""
-        rates = (self.lr * damping * proposal.solved.rates).tolist()
+        rates = (self.lr * step_size * proposal.solved.rates).tolist()
         step = combined(self.directions, Plan(rates), self.grouping)
         return self.measurer.decreases(*self.batch, step, self.decay, slices)
 

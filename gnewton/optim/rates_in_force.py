@@ -118,7 +118,7 @@ class RatesInForce:
 
     @property
     def values(self) -> list[float]:
-        """η of each entry, before the damping λ_1."""
+        """η of each entry, before the step size λ_1."""
         rates = [group["rate"] for group in self._groups]
         return [eta for rate in rates for eta in rate] if isinstance(rates[0], list) else rates
 
@@ -134,14 +134,14 @@ class RatesInForce:
         self._limits = self._reference = None
 
     def enforce(
-        self, solved: Solved, measured: Measured, damping: list[float], directions: Directions, period: int
+        self, solved: Solved, measured: Measured, step_size: list[float], directions: Directions, period: int
     ) -> Solved:
         """Put the rates of an update in force, with the longest step that each allows.
 
         Args:
             solved: the rates.
             measured: the last summary behind them.
-            damping: λ_1 of each entry.
+            step_size: λ_1 of each entry.
             directions: whose weights the rates belong to.
             period: steps to the next update.
 
@@ -149,7 +149,7 @@ class RatesInForce:
             ``solved`` with the number of entries that the trust radius shortens.
         """
         self.set(solved.rates.tolist())
-        lengths = solved.rates.abs() * torch.tensor(damping, dtype=torch.float64) * measured.norms
+        lengths = solved.rates.abs() * torch.tensor(step_size, dtype=torch.float64) * measured.norms
         capped = 0
         if self.trust is not None:
             trusted = self._trusted(self.trust, measured, bounded=not solved.solution.fell_back)
@@ -160,14 +160,14 @@ class RatesInForce:
         self._reference = None if self._fresh else directions.weights()
         return replace(solved, capped=capped)
 
-    def start(self, solved: Solved, measured: Measured, damping: list[float]) -> Solved:
+    def start(self, solved: Solved, measured: Measured, step_size: list[float]) -> Solved:
         """If no summary has been finite yet: rates whose steps are as long as the least trust radius."""
         lengths = measured.norms
         if self.trust is None or self._limits is not None or not bool(lengths.isfinite().all()):
             return solved
         trusted = torch.where(lengths > 0, self._trusted(self.trust, measured, bounded=False), 0.0)
         rates = trusted / lengths.clamp(min=torch.finfo(torch.float64).tiny)
-        rates = rates / torch.tensor(damping, dtype=torch.float64)
+        rates = rates / torch.tensor(step_size, dtype=torch.float64)
         self.set(rates.tolist())
         self._limits = trusted.to(self._device)
         return replace(solved, rates=rates)

@@ -16,8 +16,8 @@ from gnewton.report.measures import Spread, measure_run
 from gnewton.report.setups import Setup, distinguish, identity
 from gnewton.runfiles import BROKEN
 
-RATE_OPTIONS = ("optimizer.lr", "optimizer.damping")
-"""Options that scale the steps: the learning rate, and the damping λ₁ of GroupedNewton."""
+RATE_OPTIONS = ("optimizer.lr", "optimizer.step_size")
+"""Options that scale the steps: the learning rate, and the step size λ₁ of GroupedNewton."""
 
 LOSSES = ("validation_loss", "train_loss", "test_loss")
 """Losses in the order of preference; the first that was measured is compared."""

@@ -163,7 +163,7 @@ class RateLog:
         columns = zip(
             update.names,
             solved.rates.tolist(),
-            update.damping,
+            update.step_size,
             solved.gradient.tolist(),
             solved.curvature.tolist(),
             solved.third.tolist(),
@@ -191,14 +191,14 @@ class RateLog:
             {
                 **shared,
                 "group": group,
-                "rate": 0.0 if update.warming_up else rate * damping,
-                "damping": damping,
+                "rate": 0.0 if update.warming_up else rate * step_size,
+                "step_size": step_size,
                 "gradient": _number(gradient),
                 "curvature": _number(curvature),
                 "third": _number(third),
                 "silent": silent,
             }
-            for group, rate, damping, gradient, curvature, third, silent in columns
+            for group, rate, step_size, gradient, curvature, third, silent in columns
         ]
 
 

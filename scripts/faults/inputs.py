@@ -126,7 +126,7 @@ OPTIONS = (
     ),
     *(
         "optimizer.period",
-        "optimizer.damping",
+        "optimizer.step_size",
         "optimizer.curvature.batch_size",
         "optimizer.averaging.coefficient",
     ),

@@ -1,6 +1,6 @@
 """Train the zoo: first, highest and last loss of each network (docs/reliability.md).
 
-python -m scripts.zoo [--only deep_relu,lstm] [--options damping=3 direction=kfac] [--seeds 0,1]
+python -m scripts.zoo [--only deep_relu,lstm] [--options step_size=3 direction=kfac] [--seeds 0,1]
 """
 
 from __future__ import annotations

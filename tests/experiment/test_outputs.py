@@ -123,7 +123,7 @@ def test_controllers_fill_their_columns(run, controller, columns):
     table = pd.read_csv(folder / "rates.csv")
     for name in OF_A_CONTROLLER:
         assert table[name].notna().any() == (name in columns), name
-    assert table["damping"].nunique() == (5 if controller == "overshoot" else 1)  # four displacements
+    assert table["step_size"].nunique() == (5 if controller == "overshoot" else 1)  # four displacements
     if controller == "adaptive":
         last = table.iloc[-1]
         assert last["trials_accepted"] + last["trials_rejected"] >= 4  # updates that step
@@ -301,6 +301,6 @@ def test_schedules_act_on_the_damping(run, schedule, column):
     folder = run([*SMALL, "trainer.epochs=3", "optimizer.period=1", "optimizer.warmup=0", *changes]).folder
     assert list(pd.read_csv(folder / "metrics.csv")["lr"]) == pytest.approx(column, rel=1e-12)
     rates = pd.read_csv(folder / "rates.csv")
-    assert list(rates.groupby("step")["damping"].first()) == pytest.approx(
+    assert list(rates.groupby("step")["step_size"].first()) == pytest.approx(
         [value for value in column for _ in range(3)], rel=1e-12
     )

@@ -41,7 +41,7 @@ def test_without_third_derivatives_it_is_newton_on_the_summary():
         WHOLE,
         internal_damping=1.0,
         proximal=0.0,
-        damping=0.5,
+        step_size=0.5,
     )
     assert found.solved == pytest.approx(0.5 * np.linalg.solve(HESSIAN, GRADIENT))
     assert found.rates == pytest.approx(found.solved)
@@ -54,7 +54,11 @@ def test_without_third_derivatives_it_is_newton_on_the_summary():
 def test_with_them_it_satisfies_the_first_order_condition():
     third, damping = np.array([-4.0, 1.0, 9.0]), 2.0
     found = suggest(
-        repeated(HESSIAN, GRADIENT, third, NORMS), WHOLE, internal_damping=damping, proximal=0.0, damping=1.0
+        repeated(HESSIAN, GRADIENT, third, NORMS),
+        WHOLE,
+        internal_damping=damping,
+        proximal=0.0,
+        step_size=1.0,
     )
     d = np.cbrt(np.abs(third))
     r = np.linalg.norm(d * found.solved)
@@ -64,12 +68,12 @@ def test_with_them_it_satisfies_the_first_order_condition():
 def test_the_proximal_term_pulls_towards_the_rate_for_all():
     third, mu = np.array([-4.0, 1.0, 9.0]), 3.0
     groups = repeated(HESSIAN, GRADIENT, third, NORMS)
-    found = suggest(groups, WHOLE, internal_damping=1.0, proximal=mu, damping=1.0)
+    found = suggest(groups, WHOLE, internal_damping=1.0, proximal=mu, step_size=1.0)
     d = np.cbrt(np.abs(third))
     m = HESSIAN + 0.5 * np.linalg.norm(d * found.solved) * np.diag(d**2)
     pull = mu * HESSIAN.diagonal()
     assert m @ found.solved + pull * (found.solved - found.single) == pytest.approx(GRADIENT)
-    flat = suggest(groups, WHOLE, internal_damping=0.0, proximal=1e9, damping=1.0)
+    flat = suggest(groups, WHOLE, internal_damping=0.0, proximal=1e9, step_size=1.0)
     assert flat.solved == pytest.approx([flat.single] * 3, rel=1e-6)
 
 
@@ -81,7 +85,7 @@ def test_a_group_without_a_rate_above_zero_gets_that_of_all():
         repeated(np.array([[hessian.sum()]]), np.array([gradient.sum()]), np.zeros(1), np.ones(1)),
         internal_damping=1.0,
         proximal=0.0,
-        damping=1.0,
+        step_size=1.0,
     )
     solved = np.linalg.solve(hessian, gradient)
     assert found.solved == pytest.approx(solved)
@@ -96,7 +100,7 @@ def test_a_group_without_a_rate_above_zero_gets_that_of_all():
 def test_a_group_at_rest_takes_no_part():
     groups = repeated(np.diag([2.0, 0.0]), np.array([1.0, 0.0]), np.zeros(2), np.array([1.0, 0.0]), batches=1)
     whole = repeated(np.array([[2.0]]), np.array([1.0]), np.zeros(1), np.ones(1), batches=1)
-    assert suggest(groups, whole, internal_damping=1.0, proximal=0.0, damping=1.0).rates == pytest.approx(
+    assert suggest(groups, whole, internal_damping=1.0, proximal=0.0, step_size=1.0).rates == pytest.approx(
         [0.5, 0.5]
     )
 
@@ -104,17 +108,17 @@ def test_a_group_at_rest_takes_no_part():
 def test_a_step_uphill_is_refused():
     uphill = repeated(np.array([[2.0]]), np.array([-1.0]), np.zeros(1), np.ones(1))
     with pytest.raises(InputError, match="lowers the loss at no rate"):
-        suggest(uphill, uphill, internal_damping=1.0, proximal=0.0, damping=1.0)
+        suggest(uphill, uphill, internal_damping=1.0, proximal=0.0, step_size=1.0)
 
 
 def test_rates_move_against_the_scale_of_a_group():
     """a_s times longer steps in a group need rates a_s times smaller; what is averaged does not change."""
     third, a = np.array([-4.0, 1.0, 9.0]), np.array([1e-3, 1.0, 50.0])
     plain = suggest(
-        repeated(HESSIAN, GRADIENT, third, NORMS), WHOLE, internal_damping=1.0, proximal=0.0, damping=1.0
+        repeated(HESSIAN, GRADIENT, third, NORMS), WHOLE, internal_damping=1.0, proximal=0.0, step_size=1.0
     )
     scaled = repeated(HESSIAN * np.outer(a, a), GRADIENT * a, third * a**3, NORMS * a)
-    found = suggest(scaled, WHOLE, internal_damping=1.0, proximal=0.0, damping=1.0)
+    found = suggest(scaled, WHOLE, internal_damping=1.0, proximal=0.0, step_size=1.0)
     assert found.solved == pytest.approx(plain.solved / a, rel=1e-9)
 
 

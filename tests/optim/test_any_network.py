@@ -55,7 +55,7 @@ def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
         directions.append(lambda named: KFAC(model, params=named, lr=1.0))
     return {
         "direction": draw(st.sampled_from(directions)),
-        "damping": draw(st.sampled_from((0.3, 1.0, 3.0))),
+        "step_size": draw(st.sampled_from((0.3, 1.0, 3.0))),
         "period": draw(st.sampled_from((1, 3, 10))),
         "solver": draw(st.sampled_from(("cubic", "cubic_diagonal", "ridge"))),
     }

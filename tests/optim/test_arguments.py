@@ -50,7 +50,7 @@ LOSS = "torch.nn.functional.cross_entropy"
 UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
     "a learning rate": (
         lambda: newton(lr=0.1),
-        "GroupedNewton: lr=0.1: no such argument; there is no learning rate to set; damping= is λ_1, the "
+        "GroupedNewton: lr=0.1: no such argument; there is no learning rate to set; step_size= is λ_1, the "
         "factor on all rates",
     ),
     "momentum": (lambda: newton(momentum=0.9), "momentum=0.9: no such argument; it belongs to the direction"),
@@ -71,6 +71,10 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
     "inner": (
         lambda: OuterNewton(tanh_net(), cross_entropy),  # type: ignore[call-arg]
         "OuterNewton: inner is missing; pass a function that builds it",
+    ),
+    "former name": (
+        lambda: GroupedNewton(tanh_net(), cross_entropy, damping=0.3),  # type: ignore[call-arg]
+        "GroupedNewton: damping=0.3: no such argument; λ_1, the factor on all rates, is step_size= now",
     ),
     "outer rate": (lambda: outer(lr=0.1), "OuterNewton: lr=0.1: no such argument; it belongs to the inner"),
     "learned": (lambda: learned(damping=1.0), "HessianVector: damping=1.0: no such argument; ridge= is ρ"),
@@ -204,9 +208,9 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "period": (lambda: newton(period="10"), "period='10': must be an integer >= 1"),
     "true period": (lambda: newton(period=True), "period=True: must be an integer >= 1"),
     "warmup": (lambda: newton(warmup=None), "warmup=None: must be an integer >= 0"),
-    "damping": (lambda: newton(damping="0.3"), "damping='0.3': must be a finite number > 0"),
-    "true damping": (lambda: newton(damping=True), "damping=True: must be a finite number > 0"),
-    "tensor": (lambda: newton(damping=torch.ones(2)), "damping=<Tensor>: must be a finite number > 0"),
+    "step size": (lambda: newton(step_size="0.3"), "step_size='0.3': must be a finite number > 0"),
+    "true step size": (lambda: newton(step_size=True), "step_size=True: must be a finite number > 0"),
+    "tensor": (lambda: newton(step_size=torch.ones(2)), "step_size=<Tensor>: must be a finite number > 0"),
     "internal": (
         lambda: newton(internal_damping=None),
         "internal_damping=None: must be a finite number",
@@ -314,7 +318,7 @@ def test_everything_that_needs_no_more_than_a_name_has_one() -> None:
 
 def test_values_that_are_fine_stay_fine() -> None:
     optimizer = newton(
-        averaging=ExponentialAveraging(0.5), controller=Constant(), damping=1, partition="by_layer"
+        averaging=ExponentialAveraging(0.5), controller=Constant(), step_size=1, partition="by_layer"
     )
     assert optimizer.partition.names == ("0", "2", "4")
     parameters = [p.detach() for p in tanh_net().parameters()]

@@ -25,7 +25,7 @@ MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
 BARE: dict[str, Any] = {
     **EXACT,
     "period": 1,
-    "damping": 1.0,
+    "step_size": 1.0,
     "internal_damping": 0.0,
     "negative_rates": "keep",
     "normalise": False,

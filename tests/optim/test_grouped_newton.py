@@ -33,7 +33,7 @@ BARE: dict[str, Any] = {
     **EXACT,
     "direction": GRADIENT,
     "period": 1,
-    "damping": 1.0,
+    "step_size": 1.0,
     "internal_damping": 0.0,
     "negative_rates": "keep",
     "normalise": False,
@@ -122,12 +122,12 @@ def test_held_rates_stay_until_they_are_released() -> None:
     take_step(model, optimizer, batch, F.cross_entropy)
     held = [0.01 * (s + 1) for s in range(len(optimizer.partition))]
     optimizer.hold(held)
-    damping = [group["lr"] * optimizer._controller.damping for group in optimizer.param_groups]
+    step_size = [group["lr"] * optimizer._controller.step_size for group in optimizer.param_groups]
     for _ in range(3):
         take_step(model, optimizer, batch, F.cross_entropy)
     twin = GroupedNewton(copy.deepcopy(model), F.cross_entropy, period=1)
     twin.load_state_dict(optimizer.state_dict())
-    expected = [lr * eta for lr, eta in zip(damping, held, strict=True)]
+    expected = [lr * eta for lr, eta in zip(step_size, held, strict=True)]
     assert optimizer.rates == pytest.approx(expected)
     assert twin.rates == optimizer.rates
     twin.step()  # no batch is needed: the state says that the rates are held
@@ -160,18 +160,18 @@ class Rescaled(nn.Module):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "bare": {"internal_damping": 0.0, "negative_rates": "clip", "damping": 0.05},
+    "bare": {"internal_damping": 0.0, "negative_rates": "clip", "step_size": 0.05},
     "cubic": {"internal_damping": 1.0},
     "averaged": {"averaging": lambda: UniformAveraging(3), "normalise": False, "rate_momentum": 0.5},
     "default": {"averaging": lambda: ExponentialAveraging(0.9), "proximal": 1.0, "warmup": 2},
     "constrained": {"negative_rates": "constrain", "internal_damping": 1.0},
     "diagonal": {"solver": "cubic_diagonal"},
     "ridge": {"solver": "ridge", "internal_damping": 0.3, "negative_rates": "constrain"},
-    "newton": {"solver": "newton", "damping": 0.05, "cap": 0.3},
+    "newton": {"solver": "newton", "step_size": 0.05, "cap": 0.3},
     "median": {"rate_median": 4, "rate_momentum": 0.5},
     "static": {"averaging": lambda: StaticAveraging(3), "curvature": Stream},
-    "capped": {"cap": 0.05, "damping": 1.0},
-    "geometric": {"controller": lambda: Geometric("damping", 0.9)},
+    "capped": {"cap": 0.05, "step_size": 1.0},
+    "geometric": {"controller": lambda: Geometric("step_size", 0.9)},
     "plateau": {"controller": lambda: Plateau("internal_damping", 2.0, window=1, patience=0)},
     "adaptive": {"controller": lambda: Adaptive(window=2)},
     "adaptive_ridge": {"controller": lambda: Adaptive(window=2, errors=0.0), "solver": "ridge"},
@@ -190,7 +190,7 @@ def trajectory(
     """50 steps on minibatches. ``rescale`` gives the direction the units of the model's parameters."""
     settings = built(PLAIN | settings)
     optimizer = GroupedNewton(
-        model, F.cross_entropy, **{**EXACT, "direction": rescale, "period": 3, "damping": 0.1, **settings}
+        model, F.cross_entropy, **{**EXACT, "direction": rescale, "period": 3, "step_size": 0.1, **settings}
     )
     states = []
     for step in range(50):
@@ -282,7 +282,7 @@ def test_clipping_removes_negative_rates_and_keeping_does_not() -> None:
 
 def test_damping_scales_the_rates_and_schedulers_act_on_it() -> None:
     model = tanh_net()
-    optimizer = GroupedNewton(model, F.cross_entropy, damping=0.5, period=100, **PLAIN)
+    optimizer = GroupedNewton(model, F.cross_entropy, step_size=0.5, period=100, **PLAIN)
     take_step(model, optimizer, classification(20), F.cross_entropy)
     before = list(optimizer.rates)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
@@ -520,14 +520,14 @@ def test_it_minimises_rosenbrock_functions(form: str) -> None:
     ("settings", "message"),
     [
         ({"period": 0}, "period=0: must be an integer >= 1"),
-        ({"damping": 0.0}, "damping=0.0: must be a finite number > 0"),
+        ({"step_size": 0.0}, "step_size=0.0: must be a finite number > 0"),
         ({"warmup": -1}, "warmup=-1: must be an integer >= 0"),
         ({"internal_damping": -1.0}, "internal_damping=-1.0: must be a finite number >= 0"),
         ({"rate_momentum": 1.0}, "rate_momentum=1.0: must be a finite number >= 0 and < 1"),
         ({"proximal": -0.5}, "proximal=-0.5: must be a finite number >= 0"),
         ({"negative_rates": "drop"}, "negative_rates=drop: must be one of keep, clip, constrain"),
         ({"period": float("nan")}, "period=nan: must be an integer"),
-        ({"damping": float("inf")}, "damping=inf: must be a finite number"),
+        ({"step_size": float("inf")}, "step_size=inf: must be a finite number"),
         ({"cap": -1.0}, "cap=-1.0: must be a finite number > 0"),
         ({"averaging": StaticAveraging(2)}, "several batches at each update: needs curvature="),
     ],
@@ -561,7 +561,7 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     rule, inner = optimizer._rule, optimizer._directions.members[0].inner.param_groups[0]
     assert {"direction": "adam"} in chosen["defaults"]
     assert {"averaging": "exponential"} in chosen["defaults"]
-    assert optimizer.defaults["lr"] == chosen["damping"]
+    assert optimizer.defaults["lr"] == chosen["step_size"]
     assert (optimizer._period, optimizer._warmup) == (chosen["period"], chosen["warmup"])
     for name in ("internal_damping", "rate_momentum", "proximal", "normalise"):
         assert getattr(rule, name) == chosen[name]

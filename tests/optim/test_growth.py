@@ -83,7 +83,7 @@ def flat(model: nn.Module) -> Tensor:
 def test_the_rates_afterwards_are_those_of_an_optimizer_built_for_all_groups(name: str) -> None:
     """Fed with the same gradients and, by standing still, the same parameters."""
     model, updates, expected = thawing(), [], []
-    options = {"direction": GRADIENT, "damping": 1e-30, "period": 2}
+    options = {"direction": GRADIENT, "step_size": 1e-30, "period": 2}
     optimizer = build(model, on_update=updates.append, **options | RULES[name]())
     advance(model, optimizer, 0, 5)
     optimizer._controller = copy.deepcopy(build(tanh_net(), **RULES[name]())._controller)
@@ -248,7 +248,7 @@ def test_a_group_added_before_the_first_step_is_as_if_built_in() -> None:
 
 def test_schedulers_act_on_the_new_group() -> None:
     model = thawing()
-    optimizer = build(model, damping=0.5)
+    optimizer = build(model, step_size=0.5)
     advance(model, optimizer, 0, 1)
     thaw(model, optimizer, 2, "middle")
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)

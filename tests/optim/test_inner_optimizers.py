@@ -51,7 +51,7 @@ def _one_device_kind_of_math() -> Iterator[None]:
 
 
 def with_constant_rates(model: nn.Module, **options: Any) -> GroupedNewton:
-    optimizer = GroupedNewton(model, F.cross_entropy, damping=1.0, **EXACT, **options)
+    optimizer = GroupedNewton(model, F.cross_entropy, step_size=1.0, **EXACT, **options)
     optimizer.hold(RATE)
     return optimizer
 
@@ -115,7 +115,7 @@ def newton_step(model: Quadratic, loss_fn: Callable[..., Tensor], **options: Any
         loss_fn,
         Partition.per_tensor(model),
         period=1,
-        damping=1.0,
+        step_size=1.0,
         internal_damping=0.0,
         negative_rates="keep",
         proximal=0.0,

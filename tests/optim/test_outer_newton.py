@@ -106,7 +106,7 @@ def test_a_rate_of_minus_one_takes_the_displacement_back() -> None:
 def test_rates_stay_within_their_bounds(lowest: float, highest: float) -> None:
     model = tanh_net()
     optimizer = OuterNewton(
-        model, F.cross_entropy, inner=SGD, period=2, lowest=lowest, highest=highest, damping=0.5
+        model, F.cross_entropy, inner=SGD, period=2, lowest=lowest, highest=highest, step_size=0.5
     )
     seen = set()
     for step in range(20):
@@ -202,7 +202,7 @@ def test_a_summary_that_is_not_finite_makes_no_outer_step() -> None:
     ("settings", "message"),
     [
         ({"period": 0}, "period=0: must be an integer >= 1"),
-        ({"damping": 0.0}, "damping=0.0: must be a finite number > 0"),
+        ({"step_size": 0.0}, "step_size=0.0: must be a finite number > 0"),
         ({"lowest": 5.0}, "lowest=5.0, highest=5.0: must be finite, lowest < highest"),
         ({"averaging": StaticAveraging(2)}, "several batches at each update: needs curvature="),
     ],

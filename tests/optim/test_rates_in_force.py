@@ -82,7 +82,7 @@ def test_no_group_steps_further_than_the_cap(cap: float) -> None:
     model, updates = tanh_net(), []
     partition = Partition.weights_biases(model)
     optimizer = GroupedNewton(
-        model, F.cross_entropy, partition, period=3, damping=3.0, cap=cap, on_update=updates.append
+        model, F.cross_entropy, partition, period=3, step_size=3.0, cap=cap, on_update=updates.append
     )
     groups = Grouping(model, partition)
     reached = 0.0

@@ -79,7 +79,7 @@ def test_a_slow_rise_ends_at_three_times_the_first_loss() -> None:
     assert loss < 3.5
 
 
-def test_rejections_halve_the_damping_which_comes_back() -> None:
+def test_rejections_halve_the_step_size_which_comes_back() -> None:
     made = guard(1.0)
     for _ in range(3):
         made.reject()
@@ -115,7 +115,7 @@ def test_parameters_that_were_thrown_away_come_back() -> None:
     take_step(model, optimizer, classification(30, seed=0))
     assert torch.equal(flat(model), kept), "no step is taken after a rejection"
     assert optimizer.rejected == updates[-1].rejected == 1
-    assert updates[-1].damping == [0.5] * 6
+    assert updates[-1].step_size == [0.5] * 6
     for step in range(31, 40):
         take_step(model, optimizer, classification(30, seed=step % 3))
     assert not torch.equal(flat(model), kept)
@@ -254,7 +254,7 @@ def test_no_step_between_updates_is_longer_than_the_one_that_was_measured(along:
         along=along,
         period=50,
         cap=None,
-        damping=0.3,
+        step_size=0.3,
     )
     lengths = []
     for _ in range(50):

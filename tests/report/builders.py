@@ -70,7 +70,7 @@ def update(number: int, step: int, rates: Mapping[str, float], **values: Any) ->
     shared = {
         "update": number,
         "step": step,
-        "damping": 0.3,
+        "step_size": 0.3,
         "status": "interior",
         "fallback": False,
         "warmup": False,
@@ -139,4 +139,4 @@ def _cell(value: Any) -> str:
 
 def grouped_newton(**options: Any) -> dict[str, Any]:
     """The options of a run of GroupedNewton."""
-    return {"optimizer": {"name": "grouped_newton", "damping": 0.3, "period": 10, **options}}
+    return {"optimizer": {"name": "grouped_newton", "step_size": 0.3, "period": 10, **options}}

@@ -189,10 +189,10 @@ def test_sensitivity_has_the_right_axes_and_values(sweep):
 
 
 def test_sensitivity_to_the_damping_says_so(tmp_path):
-    for damping in (0.1, 0.3):
-        write_run(tmp_path, str(damping), grouped_newton(damping=damping), rows=falling([1.0]))
+    for step_size in (0.1, 0.3):
+        write_run(tmp_path, str(step_size), grouped_newton(step_size=step_size), rows=falling([1.0]))
     (axis,) = sensitivity_figure(*find_sensitivities(compare([tmp_path]).setups)).axes
-    assert axis.get_xlabel() == "learning rate (GroupedNewton: damping λ₁)"
+    assert axis.get_xlabel() == "learning rate (GroupedNewton: step size λ₁)"
 
 
 def test_profiles_have_the_right_axes_and_values(sweep):

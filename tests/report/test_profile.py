@@ -150,12 +150,12 @@ def test_methods_are_told_apart_by_what_is_not_the_rate(tmp_path):
     for momentum in (0.0, 0.9):
         for lr in (0.1, 0.2):
             _end(tmp_path, f"{momentum}{lr}", {"optimizer.lr": lr, "optimizer.momentum": momentum}, 0.5)
-    for damping in (0.1, 0.3):
-        _end(tmp_path, f"gn{damping}", grouped_newton(damping=damping), 0.5)
+    for step_size in (0.1, 0.3):
+        _end(tmp_path, f"gn{step_size}", grouped_newton(step_size=step_size), 0.5)
     _end(tmp_path, "adam", {"optimizer": {"name": "adam", "lr": 0.1}}, 0.5)  # one rate alone
     _, found = find_sensitivities(compare([tmp_path]).setups)
     assert [(method.label, method.option) for method in found] == [
-        ("grouped_newton", "optimizer.damping"),
+        ("grouped_newton", "optimizer.step_size"),
         ("sgd momentum=0", "optimizer.lr"),
         ("sgd momentum=0.9", "optimizer.lr"),
     ]

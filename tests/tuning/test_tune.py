@@ -38,7 +38,7 @@ def test_the_best_of_equally_many_trials_is_run_again(cli, sweeps, search, metri
     assert set(trials["seed"]) == {0}
     assert "test_loss" not in trials
     winners = trials[trials["winner"]].set_index("optimizer")
-    for optimizer, option in (("sgd", "optimizer.lr"), ("grouped_newton", "optimizer.damping")):
+    for optimizer, option in (("sgd", "optimizer.lr"), ("grouped_newton", "optimizer.step_size")):
         own = trials[(trials["optimizer"] == optimizer) & (trials["status"] == "done")]
         nearest = own.iloc[(own["validation_loss"]).argmin()]
         assert winners.loc[optimizer, option] == nearest[option]

@@ -1,10 +1,10 @@
-"""Controllers: rules that move the damping λ_1 or λ_int from update to update."""
+"""Controllers: rules that move the step size λ_1 or the internal damping λ_int from update to update."""
 
 from gnewton.optim.controllers.adaptive import Adaptive
 from gnewton.optim.controllers.controller import (
-    DAMPING,
     INTERNAL_DAMPING,
     QUANTITIES,
+    STEP_SIZE,
     Constant,
     Controller,
     Geometric,
@@ -15,9 +15,9 @@ from gnewton.optim.controllers.overshoot import Displacement, Overshoot
 from gnewton.optim.controllers.trend import Progress
 
 __all__ = [
-    "DAMPING",
     "INTERNAL_DAMPING",
     "QUANTITIES",
+    "STEP_SIZE",
     "Adaptive",
     "Constant",
     "Controller",

@@ -11,16 +11,16 @@ from torch import Tensor
 from gnewton.errors import InputError
 from gnewton.optim.rate_rule import Proposal, RateRule
 
-DAMPING = "damping"
+STEP_SIZE = "step_size"
 INTERNAL_DAMPING = "internal_damping"
-QUANTITIES = (DAMPING, INTERNAL_DAMPING)
-"""The dampings: λ_1, the factor on all rates, and λ_int, the weight of the cubic or ridge term."""
+QUANTITIES = (STEP_SIZE, INTERNAL_DAMPING)
+"""What a controller moves: λ_1, the factor on all rates, or λ_int, the weight of the cubic or ridge term."""
 
 
 class Site(ABC):
     """An update of the rates as a controller sees it.
 
-    Both dampings are factors on the values in the options of the optimizer.
+    Step size and internal damping are factors on the values in the options of the optimizer.
     """
 
     @property
@@ -29,15 +29,15 @@ class Site(ABC):
         """The objective, to be minimised, on the curvature batch before the step."""
 
     @abstractmethod
-    def propose(self, damping: float, internal_damping: float) -> Proposal:
-        """The rates solved with λ_int times ``internal_damping``, for steps with λ_1 times ``damping``."""
+    def propose(self, step_size: float, internal_damping: float) -> Proposal:
+        """The rates solved with λ_int times ``internal_damping``, for steps with λ_1 times ``step_size``."""
 
     @abstractmethod
-    def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
+    def predicted(self, proposal: Proposal, step_size: float, internal_damping: float) -> float:
         """The decrease of the model by the step of a proposal."""
 
     @abstractmethod
-    def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
+    def decreases(self, proposal: Proposal, step_size: float, slices: int) -> Tensor:
         """The decrease of the objective by that step on equal slices of the curvature batch.
 
         Returns:
@@ -53,26 +53,26 @@ class Site(ABC):
 
 
 class Controller(ABC):
-    """A rule that moves the dampings from update to update.
+    """A rule that moves the step size or the internal damping from update to update.
 
     Attributes:
-        damping, internal_damping: the factors on λ_1 and λ_int in force.
+        step_size, internal_damping: the factors on λ_1 and λ_int in force.
         watches_displacement: whether it uses :meth:`Site.displacement`.
     """
 
     watches_displacement: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self.damping = 1.0
+        self.step_size = 1.0
         self.internal_damping = 1.0
 
     @property
     def quantity(self) -> str | None:
-        """The damping that moves, one of :data:`QUANTITIES`; None: neither."""
+        """What moves, one of :data:`QUANTITIES`; None: nothing."""
         return None
 
     def check(self, rule: RateRule) -> None:
-        """Make sure that the damping that moves has an effect on the rates.
+        """Make sure that what moves has an effect on the rates.
 
         Raises:
             InputError: if λ_int moves and the rates do not depend on it.
@@ -83,12 +83,12 @@ class Controller(ABC):
                 "internal_damping > 0 and a solver other than newton"
             )
 
-    def begin(self, damping: float, period: int) -> None:  # noqa: B027 - most controllers do not need it
+    def begin(self, step_size: float, period: int) -> None:  # noqa: B027 - most controllers do not need it
         """Take in the initial λ_1 and the number of steps between two updates."""
 
     @abstractmethod
     def settle(self, site: Site) -> Proposal:
-        """Move the dampings and choose the rates of an update; not called at warm-up updates."""
+        """Move the factors and choose the rates of an update; not called at warm-up updates."""
 
     def readings(self) -> dict[str, float]:
         """Values measured at the last update, by column of rates.csv."""
@@ -96,27 +96,27 @@ class Controller(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The state from which :meth:`load_state_dict` continues exactly."""
-        return {"damping": self.damping, "internal_damping": self.internal_damping}
+        return {"step_size": self.step_size, "internal_damping": self.internal_damping}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the value of :meth:`state_dict`."""
-        self.damping, self.internal_damping = state["damping"], state["internal_damping"]
+        self.step_size, self.internal_damping = state["step_size"], state["internal_damping"]
 
 
 class Constant(Controller):
     """λ_1 and λ_int keep the values of the options."""
 
     def settle(self, site: Site) -> Proposal:
-        """The rates at the constant dampings."""
+        """The rates at the values of the options."""
         return site.propose(1.0, 1.0)
 
 
 class QuantityController(Controller):
-    """A controller that multiplies one of the two dampings by a constant factor, up to a limit.
+    """A controller that multiplies the step size or the internal damping by a constant factor, up to a limit.
 
     Args:
         quantity: one of :data:`QUANTITIES`.
-        factor: the factor > 0: below 1 the damping falls, above 1 it rises.
+        factor: the factor > 0: below 1 the quantity falls, above 1 it rises.
         limit: last value, as a multiple of the initial one; None: no limit.
 
     Raises:
@@ -138,19 +138,19 @@ class QuantityController(Controller):
 
     @property
     def quantity(self) -> str | None:
-        """The chosen damping."""
+        """The chosen quantity."""
         return self._quantity
 
     def multiply(self) -> None:
-        """Multiply the damping once."""
+        """Multiply the quantity once."""
         value = getattr(self, self._quantity) * self._factor
         if self._limit is not None:
             value = max(value, self._limit) if self._factor < 1 else min(value, self._limit)
         setattr(self, self._quantity, value)
 
     def propose(self, site: Site) -> Proposal:
-        """The rates at the current dampings."""
-        return site.propose(self.damping, self.internal_damping)
+        """The rates at the current factors."""
+        return site.propose(self.step_size, self.internal_damping)
 
 
 class Geometric(QuantityController):
@@ -182,7 +182,7 @@ class Geometric(QuantityController):
 
 
 class Plateau(QuantityController):
-    """Multiplies a damping when the objective has stopped falling.
+    """Multiplies the quantity when the objective has stopped falling.
 
     That is when its mean over ``window`` updates, on the curvature batches, has not improved for more than
     ``patience`` windows in a row.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gnewton.errors import InputError
-from gnewton.optim.controllers.controller import DAMPING, Controller, Site
+from gnewton.optim.controllers.controller import STEP_SIZE, Controller, Site
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.rate_rule import Proposal
@@ -57,7 +57,7 @@ class Overshoot(Controller):
     @property
     def quantity(self) -> str | None:
         """λ_1 moves."""
-        return DAMPING
+        return STEP_SIZE
 
     def settle(self, site: Site) -> Proposal:
         """Measure the last displacement, move λ_1, then solve."""
@@ -67,9 +67,9 @@ class Overshoot(Controller):
             self._slope = self._momentum * self._slope + slope
             self._curvature = self._momentum * self._curvature + curvature
             self._c = self._ratio()
-            moved = self.damping * math.exp(self._gain * (self._c - self._target))
-            self.damping = min(max(moved, 1 / self._bound), self._bound)
-        return site.propose(self.damping, 1.0)
+            moved = self.step_size * math.exp(self._gain * (self._c - self._target))
+            self.step_size = min(max(moved, 1 / self._bound), self._bound)
+        return site.propose(self.step_size, 1.0)
 
     def readings(self) -> dict[str, float]:
         """c̄; NaN before the first displacement."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from gnewton.arguments import check_number, check_whole
 from gnewton.errors import InputError
-from gnewton.optim.controllers.controller import DAMPING, Controller, Site
+from gnewton.optim.controllers.controller import STEP_SIZE, Controller, Site
 from gnewton.optim.rate_rule import Proposal
 
 LEAST = 4
@@ -72,15 +72,15 @@ class Progress(Controller):
         self._recent: list[float] = []
         self._values: list[float] = []
 
-    def begin(self, damping: float, period: int) -> None:
+    def begin(self, step_size: float, period: int) -> None:
         """Take in the initial λ_1, for the bounds, and the number of steps between two updates."""
-        self._initial = damping
+        self._initial = step_size
         self._share = math.ceil(STEPS / period)
 
     @property
     def quantity(self) -> str | None:
         """λ_1 moves."""
-        return DAMPING
+        return STEP_SIZE
 
     def settle(self, site: Site) -> Proposal:
         """Add the objective, move λ_1 if there is a new value, then solve."""
@@ -93,7 +93,7 @@ class Progress(Controller):
             self._move(
                 trend(self._values) if len(self._values) >= LEAST else -math.inf, self._window / window
             )
-        return site.propose(self.damping, self.internal_damping)
+        return site.propose(self.step_size, self.internal_damping)
 
     def state_dict(self) -> dict[str, Any]:
         """The factors, the last values, and the objectives of the next value."""
@@ -112,9 +112,9 @@ class Progress(Controller):
 
     def _move(self, slope: float, power: float) -> None:
         if slope < FALLING:
-            self.damping = min(max(1.0, self._highest / self._initial), self._rise**power * self.damping)
+            self.step_size = min(max(1.0, self._highest / self._initial), self._rise**power * self.step_size)
         elif slope > RESTING:
-            self.damping = max(min(1.0, self._lowest / self._initial), self._fall**power * self.damping)
+            self.step_size = max(min(1.0, self._lowest / self._initial), self._fall**power * self.step_size)
 
 
 def trend(values: Sequence[float]) -> float:

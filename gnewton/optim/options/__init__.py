@@ -52,7 +52,7 @@ class TrainingProblem:
 
 @dataclass(kw_only=True)
 class ScheduleRecipe(ABC):
-    """The course of ``lr`` (for GroupedNewton: of the damping λ_1) over the epochs.
+    """The course of ``lr`` (for GroupedNewton: of the step size λ_1) over the epochs.
 
     Attributes:
         follows_length: whether the course depends on the number of epochs, which then cannot change.
@@ -156,7 +156,7 @@ class AveragingRecipe(ABC):
 
 @dataclass(kw_only=True)
 class ControllerRecipe(ABC):
-    """The rule that moves one of GroupedNewton's dampings from update to update."""
+    """The rule that moves GroupedNewton's step size or internal damping from update to update."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""The parts of an optimizer that can be chosen by name: averages of the summary, controllers of the dampings,
+"""The parts of an optimizer that can be chosen by name: averages of the summary, controllers,
 schedules of the learning rate.
 """
 
@@ -87,7 +87,7 @@ class StaticRecipe(AveragingRecipe):
 @CONTROLLERS.register("constant")
 @dataclass(kw_only=True)
 class ConstantRecipe(ControllerRecipe):
-    """Both dampings stay at their initial values."""
+    """Step size and internal damping stay at their initial values."""
 
     def build(self) -> Controller:
         """A controller that moves nothing."""
@@ -98,9 +98,9 @@ class ConstantRecipe(ControllerRecipe):
 
 @dataclass(kw_only=True)
 class _QuantityRecipe(ControllerRecipe):
-    """A factor on one of the dampings, up to a limit."""
+    """A factor on the step size or the internal damping, up to a limit."""
 
-    quantity: str = option(choices=("damping", "internal_damping"))
+    quantity: str = option(choices=("step_size", "internal_damping"), former={"damping": "step_size"})
     factor: float = option(above=0)
     limit: float | None = option(above=0)
 
@@ -164,7 +164,7 @@ class ProgressRecipe(ControllerRecipe):
 
     def moves(self) -> str | None:
         """λ_1 moves."""
-        return "damping"
+        return "step_size"
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The bounds must be in order."""
@@ -234,7 +234,7 @@ class OvershootRecipe(ControllerRecipe):
 
     def moves(self) -> str | None:
         """λ_1 moves."""
-        return "damping"
+        return "step_size"
 
     def build(self) -> Controller:
         """The controller before its first displacement."""

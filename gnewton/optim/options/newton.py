@@ -106,7 +106,7 @@ class GroupedNewtonRecipe(RatesRecipe):
     along: str = option(choices=("fresh", "step"))
     period: int = option(at_least=1)
     warmup: int = option(at_least=0)
-    damping: float = option(above=0)
+    step_size: float = option(above=0, formerly="damping")
     solver: str = option(choices=SOLVERS)
     internal_damping: float = option(at_least=0)
     negative_rates: str = option(choices=("keep", "clip", "constrain"))
@@ -139,7 +139,7 @@ class GroupedNewtonRecipe(RatesRecipe):
             direction=self.direction.build(problem),
             along=self.along,
             period=self.period,
-            damping=self.damping,
+            step_size=self.step_size,
             solver=self.solver,
             internal_damping=self.internal_damping,
             negative_rates=self.negative_rates,
@@ -186,7 +186,7 @@ class OuterNewtonRecipe(RatesRecipe):
     curvature: SummarySource
     lr: float = option(above=0)
     period: int = option(at_least=1)
-    damping: float = option(above=0)
+    step_size: float = option(above=0, formerly="damping")
     lowest: float = option()
     highest: float = option()
     solver: str = option(choices=SOLVERS)
@@ -221,7 +221,7 @@ class OuterNewtonRecipe(RatesRecipe):
             problem.partition,
             inner=inner,
             period=self.period,
-            damping=self.damping,
+            step_size=self.step_size,
             lowest=self.lowest,
             highest=self.highest,
             solver=self.solver,

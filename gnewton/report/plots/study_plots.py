@@ -44,8 +44,8 @@ def sensitivity_figure(metric: str, methods: Sequence[Sensitivity]) -> Figure | 
         log_scale(axis, "x")
         if finite and min(finite) > 0:
             log_scale(axis, "y")
-        dampings = {method.option for method in shown} != {"optimizer.lr"}
-        axis.set_xlabel("learning rate (GroupedNewton: damping λ₁)" if dampings else "learning rate")
+        step_sizes = {method.option for method in shown} != {"optimizer.lr"}
+        axis.set_xlabel("learning rate (GroupedNewton: step size λ₁)" if step_sizes else "learning rate")
         axis.set_ylabel(f"final {metric.replace('_', ' ')}")
         title(axis, problem)
     handles = [Line2D([], [], **styles[label], marker="o", markersize=4) for label in labels]

@@ -1,4 +1,4 @@
-"""Each controller of the dampings against its formula, on updates made up by hand and in the optimizer."""
+"""Each controller against its formula, on updates made up by hand and in the optimizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.optim.problems import EXACT, Stream, classification, tanh_net
 
 
 class Update(Site):
-    """An update with given measurements, which remembers the dampings it was solved with."""
+    """An update with given measurements, which remembers the factors it was solved with."""
 
     objective = 0.0
 
@@ -40,15 +40,15 @@ class Update(Site):
         self.objective = objective
         self._displacement, self._predicted, self._decreases = displacement, predicted, decreases
 
-    def propose(self, damping: float, internal_damping: float) -> Proposal:
-        self.solved.append((damping, internal_damping))
+    def propose(self, step_size: float, internal_damping: float) -> Proposal:
+        self.solved.append((step_size, internal_damping))
         zeros = torch.zeros(2, dtype=torch.float64)
         return Proposal(Solved(zeros, zeros, zeros, zeros, Solution(zeros, "interior")))
 
-    def predicted(self, proposal: Proposal, damping: float, internal_damping: float) -> float:
+    def predicted(self, proposal: Proposal, step_size: float, internal_damping: float) -> float:
         return self._predicted
 
-    def decreases(self, proposal: Proposal, damping: float, slices: int) -> Tensor:
+    def decreases(self, proposal: Proposal, step_size: float, slices: int) -> Tensor:
         self.trials += 1
         return torch.tensor(self._decreases(self.trials - 1), dtype=torch.float64)
 
@@ -72,20 +72,20 @@ def test_constant_solves_once_with_the_dampings_as_they_are() -> None:
     assert all(len(update.solved) == 1 for update in updates)
 
 
-@pytest.mark.parametrize("quantity", ["damping", "internal_damping"])
+@pytest.mark.parametrize("quantity", ["step_size", "internal_damping"])
 @pytest.mark.parametrize(("factor", "limit"), [(0.5, 0.2), (0.5, None), (3.0, 20.0), (3.0, None)])
 def test_geometric_is_a_power_of_its_factor(quantity: str, factor: float, limit: float | None) -> None:
     found = follow(Geometric(quantity, factor, limit), [Update() for _ in range(5)])
     expected = [factor**k for k in range(5)]
     if limit is not None:
         expected = [max(value, limit) if factor < 1 else min(value, limit) for value in expected]
-    position = ("damping", "internal_damping").index(quantity)
+    position = ("step_size", "internal_damping").index(quantity)
     assert [pair[position] for pair in found] == pytest.approx(expected, rel=1e-14)
     assert {pair[1 - position] for pair in found} == {1.0}
 
 
 def test_plateau_waits_for_its_patience() -> None:
-    controller = Plateau("damping", 0.5, 0.2, window=2, patience=1, threshold=0.1)
+    controller = Plateau("step_size", 0.5, 0.2, window=2, patience=1, threshold=0.1)
     #          best 4   best 3    not by 10 %  bad 2: halved, count anew    bad 2: halved   limit 0.2
     means = [(5, 3), (3, 3), (2.7, 2.9), (2.8, 2.7), (3, 3), (9, 9), (9, 9), (9, 9)]
     found = follow(controller, [Update(objective=value) for pair in means for value in pair])
@@ -102,7 +102,7 @@ def test_plateau_begins_anew_at_an_improvement() -> None:
 
 
 def test_plateau_of_a_negative_objective_takes_a_lower_one_as_better() -> None:
-    controller = Plateau("damping", 0.5, window=1, patience=0, threshold=0.1)
+    controller = Plateau("step_size", 0.5, window=1, patience=0, threshold=0.1)
     found = follow(controller, [Update(objective=value) for value in (-1.0, -1.05, -1.2, -1.2)])
     assert [pair[0] for pair in found] == [1.0, 0.5, 0.5, 0.25]
 
@@ -151,7 +151,7 @@ def test_overshoot_measures_the_last_displacement_on_the_fresh_batch() -> None:
         controller=Overshoot(target=-0.4, gain=0.1, momentum=0.5),
         curvature=stream,
         period=3,
-        damping=0.2,
+        step_size=0.2,
         warmup=1,
         averaging=NoAveraging(),
         on_update=updates.append,
@@ -159,7 +159,7 @@ def test_overshoot_measures_the_last_displacement_on_the_fresh_batch() -> None:
     parameters = list(model.parameters())
     marked: list[Tensor] = []
     slope = curvature = 0.0
-    damping = 0.2
+    step_size = 0.2
     for step in range(13):
         inputs, targets = classification(20, seed=step)
         optimizer.zero_grad()
@@ -174,13 +174,13 @@ def test_overshoot_measures_the_last_displacement_on_the_fresh_batch() -> None:
             slope = 0.5 * slope + float(along)
             curvature = 0.5 * curvature + float(sum((h * v).sum() for h, v in zip(curved, w, strict=True)))
             c = min(max(slope / curvature, -1.0), 1.0) if curvature > 0 else math.copysign(1.0, slope)
-            damping *= math.exp(0.1 * (c + 0.4))
+            step_size *= math.exp(0.1 * (c + 0.4))
         if step == 0 or (step - 1) % 3 == 0:
             marked = [p.detach().clone() for p in parameters]
         optimizer.step()
-        assert updates[-1].damping == pytest.approx([damping] * 2, rel=1e-10)
+        assert updates[-1].step_size == pytest.approx([step_size] * 2, rel=1e-10)
     assert [update.step for update in updates] == [0, 1, 4, 7, 10]
-    rates = [0.2 * group["rate"] * damping / 0.2 for group in optimizer.param_groups]
+    rates = [0.2 * group["rate"] * step_size / 0.2 for group in optimizer.param_groups]
     assert optimizer.rates == pytest.approx(rates, rel=1e-10)
 
 
@@ -287,7 +287,7 @@ def test_adaptive_compares_model_and_objective(solver: str, decay: float, maximi
         direction=lambda named: torch.optim.SGD(named, lr=1.0, weight_decay=decay),
         solver=solver,
         internal_damping=0.5,
-        damping=0.3,
+        step_size=0.3,
         negative_rates="keep",
         proximal=0.0,
         averaging=NoAveraging(),
@@ -367,9 +367,9 @@ def test_trials_leave_no_trace() -> None:
 # --- what all have in common --------------------------------------------------------------------------------
 
 EVERY: dict[str, Callable[[], Controller]] = {
-    "geometric": lambda: Geometric("damping", 0.9, 0.5),
+    "geometric": lambda: Geometric("step_size", 0.9, 0.5),
     "geometric_internal": lambda: Geometric("internal_damping", 1.5),
-    "plateau": lambda: Plateau("damping", 0.5, window=2, patience=0, threshold=0.5),
+    "plateau": lambda: Plateau("step_size", 0.5, window=2, patience=0, threshold=0.5),
     "overshoot": lambda: Overshoot(),
     "adaptive": lambda: Adaptive(window=2, errors=0.1),
 }
@@ -403,13 +403,13 @@ def test_a_restored_state_continues_exactly(name: str) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Geometric("lr", 0.5), "quantity=lr: must be one of damping, internal_damping"),
-        (lambda: Geometric("damping", 0.0), "factor=0.0: must be a finite number > 0"),
-        (lambda: Geometric("damping", 0.5, 2.0), "limit=2.0: must be > 0 and <= 1, the quantity falls"),
-        (lambda: Geometric("damping", 2.0, 0.5), "limit=0.5: must be >= 1, the quantity rises"),
-        (lambda: Plateau("damping", 0.5, window=0), "window=0: must be an integer >= 1"),
-        (lambda: Plateau("damping", 0.5, patience=-1), "patience=-1: must be an integer >= 0"),
-        (lambda: Plateau("damping", 0.5, threshold=-1), "threshold=-1: must be >= 0"),
+        (lambda: Geometric("lr", 0.5), "quantity=lr: must be one of step_size, internal_damping"),
+        (lambda: Geometric("step_size", 0.0), "factor=0.0: must be a finite number > 0"),
+        (lambda: Geometric("step_size", 0.5, 2.0), "limit=2.0: must be > 0 and <= 1, the quantity falls"),
+        (lambda: Geometric("step_size", 2.0, 0.5), "limit=0.5: must be >= 1, the quantity rises"),
+        (lambda: Plateau("step_size", 0.5, window=0), "window=0: must be an integer >= 1"),
+        (lambda: Plateau("step_size", 0.5, patience=-1), "patience=-1: must be an integer >= 0"),
+        (lambda: Plateau("step_size", 0.5, threshold=-1), "threshold=-1: must be >= 0"),
         (lambda: Overshoot(target=1.0), "target=1.0: must be >= -1 and < 1"),
         (lambda: Overshoot(gain=0.0), "gain=0.0: must be a finite number > 0"),
         (lambda: Overshoot(momentum=1.0), "momentum=1.0: must be >= 0 and < 1"),

@@ -45,7 +45,7 @@ def test_a_trend_has_no_scale(power: int) -> None:
 def follow(rule: Progress, objectives: list[float]) -> list[float]:
     for objective in objectives:
         rule.settle(Update(objective=objective))
-    return [rule.damping]
+    return [rule.step_size]
 
 
 def test_it_rises_while_the_objective_falls_and_falls_when_it_rests() -> None:
@@ -62,21 +62,21 @@ def test_the_window_grows_and_the_steps_shrink_with_it() -> None:
     rule = Progress(2.0, 0.5, highest=1e9, window=4)
     rule.begin(1.0, 10)
     follow(rule, [float(-k) for k in range(23)])
-    before = rule.damping
+    before = rule.step_size
     follow(rule, [-23.0])
     assert rule._values == [float(-k) for k in range(16, 24)], "a third of 24"
-    assert rule.damping / before == pytest.approx(2.0 ** (4 / 8))
+    assert rule.step_size / before == pytest.approx(2.0 ** (4 / 8))
 
 
-@pytest.mark.parametrize("damping", [0.3, 1.0, 3.0, 30.0])
-def test_the_bounds_are_those_of_the_damping_itself(damping: float) -> None:
+@pytest.mark.parametrize("step_size", [0.3, 1.0, 3.0, 30.0])
+def test_the_bounds_are_those_of_the_step_size_itself(step_size: float) -> None:
     up, down = Progress(), Progress()
-    up.begin(damping, 10)
-    down.begin(damping, 10)
+    up.begin(step_size, 10)
+    down.begin(step_size, 10)
     follow(up, [float(-k) for k in range(100)])
     follow(down, [0.0] * 100)
-    assert up.damping * damping == pytest.approx(max(4.0, damping))
-    assert down.damping * damping == pytest.approx(min(0.3, damping))
+    assert up.step_size * step_size == pytest.approx(max(4.0, step_size))
+    assert down.step_size * step_size == pytest.approx(min(0.3, step_size))
 
 
 @pytest.mark.parametrize(("period", "updates"), [(1, 10), (3, 4), (7, 2), (10, 1), (100, 1)])
@@ -84,9 +84,9 @@ def test_a_value_is_the_mean_of_ten_steps(period: int, updates: int) -> None:
     rule = Progress(2.0, 0.5, highest=1e9)
     rule.begin(1.0, period)
     follow(rule, [0.0] * (updates - 1))
-    assert rule.damping == 1.0
+    assert rule.step_size == 1.0
     follow(rule, [float(updates)])
-    assert (rule.damping, rule._values) == (2.0, [1.0])
+    assert (rule.step_size, rule._values) == (2.0, [1.0])
 
 
 def test_a_restored_rule_goes_on() -> None:
@@ -122,8 +122,8 @@ def test_it_is_what_an_optimizer_has_by_default() -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(batch[0]), batch[1]).backward()
         optimizer.step(batch=batch)
-    assert updates[0].damping == [1.0] * 6
-    assert updates[-1].damping[0] == pytest.approx(1.2**6)
+    assert updates[0].step_size == [1.0] * 6
+    assert updates[-1].step_size[0] == pytest.approx(1.2**6)
 
 
 def test_where_no_summary_is_finite_the_first_radius_is_gone(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,6 @@
 """In place of `gnewton train` where only its files, signals and exit codes matter: no torch, no time.
 
-The loss is (log10 r + 2)² for the learning rate or damping r, 1 / (1 + loss) is the accuracy; rates above
+The loss is (log10 r + 2)² for the learning rate or step_size r, 1 / (1 + loss) is the accuracy; rates above
 0.5 diverge.
 
 GNEWTON_STAND_IN says in JSON what becomes of the run with a seed: done (default), raise, kill, exit, exit0,
@@ -22,7 +22,7 @@ if resumed:
     run = Path(overrides["resume"].strip("'"))
     config = json.loads((run / "config.yaml").read_text())
 else:
-    rate = overrides.get("optimizer.lr", overrides.get("optimizer.damping", 0.01))
+    rate = overrides.get("optimizer.lr", overrides.get("optimizer.step_size", 0.01))
     config = {"seed": int(overrides.get("seed", "0")), "rate": float(rate)}
     run = Path(overrides["output_root"].strip("'")) / "run" / f"{time.time_ns()}_00000000"
     run.mkdir(parents=True)
