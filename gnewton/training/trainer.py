@@ -76,9 +76,9 @@ class Trainer:
         self.identity = identity
         self.folder = folder
         self.clocks = Clocks(self.device)
-        self.scheduler = recipe.schedule.build(optimizer, settings.epochs)
         self.batch_size = None if recipe.full_batch else settings.batch_size
         self.steps_per_epoch = data.train.steps(self.batch_size)
+        self.scheduler = recipe.schedule.build(optimizer, settings.epochs * self.steps_per_epoch)
         precision = Precision(settings.precision, self.device)
         self.state = TrainingState(
             *(model, optimizer, self.scheduler),
@@ -207,6 +207,7 @@ class Trainer:
 
     def _make_step(self, batch: Batch) -> None:
         """Make one training step; nothing in it waits for the device."""
+        self._advance_schedule()
         with memory_suffices(self.device, f"training step {self.state.step}", self.settings.sizes()):
             result = self._training_step(batch)
         self.state.meter.record(self.state.step, result.loss, result.correct, result.samples)
@@ -222,7 +223,13 @@ class Trainer:
         except StepFault as fault:
             self.state.restore(before)
             self._recover(fault, isolated=True)
+            self._advance_schedule()
             self.state.step += 1
+
+    def _advance_schedule(self) -> None:
+        """Move a schedule by steps on to the next step; it begins at that of step 0."""
+        if self.recipe.schedule.by_step and self.state.step > 0:
+            self.recipe.schedule.advance(self.scheduler, math.nan)
 
     def _recover(self, fault: Diverged, *, isolated: bool = False) -> None:
         """Ask the policy what follows a fault, and do it.
@@ -327,7 +334,8 @@ class Trainer:
                 log.info(summary_line(row))
             check_scores(row)
         if whole:  # only now: if interrupted before, a resumed run evaluates this epoch again
-            self.recipe.schedule.advance(self.scheduler, state.meter.loss)
+            if not self.recipe.schedule.by_step:
+                self.recipe.schedule.advance(self.scheduler, state.meter.loss)
             state.epoch = epochs
         if scores is not None:
             self._keep_best(scores["validation"])

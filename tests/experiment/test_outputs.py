@@ -292,15 +292,22 @@ def test_full_batch_measures_on_the_whole_training_set_at_every_step(run):
     assert measured[1:] == pytest.approx(list(metrics["train_loss"])[:-1], rel=1e-5)
 
 
-@pytest.mark.parametrize(("schedule", "column"), [("step", [1.0, 0.1, 0.01]), ("cosine", [1.0, 0.75, 0.25])])
-def test_schedules_act_on_the_damping(run, schedule, column):
-    changes = [
-        "optimizer/schedule=" + schedule,
-        *(["optimizer.schedule.every=1"] if schedule == "step" else []),
-    ]
-    folder = run([*SMALL, "trainer.epochs=3", "optimizer.period=1", "optimizer.warmup=0", *changes]).folder
-    assert list(pd.read_csv(folder / "metrics.csv")["lr"]) == pytest.approx(column, rel=1e-12)
-    rates = pd.read_csv(folder / "rates.csv")
-    assert list(rates.groupby("step")["step_size"].first()) == pytest.approx(
-        [value for value in column for _ in range(3)], rel=1e-12
-    )
+def test_schedules_act_on_the_step_size(run):
+    folder = run(
+        [
+            *SMALL,
+            "trainer.epochs=3",
+            "optimizer.period=1",
+            "optimizer/schedule=step",
+            "optimizer.schedule.every=1",
+        ]
+    ).folder
+    assert list(pd.read_csv(folder / "metrics.csv")["lr"]) == pytest.approx([1.0, 0.1, 0.01], rel=1e-12)
+    rates = pd.read_csv(folder / "rates.csv").groupby("step")["step_size"].first()
+    assert list(rates) == pytest.approx([value for value in (1.0, 0.1, 0.01) for _ in range(3)], rel=1e-12)
+
+
+def test_a_schedule_by_steps_acts_on_the_step_size(run):
+    folder = run([*SMALL, "trainer.epochs=3", "optimizer.period=1", "optimizer/schedule=linear"]).folder
+    rates = pd.read_csv(folder / "rates.csv").groupby("step")["step_size"].first()
+    assert list(rates) == pytest.approx([1 - k / 9 for k in range(9)], rel=1e-12)

@@ -52,22 +52,24 @@ class TrainingProblem:
 
 @dataclass(kw_only=True)
 class ScheduleRecipe(ABC):
-    """The course of ``lr`` (for GroupedNewton: of the step size λ_1) over the epochs.
+    """The course of ``lr`` (for GroupedNewton: of the step size λ_1) over a run.
 
     Attributes:
         follows_length: whether the course depends on the number of epochs, which then cannot change.
+        by_step: whether it acts at every training step, not after every epoch.
     """
 
     follows_length: ClassVar[bool] = False
+    by_step: ClassVar[bool] = False
 
     name: str
 
     @abstractmethod
-    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
-        """The torch scheduler for a run of ``epochs`` epochs."""
+    def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        """The torch scheduler for a run of ``steps`` training steps."""
 
     def advance(self, scheduler: Any, train_loss: float) -> None:
-        """Step the scheduler at the end of an epoch with this mean training loss."""
+        """Move on by one step or epoch, after an epoch with this mean training loss."""
         with warnings.catch_warnings():  # a run resumed between its last step and this call has made no step
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             scheduler.step()
@@ -161,7 +163,7 @@ class ControllerRecipe(ABC):
     name: str
 
     def moves(self) -> str | None:
-        """The damping that moves, "damping" (λ_1) or "internal_damping" (λ_int); None: neither."""
+        """What moves, "step_size" (λ_1) or "internal_damping" (λ_int); None: nothing."""
         return None
 
     @abstractmethod

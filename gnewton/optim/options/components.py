@@ -5,6 +5,7 @@ schedules of the learning rate.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -248,28 +249,65 @@ class OvershootRecipe(ControllerRecipe):
 class ConstantSchedule(ScheduleRecipe):
     """A constant learning rate."""
 
-    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+    def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         """torch's LambdaLR with factor 1."""
         from torch.optim.lr_scheduler import LambdaLR
 
         return LambdaLR(optimizer, lambda epoch: 1.0)
 
 
-@SCHEDULES.register("cosine")
 @dataclass(kw_only=True)
-class CosineSchedule(ScheduleRecipe):
-    """Half a cosine wave over the whole run, from the initial value to a fraction of it."""
+class _DecayRecipe(ScheduleRecipe):
+    """A rise over the first steps, a constant part, and a decay to a fraction of the value at the end.
+
+    Before step k of n, the factor is (k + 1) / (w + 1) while k < w = ``warmup``, then 1 up to h = max(w,
+    ``hold`` n), then f + (1 − f) s(t) with f = ``final_fraction`` and t = (k − h) / (n − h) from 0 to 1.
+    """
 
     follows_length: ClassVar[bool] = True
+    by_step: ClassVar[bool] = True
 
+    warmup: int = option(at_least=0, default=0)
+    hold: float = option(at_least=0, below=1, default=0.0)
     final_fraction: float = option(at_least=0, at_most=1)
 
-    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
-        """torch's LambdaLR with factor f + (1 − f)(1 + cos(π epoch / epochs)) / 2."""
+    @abstractmethod
+    def shape(self, t: float) -> float:
+        """s(t), which falls from 1 to 0."""
+
+    def factor(self, k: int, steps: int) -> float:
+        """The factor before step ``k`` of ``steps``."""
+        if k < self.warmup:
+            return (k + 1) / (self.warmup + 1)
+        start = max(float(self.warmup), self.hold * steps)
+        t = min(max(0.0, (k - start) / max(steps - start, 1.0)), 1.0)
+        return self.final_fraction + (1 - self.final_fraction) * self.shape(t)
+
+    def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        """torch's LambdaLR."""
         from torch.optim.lr_scheduler import LambdaLR
 
-        f = self.final_fraction
-        return LambdaLR(optimizer, lambda epoch: f + (1 - f) * (1 + math.cos(math.pi * epoch / epochs)) / 2)
+        return LambdaLR(optimizer, lambda k: self.factor(k, steps))
+
+
+@SCHEDULES.register("cosine")
+@dataclass(kw_only=True)
+class CosineSchedule(_DecayRecipe):
+    """Half a cosine wave from the initial value to a fraction of it."""
+
+    def shape(self, t: float) -> float:
+        """(1 + cos πt) / 2."""
+        return (1 + math.cos(math.pi * t)) / 2
+
+
+@SCHEDULES.register("linear")
+@dataclass(kw_only=True)
+class LinearSchedule(_DecayRecipe):
+    """A straight line from the initial value to a fraction of it; with a constant part, a trapezoid."""
+
+    def shape(self, t: float) -> float:
+        """1 − t."""
+        return 1 - t
 
 
 @SCHEDULES.register("step")
@@ -280,7 +318,7 @@ class StepSchedule(ScheduleRecipe):
     every: int = option(at_least=1)
     factor: float = option(above=0, at_most=1)
 
-    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+    def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         """torch's StepLR."""
         from torch.optim.lr_scheduler import StepLR
 
@@ -296,7 +334,7 @@ class PlateauSchedule(ScheduleRecipe):
     threshold: float = option(at_least=0)
     factor: float = option(above=0, below=1)
 
-    def build(self, optimizer: torch.optim.Optimizer, epochs: int) -> Any:
+    def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         """torch's ReduceLROnPlateau on the mean training loss of the epoch, relative threshold."""
         from torch.optim.lr_scheduler import ReduceLROnPlateau
 
