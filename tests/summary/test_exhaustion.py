@@ -14,6 +14,7 @@ from gnewton.errors import OutOfMemory
 from gnewton.summary import Summarizer
 from gnewton.summary.tangent import engine
 from gnewton.summary.tangent.engine import TangentEngine
+from gnewton.summary.tangent.rules import general
 
 SAMPLES = 12
 
@@ -67,6 +68,44 @@ def test_the_batch_is_split_until_it_fits(error, largest, monkeypatch, caplog):
     summarizer.summarize(inputs, targets, direction)
     assert max(tried) <= largest, "what was learned is kept"
     assert not caplog.records
+
+
+class Cumulative(nn.Module):
+    """A network with an operation that only the general rule knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return torch.logcumsumexp(self.layer(x), dim=1)
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_a_rule_that_runs_out_of_memory_splits_the_batch(error, monkeypatch, caplog):
+    model, inputs, targets, direction = _problem(Cumulative())
+    partition = Partition.per_tensor(model)
+    whole = Summarizer(model, F.cross_entropy, partition, engine="tangent").summarize(
+        inputs, targets, direction
+    )
+    original = general._by_forward_mode
+    refused = []
+
+    def narrow(site):
+        if len(site.value) > 6:
+            refused.append(len(site.value))
+            raise error
+        return original(site)
+
+    monkeypatch.setattr(general, "_by_forward_mode", narrow)
+    monkeypatch.setattr(general, "reverse_parts", None)  # not the answer to a lack of memory
+    monkeypatch.setattr(general, "_verdicts", dict.fromkeys(general._verdicts, True))
+    summarizer = Summarizer(model, F.cross_entropy, partition, engine="tangent")
+    found = summarizer.summarize(inputs, targets, direction)
+    assert refused == [12]
+    assert [record.message for record in caplog.records if "split into 2 parts" in record.message]
+    for name in ("gradient", "hessian", "third", "loss"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
 
 
 def test_nothing_is_touched(monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.summary.device_memory import is_exhausted
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import CONSTANT, FLAT, Program, Step, TraceError
@@ -209,7 +210,7 @@ def _push_step(
     try:
         passed = plan.rules[i].function(site)
     except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_exhausted(error):
             raise
         raise TraceError(f"no derivative of {step.op}: {type(error).__name__}: {error}") from error
     results = passed if isinstance(passed, list) else [passed]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from gnewton.summary.device_memory import is_exhausted
 from gnewton.summary.tangent.accumulator import being_compiled, flat
 from gnewton.summary.tangent.rules.reverse import OperationDerivatives, disagree, numbers_of, reverse_parts
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads
@@ -75,7 +76,7 @@ def _parts(site: OperationSite) -> OperationDerivatives:
     try:
         parts, consistent = _by_forward_mode(site)
     except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_exhausted(error):
             raise
         return reverse_parts(site)  # no forward mode, or none of this order
     if being_compiled(parts.first[0]):
@@ -92,7 +93,7 @@ def _compared(site: OperationSite, parts: OperationDerivatives, kind: Any) -> bo
     try:
         other = reverse_parts(site)
     except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_exhausted(error):
             raise
         return True
     order = disagree(parts, other)
