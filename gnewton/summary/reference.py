@@ -8,8 +8,10 @@ gradients, at parameters that differ in their last digits, measure the effect of
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,13 +22,31 @@ from gnewton.errors import InputError
 from gnewton.summary.batch import opened
 from gnewton.summary.isolation import preserve_torch_streams, without_side_effects
 from gnewton.summary.problem import Problem, Request
-from gnewton.summary.result import COARSE, PRODUCT, Rounding, Summary
+from gnewton.summary.result import COARSE, PRODUCT, Rounding, Summary, SummaryError
 from gnewton.summary.smooth import SmoothNorms
 
 PERTURBATIONS = 3
 DIGITS = 64.0  # size of a perturbation, in units of a rounding error; one of these in half precision
 SPREAD = 8.0  # noise of a gradient entry, in units of its range over the perturbations
 SPREAD_COARSE = 2.0  # the same in half precision
+
+
+_GAP = re.compile(r"derivative for '?(?:aten::)?_?(\w+?)(?:_backward)?'? is not implemented")
+
+
+@contextlib.contextmanager
+def _named_gaps() -> Iterator[None]:
+    """Within the block, torch's error about a derivative that it lacks names the operation and the result."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        match = _GAP.search(str(error))
+        if match is None:
+            raise
+        raise SummaryError(
+            f"summary: torch has no second derivatives of {match[1]}, so no engine has the Hessian of this "
+            "loss; use another operation in its place"
+        ) from error
 
 
 class _Derivatives:
@@ -45,9 +65,14 @@ class _Derivatives:
         if not scalar.requires_grad:
             return result
         chosen = [i for i, s in enumerate(self.group) if groups is None or s in groups]
-        grads = torch.autograd.grad(
-            scalar, [self.leaves[i] for i in chosen], create_graph=graph, retain_graph=True, allow_unused=True
-        )
+        with _named_gaps():
+            grads = torch.autograd.grad(
+                scalar,
+                [self.leaves[i] for i in chosen],
+                create_graph=graph,
+                retain_graph=True,
+                allow_unused=True,
+            )
         for i, grad in zip(chosen, grads, strict=True):
             if grad is None:
                 continue

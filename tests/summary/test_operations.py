@@ -50,9 +50,6 @@ LEFT_OUT = {
 # neither engine has the derivatives: torch has no third, or not even a second backward pass
 IMPOSSIBLE = {
     "nn.functional.ctc_loss": "no second backward pass",
-    "nn.functional.embedding_bag": "no second backward pass",
-    "nn.functional.multi_margin_loss": "no second backward pass",
-    "nn.functional.multilabel_margin_loss": "no second backward pass",
     "nn.functional.linear_cross_entropy.chunked_none": "no second backward pass",
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu": "no second backward pass",
     "_segment_reduce.lengths": "no second backward pass",

@@ -24,6 +24,7 @@ from gnewton.errors import InputError, first_line
 from gnewton.summary.isolation import plain_kernels, preserve_random_streams, without_side_effects
 from gnewton.summary.problem import Problem
 from gnewton.summary.smooth import FunctionMode, unchunked
+from gnewton.summary.tangent.decompositions import DECOMPOSITIONS
 from gnewton.summary.tangent.lowering import program_of
 from gnewton.summary.tangent.program import CONSTANT, Program, TraceError
 
@@ -79,28 +80,6 @@ def _gaussian_likelihood(
     if full:
         loss = loss + 0.5 * math.log(2 * math.pi)
     return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-    axes = [axis for axis in range(v.dim()) if axis != dim]
-    norm = v.square().sum(axes, keepdim=True).sqrt()
-    return v * (g / norm), norm
-
-
-def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """The content of ``target`` after ``target.copy_(source)``."""
-    if source.dtype != target.dtype or source.device != target.device:
-        source = aten._to_copy.default(source, dtype=target.dtype, device=target.device)
-    if source.shape != target.shape:
-        source = aten.expand.default(source, list(target.shape))
-    return aten.clone.default(source)
-
-
-# operations whose higher derivatives torch lacks, in basic operations
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    aten._weight_norm_interface.default: _weight_norm,
-    aten.copy.default: _copy,
-}
 
 
 def traceable(problem: Problem) -> Callable[..., Tensor]:

@@ -1,0 +1,120 @@
+"""Operations whose higher derivatives torch lacks: exact through basic operations, or refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gnewton import GroupedNewton, Partition
+from gnewton.summary import SummaryError, summarize
+
+from . import oracles
+
+COUNT = 6
+LABELS = torch.tensor([0, 2, 1, 3, 0, 2])
+SEVERAL = torch.tensor(
+    [[0, 2, -1, 1], [1, -1, 0, 0], [3, 2, 1, 0], [-1, 0, 0, 0], [2, -1, 0, 0], [0, 1, 2, 3]]
+)
+
+
+class Bags(nn.Module):
+    """Bags of embeddings, then two layers."""
+
+    def __init__(self, weighted: bool = False, **options):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 5, **options)
+        self.weights = nn.Parameter(torch.linspace(0.2, 1.4, 14)) if weighted else None
+        self.layers = nn.Sequential(nn.Tanh(), nn.Linear(5, 4))
+
+    def forward(self, batch):
+        indices, offsets = batch if isinstance(batch, tuple) else (batch, None)
+        return self.layers(self.bag(indices, offsets, per_sample_weights=self.weights))
+
+
+def network():
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+
+
+INDICES = torch.arange(24).remainder(9).view(COUNT, 4)
+FLAT = torch.tensor([1, 0, 5, 2, 2, 8, 7, 0, 3, 4, 6, 1, 0, 5])
+STARTS = torch.tensor([0, 3, 3, 7, 8, 12])  # the second bag is empty
+ENDED = torch.tensor([0, 3, 3, 7, 8, 12, 14])
+INPUTS = torch.linspace(-1.5, 1.3, COUNT * 3, dtype=torch.float64).view(COUNT, 3).sin()
+
+CASES = {
+    "sum": (lambda: Bags(mode="sum"), F.cross_entropy, INDICES, LABELS),
+    "mean": (lambda: Bags(mode="mean"), F.cross_entropy, INDICES, LABELS),
+    "max": (lambda: Bags(mode="max"), F.cross_entropy, INDICES, LABELS),
+    "offsets": (lambda: Bags(mode="mean"), F.cross_entropy, ((FLAT, STARTS),), LABELS),
+    "last offset": (
+        lambda: Bags(mode="sum", include_last_offset=True),
+        F.cross_entropy,
+        ((FLAT, ENDED),),
+        LABELS,
+    ),
+    "padding": (lambda: Bags(mode="mean", padding_idx=0), F.cross_entropy, ((FLAT, STARTS),), LABELS),
+    "largest, padding": (lambda: Bags(mode="max", padding_idx=0), F.cross_entropy, ((FLAT, STARTS),), LABELS),
+    "weights": (lambda: Bags(weighted=True, mode="sum"), F.cross_entropy, ((FLAT, STARTS),), LABELS),
+    "margin": (network, F.multi_margin_loss, INPUTS, LABELS),
+    "squared margin": (network, lambda o, t: F.multi_margin_loss(o, t, p=2, margin=0.7), INPUTS, LABELS),
+    "weighted margin": (
+        network,
+        nn.MultiMarginLoss(p=2, weight=torch.tensor([1.0, 0.5, 2.0, 0.1], dtype=torch.float64)),
+        INPUTS,
+        LABELS,
+    ),
+    "several labels": (network, F.multilabel_margin_loss, INPUTS, SEVERAL),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_summary_is_that_of_finite_differences(name):
+    build, loss_fn, inputs, targets = CASES[name]
+    torch.manual_seed(3)
+    model = build().double()
+    partition = Partition.per_tensor(model)
+    direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    summary = summarize(model, loss_fn, inputs, targets, partition, direction, engine="tangent")
+    argument = inputs[0] if isinstance(inputs, tuple) else inputs
+    gradient, hessian, third = oracles.finite_differences(
+        model, loss_fn, argument, targets, partition, direction, step=1e-4
+    )
+    torch.testing.assert_close(summary.gradient, gradient, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(summary.hessian, hessian, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(summary.third, third, rtol=1e-3, atol=1e-3)
+    outputs = model(argument)
+    assert summary.loss.item() == pytest.approx(loss_fn(outputs, targets).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mean", "squared margin"])
+def test_training_with_them_goes_down(name):
+    build, loss_fn, inputs, targets = CASES[name]
+    torch.manual_seed(0)
+    model = build().double()
+    optimizer = GroupedNewton(model, loss_fn)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = loss_fn(model(inputs), targets)
+        loss.backward()
+        optimizer.step(batch=(inputs, targets))
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_no_engine_can_differentiate_is_one_line():
+    model = nn.Linear(3, 20)
+    lengths = torch.full((COUNT,), 5), torch.full((COUNT,), 2)
+
+    def loss_fn(outputs, targets):
+        scores = outputs.view(COUNT, 5, 4).log_softmax(-1).transpose(0, 1)
+        return F.ctc_loss(scores, targets, *lengths)
+
+    targets = torch.tensor([[1, 2]] * COUNT)
+    optimizer = GroupedNewton(model, loss_fn)
+    inputs = INPUTS.float()
+    loss_fn(model(inputs), targets).backward()
+    with pytest.raises(SummaryError, match="torch has no second derivatives of ctc_loss, so no engine"):
+        optimizer.step(batch=(inputs, targets))
