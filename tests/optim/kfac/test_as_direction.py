@@ -42,7 +42,7 @@ def grouped(model: nn.Module, *, constant: bool, engine: Any = "auto", **options
         F.cross_entropy,
         Partition.per_tensor(model),
         direction=direction(model, **options),
-        damping=1.0,
+        step_size=1.0,
         along="step",
         period=2,
         engine=engine,
