@@ -226,6 +226,9 @@ def _change(override: Override, config: DictConfig, saved: DictConfig) -> str | 
             return f"{override.text}: a resumed run can only be made longer; it has {before}"
         schedule = saved.optimizer.schedule
         if OmegaConf.get_type(schedule).follows_length:  # type: ignore[union-attr]
-            return f"{override.text}: optimizer/schedule={schedule.name} was laid out for {before} epochs"
+            return (
+                f"{override.text}: optimizer/schedule={schedule.name} was laid out for {before} epochs; "
+                "start a new run of this length, or one with optimizer/schedule=constant, which can go on"
+            )
     OmegaConf.update(saved, key, value)
     return None

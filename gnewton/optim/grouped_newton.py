@@ -30,7 +30,7 @@ from gnewton.optim.bound_optimizer import (
     evaluated,
     saved_part,
 )
-from gnewton.optim.controllers import Controller, Displacement, Progress
+from gnewton.optim.controllers import Constant, Controller, Displacement, Progress
 from gnewton.optim.directions import ADAM, DirectionChoice, Directions
 from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
@@ -109,8 +109,11 @@ class GroupedNewton(BoundOptimizer):
             the first update, see :class:`~gnewton.optim.rates_in_force.TrustRadius`; None: no bound.
         safeguard: whether an update whose loss has left its band is undone
             (:class:`~gnewton.optim.safeguard.Safeguard`), which keeps a copy of the parameters.
+        total_steps: number of training steps of the whole run, if it is known: λ_1 then falls along a
+            straight line to 0 in the second half, and only ``controller`` moves it besides. None: not known.
         controller: the rule that moves λ_1 or λ_int from update to update (:mod:`gnewton.optim.controllers`);
-            ``Constant()`` moves nothing; None: :class:`~gnewton.optim.controllers.Progress`.
+            ``Constant()`` moves nothing. None: that with ``total_steps``, else
+            :class:`~gnewton.optim.controllers.Progress`.
         shrinkage: weight >= 0 of the term that pulls the rates towards one common rate; it also keeps them
             within a factor of 8 of that rate (:mod:`gnewton.optim.rate_bounds`). 0: none.
         proximal: weight >= 0 of the proximal term that keeps rates near the previous ones.
@@ -157,6 +160,7 @@ class GroupedNewton(BoundOptimizer):
         rate_median: int | None = None,
         cap: float | None = 0.1,
         safeguard: bool = True,
+        total_steps: int | None = None,
         controller: Controller | None = None,
         shrinkage: float = 1.0,
         proximal: float = 1.0,
@@ -175,6 +179,8 @@ class GroupedNewton(BoundOptimizer):
         check_whole("period", period, 1)
         check_whole("warmup", warmup, 0)
         check_number("step_size", step_size, above=0)
+        if total_steps is not None:
+            check_whole("total_steps", total_steps, 1)
         check_flag("maximize", maximize)
         check_flag("safeguard", safeguard)
         check_name("along", along, ALONG)
@@ -206,7 +212,9 @@ class GroupedNewton(BoundOptimizer):
             directions=count,
         )
         self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
-        self._controller = controller if controller is not None else Progress()
+        if controller is None:
+            controller = Progress() if total_steps is None else Constant()
+        self._controller = controller
         self._controller.check(self._rule)
         self._controller.begin(step_size, period)
         self._objective = Objective(model, loss_fn, forward, maximize, engine, max_memory)
@@ -214,7 +222,7 @@ class GroupedNewton(BoundOptimizer):
         self._rates = RatesInForce(self.param_groups, self._grouping, count, cap=cap, fresh=self._fresh)
         self._safeguard = Safeguard(self._grouping.parameters) if safeguard else None
         self._withheld = WithheldSteps(self._grouping.parameters[0].device)
-        self._period, self._warmup = period, warmup
+        self._period, self._warmup, self._total = period, warmup, total_steps
         self._steps = 0
         self._since = 0  # the step before which the last group was added
         self._updated: int | None = None  # the step before which the last update was made
@@ -284,6 +292,8 @@ class GroupedNewton(BoundOptimizer):
         """
         self._catch_up()
         self._grouping.check()
+        if self._total is not None and self._steps >= self._total:
+            self._warn(f"training goes on after total_steps={self._total}, where the rates have reached 0")
         loss = evaluated(closure)
         age = self._steps - self._since
         warming_up = age < self._warmup and not self._held
@@ -419,13 +429,14 @@ class GroupedNewton(BoundOptimizer):
         return self._rates.enforce(solved, measured, self._step_size(), self._directions, self._period)
 
     def _lr(self) -> list[float]:
-        """λ_1 of each entry, before the controller and the safeguard."""
+        """λ_1 of each entry, before the controller, the safeguard and the end of the run."""
         count = len(self._directions.labels)
         return [float(group["lr"]) for group in self.param_groups for _ in range(count)]
 
     def _scale(self) -> float:
-        """The safeguard's factor on λ_1."""
-        return self._safeguard.scale if self._safeguard is not None else 1.0
+        """The factor on λ_1 of the safeguard and of what remains of the run."""
+        scale = self._safeguard.scale if self._safeguard is not None else 1.0
+        return scale if self._total is None else scale * annealed(self._steps / self._total)
 
     def _step_size(self) -> list[float]:
         """λ_1 of each entry, as the next step takes it."""
@@ -543,6 +554,11 @@ class GroupedNewton(BoundOptimizer):
             self._safeguard.load_state_dict(saved["safeguard"])
         if self._displacement is not None and saved["displacement"] is not None:
             self._displacement.load_state_dict(saved["displacement"])
+
+
+def annealed(progress: float) -> float:
+    """The factor on λ_1 after this share of a run: 1 in its first half, then on a line to 0."""
+    return min(1.0, max(0.0, 2 * (1 - progress)))
 
 
 def _mean(values: Sequence[float]) -> float:

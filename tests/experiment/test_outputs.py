@@ -118,7 +118,13 @@ def test_controllers_fill_their_columns(run, controller, columns):
     assert columns < OF_A_CONTROLLER
     assert len(OF_A_CONTROLLER) == 5
     folder = run(
-        [*SMALL, f"optimizer/controller={controller}", "trainer.epochs=3", "optimizer.period=2"]
+        [
+            *SMALL,
+            f"optimizer/controller={controller}",
+            "optimizer/schedule=constant",
+            "trainer.epochs=3",
+            "optimizer.period=2",
+        ]
     ).folder
     table = pd.read_csv(folder / "rates.csv")
     for name in OF_A_CONTROLLER:

@@ -216,8 +216,9 @@ def test_rates_reach_the_log_once(stopped, resumed):
 
 
 def test_a_run_made_longer(run, resumed, tmp_path):
-    long = run([*RUNS["grouped_newton"], "trainer.epochs=4"], tmp_path / "long").folder
-    short = run([*RUNS["grouped_newton"], "trainer.epochs=2"], tmp_path / "short").folder
+    endless = (*RUNS["grouped_newton"], "optimizer/schedule=constant", "optimizer/controller=progress")
+    long = run([*endless, "trainer.epochs=4"], tmp_path / "long").folder
+    short = run([*endless, "trainer.epochs=2"], tmp_path / "short").folder
     assert resumed(short, "trainer.epochs=4").outcome.status == "done"
     assert_same_run(long, short)
 

@@ -23,7 +23,7 @@ from gnewton.optim.averaging import (
     StaticAveraging,
     UniformAveraging,
 )
-from gnewton.optim.controllers import Adaptive, Geometric, Overshoot, Plateau
+from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau
 from gnewton.optim.rate_update import RateUpdate
 from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
 
@@ -175,6 +175,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plateau": {"controller": lambda: Plateau("internal_damping", 2.0, window=1, patience=0)},
     "adaptive": {"controller": lambda: Adaptive(window=2)},
     "adaptive_ridge": {"controller": lambda: Adaptive(window=2, errors=0.0), "solver": "ridge"},
+    "annealed": {"total_steps": 9, "step_size": 1.5},
     "overshoot": {"controller": lambda: Overshoot(bound=2.0)},  # beyond that, rounding errors grow fast
 }
 
@@ -280,7 +281,27 @@ def test_clipping_removes_negative_rates_and_keeping_does_not() -> None:
     assert found["constrain"] >= 0
 
 
-def test_damping_scales_the_rates_and_schedulers_act_on_it() -> None:
+def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = tanh_net()
+    optimizer = GroupedNewton(model, F.cross_entropy, total_steps=8, step_size=0.5, period=3, **PLAIN)
+    assert isinstance(optimizer._controller, Constant)
+    for k in range(8):
+        take_step(model, optimizer, classification(20), F.cross_entropy)
+        eta = [group["rate"] for group in optimizer.param_groups]
+        factor = 0.5 * min(1.0, 2 * (1 - (k + 1) / 8))  # that of the next step
+        assert optimizer.rates == pytest.approx([factor * rate for rate in eta], abs=1e-15)
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert not warnings
+    before = flat(model)
+    for _ in range(4):
+        take_step(model, optimizer, classification(20), F.cross_entropy)
+    assert torch.equal(flat(model), before)
+    (warning,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert "training goes on after total_steps=8" in warning
+
+
+def test_step_size_scales_the_rates_and_schedulers_act_on_it() -> None:
     model = tanh_net()
     optimizer = GroupedNewton(model, F.cross_entropy, step_size=0.5, period=100, **PLAIN)
     take_step(model, optimizer, classification(20), F.cross_entropy)
@@ -521,6 +542,7 @@ def test_it_minimises_rosenbrock_functions(form: str) -> None:
     [
         ({"period": 0}, "period=0: must be an integer >= 1"),
         ({"step_size": 0.0}, "step_size=0.0: must be a finite number > 0"),
+        ({"total_steps": 0}, "total_steps=0: must be an integer >= 1"),
         ({"warmup": -1}, "warmup=-1: must be an integer >= 0"),
         ({"internal_damping": -1.0}, "internal_damping=-1.0: must be a finite number >= 0"),
         ({"rate_momentum": 1.0}, "rate_momentum=1.0: must be a finite number >= 0 and < 1"),

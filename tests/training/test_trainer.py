@@ -16,7 +16,13 @@ from torch import nn
 
 from gnewton.errors import Diverged
 from gnewton.optim.options import ScheduleRecipe
-from gnewton.optim.options.components import CosineSchedule, LinearSchedule, PlateauSchedule, StepSchedule
+from gnewton.optim.options.components import (
+    CosineSchedule,
+    LinearSchedule,
+    PlateauSchedule,
+    StepSchedule,
+    TrapezoidSchedule,
+)
 from gnewton.training import resources, runlog
 from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.evaluate import evaluate
@@ -284,12 +290,12 @@ def test_a_cosine_acts_at_every_step(tmp_path, warmup):
     assert list(_metrics(tmp_path)["lr"]) == pytest.approx(rates[n // 5 - 1 :: n // 5], rel=1e-12)
 
 
-def test_a_linear_schedule_with_a_constant_part_is_a_trapezoid(tmp_path):
-    rates = rates_by_step(
-        tmp_path, LinearSchedule(name="linear", final_fraction=0.0, warmup=1, hold=0.6), epochs=5
-    )
-    n, start = len(rates), 0.6 * len(rates)
-    expected = [0.5, *(1 if k <= start else (n - k) / (n - start) for k in range(1, n))]
+def test_a_trapezoid_is_constant_and_then_falls(tmp_path):
+    schedule = TrapezoidSchedule(name="trapezoid", final_fraction=0.1, warmup=1, hold=0.6)
+    rates = rates_by_step(tmp_path, schedule, epochs=5)
+    n = len(rates)
+    start = 1 + 0.6 * (n - 1)
+    expected = [0.5, *(0.1 + 0.9 * min(1, (n - k) / (n - start)) for k in range(1, n))]
     assert rates == pytest.approx([1e-3 * factor for factor in expected], rel=1e-12)
 
 

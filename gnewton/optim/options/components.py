@@ -258,17 +258,16 @@ class ConstantSchedule(ScheduleRecipe):
 
 @dataclass(kw_only=True)
 class _DecayRecipe(ScheduleRecipe):
-    """A rise over the first steps, a constant part, and a decay to a fraction of the value at the end.
+    """A rise over the first steps, then a decay to a fraction of the initial value at the end.
 
-    Before step k of n, the factor is (k + 1) / (w + 1) while k < w = ``warmup``, then 1 up to h = max(w,
-    ``hold`` n), then f + (1 − f) s(t) with f = ``final_fraction`` and t = (k − h) / (n − h) from 0 to 1.
+    Before step k of n, the factor is (k + 1) / (w + 1) while k < w = ``warmup``, then f + (1 − f) s(t) with f
+    = ``final_fraction`` and t = (k − w) / (n − w) from 0 to 1.
     """
 
     follows_length: ClassVar[bool] = True
     by_step: ClassVar[bool] = True
 
     warmup: int = option(at_least=0, default=0)
-    hold: float = option(at_least=0, below=1, default=0.0)
     final_fraction: float = option(at_least=0, at_most=1)
 
     @abstractmethod
@@ -279,8 +278,7 @@ class _DecayRecipe(ScheduleRecipe):
         """The factor before step ``k`` of ``steps``."""
         if k < self.warmup:
             return (k + 1) / (self.warmup + 1)
-        start = max(float(self.warmup), self.hold * steps)
-        t = min(max(0.0, (k - start) / max(steps - start, 1.0)), 1.0)
+        t = min((k - self.warmup) / max(steps - self.warmup, 1), 1.0)
         return self.final_fraction + (1 - self.final_fraction) * self.shape(t)
 
     def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
@@ -303,11 +301,23 @@ class CosineSchedule(_DecayRecipe):
 @SCHEDULES.register("linear")
 @dataclass(kw_only=True)
 class LinearSchedule(_DecayRecipe):
-    """A straight line from the initial value to a fraction of it; with a constant part, a trapezoid."""
+    """A straight line from the initial value to a fraction of it."""
 
     def shape(self, t: float) -> float:
         """1 − t."""
         return 1 - t
+
+
+@SCHEDULES.register("trapezoid")
+@dataclass(kw_only=True)
+class TrapezoidSchedule(_DecayRecipe):
+    """The initial value for a share of the run, then a straight line to a fraction of it."""
+
+    hold: float = option(at_least=0, below=1)
+
+    def shape(self, t: float) -> float:
+        """1 up to t = ``hold``, then (1 − t) / (1 − ``hold``)."""
+        return min(1.0, (1 - t) / (1 - self.hold))
 
 
 @SCHEDULES.register("step")

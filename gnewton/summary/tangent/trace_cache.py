@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +110,7 @@ class TraceCache:
         self._compiled = compiled
         self._kinds: dict[Any, BatchKind] = {}
         self._idle: dict[tuple[str, str], int] = {}
+        self._latest: tuple[weakref.ref[Request] | None, Any] = (None, None)  # a request, and its key
 
     def __iter__(self) -> Iterator[Trace]:
         return (kept for kind in self._kinds.values() for _, kept in kind.traces)
@@ -302,6 +304,13 @@ class TraceCache:
 
     def kind(self, request: Request) -> Any:
         """The key of a batch: what batches must have in common to share a trace."""
+        of, key = self._latest
+        if of is None or of() is not request:
+            key = self._key(request)
+            self._latest = weakref.ref(request), key
+        return key
+
+    def _key(self, request: Request) -> Any:
         leaves, spec = pytree.tree_flatten(
             (self._problem.parameters(), self._problem.constants(), *request.batch)
         )
