@@ -30,7 +30,7 @@ from gnewton.optim.bound_optimizer import (
     evaluated,
     saved_part,
 )
-from gnewton.optim.controllers import Constant, Controller, Displacement, Progress
+from gnewton.optim.controllers import Controller, Displacement, Progress
 from gnewton.optim.directions import ADAM, DirectionChoice, Directions
 from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
@@ -51,6 +51,9 @@ _FAILURES = (GnewtonError, RuntimeError, NotImplementedError, MemoryError)
 """Errors of a summary that leave the rates as they are; an InputError is none of them."""
 
 ALONG = ("fresh", "step")
+
+ANNEALED = 1.0
+"""Least λ_1 of the default controller where the end of the run takes it to 0 in any case."""
 
 
 class GroupedNewton(BoundOptimizer):
@@ -110,10 +113,10 @@ class GroupedNewton(BoundOptimizer):
         safeguard: whether an update whose loss has left its band is undone
             (:class:`~gnewton.optim.safeguard.Safeguard`), which keeps a copy of the parameters.
         total_steps: number of training steps of the whole run, if it is known: λ_1 then falls along a
-            straight line to 0 in the second half, and only ``controller`` moves it besides. None: not known.
+            straight line to 0 in the second half. None: not known.
         controller: the rule that moves λ_1 or λ_int from update to update (:mod:`gnewton.optim.controllers`);
-            ``Constant()`` moves nothing. None: that with ``total_steps``, else
-            :class:`~gnewton.optim.controllers.Progress`.
+            ``Constant()`` moves nothing. None: :class:`~gnewton.optim.controllers.Progress`, which with
+            ``total_steps`` does not go below λ_1 = 1.
         shrinkage: weight >= 0 of the term that pulls the rates towards one common rate; it also keeps them
             within a factor of 8 of that rate (:mod:`gnewton.optim.rate_bounds`). 0: none.
         proximal: weight >= 0 of the proximal term that keeps rates near the previous ones.
@@ -213,7 +216,7 @@ class GroupedNewton(BoundOptimizer):
         )
         self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
         if controller is None:
-            controller = Progress() if total_steps is None else Constant()
+            controller = Progress() if total_steps is None else Progress(lowest=ANNEALED)
         self._controller = controller
         self._controller.check(self._rule)
         self._controller.begin(step_size, period)

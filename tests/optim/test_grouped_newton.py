@@ -23,7 +23,7 @@ from gnewton.optim.averaging import (
     StaticAveraging,
     UniformAveraging,
 )
-from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau
+from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau, Progress
 from gnewton.optim.rate_update import RateUpdate
 from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
 
@@ -284,8 +284,8 @@ def test_clipping_removes_negative_rates_and_keeping_does_not() -> None:
 def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model = tanh_net()
-    optimizer = GroupedNewton(model, F.cross_entropy, total_steps=8, step_size=0.5, period=3, **PLAIN)
-    assert isinstance(optimizer._controller, Constant)
+    options = {"total_steps": 8, "step_size": 0.5, "period": 3, "controller": Constant(), **PLAIN}
+    optimizer = GroupedNewton(model, F.cross_entropy, **options)
     for k in range(8):
         take_step(model, optimizer, classification(20), F.cross_entropy)
         eta = [group["rate"] for group in optimizer.param_groups]
@@ -299,6 +299,14 @@ def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixtu
     assert torch.equal(flat(model), before)
     (warning,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert "training goes on after total_steps=8" in warning
+
+
+def test_the_default_controller_lowers_the_step_size_only_where_no_end_is_known() -> None:
+    for total_steps, lowest in ((None, 0.3), (8, 1.0)):
+        optimizer = GroupedNewton(tanh_net(), F.cross_entropy, total_steps=total_steps)
+        controller = optimizer._controller
+        assert isinstance(controller, Progress)
+        assert controller._lowest == lowest
 
 
 def test_step_size_scales_the_rates_and_schedulers_act_on_it() -> None:
