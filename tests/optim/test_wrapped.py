@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton, Partition
 from gnewton.errors import InputError
+from gnewton.optim.controllers import Constant
 from gnewton.summary import Summarizer, summarize
 from gnewton.wrappers import is_compiled, named_parameters, plain_name, uncompiled, unwrapped
 from tests.optim.problems import classification, tanh_net
@@ -187,7 +188,11 @@ DISTRIBUTED: dict[str, Callable[..., Any]] = BUILD | {
         period=2,
         direction=lambda named: KFAC(model, params=named, fisher="empirical", kl_clip=None),
     ),
+    "safeguard": lambda model: GroupedNewton(model, cross_entropy, period=1, controller=Constant()),
 }
+
+# after the parameters have been thrown away: every other sample is zero, where the loss hardly shows it
+QUIET = (BATCHES[0][0] * (torch.arange(20) % 2 == 0)[:, None], BATCHES[0][1])
 
 
 def trained(model: nn.Module, name: str, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[float], ...]:
@@ -195,7 +200,16 @@ def trained(model: nn.Module, name: str, batches: list[tuple[Tensor, Tensor]]) -
     optimizer = DISTRIBUTED[name](model)
     if name == "kfac":
         optimizer.step = partial(_without_batch, optimizer.step)
-    train(model, optimizer, batches)
+    train(model, optimizer, batches[:-1])
+    if name == "safeguard":
+        with torch.no_grad():
+            first, *_, last, _ = model.parameters()
+            first.mul_(-30.0)
+            last.mul_(8.0)
+        losses = train(model, optimizer, batches[-1:])
+        assert optimizer.rejected == 1
+        quiet = not batches[-1][0].any()
+        assert (losses[0] < 2) == quiet, "on its own, the process with the zeros would go on"
     numbers = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
     return numbers, list(getattr(optimizer, "rates", []))
 
@@ -206,7 +220,7 @@ def _without_batch(function: Callable[[], Any], batch: Any) -> Any:
 
 def work(rank: int, world: int, folder: Path, results: Any) -> None:
     with process_group(rank, world, folder):
-        share = [(x[rank::world], y[rank::world]) for x, y in BATCHES]
+        share = [(x[rank::world], y[rank::world]) for x, y in (*BATCHES, QUIET)]
         for name in DISTRIBUTED:
             results.put((name, trained(DistributedDataParallel(tanh_net()), name, share)))
         gc.collect()  # the wrapper holds on to the group
@@ -222,7 +236,7 @@ def test_distributed_data_parallel_trains_as_the_network_itself(world: int, tmp_
     for process in processes:
         process.join(180)
         assert process.exitcode == 0
-    expected = {name: trained(tanh_net(), name, BATCHES) for name in DISTRIBUTED}
+    expected = {name: trained(tanh_net(), name, [*BATCHES, QUIET]) for name in DISTRIBUTED}
     for _ in range(world * len(DISTRIBUTED)):
         name, (numbers, rates) = results.get()
         assert numbers == pytest.approx(expected[name][0], rel=1e-8, abs=1e-11), name
