@@ -151,10 +151,11 @@ def role_of(entry: Field[Any]) -> Role:
     return role
 
 
-def former_name_of(entry: Field[Any]) -> str | None:
-    """The name that an option had before, if it was renamed."""
-    name: str | None = entry.metadata.get(_FORMERLY)
-    return name
+def present_name(recipe: object, name: str) -> str | None:
+    """What the option of a recipe is called now that was called ``name`` before; None if there is none."""
+    if not is_dataclass(recipe):
+        return None
+    return next((e.name for e in fields(recipe) if e.metadata.get(_FORMERLY) == name), None)
 
 
 def violations(settings: object, path: str = "") -> Iterator[str]:

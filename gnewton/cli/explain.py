@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import Container, DictConfig, OmegaConf
@@ -22,7 +22,7 @@ from gnewton.cli.choices import all_groups, config_groups
 from gnewton.errors import InputError
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.schema import REGISTRIES, declared_options
-from gnewton.options import did_you_mean, former_name_of, listing, nearest, quoted
+from gnewton.options import did_you_mean, listing, nearest, present_name, quoted
 
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, OverflowError, AssertionError)
 """What composing raises: on long numbers Hydra lets Python's own errors through."""
@@ -184,11 +184,8 @@ def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
 
 def _renamed(node: Container | None, parent: str, key: str) -> str:
     """A hint at the present name of an option of this node that was renamed."""
-    kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
-    for entry in fields(kind) if isinstance(kind, type) and is_dataclass(kind) else ():
-        if former_name_of(entry) == key:
-            return f"; it is called {parent}.{entry.name} now"
-    return ""
+    name = present_name(OmegaConf.get_type(node), key) if isinstance(node, DictConfig) else None
+    return f"; it is called {parent}.{name} now" if name else ""
 
 
 _OTHER_WORDS = {"learning_rate": "lr", "batchsize": "batch_size", "steps": "max_steps", "epoch": "epochs"}

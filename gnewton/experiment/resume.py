@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gnewton.errors import InputError, first_line
 from gnewton.experiment.folder import digest_of, resolved
@@ -17,7 +17,7 @@ from gnewton.experiment.inline import inlined
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.places import absolute, find_places, places, require_places
 from gnewton.experiment.schema import REGISTRIES, Settings, options_with
-from gnewton.options import Role
+from gnewton.options import Role, present_name
 from gnewton.registry import Registry
 from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
 
@@ -173,6 +173,10 @@ def saved_config(folder: Path, argument: str) -> DictConfig:
         return merged
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error, with_type=isinstance(error, (KeyError, TypeError)))
+        if isinstance(error, ConfigKeyError) and (
+            name := present_name(error.object_type, str(error.key).rpartition(".")[2])
+        ):
+            reason = f"{error.full_key} is called {name} now; rename it there, or start a new run"
         raise InputError(
             f"{argument}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
         ) from error

@@ -394,3 +394,13 @@ def test_what_is_no_run_is_refused(what, uninterrupted, resumed, tmp_path):
         (folder / "environment.json").write_text(json.dumps(environment))
     with pytest.raises(InputError, match=f"resume={folder}: "):
         resumed(folder)
+
+
+def test_a_run_with_a_former_name_of_an_option_says_so(run, resumed):
+    folder = run([*RUNS["grouped_newton"], "trainer.epochs=1"]).folder
+    path = folder / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert "step_size:" in text
+    path.write_text(text.replace("step_size:", "damping:"), encoding="utf-8")
+    with pytest.raises(InputError, match="optimizer.damping is called step_size now; rename it there"):
+        resumed(folder)

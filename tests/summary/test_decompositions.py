@@ -54,6 +54,12 @@ CASES = {
         ((FLAT, ENDED),),
         LABELS,
     ),
+    "32 bits": (
+        lambda: Bags(mode="mean", padding_idx=0),
+        F.cross_entropy,
+        ((FLAT.int(), STARTS.int()),),
+        LABELS,
+    ),
     "padding": (lambda: Bags(mode="mean", padding_idx=0), F.cross_entropy, ((FLAT, STARTS),), LABELS),
     "largest, padding": (lambda: Bags(mode="max", padding_idx=0), F.cross_entropy, ((FLAT, STARTS),), LABELS),
     "weights": (lambda: Bags(weighted=True, mode="sum"), F.cross_entropy, ((FLAT, STARTS),), LABELS),

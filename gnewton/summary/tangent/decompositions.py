@@ -46,8 +46,8 @@ def _embedding_bag(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The rows of ``weight`` at ``indices``, reduced over bags that begin at ``offsets``."""
     starts = offsets[:-1] if include_last_offset else offsets
-    places = torch.arange(indices.shape[0], device=indices.device)
-    bag = (starts[:, None] <= places).sum(0) - 1
+    places = torch.arange(indices.shape[0], dtype=starts.dtype, device=indices.device)
+    bag = torch.searchsorted(starts, places, right=True) - 1
     counted = (indices != padding_idx)[:, None]
     rows = aten.embedding.default(weight, indices)
     if per_sample_weights is not None:
