@@ -33,7 +33,7 @@ def test_help_lists_commands_and_choices(arguments, cli):
 
 def test_the_defaults_are_marked(cli):
     out = cli(["--help"]).out
-    for default in ("mlp*", "digits*", "per_tensor*", "grouped_newton*", "default*", "constant*"):
+    for default in ("mlp*", "digits*", "per_tensor*", "grouped_newton*", "default*", "trapezoid*", "rising*"):
         assert default in out
     assert "resnet18*" not in out
 
