@@ -114,7 +114,7 @@ def test_they_learn_that_a_run_has_diverged(run, with_loggers):
 def test_a_resumed_run_goes_on_under_the_loggers_it_has(run, with_loggers):
     first, second = Kept(), Kept()
     with_loggers(kept=first)
-    folder = run([*SHORT, "trainer.epochs=1"]).folder
+    folder = run([*SHORT, "optimizer/schedule=constant", "trainer.epochs=1"]).folder
     with_loggers(kept=second)
     from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
@@ -210,7 +210,7 @@ def test_tensorboard_of_a_resumed_run(run):
     from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
-    folder = run([*SHORT, "trainer.epochs=1", "logger=tensorboard"]).folder
+    folder = run([*SHORT, "optimizer/schedule=constant", "trainer.epochs=1", "logger=tensorboard"]).folder
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["logger"] == {"tensorboard": {"name": "tensorboard", "flush_seconds": 30}}
     overrides = [f"resume={folder}", "trainer.epochs=3"]
@@ -228,7 +228,7 @@ def test_mlflow(run, tmp_path):
     from gnewton.experiment.run import run as run_experiment
 
     store = [f"logger.mlflow.tracking_uri={tmp_path / 'store'}", "logger.mlflow.experiment=mine"]
-    folder = run([*SHORT, "trainer.epochs=1", "logger=mlflow", *store]).folder
+    folder = run([*SHORT, "optimizer/schedule=constant", "trainer.epochs=1", "logger=mlflow", *store]).folder
     overrides = [f"resume={folder}", "trainer.epochs=2"]
     report = run_experiment(prepare(_resumed(folder, "trainer.epochs=2"), overrides))
     client = MlflowClient(str(tmp_path / "store"))
