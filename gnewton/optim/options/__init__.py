@@ -70,9 +70,12 @@ class ScheduleRecipe(ABC):
 
     def advance(self, scheduler: Any, train_loss: float) -> None:
         """Move on by one step or epoch, after an epoch with this mean training loss."""
+        if scheduler.last_epoch > 0:
+            scheduler.step()
+            return
         with warnings.catch_warnings():  # a run resumed between its last step and this call has made no step
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            scheduler.step()
+            scheduler.step()  # only its first call warns
 
 
 @dataclass(kw_only=True)
