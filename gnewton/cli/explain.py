@@ -169,8 +169,7 @@ def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
     if parent and hint:
         hint = hint.replace("mean '", f"mean '{parent}.")
     hint = hint or _elsewhere(parent, key)
-    hint += _unchosen(parent, key) + _owners(parent, key)
-    hint = _renamed(cause.parent_node, parent, key) or hint
+    hint = _renamed(cause.parent_node, parent, key) or f"{hint}{_unchosen(parent, key)}{_owners(parent, key)}"
     where = (
         f" (options of {parent}: {listing(known, 20)})"
         if parent

@@ -173,9 +173,7 @@ def saved_config(folder: Path, argument: str) -> DictConfig:
         return merged
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error, with_type=isinstance(error, (KeyError, TypeError)))
-        if isinstance(error, ConfigKeyError) and (
-            name := present_name(error.object_type, str(error.key).rpartition(".")[2])
-        ):
+        if isinstance(error, ConfigKeyError) and (name := present_name(error.object_type, str(error.key))):
             reason = f"{error.full_key} is called {name} now; rename it there, or start a new run"
         raise InputError(
             f"{argument}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
