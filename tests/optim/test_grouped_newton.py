@@ -24,6 +24,8 @@ from gnewton.optim.averaging import (
     UniformAveraging,
 )
 from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau, Progress
+from gnewton.optim.grouped_newton import ANNEALED, annealed
+from gnewton.optim.options.components import TrapezoidSchedule
 from gnewton.optim.rate_update import RateUpdate
 from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
 
@@ -307,6 +309,18 @@ def test_the_default_controller_lowers_the_step_size_only_where_no_end_is_known(
         controller = optimizer._controller
         assert isinstance(controller, Progress)
         assert controller._lowest == lowest
+
+
+def test_a_known_length_means_the_same_as_the_schedule_of_the_command_line() -> None:
+    chosen = yaml.safe_load((CONFIGS / "grouped_newton.yaml").read_text())["defaults"]
+    assert {"schedule": "trapezoid"} in chosen
+    assert {"controller": "rising"} in chosen
+    rising = yaml.safe_load((CONFIGS / "controller" / "rising.yaml").read_text())
+    assert rising["lowest"] == ANNEALED
+    trapezoid = yaml.safe_load((CONFIGS / "schedule" / "trapezoid.yaml").read_text())
+    del trapezoid["defaults"]
+    schedule = TrapezoidSchedule(**trapezoid)
+    assert [annealed(k / 7) for k in range(8)] == pytest.approx([schedule.factor(k, 7) for k in range(8)])
 
 
 def test_step_size_scales_the_rates_and_schedulers_act_on_it() -> None:

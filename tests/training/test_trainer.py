@@ -269,10 +269,15 @@ class Watched(torch.optim.SGD):
         return super().step(closure)
 
 
-def rates_by_step(folder: Path, schedule: ScheduleRecipe, **changes: Any) -> list[float]:
+def rates_by_step(
+    folder: Path, schedule: ScheduleRecipe, *, resumed: bool = False, **changes: Any
+) -> list[float]:
     rates: list[float] = []
     wrap = lambda optimizer: Watched(rates, optimizer.param_groups, lr=1e-3)  # noqa: E731
-    builders.trainer(folder, recipe=builders.sgd(lr=1e-3, schedule=schedule), wrap=wrap, **changes).fit()
+    recipe = builders.sgd(lr=1e-3, schedule=schedule)
+    trainer = builders.trainer(folder, recipe=recipe, wrap=wrap, **changes)
+    assert not resumed or trainer.resume(folder)
+    trainer.fit()
     return rates
 
 
@@ -305,14 +310,7 @@ def test_a_schedule_by_steps_does_not_notice_an_interruption(tmp_path):
     (tmp_path / "cut").mkdir()
     whole = rates_by_step(tmp_path / "whole", schedule, epochs=3)
     half = rates_by_step(tmp_path / "cut", schedule, epochs=3, max_steps=len(whole) // 2)
-    rates: list[float] = []
-    wrap = lambda optimizer: Watched(rates, optimizer.param_groups, lr=1e-3)  # noqa: E731
-    rest = builders.trainer(
-        tmp_path / "cut", recipe=builders.sgd(lr=1e-3, schedule=schedule), wrap=wrap, epochs=3
-    )
-    assert rest.resume(tmp_path / "cut")
-    rest.fit()
-    assert half + rates == whole
+    assert half + rates_by_step(tmp_path / "cut", schedule, epochs=3, resumed=True) == whole
 
 
 def test_a_diverging_step_is_named(tmp_path):
