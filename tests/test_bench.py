@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,23 @@ def test_a_benchmark_leaves_its_table(command: str, columns: set[str], tmp_path:
     rows = list(csv.DictReader(table.open()))
     assert rows
     assert columns <= set(rows[0])
+
+
+def test_the_gpu_check_takes_its_way_on_the_cpu(tmp_path: Path) -> None:
+    """Parts that are done are not repeated; what they run is tested above and in test_devices."""
+    check = BENCH.parent / "gpu" / "check.sh"
+    for done in ("summary", "step"):
+        (tmp_path / f"{done}.done").touch()
+    ended = subprocess.run(
+        [str(check), "--dry-run", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "summary: done before" in ended.stdout
+    assert "1 passed" in (tmp_path / "tests.log").read_text()
+    tables = (tmp_path / "tables.md").read_text()
+    assert "tflops_per_s" in tables
+    assert "What a summary costs" not in tables

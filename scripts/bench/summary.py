@@ -1,7 +1,8 @@
 """What a summary costs: in gradients, and against the reference engine (docs/performance.md).
 
     python scripts/bench/summary.py [--only mlp,lenet:500] [--sides tangent,compiled,reference,textbook]
-                                    [--clock wall|cpu] [--threads 1] [--repeats 5] [--out FILE.csv]
+                                    [--precision float32|tf32|bfloat16] [--clock wall|cpu] [--threads 1]
+                                    [--repeats 5] [--out FILE.csv]
 
 Every figure of a row comes from one process; the sides take turns, and the least time of each is kept, which
 is what a quiet machine would show. Traces are made, and compiled, before the clock starts (column first s).
@@ -159,6 +160,7 @@ def count_flops(function: Callable[[], object]) -> float:
 ENGINES = ("tangent", "compiled")
 COMPARED = ("gradient", "reference", "textbook")
 SIDES = ("gradient", *ENGINES, "reference", "textbook")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -173,12 +175,19 @@ def clock(function: Callable[[], object], device: torch.device, now: Callable[[]
 
 
 def measure(
-    case: Case, device: torch.device, repeats: int, wanted: set[str], now: Callable[[], float]
+    case: Case,
+    device: torch.device,
+    repeats: int,
+    wanted: set[str],
+    now: Callable[[], float],
+    precision: str = "float32",
 ) -> list[dict[str, object]]:
     """A row of the table for each of our engines that is wanted."""
     torch.manual_seed(0)
-    model = case.build().to(device)
-    inputs = torch.randn(case.batch, *case.shape, device=device)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    tf32 = precision == "tf32"
+    model = case.build().to(device, dtype)
+    inputs = torch.randn(case.batch, *case.shape, device=device, dtype=dtype)
     targets = torch.randint(0, 10, (case.batch,), device=device)
     parameters = dict(model.named_parameters())
     partition = Partition.from_names(model, [[name] for name in parameters])
@@ -191,7 +200,7 @@ def measure(
     sides: dict[str, Callable[[], object]] = {"gradient": gradient}
     for engine in (*ENGINES, "reference"):
         if engine in wanted:
-            summarizer = Summarizer(model, F.cross_entropy, partition, engine=engine)  # type: ignore[arg-type]
+            summarizer = Summarizer(model, F.cross_entropy, partition, engine=engine, tf32=tf32)  # type: ignore[arg-type]
             sides[engine] = partial(summarizer.summarize, inputs, targets, direction)
     if "textbook" in wanted:
         sides["textbook"] = partial(textbook_summary, model, F.cross_entropy, inputs, targets, direction)
@@ -235,6 +244,7 @@ def measure(
             "speedup_over_textbook": least["textbook"] / least[engine] if "textbook" in least else "",
             "least_speedup": case.least_speedup or "",
             "relative_difference": _difference(sides, engine),
+            "precision": precision,
             "summary_mib": peaks[engine],
         }
         row |= {f"{side}_mib": peaks.get(side, "") for side in COMPARED}
@@ -266,6 +276,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--sides", default="tangent,reference", help="which of " + ", ".join(SIDES))
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/summary.csv"))
     options = parser.parse_args()
@@ -277,6 +288,10 @@ def main() -> None:
         parser.error(f"--sides: unknown {', '.join(sorted(unknown))}; must be among {', '.join(SIDES)}")
     if not sides & set(ENGINES):
         parser.error(f"--sides: must name one of {', '.join(ENGINES)}")
+    device, now = torch.device(options.device), CLOCKS[options.clock]
+    if device.type == "cuda":  # the gradient that summaries are compared with takes the same precision
+        torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
     rows = []
     print(
         "network    S  batch engine    first s  gradient   summary  reference   textbook  gradients  floor"
@@ -285,7 +300,7 @@ def main() -> None:
     for case in CASES:
         if wanted and not wanted & {case.name, f"{case.name}:{case.batch}"}:
             continue
-        for row in measure(case, torch.device(options.device), options.repeats, sides, CLOCKS[options.clock]):
+        for row in measure(case, device, options.repeats, sides, now, options.precision):
             rows.append(row)
             print(
                 f"{row['network']:<9} {row['groups']:>3} {row['batch']:>5} {row['engine']:<9}"
