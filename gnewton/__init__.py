@@ -1,6 +1,7 @@
 """GroupedNewton: one exact learning rate per group of parameters, every few steps, with none to tune.
 
-The library part needs torch alone: ``from gnewton import GroupedNewton, Partition, summarize, solve_cubic``.
+The library part needs torch alone: ``from gnewton import GroupedNewton, Partition, summarize, solve_cubic``
+(docs/python.md).
 Names are loaded on first use, so that the command line can answer without importing torch.
 """
 
@@ -11,39 +12,73 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gnewton.cubic import CubicSolution, CubicStatus, solve_cubic
+    from gnewton.interactive.loss_inspection import inspect
+    from gnewton.interactive.rate_suggestion import suggest_rates
+    from gnewton.optim.averaging import ExponentialAveraging, NoAveraging, StaticAveraging, UniformAveraging
+    from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau, Progress
+    from gnewton.optim.directions import muon_with_adamw
     from gnewton.optim.grouped_newton import GroupedNewton
     from gnewton.optim.hessian_vector import HessianVector
     from gnewton.optim.kfac import KFAC
     from gnewton.optim.outer_newton import OuterNewton
+    from gnewton.optim.presets import preset
     from gnewton.partition import Partition
     from gnewton.summary import Summary, summarize
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Adaptive": "gnewton.optim.controllers",
+    "Constant": "gnewton.optim.controllers",
     "CubicSolution": "gnewton.cubic",
     "CubicStatus": "gnewton.cubic",
+    "ExponentialAveraging": "gnewton.optim.averaging",
+    "Geometric": "gnewton.optim.controllers",
     "GroupedNewton": "gnewton.optim.grouped_newton",
     "HessianVector": "gnewton.optim.hessian_vector",
     "KFAC": "gnewton.optim.kfac",
+    "NoAveraging": "gnewton.optim.averaging",
     "OuterNewton": "gnewton.optim.outer_newton",
+    "Overshoot": "gnewton.optim.controllers",
     "Partition": "gnewton.partition",
+    "Plateau": "gnewton.optim.controllers",
+    "Progress": "gnewton.optim.controllers",
+    "StaticAveraging": "gnewton.optim.averaging",
     "Summary": "gnewton.summary",
+    "UniformAveraging": "gnewton.optim.averaging",
+    "inspect": "gnewton.interactive.loss_inspection",
+    "muon_with_adamw": "gnewton.optim.directions",
+    "preset": "gnewton.optim.presets",
     "solve_cubic": "gnewton.cubic",
+    "suggest_rates": "gnewton.interactive.rate_suggestion",
     "summarize": "gnewton.summary",
 }
 
 __all__ = [
     "KFAC",
+    "Adaptive",
+    "Constant",
     "CubicSolution",
     "CubicStatus",
+    "ExponentialAveraging",
+    "Geometric",
     "GroupedNewton",
     "HessianVector",
+    "NoAveraging",
     "OuterNewton",
+    "Overshoot",
     "Partition",
+    "Plateau",
+    "Progress",
+    "StaticAveraging",
     "Summary",
+    "UniformAveraging",
     "__version__",
+    "inspect",
+    "muon_with_adamw",
+    "preset",
     "solve_cubic",
+    "suggest_rates",
     "summarize",
 ]
 

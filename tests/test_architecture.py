@@ -23,7 +23,7 @@ LAYERS = [
     {"data", "models", "optim", "loggers"},
     {"training", "inspection"},
     {"experiment", "report"},
-    {"sweep", "doctor"},
+    {"sweep", "doctor", "interactive"},
     {"tuning"},
     {"cli"},
     {"__main__"},

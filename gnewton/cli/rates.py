@@ -97,9 +97,11 @@ def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> lis
     if point.optimizer_state is not None and not _other_optimizer(subject):
         state = recipe.proposal_state(point.optimizer_state)
     order = [name for name, p in point.model.named_parameters() if p.requires_grad]
-    stream = point.data.train.stream(
-        options.batch_size or min(BATCH_SIZE, size), seed=point.settings.seed + CURVATURE_STREAM
-    )
+    stream = None
+    if options.along == "step":
+        stream = point.data.train.stream(
+            options.batch_size or min(BATCH_SIZE, size), seed=point.settings.seed + CURVATURE_STREAM
+        )
     return observe(
         point.model,
         point.problem.loss_fn,
@@ -240,6 +242,13 @@ def _parser() -> argparse.ArgumentParser:
         type=at_least(1),
         metavar="N",
         help=f"samples in each (default: {BATCH_SIZE}, or all)",
+    )
+    parser.add_argument(
+        "--along",
+        choices=("fresh", "step"),
+        default="step",
+        help="measure along step: the optimizer's step, on another batch; fresh: what the present gradient "
+        "adds to it, on the batch of that gradient (default: %(default)s)",
     )
     parser.add_argument(
         "--warmup",

@@ -16,6 +16,7 @@ from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
 from gnewton.partition import Partition
 from gnewton.summary.batch import batch_size
+from gnewton.summary.problem import Forward, LossFunction, batch_loss
 
 Batches = Callable[[], Iterable[Batch]]
 """Returns the same batches at every call: the direction and the summary are computed in separate passes."""
@@ -30,6 +31,7 @@ class MeanSummary:
         norms: ‖P_s u‖, (S,).
         loss: mean over all samples, without weight decay.
         samples, batches: their numbers.
+        silent: groups whose gradient or curvature is rounding noise in every batch, bool (S,).
     """
 
     gradient: Tensor
@@ -39,6 +41,7 @@ class MeanSummary:
     loss: float
     samples: int
     batches: int
+    silent: Tensor
 
 
 class PointMeasurer:
@@ -53,7 +56,7 @@ class PointMeasurer:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        loss_fn: LossFunction,
         partition: Partition,
         **options: Any,
     ) -> None:
@@ -82,6 +85,7 @@ class PointMeasurer:
         factors = [(decay or {}).get(name, 0.0) for name in self._names]
         total: list[Tensor] | None = None
         samples = count = 0
+        silent = None
         for inputs, targets in batches:
             measured = self._measurer.measure(inputs, targets, [u], factors)
             weight = batch_size(inputs, targets)
@@ -89,25 +93,27 @@ class PointMeasurer:
             parts = [weight * part for part in (measured.gradient, measured.hessian, measured.third, loss)]
             total = parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
             samples, count, norms = samples + weight, count + 1, measured.norms
-        if total is None:
+            silent = measured.silent if silent is None else silent & measured.silent
+        if total is None or silent is None:
             raise ValueError("there is no batch to average over")
         gradient, hessian, third, mean_loss = (part / samples for part in total)
-        return MeanSummary(gradient, hessian, third, norms, float(mean_loss), samples, count)
+        return MeanSummary(gradient, hessian, third, norms, float(mean_loss), samples, count, silent)
 
 
 def mean_gradient(
-    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch]
+    model: nn.Module, loss_fn: LossFunction, batches: Iterable[Batch], forward: Forward | None = None
 ) -> dict[str, Tensor]:
     """∇ of the mean loss over all samples of ``batches``, by parameter name; summed in float64.
 
-    The gradient is also left in ``.grad``, where optimizers read it.
+    The gradient is also left in ``.grad``, where optimizers read it. The model is called as for
+    :func:`gnewton.summarize`.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
     samples = 0
     for inputs, targets in batches:
         model.zero_grad(set_to_none=True)
-        loss_fn(model(inputs), targets).backward()
+        batch_loss(model, loss_fn, forward, inputs, targets).backward()
         weight = batch_size(inputs, targets)
         samples += weight
         for name, p in named.items():
@@ -144,6 +150,18 @@ class OptimizerDirection:
     def advance(self) -> dict[str, Tensor]:
         """Feed the gradient and return u by parameter name, pointing uphill; valid until the next call."""
         return dict(zip(self._order, self._shadow.update(), strict=True))
+
+    def advance_fresh(self) -> dict[str, Tensor]:
+        """Feed the gradient and return w v by parameter name: the fresh part of u, as long as u would become
+        if every gradient were this one (:mod:`gnewton.optim.fresh`); u where the parts are not known.
+        """
+        newest = self._shadow.advance(fresh=True)[1]
+        weighted = zip(self._order, newest, self._shadow.weights, strict=True)
+        return {name: v if w == 1 else w * v for name, v, w in weighted}
+
+    def close(self) -> None:
+        """Release the model, for optimizers that refer to it."""
+        self._shadow.close()
 
     def decay(self) -> dict[str, float]:
         """wd of the terms (wd/2)‖θ‖² that the optimizer adds to the loss, by parameter name."""

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from gnewton.inspection.hessian_structure import (
 from gnewton.inspection.measurement import Batches, PointMeasurer
 from gnewton.optim.solvers import CubicSolver, Model, NewtonSolver
 from gnewton.partition import Partition
+from gnewton.summary.problem import LossFunction
 
 GROUP_COLUMNS = (
     "group",
@@ -99,13 +101,14 @@ class Inspection:
 
 def inspect_point(
     model: nn.Module,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    loss_fn: LossFunction,
     partition: Partition,
     batches: Batches,
     direction: Mapping[str, Tensor],
     *,
     internal_damping: float,
     decay: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> Inspection:
     """The summary at the present parameters and the quantities derived from it.
 
@@ -115,8 +118,9 @@ def inspect_point(
         direction: u by parameter name.
         internal_damping: λ_int >= 0.
         decay: wd of the terms (wd/2)‖θ‖² that the optimizer adds to the loss, by parameter name.
+        options: further arguments of :class:`gnewton.optim.measure.Objective`.
     """
-    mean = PointMeasurer(model, loss_fn, partition).mean(batches(), direction, decay)
+    mean = PointMeasurer(model, loss_fn, partition, **options).mean(batches(), direction, decay)
     gradient, hessian, third = mean.gradient.numpy(), mean.hessian.numpy(), mean.third.numpy()
     depths = group_depths(model, partition)
     return Inspection(
@@ -130,23 +134,33 @@ def inspect_point(
         samples=mean.samples,
         batches=mean.batches,
         internal_damping=internal_damping,
-        rates=rate_sets(gradient, hessian, third, internal_damping),
+        rates=rate_sets(gradient, hessian, third, internal_damping, mean.silent.numpy()),
         distances=mass_by_distance(hessian, depths),
     )
 
 
-def rate_sets(gradient: Floats, hessian: Floats, third: Floats, internal_damping: float) -> list[RateSet]:
+def rate_sets(
+    gradient: Floats,
+    hessian: Floats,
+    third: Floats,
+    internal_damping: float,
+    silent: npt.NDArray[np.bool_] | None = None,
+) -> list[RateSet]:
     """Rates with the cubic term, without it, and of each group as if it moved alone.
+
+    Groups that are ``silent``, on which the loss does not depend within rounding (a bias before a batch
+    normalisation), take no part, as in GroupedNewton; their rates are 0.
 
     - ``cubic``: the global minimiser of the cubic model; NaN if it has none.
     - ``newton``: H̄⁻¹ḡ (least squares if H̄ is singular), the stationary point of the quadratic model. The
       status "unbounded" says that it is not a minimum.
     - ``alone``: ḡ_s/H̄_ss, the exact line search of a single group; NaN where H̄_ss <= 0.
     """
+    heard = np.ones(len(gradient), dtype=bool) if silent is None else ~silent
     model = Model(
-        gradient=torch.from_numpy(gradient),
-        hessian=torch.from_numpy(hessian),
-        third=torch.from_numpy(third),
+        gradient=torch.from_numpy(gradient[heard]),
+        hessian=torch.from_numpy(hessian[np.ix_(heard, heard)]),
+        third=torch.from_numpy(third[heard]),
         internal_damping=internal_damping,
         nonnegative=False,
         radius=math.inf,
@@ -154,14 +168,20 @@ def rate_sets(gradient: Floats, hessian: Floats, third: Floats, internal_damping
     cubic = CubicSolver().solve(model)
     quadratic = CubicSolver().solve(replace(model, internal_damping=0.0))
     newton = NewtonSolver().solve(model) if quadratic.fell_back else quadratic
-    diagonal = hessian.diagonal()
+    diagonal = hessian.diagonal()[heard]
     convex = diagonal > 0
-    alone = np.where(convex, gradient / np.where(convex, diagonal, 1.0), np.nan)
-    minimiser = np.full_like(gradient, np.nan) if cubic.fell_back else cubic.rates.numpy()
+    alone = np.where(convex, gradient[heard] / np.where(convex, diagonal, 1.0), np.nan)
+    minimiser = np.full_like(alone, np.nan) if cubic.fell_back else cubic.rates.numpy()
+
+    def spread(rates: Floats) -> Floats:
+        every = np.zeros_like(gradient)
+        every[heard] = rates
+        return every
+
     return [
-        RateSet("cubic", minimiser, cubic.status),
-        RateSet("newton", newton.rates.numpy(), quadratic.status),
-        RateSet("alone", alone, "quadratic" if convex.all() else "unbounded"),
+        RateSet("cubic", spread(minimiser), cubic.status),
+        RateSet("newton", spread(newton.rates.numpy()), quadratic.status),
+        RateSet("alone", spread(alone), "quadratic" if convex.all() else "unbounded"),
     ]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,15 @@ from gnewton.inspection.measurement import OptimizerDirection, PointMeasurer, me
 from gnewton.inspection.point_inspection import csv_table, npz_file
 from gnewton.optim.rate_rule import INVALID, RateRule
 from gnewton.partition import Partition
+from gnewton.summary.problem import LossFunction
 
 QUANTILES = (0.1, 0.9)
 """Quantiles of the rates over resampled batches that are reported as their spread."""
 
 RESAMPLES = 200
+
+FRESH, STEP = SOURCES = ("fresh", "step")
+"""Directions of the summaries, see :func:`observe`."""
 
 COLUMNS = ("group", "parameters", "rate", "from", "solved", "low", "high", "positive")
 """Columns of suggestion.csv, one row per group and one for all parameters together."""
@@ -36,12 +41,14 @@ class Observations:
         hessian: H̄_st, shape (B, S, S).
         third: D3_s, shape (B, S).
         norms: n_s = ‖P_s u‖, shape (B, S).
+        silent: groups whose gradient or curvature is rounding noise, bool (B, S); None: no group is.
     """
 
     gradient: Tensor
     hessian: Tensor
     third: Tensor
     norms: Tensor
+    silent: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.gradient)
@@ -54,37 +61,46 @@ class Observations:
 
 def observe(
     model: nn.Module,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    loss_fn: LossFunction,
     partitions: Sequence[Partition],
     optimizer: OptimizerDirection,
     training: Iterator[Batch],
-    curvature: Iterator[Batch],
+    curvature: Iterator[Batch] | None,
     *,
     batches: int,
     warmup: int,
+    **options: Any,
 ) -> list[Observations]:
-    """Advance an optimizer on training batches, and measure along each step on an independent batch.
+    """Advance an optimizer on training batches, and measure along each step on another batch or its own.
 
     Args:
         model, loss_fn: as for :func:`gnewton.summarize`.
         partitions: each gets the summaries of the same steps on the same batches.
         optimizer: its steps are the directions.
         training: batches of the gradients that feed the optimizer.
-        curvature: batches of the summaries, independent of the training batches.
+        curvature: batches of the summaries along u, independent of the training batches; None: summaries
+            along w v, the fresh part of u in the length of u, on the training batch that v came from
+            (:mod:`gnewton.optim.fresh`).
         batches: B.
         warmup: number of gradients fed before the first summary, which fill the averages of the optimizer.
+        options: further arguments of :class:`gnewton.optim.measure.Objective`.
     """
-    measurers = [PointMeasurer(model, loss_fn, partition) for partition in partitions]
+    measurers = [PointMeasurer(model, loss_fn, partition, **options) for partition in partitions]
+    forward = options.get("forward")
     rows: list[list[tuple[Tensor, ...]]] = [[] for _ in partitions]
     for _ in range(warmup):
-        mean_gradient(model, loss_fn, [next(training)])
+        mean_gradient(model, loss_fn, [next(training)], forward)
         optimizer.advance()
     for _ in range(batches):
-        mean_gradient(model, loss_fn, [next(training)])
-        direction, batch = optimizer.advance(), next(curvature)
+        batch = next(training)
+        mean_gradient(model, loss_fn, [batch], forward)
+        if curvature is None:
+            direction = optimizer.advance_fresh()
+        else:
+            direction, batch = optimizer.advance(), next(curvature)
         for measurer, summaries in zip(measurers, rows, strict=True):
             mean = measurer.mean([batch], direction, optimizer.decay())
-            summaries.append((mean.gradient, mean.hessian, mean.third, mean.norms))
+            summaries.append((mean.gradient, mean.hessian, mean.third, mean.norms, mean.silent))
     return [
         Observations(*(torch.stack(parts) for parts in zip(*summaries, strict=True))) for summaries in rows
     ]
@@ -190,6 +206,8 @@ class _MeanRates:
         )
         self._packed = observations.packed(self._rule)
         self._norms = observations.norms
+        silent = observations.silent
+        self._silent = torch.zeros_like(self._norms, dtype=torch.bool) if silent is None else silent
 
     def solve(self, batches: npt.NDArray[np.int64], center: float = 0.0) -> tuple[Floats, str]:
         """η of the mean over ``batches`` and the status of the solve; 0 if the model has no minimiser.
@@ -203,7 +221,7 @@ class _MeanRates:
             return np.zeros(len(norms)), INVALID
         # the proximal term of the rule measures from the rates in force, in units of n_s
         self._rule.load_state_dict({**self._rule.state_dict(), "previous": center * norms})
-        solved = self._rule.propose(average, norms).solved
+        solved = self._rule.propose(average, norms, silent=self._silent[batches].all(0)).solved
         rates = np.zeros(len(norms)) if solved.solution.fell_back else solved.rates.numpy()
         return rates, solved.solution.status
 

@@ -113,6 +113,23 @@ Batch = tuple[Any, Any]
 """(inputs, targets)."""
 
 
+def as_pair(batch: Any, name: str, *, whole: bool) -> Batch:
+    """A batch (inputs, targets); with ``whole`` a batch of any form, as (batch, None).
+
+    Raises:
+        InputError: if the batch has another form; it begins with ``name``.
+    """
+    if whole:
+        return batch, None
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    of = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    raise InputError(
+        f"{name}: a batch must be (inputs, targets), not a {type(batch).__name__}{of}; several inputs go "
+        "as ((a, b), targets) or (dict, targets), any other batch with forward="
+    )
+
+
 class CurvatureBatches:
     """An endless series of batches (inputs, targets); without a source, the current training batch.
 
@@ -157,15 +174,7 @@ class CurvatureBatches:
         raise InputError("curvature: the iterable holds no batch")
 
     def _pair(self, batch: Any, name: str) -> Batch:
-        if self._whole:
-            return batch, None
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
-            return batch[0], batch[1]
-        of = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-        raise InputError(
-            f"{name}: a batch must be (inputs, targets), not a {type(batch).__name__}{of}; several inputs go "
-            "as ((a, b), targets) or (dict, targets), any other batch with forward="
-        )
+        return as_pair(batch, name, whole=self._whole)
 
     def for_update(self, training: Any) -> list[Batch]:
         """The batches of one update (see :meth:`next`)."""

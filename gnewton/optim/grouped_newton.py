@@ -238,9 +238,11 @@ class GroupedNewton(BoundOptimizer):
         self._built = True
 
     @property
-    def rates(self) -> list[float]:
-        """λ_1 η_s, the learning rate in force for each group, or for each group and direction."""
-        return [lr * rate for lr, rate in zip(self._step_size(), self._rates.values, strict=True)]
+    def rates(self) -> dict[str, float]:
+        """λ_1 η_s, the learning rate in force, by the name of the group; with several directions η_sj by
+        ``group:label``.
+        """
+        return dict(zip(self._names, self._taken(), strict=True))
 
     @property
     def fallbacks(self) -> int:
@@ -304,7 +306,7 @@ class GroupedNewton(BoundOptimizer):
         directions, measured_along = self._directions.update(fresh=due and self._fresh)
         kept = not due or self._update_rates(measured_along, batch, warming_up)
         if kept and (not warming_up or self._since > 0):  # old groups do not wait for the rate of a new one
-            plan = self._rates.plan(self.rates, self._directions)
+            plan = self._rates.plan(self._taken(), self._directions)
             self._withheld.count(take(directions, plan, self._grouping))
         self._steps += 1
         return loss
@@ -445,6 +447,10 @@ class GroupedNewton(BoundOptimizer):
         """λ_1 of each entry, as the next step takes it."""
         factor = self._controller.step_size * self._scale()
         return [lr * factor for lr in self._lr()]
+
+    def _taken(self) -> list[float]:
+        """λ_1 η of each entry."""
+        return [lr * rate for lr, rate in zip(self._step_size(), self._rates.values, strict=True)]
 
     def _eta(self) -> Tensor:
         """η of each entry, float64."""

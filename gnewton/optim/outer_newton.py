@@ -128,9 +128,13 @@ class OuterNewton(BoundOptimizer):
         self._steps = 0
         self._start = Snapshot(self._grouping.parameters)
         self._on_update = on_update
-        self.rates = [0.0] * len(self.partition)
-        """λ_1 η_s of the last outer step."""
+        self._rates = [0.0] * len(self.partition)
         self._built = True
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """λ_1 η_s of the last outer step, by the name of the group."""
+        return dict(zip(self.partition.names, self._rates, strict=True))
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
         """Make one step of the inner optimizer, and an outer step if it is due.
@@ -166,7 +170,7 @@ class OuterNewton(BoundOptimizer):
                 "rule": self._rule.state_dict(),
                 "before": self._start.parameters,
                 "steps": self._steps,
-                "rates": list(self.rates),
+                "rates": list(self._rates),
                 "curvature_position": self._batches.position,
             },
         }
@@ -182,7 +186,7 @@ class OuterNewton(BoundOptimizer):
         self.param_groups = self.inner.param_groups
         self._rule.load_state_dict(saved["rule"])
         self._start.load(saved["before"])
-        self._steps, self.rates = saved["steps"], list(saved["rates"])
+        self._steps, self._rates = saved["steps"], list(saved["rates"])
         self._batches.seek(saved["curvature_position"])
 
     def _outer_step(self, batch: Any) -> None:
@@ -191,8 +195,8 @@ class OuterNewton(BoundOptimizer):
         assert w is not None
         loss, proposal, summarised = self._propose(w, batch)
         solved = self._rule.commit(proposal)
-        self.rates = [self._step_size * eta for eta in solved.rates.tolist()]
-        take([w], Plan(self.rates), self._grouping)
+        self._rates = [self._step_size * eta for eta in solved.rates.tolist()]
+        take([w], Plan(self._rates), self._grouping)
         if self._on_update is not None:
             self._on_update(
                 RateUpdate(

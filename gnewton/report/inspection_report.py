@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,16 @@ RATES = {
 }
 """The rules for rates: their names in files and in words."""
 
+FILES = (
+    "inspection.json",
+    "summary.npz",
+    "groups.csv",
+    "hessian_scaled.csv",
+    "spectrum.csv",
+    "distances.csv",
+)
+"""The files of an inspection that are read."""
+
 _UNREADABLE = (OSError, ValueError, KeyError)
 
 
@@ -28,7 +40,7 @@ class InspectionFiles:
     """The content of an inspection folder.
 
     Attributes:
-        about: inspection.json.
+        about: inspection.json; ``title``, if it is there, heads the plots.
         groups: groups.csv, one row per group.
         hessian, scaled: H̄ and the correlation-scaled H̄, shape (S, S).
         spectrum: spectrum.csv, ascending eigenvalues.
@@ -55,15 +67,21 @@ def read_inspection(folder: Path) -> InspectionFiles:
         InputError: if a file is missing or cannot be read.
     """
     try:
-        about = json.loads((folder / "inspection.json").read_text(encoding="utf-8"))
-        with np.load(folder / "summary.npz", allow_pickle=False) as arrays:
-            hessian = arrays["hessian"]
-        scaled = pd.read_csv(folder / "hessian_scaled.csv", index_col="group").to_numpy(dtype=float)
-        groups, spectrum, distances = (
-            pd.read_csv(folder / f"{name}.csv") for name in ("groups", "spectrum", "distances")
-        )
+        return parsed_inspection({name: (folder / name).read_bytes() for name in FILES})
     except _UNREADABLE as error:
         raise InputError(f"{folder}: it holds no whole inspection ({error})") from error
+
+
+def parsed_inspection(files: Mapping[str, bytes]) -> InspectionFiles:
+    """An inspection from the content of its files (:data:`FILES`) by name."""
+    about = json.loads(files["inspection.json"])
+    with np.load(io.BytesIO(files["summary.npz"]), allow_pickle=False) as arrays:
+        hessian = arrays["hessian"]
+    scaled = pd.read_csv(io.BytesIO(files["hessian_scaled.csv"]), index_col="group").to_numpy(dtype=float)
+    groups, spectrum, distances = (
+        pd.read_csv(io.BytesIO(files[f"{name}.csv"]), dtype={"group": str})
+        for name in ("groups", "spectrum", "distances")
+    )
     return InspectionFiles(about, groups, hessian, scaled, spectrum, distances)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ class Summarizer:
         summary = self._local(request)
         if self.distributed and world_size() > 1:
             summary = self._over_processes(summary, request.batch_size)
-        return summary
+        return replace(summary, names=self.problem.partition.names)
 
     def _local(self, request: Request) -> Summary:
         """The summary of this process's samples.

@@ -168,10 +168,7 @@ class Problem:
 
     def _objective(self, inputs: Any, targets: Any, model: nn.Module) -> Any:
         inputs, targets = closed((inputs, targets))
-        if self.forward is None:
-            return self.loss_fn(call(model, inputs), targets)
-        batch = inputs if targets is None else (inputs, targets)
-        return self.loss_fn(self.forward(model, batch), batch)
+        return batch_loss(model, self.loss_fn, self.forward, inputs, targets)
 
     def check_direction(self, direction: Direction) -> dict[str, Tensor]:
         """The direction as detached tensors, one per trainable parameter.
@@ -220,6 +217,16 @@ class Problem:
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.model.parameters()).device
+
+
+def batch_loss(
+    model: nn.Module, loss_fn: LossFunction, forward: Forward | None, inputs: Any, targets: Any
+) -> Any:
+    """The value of the loss, with the model called as :class:`Problem` says."""
+    if forward is None:
+        return loss_fn(call(model, inputs), targets)
+    batch = inputs if targets is None else (inputs, targets)
+    return loss_fn(forward(model, batch), batch)
 
 
 def check_loss(loss_fn: Any) -> None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gnewton.errors import GnewtonError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class SummaryError(GnewtonError):
@@ -27,7 +30,7 @@ class SummaryError(GnewtonError):
 _ZEROS: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """Derivatives of the batch loss L along the direction u, group by group (arXiv 2312.03885, section 3).
 
@@ -44,6 +47,7 @@ class Summary:
         gradient_noise, hessian_noise, third_noise: an upper estimate of the rounding error of each entry, in
             the shape and the unit of the entries. An entry no larger in magnitude than its level cannot be
             told from 0. The default is zero; ``third_noise`` is None where ``third`` is.
+        names: of the groups; empty where they are not known.
     """
 
     gradient: Tensor
@@ -53,6 +57,7 @@ class Summary:
     gradient_noise: Tensor = _ZEROS
     hessian_noise: Tensor = _ZEROS
     third_noise: Tensor | None = None
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in ("gradient", "hessian", "third"):
@@ -63,13 +68,13 @@ class Summary:
     @classmethod
     def of(cls, parts: Mapping[str, Tensor]) -> Summary:
         """A summary from its :meth:`parts`."""
-        rest = {name: part for name, part in parts.items() if name != "third"}
+        rest: dict[str, Any] = {name: part for name, part in parts.items() if name != "third"}
         return cls(third=parts.get("third"), **rest)
 
     def parts(self) -> dict[str, Tensor]:
         """The tensors by attribute, in a fixed order. All of them add up where losses add up."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in parts.items() if part is not None}
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
 
     def __len__(self) -> int:
         return self.gradient.numel()
@@ -78,6 +83,22 @@ class Summary:
     def curvature(self) -> Tensor:
         """The diagonal of the Hessian, shape (S,), in either form of storage."""
         return self.hessian if self.hessian.dim() == 1 else self.hessian.diagonal()
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each group: gradient, curvature, third and the noise of each."""
+        from gnewton.summary.frames import group_frame
+
+        return group_frame(self.parts(), self.names)
+
+    def __repr__(self) -> str:
+        from gnewton.summary.frames import as_text, title
+
+        return as_text(title(len(self), float(self.loss)), self.to_frame())
+
+    def _repr_html_(self) -> str:
+        from gnewton.summary.frames import as_html, title
+
+        return as_html(title(len(self), float(self.loss)), self.to_frame())
 
 
 # --- rounding ----------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_a_training_goes_down_and_never_far_up(data: st.DataObject) -> None:
         value.backward()
         losses.append(value.item())
         optimizer.step(batch=(inputs[chosen], labels[chosen]))
-        assert all(rate >= 0 for rate in optimizer.rates)
+        assert all(rate >= 0 for rate in optimizer.rates.values())
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert max(losses) <= 10 * losses[0]
     assert sum(losses[-10:]) / 10 <= 1.1 * max(losses[:5])

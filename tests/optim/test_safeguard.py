@@ -152,7 +152,7 @@ def test_a_gradient_that_stays_nan_ends_at_the_last_good_parameters(
     assert len(said) == 1, "one warning"
     for step in range(30):
         take_step(model, optimizer, classification(30, seed=step % 3))
-    assert optimizer.rates != [0.0] * 6
+    assert list(optimizer.rates.values()) != [0.0] * 6
 
 
 @pytest.mark.parametrize("position", [31, 33, 35])
@@ -200,7 +200,7 @@ def test_a_summary_that_fails_leaves_the_rates_as_they_are(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, optimizer, updates = trained(6)
-    rates, before = list(optimizer.rates), flat(model).clone()
+    rates, before = optimizer.rates, flat(model).clone()
 
     def fail(*arguments: Any) -> Any:
         raise error

@@ -211,7 +211,7 @@ def trained(model: nn.Module, name: str, batches: list[tuple[Tensor, Tensor]]) -
         quiet = not batches[-1][0].any()
         assert (losses[0] < 2) == quiet, "on its own, the process with the zeros would go on"
     numbers = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
-    return numbers, list(getattr(optimizer, "rates", []))
+    return numbers, list(getattr(optimizer, "rates", {}).values())
 
 
 def _without_batch(function: Callable[[], Any], batch: Any) -> Any:

@@ -173,8 +173,10 @@ def distances_figure(files: InspectionFiles) -> Figure | None:
 
 def _head(canvas: Figure, files: InspectionFiles) -> None:
     about = files.about
-    place = f"step {about['step']:,}" if about["step"] else "initial weights"
-    text = f"{about['model']} on {about['data']}, {place}"
+    text = about.get("title")
+    if text is None:
+        place = f"step {about['step']:,}" if about["step"] else "initial weights"
+        text = f"{about['model']} on {about['data']}, {place}"
     canvas.suptitle(text, x=0.005, ha="left", fontsize=12, fontweight="bold")
 
 

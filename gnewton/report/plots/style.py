@@ -49,6 +49,13 @@ def series(place: int) -> str:
     return f"series-{place}"
 
 
+class InlineFigure(Figure):
+    """A figure that a notebook draws in place, whether pyplot is set up or not."""
+
+    def _repr_png_(self) -> bytes:
+        return rendered(self, "png")
+
+
 def figure(
     rows: int, columns: int, *, width: float = 4.0, height: float = 3.0
 ) -> tuple[Figure, list[list[Axes]]]:
@@ -59,7 +66,7 @@ def figure(
         width, height: of each axes, in inches.
     """
     with mpl.rc_context(RC):
-        canvas = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        canvas = InlineFigure(figsize=(width * columns, height * rows), layout="constrained")
         axes = canvas.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
             axis.grid(True)
@@ -114,13 +121,20 @@ def save(canvas: Figure, stem: Path) -> list[Path]:
     Raises:
         InputError: if a file cannot be written.
     """
-    paths = []
-    for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
-        buffer = io.BytesIO()
-        with mpl.rc_context(RC):
-            canvas.savefig(buffer, format=suffix, facecolor="white", **options)  # type: ignore[arg-type]
-        paths.append(write_file(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
-    return paths
+    return [
+        write_file(stem.with_name(f"{stem.name}.{suffix}"), rendered(canvas, suffix)) for suffix in _FORMATS
+    ]
+
+
+_FORMATS: dict[str, Any] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+
+
+def rendered(canvas: Figure, suffix: str) -> bytes:
+    """The content of a "png" or "svg" file of a figure."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(RC):
+        canvas.savefig(buffer, format=suffix, facecolor="white", **_FORMATS[suffix])
+    return buffer.getvalue()
 
 
 def slug(text: str) -> str:

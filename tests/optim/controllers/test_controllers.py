@@ -181,7 +181,7 @@ def test_overshoot_measures_the_last_displacement_on_the_fresh_batch() -> None:
         assert updates[-1].step_size == pytest.approx([step_size] * 2, rel=1e-10)
     assert [update.step for update in updates] == [0, 1, 4, 7, 10]
     rates = [0.2 * group["rate"] * step_size / 0.2 for group in optimizer.param_groups]
-    assert optimizer.rates == pytest.approx(rates, rel=1e-10)
+    assert list(optimizer.rates.values()) == pytest.approx(rates, rel=1e-10)
 
 
 # --- adaptive ---------------------------------------------------------------------------------------------

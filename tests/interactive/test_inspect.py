@@ -1,0 +1,69 @@
+"""``gnewton.inspect``: its tables against a summary, and its figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import gnewton
+from gnewton.errors import InputError
+from gnewton.report.inspection_report import read_inspection
+from tests.optim.problems import classification, tanh_net
+
+LOADER = [classification(20, seed) for seed in range(3)]
+
+
+def joint():
+    return torch.cat([x for x, _ in LOADER]), torch.cat([y for _, y in LOADER])
+
+
+def test_its_tables_are_the_summary_along_the_gradient():
+    model, (x, y) = tanh_net(), joint()
+    gradient = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+    summary = gnewton.summarize(model, cross_entropy, x, y, "by_layer", gradient)
+    found = gnewton.inspect(model, cross_entropy, LOADER, "by_layer")
+    assert found.hessian.to_numpy() == pytest.approx(summary.hessian.numpy(), rel=1e-9)
+    assert list(found.hessian.index) == list(found.hessian.columns) == list(summary.names)
+    assert found.groups["gradient"].to_numpy() == pytest.approx(summary.gradient.numpy(), rel=1e-9)
+    assert found.groups["third"].to_numpy() == pytest.approx(summary.third.numpy(), rel=1e-9)
+    eigenvalues = np.linalg.eigvalsh(found.scaled_hessian.to_numpy())
+    assert found.spectrum["scaled"].to_numpy() == pytest.approx(eigenvalues, abs=1e-12)
+    alone = (summary.gradient / summary.curvature).where(summary.curvature > 0, torch.nan)
+    assert found.rates["alone"].to_numpy() == pytest.approx(alone.numpy(), rel=1e-9, nan_ok=True)
+
+
+def test_fewer_batches_another_direction_and_the_step_of_an_optimizer():
+    model, (x, y) = tanh_net(), LOADER[0]
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(cross_entropy(model(x), y), parameters)
+    one = gnewton.inspect(model, cross_entropy, LOADER, batches=1)
+    summary = gnewton.summarize(model, cross_entropy, x, y, None, gradient)
+    assert one.groups["gradient"].to_numpy() == pytest.approx(summary.gradient.numpy(), rel=1e-9)
+    signs = {name: g.sign() for (name, _), g in zip(model.named_parameters(), gradient, strict=True)}
+    given = gnewton.inspect(model, cross_entropy, LOADER, batches=1, direction=signs)
+    adam = gnewton.inspect(model, cross_entropy, LOADER, batches=1, direction="adam")
+    # the first step of Adam is the sign of the gradient, up to its eps
+    assert adam.groups["curvature"].to_numpy() == pytest.approx(
+        given.groups["curvature"].to_numpy(), rel=1e-3
+    )
+    assert not np.allclose(one.groups["curvature"], given.groups["curvature"])
+
+
+def test_figures_files_and_html(tmp_path):
+    found = gnewton.inspect(tanh_net(), cross_entropy, LOADER)
+    figures = [found.heat_map(), found.plot_rates(), found.plot_spectrum(), found.plot_distances()]
+    assert all(figure._repr_png_()[:4] == b"\x89PNG" for figure in figures)
+    assert "Sequential on 3 batches, 60 samples" in figures[0].get_suptitle()
+    assert found._repr_html_().count("data:image/png;base64,") == 3
+    assert "0.weight" in repr(found)
+    written = found.save(tmp_path)
+    assert {"groups.csv", "hessian.png"} <= {path.name for path in written}
+    assert read_inspection(tmp_path).names == list(found.groups.index)
+    assert gnewton.inspect(tanh_net(), cross_entropy, LOADER, "single").plot_distances() is None
+
+
+def test_an_empty_loader_is_refused():
+    with pytest.raises(InputError, match="loader: it holds no batch"):
+        gnewton.inspect(tanh_net(), cross_entropy, [])
