@@ -31,6 +31,7 @@ CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
 RATES_FILE = "rates.csv"
+STEPS_FILE = "steps.csv"
 RESULT_FILE = "result.json"
 LOG_FILE = "train.log"
 
@@ -60,6 +61,9 @@ METRICS_COLUMNS = (
     "peak_memory_mib",
 )
 """Columns of metrics.csv, one row per evaluated epoch."""
+
+STEPS_COLUMNS = ("step", "loss", "lr", "train_seconds")
+"""Columns of steps.csv, one row every ``trainer.log_every`` training steps."""
 
 RATES_COLUMNS = (
     "update",

@@ -45,6 +45,10 @@ class Logger(ABC):
         """A row of metrics.csv, with None for empty cells."""
 
     @abstractmethod
+    def steps(self, row: Mapping[str, Any]) -> None:
+        """A row of steps.csv."""
+
+    @abstractmethod
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of rates.csv."""
 
@@ -96,6 +100,11 @@ METRICS = tuple(
 """Columns of metrics.csv that are reported if they have a value."""
 
 
+def step_numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The mean training loss and the learning rate of a row of steps.csv, as ``step/…``."""
+    return {f"step/{name}": float(row[name]) for name in ("loss", "lr")}
+
+
 def rate_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
     """By step: the rate of each group as ``rate/GROUP``, and ``fallback`` of the update (0 or 1)."""
     by_step: dict[int, dict[str, float]] = {}
@@ -123,6 +132,10 @@ class GuardedLoggers(Logger):
     def metrics(self, row: Mapping[str, Any]) -> None:
         """See :meth:`Logger.metrics`."""
         self._forward(lambda logger: logger.metrics(row))
+
+    def steps(self, row: Mapping[str, Any]) -> None:
+        """See :meth:`Logger.steps`."""
+        self._forward(lambda logger: logger.steps(row))
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """See :meth:`Logger.rates`."""

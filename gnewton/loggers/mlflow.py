@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gnewton.loggers.logger import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.loggers.logger import (
+    LOGGERS,
+    METRICS,
+    Logger,
+    LoggerRecipe,
+    RunCard,
+    numbers,
+    rate_numbers,
+    step_numbers,
+)
 
 TAG = "gnewton.run"
 """Tag with the name of the run folder, by which a continued run finds its MLflow run."""
@@ -70,6 +79,10 @@ class MlflowLogger(Logger):
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Log the columns that have a value, at their step."""
         self._log({int(row["step"]): numbers(row, METRICS)})
+
+    def steps(self, row: Mapping[str, Any]) -> None:
+        """Log the training loss and the learning rate, at their step."""
+        self._log({int(row["step"]): step_numbers(row)})
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the rate of each group, at the step of the update."""

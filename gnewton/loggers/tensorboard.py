@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnewton.loggers.logger import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.loggers.logger import (
+    LOGGERS,
+    METRICS,
+    Logger,
+    LoggerRecipe,
+    RunCard,
+    numbers,
+    rate_numbers,
+    step_numbers,
+)
 from gnewton.options import option
 
 if TYPE_CHECKING:
@@ -57,6 +66,12 @@ class TensorBoardLogger(Logger):
         """Write a scalar for each column that has a value."""
         assert self._writer is not None
         for name, value in numbers(row, METRICS).items():
+            self._writer.add_scalar(name, value, int(row["step"]))
+
+    def steps(self, row: Mapping[str, Any]) -> None:
+        """Write the training loss and the learning rate."""
+        assert self._writer is not None
+        for name, value in step_numbers(row).items():
             self._writer.add_scalar(name, value, int(row["step"]))
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gnewton.loggers.logger import LOGGERS, METRICS, Logger, LoggerRecipe, RunCard, numbers, rate_numbers
+from gnewton.loggers.logger import (
+    LOGGERS,
+    METRICS,
+    Logger,
+    LoggerRecipe,
+    RunCard,
+    numbers,
+    rate_numbers,
+    step_numbers,
+)
 from gnewton.options import option
 
 MODES = ("online", "offline", "disabled")
@@ -65,6 +74,10 @@ class WandbLogger(Logger):
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Log the columns that have a value, at their step."""
         self._run.log(numbers(row, METRICS), step=int(row["step"]))
+
+    def steps(self, row: Mapping[str, Any]) -> None:
+        """Log the training loss and the learning rate, at their step."""
+        self._run.log(step_numbers(row), step=int(row["step"]))
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the rate of each group, at the step of the update."""

@@ -69,6 +69,20 @@ def curves(setup: Setup, x: str, y: str) -> list[Curve]:
     return [member for member in members if len(member.x)]
 
 
+def step_curves(setup: Setup) -> list[Curve]:
+    """The training loss by step of the runs of a set-up (steps.csv), without empty ones."""
+    members = [
+        Curve(
+            run.steps["step"].to_numpy(dtype=float),
+            run.steps["loss"].to_numpy(dtype=float),
+            run.seed,
+            run.status in BROKEN,
+        )
+        for run in setup.runs
+    ]
+    return [member for member in members if len(member.x)]
+
+
 def band(members: list[Curve], *, worst: float) -> Band | None:
     """Median and spread of several curves, from their latest start to their earliest end.
 

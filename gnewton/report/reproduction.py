@@ -14,9 +14,9 @@ from gnewton.errors import InputError, first_line
 from gnewton.options import listing
 from gnewton.report.runs import Run
 from gnewton.report.setups import flatten
-from gnewton.runfiles import BROKEN, ENDED, METRICS_FILE, RATES_FILE
+from gnewton.runfiles import BROKEN, ENDED, METRICS_FILE, RATES_FILE, STEPS_FILE
 
-LOGS = (METRICS_FILE, RATES_FILE)
+LOGS = (METRICS_FILE, STEPS_FILE, RATES_FILE)
 
 _CLOCKS = ("_seconds", "_per_second", "_mib")
 """Suffixes of columns that differ between any two runs."""
@@ -87,7 +87,7 @@ class LogComparison:
 
 
 def compare_logs(first: Run, second: Run, tolerance: float = 0.0) -> list[LogComparison]:
-    """Compare the rows of equal step in metrics.csv and, if the first run has it, rates.csv.
+    """Compare the rows of equal step in metrics.csv and, if the first run has them, steps.csv and rates.csv.
 
     A first run that was stopped and resumed has a row at the stop, which the second run may lack. If the
     first run did not come to its end, only the rows it has are compared.

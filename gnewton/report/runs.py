@@ -22,6 +22,8 @@ from gnewton.runfiles import (
     RATES_FILE,
     RESULT_FILE,
     SCORES,
+    STEPS_COLUMNS,
+    STEPS_FILE,
     UNFINISHED,
 )
 
@@ -159,6 +161,7 @@ class Run:
         result: result.json, empty if there is none.
         metrics: metrics.csv, one row per evaluated epoch.
         rates: rates.csv; None for optimizers without rates and for runs without an update.
+        steps: steps.csv, one row per logging period; empty for runs that wrote none.
     """
 
     folder: Path
@@ -167,6 +170,9 @@ class Run:
     result: dict[str, Any]
     metrics: pd.DataFrame = field(repr=False)
     rates: Rates | None = field(default=None, repr=False)
+    steps: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=STEPS_COLUMNS, dtype=float), repr=False
+    )
 
     @property
     def status(self) -> str:
@@ -222,7 +228,7 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: config.yaml holds no options")
     if not isinstance(config.get("seed", 0), int):
         raise InputError(f"{folder}: config.yaml: seed={config['seed']} is no whole number")
-    metrics = folder / METRICS_FILE
+    metrics, steps = folder / METRICS_FILE, folder / STEPS_FILE
     return Run(
         folder,
         config,
@@ -232,6 +238,9 @@ def read_run(folder: Path) -> Run:
         if metrics.is_file()
         else pd.DataFrame(columns=_NEEDED, dtype=float),
         read_rates(folder / RATES_FILE),
+        read_csv(steps, STEPS_COLUMNS, STEPS_COLUMNS)
+        if steps.is_file()
+        else pd.DataFrame(columns=STEPS_COLUMNS, dtype=float),
     )
 
 

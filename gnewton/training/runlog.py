@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.csv, rates.csv and the checkpoints."""
+"""What a run writes while it trains: metrics.csv, steps.csv, rates.csv and the checkpoints."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from gnewton.runfiles import (
     PREVIOUS,
     RATES_COLUMNS,
     RATES_FILE,
+    STEPS_COLUMNS,
+    STEPS_FILE,
 )
 from gnewton.training.checkpoint import remove_leftovers, save_checkpoint
 from gnewton.training.csvlog import CsvLog, check_log
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """metrics.csv, rates.csv and checkpoint/ of a run folder, open within the block.
+    """metrics.csv, steps.csv, rates.csv and checkpoint/ of a run folder, open within the block.
 
     Args:
         folder: the run folder; None: this process writes nothing, as all but one of a data-parallel run.
@@ -40,7 +42,7 @@ class RunLog:
     def __init__(self, folder: Path | None, with_rates: bool, logger: Logger | None = None) -> None:
         self._folder = folder
         self._logger = logger
-        self._columns: dict[str, tuple[str, ...]] = {METRICS_FILE: METRICS_COLUMNS}
+        self._columns: dict[str, tuple[str, ...]] = {METRICS_FILE: METRICS_COLUMNS, STEPS_FILE: STEPS_COLUMNS}
         if with_rates:
             self._columns[RATES_FILE] = RATES_COLUMNS
         self._open = ExitStack()
@@ -71,6 +73,12 @@ class RunLog:
         self._write(METRICS_FILE, [row])
         if self._logger is not None:
             self._logger.metrics(row)
+
+    def steps(self, row: Mapping[str, Any]) -> None:
+        """Append one row to steps.csv."""
+        self._write(STEPS_FILE, [row])
+        if self._logger is not None:
+            self._logger.steps(row)
 
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to rates.csv."""

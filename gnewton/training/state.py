@@ -17,6 +17,7 @@ from gnewton.training.faults import Watch
 from gnewton.training.meter import Meter
 from gnewton.training.resources import Clocks, Throughput, peak_memory_mib
 from gnewton.training.runlog import RateLog
+from gnewton.training.steplog import StepLog
 from gnewton.training.training_step import Precision
 
 
@@ -36,6 +37,7 @@ class TrainingState:
         best: the best validation score so far, less is better; None before the first.
         outcome: how the run stands.
         meter: the running loss of the epoch.
+        step_log: the loss since the last row of steps.csv.
         throughput: samples per second since the last row of metrics.csv.
         watch: finds numbers that are not finite.
     """
@@ -61,6 +63,7 @@ class TrainingState:
         self.best: float | None = None
         self.outcome = Outcome()
         self.meter = Meter()
+        self.step_log = StepLog()
         self.throughput = Throughput()
         self.watch = Watch(model, optimizer, rate_log)
         self._precision = precision
@@ -98,6 +101,7 @@ class TrainingState:
             "epoch": self.epoch,
             "step": self.step,
             "meter": self.meter.state_dict(),
+            "step_log": self.step_log.state_dict(),
             "ceiling": self.ceiling.state_dict(),
             "best": self.best,
             "outcome": asdict(self.outcome),
@@ -114,6 +118,7 @@ class TrainingState:
         self._precision.load_state_dict(state["passes"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self.meter.load_state_dict(state["meter"], self._device)
+        self.step_log.load_state_dict(state["step_log"])
         self.ceiling.load_state_dict(state["ceiling"])
         self.best, self.outcome = state["best"], Outcome(**state["outcome"])
         self.throughput.load_state_dict(state["since_row"])

@@ -36,7 +36,7 @@ log = logging.getLogger("gnewton")
 
 
 class Trainer:
-    """Trains a model with an optimizer on a data set and writes metrics.csv, rates.csv and checkpoints.
+    """Trains a model with an optimizer on a data set; writes metrics.csv, steps.csv, rates.csv, checkpoints.
 
     Args:
         model, data, optimizer: built and on their device.
@@ -291,7 +291,9 @@ class Trainer:
         """
         fault = self.state.watch.fault(self.state.step)
         try:
-            self.state.ceiling.record(self.state.meter.read())
+            losses = self.state.meter.read()
+            self.state.ceiling.record(losses)
+            self.state.step_log.add(losses)
         except StepFault as named:  # says more: it names the step
             fault = named
         if self.world.any(fault is not None, self.device):  # buffers differ between processes
@@ -305,12 +307,21 @@ class Trainer:
             self._recovery.passed()
         with self.clocks.measure("logging"):
             self._write_rates()
+            self._write_steps()
         self._keep_sound_state()
 
     def _keep_sound_state(self) -> None:
         """Keep a copy of the state, all of which is finite and written, if the policy may return to it."""
         if self._recovery.keeps_state:
             self._sound_state = self.state.snapshot()
+
+    def _write_steps(self) -> None:
+        """Write the row of a logging period that has ended."""
+        if self.state.step % self.settings.log_every == 0:
+            lr, seconds = float(self.optimizer.param_groups[0]["lr"]), self.clocks.seconds["train"]
+            row = self.state.step_log.take(self.state.step, lr, seconds)
+            if row is not None:
+                self._run_log.steps(row)
 
     def _write_rates(self) -> None:
         if self._rate_log is not None:

@@ -33,12 +33,23 @@ def rows(path: Path) -> list[list[str]]:
 
 def assert_same_run(first: Path, second: Path) -> None:
     """The rows of both CSV files and every tensor of the last checkpoint are equal, bit for bit."""
-    for title in ("metrics.csv", "rates.csv"):
+    for title in ("metrics.csv", "steps.csv", "rates.csv"):
         assert (first / title).exists() == (second / title).exists()
         if (first / title).exists():
             assert rows(first / title) == rows(second / title)
     states = [load_checkpoint(folder / "checkpoint" / LAST) for folder in (first, second)]
-    for key in ("model", "optimizer", "scheduler", "epoch", "step", "meter", "best", "updates", "random"):
+    for key in (
+        "model",
+        "optimizer",
+        "scheduler",
+        "epoch",
+        "step",
+        "meter",
+        "step_log",
+        "best",
+        "updates",
+        "random",
+    ):
         assert _equal(states[0][key], states[1][key]), key
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import gnewton
 from gnewton.experiment.folder import config_hash
-from gnewton.runfiles import METRICS_COLUMNS, RATES_COLUMNS
+from gnewton.runfiles import METRICS_COLUMNS, RATES_COLUMNS, STEPS_COLUMNS
 from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
 
@@ -40,7 +40,7 @@ OF_A_CONTROLLER = set(
 """Columns of rates.csv that only some controller of the dampings fills."""
 
 
-METRICS, RATES = _documented("metrics.csv"), _documented("rates.csv")
+METRICS, STEPS, RATES = (_documented(f"{name}.csv") for name in ("metrics", "steps", "rates"))
 
 OPTIMIZERS = {
     "grouped_newton": SMALL,
@@ -70,6 +70,7 @@ def folder(compose, tmp_path_factory):
         "trainer.device=cpu",
         *SMALL,
         "trainer.epochs=5",
+        "trainer.log_every=4",
         "optimizer.period=2",
     ]
     return run_experiment(prepare(compose(overrides), overrides), ["gnewton", "train", "…"]).folder
@@ -77,10 +78,11 @@ def folder(compose, tmp_path_factory):
 
 def test_the_documented_columns_are_those_written(folder):
     assert tuple(METRICS) == METRICS_COLUMNS == tuple(pd.read_csv(folder / "metrics.csv").columns)
+    assert tuple(STEPS) == STEPS_COLUMNS == tuple(pd.read_csv(folder / "steps.csv").columns)
     assert tuple(RATES) == RATES_COLUMNS == tuple(pd.read_csv(folder / "rates.csv").columns)
 
 
-@pytest.mark.parametrize("title", ["metrics.csv", "rates.csv"])
+@pytest.mark.parametrize("title", ["metrics.csv", "steps.csv", "rates.csv"])
 def test_types(folder, title):
     table = pd.read_csv(folder / title)
     tests = {
@@ -95,6 +97,22 @@ def test_types(folder, title):
             continue
         assert tests[kind](table[name]), f"{name} is {table[name].dtype}, not {kind}"
         assert table[name].notna().all(), name
+
+
+def test_the_loss_by_step_is_the_mean_of_the_running_loss(folder, run):
+    """Rows at the multiples of the period; with one period an epoch they are the running losses."""
+    steps, metrics = pd.read_csv(folder / "steps.csv"), pd.read_csv(folder / "metrics.csv")
+    total = int(metrics["step"].iloc[-1])
+    assert steps["step"].tolist() == list(range(4, total + 1, 4))
+    assert steps["train_seconds"].is_monotonic_increasing
+    per_epoch = total // 5
+    # a checkpoint in the middle of a period reads the losses as well, and makes no row
+    overrides = [*SMALL, "trainer.epochs=2", f"trainer.log_every={per_epoch}"]
+    other = run([*overrides, "trainer.checkpoint_every=2 steps"]).folder
+    steps, metrics = pd.read_csv(other / "steps.csv"), pd.read_csv(other / "metrics.csv")
+    assert steps["step"].tolist() == metrics["step"].tolist()
+    assert steps["loss"].tolist() == pytest.approx(metrics["running_loss"].tolist(), rel=1e-12)
+    assert steps["lr"].tolist() == metrics["lr"].tolist()
 
 
 def test_two_directions_have_two_rates_in_every_group(run):

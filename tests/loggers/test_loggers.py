@@ -27,13 +27,16 @@ class Kept(Logger):
     """Keeps what it is given."""
 
     def __init__(self):
-        self.cards, self.metric_rows, self.rate_rows, self.ends = [], [], [], []
+        self.cards, self.metric_rows, self.step_rows, self.rate_rows, self.ends = [], [], [], [], []
 
     def start(self, card):
         self.cards.append(card)
 
     def metrics(self, row):
         self.metric_rows.append(dict(row))
+
+    def steps(self, row):
+        self.step_rows.append(dict(row))
 
     def rates(self, rows):
         self.rate_rows.extend(map(dict, rows))
@@ -80,13 +83,16 @@ def test_they_get_the_rows_of_the_csv_files(run, with_loggers):
     metrics, rates = (pd.read_csv(report.folder / f"{name}.csv") for name in ("metrics", "rates"))
     for column in metrics:
         assert [row.get(column) for row in kept.metric_rows] == pytest.approx(values(metrics, column)), column
+    steps = pd.read_csv(report.folder / "steps.csv")
+    for column in steps:
+        assert [row[column] for row in kept.step_rows] == values(steps, column)
     assert len(kept.rate_rows) == len(rates) > 0
     for column in ("step", "group", "rate", "gradient", "status"):
         assert [row[column] for row in kept.rate_rows] == values(rates, column)
     assert kept.ends == [True]
 
 
-@pytest.mark.parametrize("method", ["start", "metrics", "rates", "finish"])
+@pytest.mark.parametrize("method", ["start", "metrics", "steps", "rates", "finish"])
 def test_one_that_fails_costs_nothing_but_itself(run, with_loggers, caplog, method):
     broken, kept = Broken(method), Kept()
     with_loggers(broken=broken, kept=kept)
@@ -186,6 +192,11 @@ def check_scalars(report, found):
         steps, logged = zip(*found(column), strict=True)
         assert list(steps) == metrics["step"].tolist()
         assert list(logged) == pytest.approx(metrics[column].tolist(), rel=1e-6)  # some keep float32
+    by_step = pd.read_csv(report.folder / "steps.csv")
+    for column in ("loss", "lr"):
+        steps, logged = zip(*found(f"step/{column}"), strict=True)
+        assert list(steps) == by_step["step"].tolist()
+        assert list(logged) == pytest.approx(by_step[column].tolist(), rel=1e-6)
     for group, rows in rates.groupby("group"):
         steps, logged = zip(*found(f"rate/{group}"), strict=True)
         assert list(steps) == rows["step"].tolist()

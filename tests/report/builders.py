@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gnewton.runfiles import METRICS_COLUMNS, RATES_COLUMNS
+from gnewton.runfiles import METRICS_COLUMNS, RATES_COLUMNS, STEPS_COLUMNS
 
 CONFIG: dict[str, Any] = {
     "name": "mlp-digits-sgd",
@@ -88,6 +88,7 @@ def write_run(
     *,
     rows: Iterable[Mapping[str, Any]] = (),
     rates: Iterable[Mapping[str, Any]] | None = None,
+    steps: Iterable[Mapping[str, Any]] | None = None,
     result: Mapping[str, Any] | str | None = "done",
     environment: Mapping[str, Any] = ENVIRONMENT,
 ) -> Path:
@@ -98,6 +99,7 @@ def write_run(
         options: dotted names and their values, over those of ``CONFIG``; a group may be replaced whole.
         rows: of metrics.csv.
         rates: of rates.csv; None: there is no such file.
+        steps: of steps.csv; None: there is no such file.
         result: the status, or all of result.json; None: the run was killed, or is still going on.
         environment: environment.json.
     """
@@ -115,6 +117,8 @@ def write_run(
     (place / "metrics.csv").write_text(csv_text(METRICS_COLUMNS, rows), "utf-8")
     if rates is not None:
         (place / "rates.csv").write_text(csv_text(RATES_COLUMNS, rates), "utf-8")
+    if steps is not None:
+        (place / "steps.csv").write_text(csv_text(STEPS_COLUMNS, steps), "utf-8")
     if result is not None:
         content = {"status": result} if isinstance(result, str) else result
         (place / "result.json").write_text(json.dumps(content), "utf-8")

@@ -14,10 +14,10 @@ from matplotlib.image import imread
 
 from gnewton.errors import InputError
 from gnewton.report.comparison import compare
-from gnewton.report.plots.comparison_plots import write_plots
+from gnewton.report.plots.comparison_plots import comparison_plots, write_plots
 from gnewton.report.plots.study_plots import profile_figure, sensitivity_figure
 from gnewton.report.plots.style import COLORS, DASHES, looks, save, slug
-from gnewton.report.plots.training_plots import LEGEND_UP_TO, progress_figure, rates_figure
+from gnewton.report.plots.training_plots import LEGEND_UP_TO, progress_figure, rates_figure, step_figure
 from gnewton.report.studies import find_profile, find_sensitivities
 from tests.report.builders import falling, grouped_newton, row, update, write_run
 from tests.report.sweeps import GROUPS, compared, rows_of
@@ -215,6 +215,30 @@ def test_profiles_have_the_right_axes_and_values(sweep):
     by_hand = {"grouped_newton": [1, 1, 1], "sgd lr=0.1": [1, 1.5, 1.5]}
     for solver, ratios in by_hand.items():
         assert profiles[0].ratios[solver].tolist() == pytest.approx(ratios)
+
+
+# ---- the loss by step
+
+
+def test_the_loss_by_step_of_every_run_and_its_median(tmp_path):
+    losses = {0: [4.0, 2.0, 1.0], 1: [2.0, 1.0, 0.5], 2: [8.0, 4.0, 2.0]}
+    for seed, values in losses.items():
+        steps = [
+            {"step": 50 * (k + 1), "loss": loss, "lr": 0.1, "train_seconds": k}
+            for k, loss in enumerate(values)
+        ]
+        write_run(tmp_path, str(seed), {"seed": seed}, steps=steps, rows=[row(1, 150, 1.0)])
+    comparison = compare([tmp_path])
+    made = step_figure(comparison.setups, "mlp digits")
+    (axis,) = made.axes
+    assert [list(line.get_ydata()) for line in axis.lines] == [*losses.values(), [4.0, 2.0, 1.0]]
+    assert {tuple(line.get_xdata()) for line in axis.lines} == {(50, 100, 150)}
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("training steps", "training loss")
+    assert "progress_steps" in {plot.stem for plot in comparison_plots(comparison)}
+    write_run(
+        tmp_path / "others", "old", {"model.name": "lenet"}, rows=[row(1, 150, 1.0)]
+    )  # wrote no steps.csv
+    assert step_figure(compare([tmp_path / "others"]).setups) is None
 
 
 # ---- files

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from gnewton.report.comparison import Comparison
 from gnewton.report.plots.study_plots import profile_figure, sensitivity_figure
 from gnewton.report.plots.style import save, slug
-from gnewton.report.plots.training_plots import X_AXES, progress_figure, rates_figure
+from gnewton.report.plots.training_plots import X_AXES, progress_figure, rates_figure, step_figure
 from gnewton.report.studies import Sensitivity, find_profile, find_sensitivities
 
 
@@ -48,6 +48,9 @@ def comparison_plots(comparison: Comparison) -> Iterator[Plot]:
             if figure is not None:
                 stem = f"progress_{name.rpartition(' ')[2]}{suffix}"
                 yield Plot(stem, "Progress", problem, figure, axis=name)
+        figure = step_figure(comparison.of_problem(problem), problem)
+        if figure is not None:
+            yield Plot(f"progress_steps{suffix}", "Training loss by step", problem, figure)
     for setup in comparison.setups:
         figure = rates_figure(setup)
         if figure is not None:

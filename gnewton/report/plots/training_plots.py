@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gnewton.report.curves import Curve, band, curves, points_for, thin
+from gnewton.report.curves import Curve, band, curves, points_for, step_curves, thin
 from gnewton.report.measures import worst_of
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, series, title
 from gnewton.report.runs import median_rates
@@ -69,12 +69,55 @@ def _measured(setups: Sequence[Setup], x: str) -> list[list[str]]:
     return [[f"{split}_{kind}" for split in splits] for kind in kinds]
 
 
+def step_figure(setups: Sequence[Setup], title: str = "") -> Figure | None:
+    """The training loss by step (steps.csv), each point the mean since the one before.
+
+    Args:
+        setups: of one problem.
+        title: of the figure.
+
+    Returns:
+        None if no run has two points.
+    """
+    members = [step_curves(setup) for setup in setups]
+    if not any(len(member.x) > 1 for of_setup in members for member in of_setup):
+        return None
+    canvas, axes = figure(1, 1, width=8.0, height=4.0)
+    axis = axes[0][0]
+    if title:
+        canvas.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+    smallest = _draw_curves(axis, members, np.inf, points_for(sum(map(len, members))))
+    axis.set_xlabel("training steps")
+    axis.set_ylabel("training loss")
+    axis.set_xlim(left=0)
+    if 0 < smallest < np.inf:
+        log_scale(axis, "y")
+    styles = looks(len(setups))
+    legend_below(canvas, [Line2D([], [], **style) for style in styles], [setup.solver for setup in setups])
+    return canvas
+
+
 def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
-    smallest = np.inf
     limit = points_for(6 * sum(len(setup.runs) for setup in setups))
-    for place, (setup, look) in enumerate(zip(setups, looks(len(setups)), strict=True)):
+    members = [curves(setup, x, metric) for setup in setups]
+    smallest = _draw_curves(axis, members, worst_of(metric), limit)
+    axis.set_xlabel(X_AXES[x])
+    split, _, kind = metric.partition("_")
+    title(axis, f"{split} {kind}")
+    axis.set_xlim(left=0)
+    if x == "epoch":
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if kind == "loss" and 0 < smallest < np.inf:
+        log_scale(axis, "y")
+    elif kind == "accuracy":
+        axis.yaxis.set_major_formatter(_percent)
+
+
+def _draw_curves(axis: Axes, setups: Sequence[list[Curve]], worst: float, limit: int) -> float:
+    """Draw the curves of each set-up, with the band of several; returns the smallest ordinate."""
+    smallest = np.inf
+    for place, (members, look) in enumerate(zip(setups, looks(len(setups)), strict=True)):
         style = {**look, "gid": series(place)}
-        members = curves(setup, x, metric)
         for member in members:
             smallest = min(smallest, float(member.y.min()))
             alone = len(members) == 1
@@ -90,21 +133,12 @@ def _draw(axis: Axes, setups: Sequence[Setup], x: str, metric: str) -> None:
                     member.x[-1], member.y[-1], "x", color=style["color"], gid=style["gid"], markersize=7
                 )
         if len(members) > 1:
-            _draw_band(axis, members, metric, style, limit)
-    axis.set_xlabel(X_AXES[x])
-    split, _, kind = metric.partition("_")
-    title(axis, f"{split} {kind}")
-    axis.set_xlim(left=0)
-    if x == "epoch":
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if kind == "loss" and 0 < smallest < np.inf:
-        log_scale(axis, "y")
-    elif kind == "accuracy":
-        axis.yaxis.set_major_formatter(_percent)
+            _draw_band(axis, members, worst, style, limit)
+    return smallest
 
 
-def _draw_band(axis: Axes, members: list[Curve], metric: str, style: dict[str, Any], limit: int) -> None:
-    spread = band(members, worst=worst_of(metric))
+def _draw_band(axis: Axes, members: list[Curve], worst: float, style: dict[str, Any], limit: int) -> None:
+    spread = band(members, worst=worst)
     if spread is None:
         return
     finite = np.isfinite(spread.median)
