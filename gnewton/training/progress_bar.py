@@ -54,12 +54,10 @@ class ProgressBar:
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     """The rates in force: one per partition group, or one per parameter group of a baseline."""
-    rates: Mapping[str, float] | None = getattr(optimizer, "rates", None)
-    return (
-        list(rates.values())
-        if rates is not None
-        else [float(group["lr"]) for group in optimizer.param_groups]
-    )
+    rates = getattr(optimizer, "rates", None)
+    if isinstance(rates, Mapping):
+        return list(rates.values())
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def summary_line(row: Mapping[str, Any]) -> str:
