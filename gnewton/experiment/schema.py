@@ -61,6 +61,10 @@ class Settings:
             reason = optimizer.why_uncompiled
             yield "trainer.compile", f"must be false with optimizer={optimizer.name}, {reason}"
 
+        if self.trainer.clip_norm is not None and optimizer.why_unclipped:
+            reason = optimizer.why_unclipped
+            yield "trainer.clip_norm", f"must be null with optimizer={optimizer.name}, {reason}"
+
     def compiled(self) -> Iterator[tuple[str, str]]:
         """What needs torch.compile: the option with its value, and the value that does without."""
         if self.trainer.compile:

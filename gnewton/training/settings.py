@@ -79,6 +79,7 @@ class TrainerSettings:
     max_seconds: float | None = option(above=0, role=Role.RESUMABLE | Role.COURSE)
     batch_size: int | None = option(at_least=1, role=Role.SAMPLES)
     microbatch: int | None = option(at_least=1, role=Role.SAMPLES)
+    clip_norm: float | None = option(above=0, default=None)
     log_every: int = option(at_least=1, role=Role.RESUMABLE | Role.COURSE)
     checkpoint_every: str = option(role=Role.RESUMABLE | Role.COURSE)
     on_nonfinite: str = option(choices=("stop", "skip", "rollback"), role=Role.RESUMABLE)

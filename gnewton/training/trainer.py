@@ -92,6 +92,7 @@ class Trainer:
             microbatch=settings.microbatch,
             precision=precision,
             compiled=settings.compile,
+            clip_norm=settings.clip_norm,
         )
         self._run_log = RunLog(folder, with_rates=rate_log is not None, logger=logger)
         self._rate_log = rate_log
@@ -338,7 +339,7 @@ class Trainer:
         if last or epochs % settings.evaluation.every == 0:
             with self.clocks.measure("evaluation"):
                 self.world.share_buffers(self.model)
-                scores = evaluate_splits(self.model, self.data, settings.evaluation, self._stop_on_signal)
+                scores = self._evaluate()
             with self.clocks.measure("logging"):
                 outcome.metrics = row = state.row(scores, self.clocks)
                 self._run_log.metrics(row)
@@ -358,6 +359,18 @@ class Trainer:
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):
             self._checkpoint(LAST, even_above_ceiling=last)
 
+    def _evaluate(self) -> dict[str, Score]:
+        """The scores of all splits, at the parameters that the optimizer chooses.
+
+        A signal ends the run between two batches if these are the parameters of training, else afterwards.
+        """
+        if not self.recipe.evaluates_elsewhere:
+            return evaluate_splits(self.model, self.data, self.settings.evaluation, self._stop_on_signal)
+        with self.recipe.evaluating(self.optimizer):
+            scores = evaluate_splits(self.model, self.data, self.settings.evaluation, lambda: None)
+        self._stop_on_signal()
+        return scores
+
     def _keep_best(self, score: Score) -> None:
         value = score.loss if score.accuracy is None else -score.accuracy
         best = self.state.best
@@ -365,7 +378,9 @@ class Trainer:
             return
         if value is not None and math.isfinite(value) and (best is None or value < best):
             self.state.best = value
-            self._checkpoint(BEST)
+            with self.recipe.evaluating(self.optimizer):
+                self._checkpoint(BEST)
+            self._keep_sound_state()  # of the parameters of training
 
     def _checkpoint(self, name: str, *, even_above_ceiling: bool = False) -> None:
         """Write a checkpoint, unless the one before it is worth more.

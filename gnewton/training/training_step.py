@@ -134,6 +134,7 @@ class TrainingStep:
         microbatch: samples per forward and backward pass; None: the whole batch.
         precision: rounding of the passes.
         compiled: whether the passes go through ``torch.compile``, from the first one on.
+        clip_norm: the longest gradient, over all parameters and processes; None: no limit.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class TrainingStep:
         microbatch: int | None = None,
         precision: Precision = FULL,
         compiled: bool = False,
+        clip_norm: float | None = None,
     ) -> None:
         self._model = model
         self._network: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
@@ -156,6 +158,8 @@ class TrainingStep:
         self._world = world
         self._microbatch = microbatch
         self.precision = precision
+        self._clip_norm = clip_norm
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def __call__(self, batch: Batch) -> StepResult:
         """Make one step of the optimizer on ``batch``, of which this process computes its share.
@@ -172,6 +176,8 @@ class TrainingStep:
             loss, correct = add_gradient(self._network, self._task, share, self._microbatch, self.precision)
             loss, correct = self._world.combine(self._model, loss, correct, len(share[0]))
             counts.append(correct)
+            if self.precision.scaler is None:
+                self._clip()
             return loss
 
         scaler = self.precision.scaler
@@ -179,6 +185,14 @@ class TrainingStep:
             loss = self._recipe.step(self._optimizer, evaluate, share)
         else:
             loss = evaluate()
+            if self._clip_norm is not None:
+                scaler.unscale_(self._optimizer)
+                self._clip()
             scaler.step(self._optimizer)
             scaler.update()
         return StepResult(loss, counts[0] if counts else None, max(len(batch[0]), 1))
+
+    def _clip(self) -> None:
+        """Shorten the gradient to the limit; the device decides, and the host does not wait for it."""
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)

@@ -70,7 +70,7 @@ TABLE: list[tuple[str, str]] = [
     ("train model.widths=[3*]", "model.widths=[3*]: '3*' is not a width"),
     ("train model.widths=10,20", "for a list write model.widths=[…], to sweep add --multirun"),
     ("train optimizer=sgd,adam", "optimizer=sgd,adam: one value is allowed"),
-    ("train optimizer=[sgd,adam]", "optimizer=[sgd,adam]: must be one of adam, adamw, grouped_newton"),
+    ("train optimizer=[sgd,adam]", "optimizer=[sgd,adam]: must be one of adam, adamw, dadapt_adam, grouped_newton"),
     # unknown options and groups
     ("train optimizer=sgd optimizer.momentm=1", "no such option; did you mean 'optimizer.momentum'?"),
     (
@@ -109,7 +109,7 @@ TABLE: list[tuple[str, str]] = [
     ("train ~trainer.epochs", "~trainer.epochs: every group and option is needed"),
     ("train ~foo", "~foo: every group and option is needed"),
     # unknown choices
-    ("train optimizer=sdg", "optimizer=sdg: must be one of adam, adamw, grouped_newton"),
+    ("train optimizer=sdg", "optimizer=sdg: must be one of adam, adamw, dadapt_adam, grouped_newton"),
     ("train optimizer=sdg", "; did you mean 'sgd'?"),
     ("train model=mlpp", "did you mean 'mlp'?"),
     ("train data=cifar", "did you mean 'cifar10'?"),

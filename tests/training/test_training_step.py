@@ -209,3 +209,31 @@ def test_refusals(cli: Callable[..., Answer], command: str, tmp_path: Path) -> N
     assert REFUSED[command] in answer.err
     assert "Traceback" not in answer.err
     assert not list(tmp_path.glob("outputs/*/*"))
+
+
+@pytest.mark.parametrize("kind", ["full", "float16"])
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_a_long_gradient_is_shortened_and_a_short_one_left(kind: str, limit: float) -> None:
+    """One step of SGD at rate 1 moves by the gradient, at the limit or as it is, the scale undone."""
+    model, data = network(), batch()
+    before = [p.detach().clone() for p in model.parameters()]
+    recipe = sgd(lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    precision = Precision(kind)
+    add_gradient(model, TASK, data, None, precision)
+    scale = 65536 if kind == "float16" else 1
+    whole = torch.cat([g.flatten() for g in gradients(model)]) / scale
+    step = TrainingStep(model, TASK, optimizer, recipe, World(), precision=precision, clip_norm=limit)
+    step(data)
+    moved = torch.cat([(q - p.detach()).flatten() for p, q in zip(model.parameters(), before, strict=True)])
+    expected = whole * min(1.0, limit / float(whole.norm()))
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "hessian_vector"])
+def test_clipping_is_refused_where_the_gradient_must_be_that_of_the_loss(
+    optimizer: str, cli: Callable[..., Answer]
+) -> None:
+    answer = cli(["train", f"optimizer={optimizer}", "trainer.clip_norm=1"])
+    assert answer.code == 2
+    assert f"trainer.clip_norm=1.0: must be null with optimizer={optimizer}, whose" in answer.err

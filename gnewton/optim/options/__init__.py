@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,6 +88,8 @@ class OptimizerRecipe(ABC):
         full_batch: whether every step needs the whole training set.
         why_full_precision: why mixed precision is refused; empty: it is allowed.
         why_uncompiled: why torch.compile is refused for the model; empty: it is allowed.
+        why_unclipped: why clipped gradients are refused; empty: they are allowed.
+        evaluates_elsewhere: whether the model is evaluated at other parameters than those of training.
     """
 
     uses_partition: ClassVar[bool] = False
@@ -95,6 +98,9 @@ class OptimizerRecipe(ABC):
     why_uncompiled: ClassVar[str] = (
         "which differentiates the model more than once; compiled code allows it once"
     )
+
+    why_unclipped: ClassVar[str] = ""
+    evaluates_elsewhere: ClassVar[bool] = False
 
     name: str
     schedule: ScheduleRecipe = option(role=Role.COURSE)
@@ -118,6 +124,10 @@ class OptimizerRecipe(ABC):
     def proposal_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of that method, taken from the optimizer's ``state_dict``."""
         return state
+
+    def evaluating(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Within the block the parameters are those at which the model is to be evaluated."""
+        return nullcontext()
 
     def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         """Make one step and return the loss; ``closure`` evaluates it on ``batch``, with gradients."""

@@ -159,6 +159,7 @@ class LBFGS(OptimizerRecipe):
 
     full_batch: ClassVar[bool] = True
     why_full_precision: ClassVar[str] = "whose line search compares losses that differ by less than rounding"
+    why_unclipped: ClassVar[str] = "whose line search needs the gradient of the loss"
     why_uncompiled: ClassVar[str] = ""
 
     lr: float = option(above=0)

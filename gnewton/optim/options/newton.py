@@ -239,6 +239,8 @@ class OuterNewtonRecipe(RatesRecipe):
 class HessianVectorRecipe(OptimizerRecipe):
     """The Newton direction, learned by gradient descent with one Hessian-vector product per step."""
 
+    why_unclipped: ClassVar[str] = "whose direction solves a linear system with the gradient of the loss"
+
     lr: float = option(above=0)
     lr_direction: float = option(above=0)
     ridge: float = option(at_least=0)

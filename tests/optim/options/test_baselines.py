@@ -82,7 +82,7 @@ def test_a_file(tmp_path):
             as_mapping(str(path))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam", "rmsprop"])
 def test_every_parameter_steps_with_its_own_rate(name):
     """Against one torch optimizer for each parameter."""
     model = tanh_net()

@@ -1,0 +1,115 @@
+"""Further first-order baselines: NAdam and RMSprop, with learning rates for single parameters, and Muon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
+from gnewton.optim.options.baselines import FirstOrderRecipe
+from gnewton.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+    from gnewton.optim.shadow_direction import DirectionFactory
+
+
+@OPTIMIZERS.register("nadam")
+@dataclass(kw_only=True)
+class NAdam(FirstOrderRecipe):
+    """Adam with Nesterov momentum."""
+
+    betas: list[float] = option(at_least=0, below=1, length=2)
+    eps: float = option(above=0)
+    momentum_decay: float = option(at_least=0)
+    weight_decay: float = option(at_least=0)
+    decoupled: bool = option()
+
+    def method(self) -> Callable[..., torch.optim.Optimizer]:
+        """torch.optim.NAdam."""
+        import torch
+
+        first, second = self.betas
+        return partial(
+            torch.optim.NAdam,
+            lr=self.lr,
+            betas=(first, second),
+            eps=self.eps,
+            momentum_decay=self.momentum_decay,
+            weight_decay=self.weight_decay,
+            decoupled_weight_decay=self.decoupled,
+        )
+
+
+@OPTIMIZERS.register("rmsprop")
+@dataclass(kw_only=True)
+class RMSprop(FirstOrderRecipe):
+    """The gradient over the root of the average of its square."""
+
+    alpha: float = option(at_least=0, below=1)
+    eps: float = option(above=0)
+    momentum: float = option(at_least=0, below=1)
+    centered: bool = option()
+    weight_decay: float = option(at_least=0)
+
+    def method(self) -> Callable[..., torch.optim.Optimizer]:
+        """torch.optim.RMSprop."""
+        import torch
+
+        return partial(
+            torch.optim.RMSprop,
+            lr=self.lr,
+            alpha=self.alpha,
+            eps=self.eps,
+            momentum=self.momentum,
+            centered=self.centered,
+            weight_decay=self.weight_decay,
+        )
+
+
+@OPTIMIZERS.register("muon")
+@dataclass(kw_only=True)
+class Muon(OptimizerRecipe):
+    """Muon on the matrices, AdamW on every other tensor, with steps on one scale."""
+
+    why_full_precision: ClassVar[str] = ""
+    why_uncompiled: ClassVar[str] = ""
+
+    lr: float = option(above=0)
+    momentum: float = option(at_least=0, below=1)
+    nesterov: bool = option()
+    betas: list[float] = option(at_least=0, below=1, length=2)
+    eps: float = option(above=0)
+    weight_decay: float = option(at_least=0)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Nesterov's form needs momentum."""
+        if self.nesterov and self.momentum == 0:
+            yield "nesterov", "needs optimizer.momentum > 0"
+
+    def method(self) -> DirectionFactory:
+        """:func:`gnewton.optim.directions.muon_with_adamw` with all options."""
+        from gnewton.optim.directions import muon_with_adamw
+
+        first, second = self.betas
+        settings: dict[str, Any] = {
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "betas": (first, second),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+        return partial(muon_with_adamw, lr=self.lr, **settings)
+
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """Both over the trainable parameters of the model."""
+        from gnewton.optim.grouping import trainable
+
+        return self.method()(list(trainable(problem.model).items()))
+
+    def proposal(self, problem: TrainingProblem) -> DirectionFactory:
+        """The same with learning rate 1."""
+        return partial(self.method(), lr=1.0)  # type: ignore[call-arg]

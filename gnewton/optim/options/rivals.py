@@ -1,0 +1,132 @@
+"""Rivals without a learning rate to tune, from their authors' packages: Prodigy, D-Adaptation, schedule-free.
+
+``pip install 'gnewton[rivals]'`` installs the packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
+from gnewton.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(kw_only=True)
+class RivalRecipe(OptimizerRecipe):
+    """An optimizer of another package.
+
+    Attributes:
+        package: the package it needs.
+        kind: the name of its class there.
+    """
+
+    why_full_precision: ClassVar[str] = ""
+    why_uncompiled: ClassVar[str] = ""
+    package: ClassVar[str]
+    kind: ClassVar[str]
+
+    lr: float = option(above=0)
+    betas: list[float] = option(at_least=0, below=1, length=2)
+    eps: float = option(above=0)
+    weight_decay: float = option(at_least=0)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The package must be installed."""
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or spec.origin is None:  # a plain folder of that name is no package
+            yield "name", f"needs the package {self.package}: pip install 'gnewton[rivals]'"
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The arguments beside those that all rivals have."""
+
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """The optimizer over all trainable parameters."""
+        from gnewton.optim.grouping import trainable
+
+        kind: Any = getattr(importlib.import_module(self.package), self.kind)
+        first, second = self.betas
+        optimizer: torch.optim.Optimizer = kind(
+            list(trainable(problem.model).values()),
+            lr=self.lr,
+            betas=(first, second),
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            **self.settings(),
+        )
+        return optimizer
+
+
+@OPTIMIZERS.register("prodigy")
+@dataclass(kw_only=True)
+class Prodigy(RivalRecipe):
+    """Adam with a scale that is estimated from the distance to the start (Mishchenko, Defazio 2023)."""
+
+    package: ClassVar[str] = "prodigyopt"
+    kind: ClassVar[str] = "Prodigy"
+
+    decoupled: bool = option()
+    bias_correction: bool = option()
+    safeguard_warmup: bool = option()
+
+    def settings(self) -> dict[str, Any]:
+        """Prodigy's own options."""
+        return {
+            "decouple": self.decoupled,
+            "use_bias_correction": self.bias_correction,
+            "safeguard_warmup": self.safeguard_warmup,
+        }
+
+
+@OPTIMIZERS.register("dadapt_adam")
+@dataclass(kw_only=True)
+class DAdaptAdam(RivalRecipe):
+    """D-Adaptation for Adam (Defazio, Mishchenko 2023)."""
+
+    package: ClassVar[str] = "dadaptation"
+    kind: ClassVar[str] = "DAdaptAdam"
+
+    decoupled: bool = option()
+    bias_correction: bool = option()
+
+    def settings(self) -> dict[str, Any]:
+        """D-Adaptation's own options."""
+        return {"decouple": self.decoupled, "use_bias_correction": self.bias_correction}
+
+
+@OPTIMIZERS.register("schedule_free")
+@dataclass(kw_only=True)
+class ScheduleFree(RivalRecipe):
+    """AdamW without a schedule: gradients at y, evaluation at the average x (Defazio et al. 2024)."""
+
+    package: ClassVar[str] = "schedulefree"
+    kind: ClassVar[str] = "AdamWScheduleFree"
+
+    evaluates_elsewhere: ClassVar[bool] = True
+
+    warmup: int = option(at_least=0)
+
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """The optimizer, at the points of its gradients."""
+        optimizer: Any = super().build(problem)
+        optimizer.train()
+        return optimizer  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """The length of the rise."""
+        return {"warmup_steps": self.warmup}
+
+    def evaluating(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Within the block the parameters are the average x."""
+        from gnewton.optim.evaluated_weights import schedule_free_average
+
+        return schedule_free_average(optimizer)
