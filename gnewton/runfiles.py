@@ -6,8 +6,9 @@ meaning of each file and column is documented in docs/csv.md.
 
 from __future__ import annotations
 
-DONE, TARGET, LIMIT = "done", "target", "limit"
-"""A run that came to its end: after all epochs, at its target, at its limit of steps or seconds."""
+DONE, TARGET, LIMIT, STOPPED = "done", "target", "limit", "stopped"
+"""A run that came to its end: after all epochs, at its target, at its limit of steps or seconds, or early,
+since its metric got no better."""
 
 DIVERGED, FAILED = "diverged", "failed"
 """A run that ended without a final value: its numbers diverged, or an error ended it."""
@@ -21,7 +22,7 @@ UNFINISHED = "unfinished"
 PENDING = "pending"
 """Status of a job in a sweep whose run has not ended: not started, or under way. Never in result.json."""
 
-ENDED = (DONE, TARGET, LIMIT)
+ENDED = (DONE, TARGET, LIMIT, STOPPED)
 """Statuses of runs that came to their end as configured."""
 
 BROKEN = (DIVERGED, FAILED)

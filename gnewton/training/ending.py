@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from gnewton.runfiles import DONE
-from gnewton.training.settings import Target
+from gnewton.training.settings import EarlyStop, Target
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
@@ -47,7 +47,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        status: "done", "target" (the target was reached), "limit" (of steps or seconds).
+        status: "done", "target" (the target was reached), "limit" (of steps or seconds), "stopped" (early).
         epoch, step: how far it came; the epoch is a fraction if a limit cut it short.
         skipped, rollbacks: steps left out and rollbacks, see ``trainer.on_nonfinite``.
         metrics: the last row of metrics.csv.
@@ -75,3 +75,39 @@ def target_report(target: Target, row: dict[str, Any]) -> dict[str, Any] | None:
         return None
     report = {"metric": target.metric, "value": target.value, "reached": value}
     return report | {key: row[key] for key in ("epoch", "step", "train_seconds")}
+
+
+class Patience:
+    """Counts the evaluations since the best value of a metric.
+
+    Attributes:
+        best: the best value so far; None before the first.
+        since: evaluations since then.
+    """
+
+    def __init__(self) -> None:
+        self.best: float | None = None
+        self.since = 0
+
+    def record(self, settings: EarlyStop, row: dict[str, Any]) -> None:
+        """Take up a row of metrics.csv. A loss gets better downwards, an accuracy upwards."""
+        value = row[settings.metric]
+        if value is None:
+            return
+        sign = -1.0 if settings.metric.endswith("accuracy") else 1.0
+        if self.best is None or sign * value < sign * self.best:
+            self.best, self.since = value, 0
+        else:
+            self.since += 1
+
+    def is_over(self, settings: EarlyStop) -> bool:
+        """Whether the metric has got no better for too long."""
+        return settings.patience is not None and self.since >= settings.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and the evaluations since."""
+        return {"best": self.best, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        self.best, self.since = state["best"], int(state["since"])

@@ -70,6 +70,14 @@ class Target:
 
 
 @dataclass(kw_only=True)
+class EarlyStop:
+    """The metric whose standstill ends the run, and the number of evaluations that it may stand still."""
+
+    metric: str = option(choices=SCORES, default="validation_loss", role=Role.RESUMABLE)
+    patience: int | None = option(at_least=1, default=None, role=Role.RESUMABLE)
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """The options of the training loop."""
 
@@ -95,6 +103,7 @@ class TrainerSettings:
     progress: str = option(choices=("auto", "bar", "lines"), role=Role.RESUMABLE | Role.COURSE)
     evaluation: Evaluation = option(role=Role.COURSE)
     target: Target = option(role=Role.COURSE)
+    early_stop: EarlyStop = option(default_factory=EarlyStop, role=Role.COURSE)
 
     def sizes(self) -> str:
         """The options that decide the memory of a training step, for the message when it runs out."""
@@ -116,6 +125,9 @@ class TrainerSettings:
             and not self.evaluation.train
         ):
             yield "target.metric", "needs trainer.evaluation.train=true"
+        watched = self.early_stop.metric if self.early_stop.patience is not None else ""
+        if watched.startswith("train") and not self.evaluation.train:
+            yield "early_stop.metric", "needs trainer.evaluation.train=true"
 
 
 def _known_device(name: str) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 
 from gnewton.training.checkpoint import random_states, set_random_states
 from gnewton.training.divergence import LossCeiling
-from gnewton.training.ending import Outcome
+from gnewton.training.ending import Outcome, Patience
 from gnewton.training.evaluate import Score
 from gnewton.training.faults import Watch
 from gnewton.training.meter import Meter
@@ -36,6 +36,7 @@ class TrainingState:
         step: training steps finished.
         best: the best validation score so far, less is better; None before the first.
         outcome: how the run stands.
+        patience: how long the metric of an early stop has stood still.
         meter: the running loss of the epoch.
         step_log: the loss since the last row of steps.csv.
         throughput: samples per second since the last row of metrics.csv.
@@ -62,6 +63,7 @@ class TrainingState:
         self.step = 0
         self.best: float | None = None
         self.outcome = Outcome()
+        self.patience = Patience()
         self.meter = Meter()
         self.step_log = StepLog()
         self.throughput = Throughput()
@@ -105,6 +107,7 @@ class TrainingState:
             "ceiling": self.ceiling.state_dict(),
             "best": self.best,
             "outcome": asdict(self.outcome),
+            "patience": self.patience.state_dict(),
             "since_row": self.throughput.state_dict(),
             "updates": self._rate_log.updates if self._rate_log is not None else 0,
         }
@@ -121,6 +124,7 @@ class TrainingState:
         self.step_log.load_state_dict(state["step_log"])
         self.ceiling.load_state_dict(state["ceiling"])
         self.best, self.outcome = state["best"], Outcome(**state["outcome"])
+        self.patience.load_state_dict(state["patience"])
         self.throughput.load_state_dict(state["since_row"])
         if self._rate_log is not None:
             self._rate_log.rewind(int(state["updates"]))

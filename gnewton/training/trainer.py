@@ -18,7 +18,7 @@ from gnewton.data.splits import Batch, DataSet
 from gnewton.errors import Diverged, Interrupted
 from gnewton.loggers import Logger
 from gnewton.optim.options import OptimizerRecipe
-from gnewton.runfiles import BEST, DONE, LAST, LIMIT, TARGET
+from gnewton.runfiles import BEST, DONE, LAST, LIMIT, STOPPED, TARGET
 from gnewton.training.checkpoint import random_states, restore_newest, set_random_states
 from gnewton.training.divergence import SAMPLES, LossCeiling
 from gnewton.training.ending import Outcome, StopSignals, target_report
@@ -174,6 +174,8 @@ class Trainer:
             return DONE
         if target_report(self.settings.target, row):
             return TARGET
+        if self.state.patience.is_over(self.settings.early_stop):
+            return STOPPED
         return LIMIT if self._limit_reached() else DONE
 
     def _train_epoch(self, progress: ProgressBar) -> str:
@@ -356,6 +358,12 @@ class Trainer:
                 outcome.status, last = TARGET, True
                 message = "target reached: %s %.6g after %.3f s of training"
                 log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
+            state.patience.record(settings.early_stop, outcome.metrics)
+            if not last and state.patience.is_over(settings.early_stop):
+                outcome.status, last = STOPPED, True
+                log.info(
+                    "stopped early: %s no better than %.6g", settings.early_stop.metric, state.patience.best
+                )
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):
             self._checkpoint(LAST, even_above_ceiling=last)
 

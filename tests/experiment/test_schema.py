@@ -17,11 +17,12 @@ ROLES = {
         *("trainer.checkpoint_every", "trainer.on_nonfinite", "trainer.divergence"),
         *("trainer.max_recoveries", "trainer.rollback_factor", "trainer.progress"),
         *("trainer.evaluation.every", "trainer.target.metric", "trainer.target.value"),
+        *("trainer.early_stop.metric", "trainer.early_stop.patience"),
     },
     Role.COURSE: {
         *("trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.log_every"),
         *("trainer.checkpoint_every", "trainer.progress", "trainer.evaluation", "trainer.target"),
-        "optimizer.schedule",
+        *("trainer.early_stop", "optimizer.schedule"),
     },
     Role.SAMPLES: {
         *("trainer.batch_size", "trainer.microbatch", "optimizer.curvature.batch_size"),
