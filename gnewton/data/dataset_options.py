@@ -173,6 +173,31 @@ class Digits(InMemoryRecipe):
             yield "subset", f"must be <= {training}, the samples beside test and validation"
 
 
+TABLES = {"breast_cancer": 569, "wine": 178, "diabetes": 442}
+"""The tables of scikit-learn and their numbers of samples."""
+
+
+@DATA.register("tabular")
+@dataclass(kw_only=True)
+class Tabular(InMemoryRecipe):
+    """Rows of measurements that come with scikit-learn: two or three classes, or a regression."""
+
+    builder = "gnewton.data.tabular:build_tabular"
+
+    table: str = option(choices=tuple(TABLES))
+    test: int = option(at_least=1)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """See :meth:`InMemoryRecipe.conflicts`."""
+        yield from super().conflicts()
+        size = TABLES[self.table]
+        training = size - self.test - self.validation
+        if training < 1:
+            yield "test", f"must be < {size} together with validation={self.validation}"
+        elif self.subset is not None and self.subset > training:
+            yield "subset", f"must be <= {training}, the samples beside test and validation"
+
+
 @DATA.register("npz")
 @dataclass(kw_only=True)
 class Npz(InMemoryRecipe):
