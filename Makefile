@@ -10,10 +10,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: help setup run test faults lint types data sweep bench gpu report clean
+.PHONY: help setup run test faults lint types data sweep bench gpu report docs-options clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(STAMP) ## Create .venv with the package and its development tools
 
@@ -48,6 +48,9 @@ gpu: $(STAMP) ## Run the tests and benchmarks that need a CUDA device (eight min
 
 report: $(STAMP) ## Tables, plots and a page of all runs under outputs/
 	$(BIN)/gnewton compare outputs --html
+
+docs-options: $(STAMP) ## Write docs/options.md, the table of all options
+	$(BIN)/python -m scripts.options_page
 
 clean: ## Remove caches and builds; keeps .venv, data/ and outputs/
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

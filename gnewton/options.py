@@ -1,24 +1,30 @@
 """Typed options with allowed values and roles, of which recipes are made.
 
-A recipe is a keyword-only dataclass whose fields are declared with :func:`option`: type, allowed values and
-role. The defaults and their explanation are in one YAML file under ``configs/``. Every value is checked
-before any work starts, wherever it comes from.
+A recipe is a keyword-only dataclass whose fields are declared with :func:`option`: default, allowed values,
+help and role, beside the type. Nothing else defines an option: the schema of the configuration, ``--help``,
+docs/options.md, the checks of the constructors and those of a resumed run read the field. The YAML file of a
+choice gives only the values that differ. Every value is checked before any work starts, wherever it comes
+from.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from enum import Flag, auto
 from operator import attrgetter
 from typing import Any
 
 from gnewton.errors import InputError
 
-_RULE, _ROLE, _FORMERLY = "gnewton_rule", "gnewton_role", "gnewton_formerly"
+_DECLARATION = "gnewton"
+
+ABSENT: Any = object()
+"""Stands for no value, where None is one."""
 
 
 class Role(Flag):
@@ -40,6 +46,12 @@ class Role(Flag):
     """It decides the length, the schedule or the reports of training, and nothing at a single point."""
     SAMPLES = auto()
     """It counts samples, and has no effect where there are none."""
+    BATCHES = auto()
+    """It decides the batches of the training steps, and nothing where no step is made."""
+    RATES = auto()
+    """It is a learning rate, which ``gnewton rates`` suggests."""
+    VIEW = auto()
+    """It decides how a point of a run is looked at, and may be chosen anew for it."""
 
 
 @dataclass(frozen=True)
@@ -96,21 +108,43 @@ class Rule:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         kind = "a whole number" if isinstance(value, int) else "a finite number"
-        bounds = [
+        return f"{kind} {self.limits()}".rstrip()
+
+    def limits(self) -> str:
+        """The bounds or the choices alone; empty for none."""
+        if self.choices:
+            return ", ".join(self.choices)
+        bounds = ((">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most))
+        return " and ".join(
             f"{sign} {int(bound) if float(bound).is_integer() else bound}"
-            for sign, bound in (
-                (">", self.above),
-                (">=", self.at_least),
-                ("<", self.below),
-                ("<=", self.at_most),
-            )
+            for sign, bound in bounds
             if bound is not None
-        ]
-        return " and ".join([f"{kind} {bounds[0]}", *bounds[1:]]) if bounds else kind
+        )
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What :func:`option` says about a field, beside its default.
+
+    Attributes:
+        rule: the allowed values.
+        role: what the option is to a run.
+        help: what it means, in one line.
+        formerly: a name that it had before; None for none.
+        before: the value in runs that were configured before the option existed; ABSENT: it has none.
+    """
+
+    rule: Rule = Rule()
+    role: Role = Role.NONE
+    help: str = ""
+    formerly: str | None = None
+    before: Any = ABSENT
 
 
 def option(
+    default: Any = ABSENT,
     *,
+    help: str = "",
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
@@ -120,42 +154,62 @@ def option(
     length: int | None = None,
     role: Role = Role.NONE,
     formerly: str | None = None,
-    default: Any = MISSING,
-    default_factory: Any = MISSING,
+    before: Any = ABSENT,
 ) -> Any:
-    """Declare a field of a recipe together with its allowed values (see :class:`Rule`) and its role.
+    """Declare a field of a recipe: all there is to say about an option but its name and its type.
 
     Args:
-        above, at_least, below, at_most, choices, former, length: what is allowed.
+        default: the value in a new run, unless the YAML file of a choice has another; for a part that holds
+            several options, its dataclass. ABSENT: it must be given.
+        help: what the option means, in one line, with the meaning of null and of each choice.
+        above, at_least, below, at_most, choices, former, length: what is allowed, see :class:`Rule`.
         role: what it is to a run, see :class:`Role`; of a group or a part, that of all its options.
         formerly: a name that it had before; it is refused with a hint.
-        default: the value in runs that were configured before the option existed; new runs have the YAML's.
-        default_factory: the same, for a value that can be changed in place.
+        before: the value in runs that were configured before the option existed. ABSENT: the option has
+            always been there.
     """
     rule = Rule(above, at_least, below, at_most, tuple(choices), former or {}, length)
-    metadata = {_RULE: rule, _ROLE: role, _FORMERLY: formerly}
-    if default_factory is not MISSING:
-        return field(default_factory=default_factory, metadata=metadata)
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+    return _field(default, Declaration(rule, role, help, formerly, before))
 
 
-def rule_of(entry: Field[Any]) -> Rule:
-    """The allowed values that a field of a recipe was declared with."""
-    rule: Rule = entry.metadata.get(_RULE, Rule())
-    return rule
+def option_of(recipe: type, name: str, default: Any = ABSENT, *, help: str = "") -> Any:
+    """Declare a field like the option ``name`` of another recipe, perhaps with another default or help."""
+    (entry,) = (entry for entry in fields(recipe) if entry.name == name)
+    declared = declaration(entry)
+    return _field(
+        default_of(entry) if default is ABSENT else default, replace(declared, help=help or declared.help)
+    )
 
 
-def role_of(entry: Field[Any]) -> Role:
-    """The role that a field of a recipe was declared with."""
-    role: Role = entry.metadata.get(_ROLE, Role.NONE)
-    return role
+def _field(default: Any, declared: Declaration) -> Any:
+    metadata = {_DECLARATION: declared}
+    if default is ABSENT:
+        return field(metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def declaration(entry: Field[Any]) -> Declaration:
+    """What a field of a recipe was declared with."""
+    declared: Declaration = entry.metadata.get(_DECLARATION, Declaration())
+    return declared
+
+
+def default_of(entry: Field[Any]) -> Any:
+    """The default of a field, a new object where it can be changed in place; ABSENT for none."""
+    if entry.default_factory is not MISSING:
+        return entry.default_factory()
+    return ABSENT if entry.default is MISSING else entry.default
 
 
 def present_name(recipe: object, name: str) -> str | None:
     """What the option of a recipe is called now that was called ``name`` before; None if there is none."""
     if not is_dataclass(recipe):
         return None
-    return next((e.name for e in fields(recipe) if e.metadata.get(_FORMERLY) == name), None)
+    return next((e.name for e in fields(recipe) if declaration(e).formerly == name), None)
 
 
 def violations(settings: object, path: str = "") -> Iterator[str]:
@@ -167,7 +221,7 @@ def violations(settings: object, path: str = "") -> Iterator[str]:
     for entry in fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, entry.name)
         where = f"{path}.{entry.name}" if path else entry.name
-        rule = rule_of(entry)
+        rule = declaration(entry).rule
         if not rule.admits(value):
             yield f"{where}={show(value)}: must be {rule.describe(value)}{rule.hint(value)}"
         elif is_dataclass(value):

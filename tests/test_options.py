@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 
 from gnewton.errors import InputError
-from gnewton.options import Rule, did_you_mean, listing, nearest, option, show, validate, violations
+from gnewton.options import (
+    ABSENT,
+    Rule,
+    declaration,
+    default_of,
+    did_you_mean,
+    listing,
+    nearest,
+    option,
+    option_of,
+    show,
+    validate,
+    violations,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,17 +61,40 @@ def test_rule_in_words(rule, value, words):
 @dataclass(kw_only=True)
 class Inner:
     size: int = option(at_least=1)
+    names: list[str] = option(["a"], help="of the parts")
 
 
 @dataclass(kw_only=True)
 class Outer:
     rate: float = option(above=0)
     kind: str = option(choices=("fast", "slow"))
-    inner: Inner
+    inner: Inner = option(Inner)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.kind == "fast" and self.inner.size > 5:
             yield "inner.size", "must be <= 5 where kind=fast"
+
+
+@dataclass(kw_only=True)
+class Other(Outer):
+    rate: float = option_of(Outer, "rate", 0.5, help="another help")
+    kind: str = option_of(Outer, "kind", "slow")
+
+
+def test_a_field_holds_all_there_is_to_say():
+    size, names = fields(Inner)
+    assert (default_of(size), default_of(names)) == (ABSENT, ["a"])
+    assert default_of(names) is not default_of(names)
+    assert declaration(names).help == "of the parts"
+    assert declaration(size).before is ABSENT
+
+
+def test_an_option_like_another_keeps_its_rule():
+    rate, kind, _ = fields(Other)
+    assert (default_of(rate), declaration(rate).help) == (0.5, "another help")
+    assert declaration(rate).rule.above == 0
+    assert (default_of(kind), declaration(kind).rule.choices) == ("slow", ("fast", "slow"))
+    assert default_of(fields(Outer)[0]) is ABSENT
 
 
 def test_violations_name_the_whole_path():

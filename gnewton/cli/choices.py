@@ -14,8 +14,28 @@ from gnewton.experiment.locate import config_folder
 
 _INTERNAL = ("hydra", "tuned")  # never chosen on the command line
 
-COMMAND_GROUPS = {"launcher": "local", "tune": "default", "space": "default"}
-"""The groups of ``gnewton sweep`` and ``gnewton tune`` themselves, with their defaults."""
+
+@dataclass(frozen=True)
+class CommandGroup:
+    """A group of ``gnewton sweep`` or ``gnewton tune`` itself.
+
+    Attributes:
+        default: its default choice.
+        recipes: the registry of its recipes, or the only one, as ``module:name``.
+        fixed: whether a search that is resumed keeps it.
+    """
+
+    default: str
+    recipes: str
+    fixed: bool = False
+
+
+COMMAND_GROUPS = {
+    "launcher": CommandGroup("local", "gnewton.sweep.launchers:LAUNCHERS"),
+    "tune": CommandGroup("default", "gnewton.tuning.search:TuneSettings", fixed=True),
+    "space": CommandGroup("default", "gnewton.tuning.space:SpaceSettings", fixed=True),
+}
+"""The groups of ``gnewton sweep`` and ``gnewton tune`` themselves."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +75,7 @@ def describe_choices(*, details: bool = False) -> str:
 
 def describe_group(group: str) -> str:
     """The choices of one of :data:`COMMAND_GROUPS`, a line for each."""
-    return _detailed(group, all_groups()[group], COMMAND_GROUPS[group])
+    return _detailed(group, all_groups()[group], COMMAND_GROUPS[group].default)
 
 
 def _brief(group: str, choices: list[Choice], default: str | None) -> str:

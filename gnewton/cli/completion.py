@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnewton.cli import sweep, tune
 from gnewton.cli.commands import COMMANDS
+from gnewton.cli.parser import Parser
 from gnewton.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
 
 LINE = "COMP_LINE"
 
-_FLAGS = ("--resume", "--retries", "--fail-fast", "--dry-run", "--config-dir")
-
-FLAGS = {"sweep": _FLAGS, "tune": _FLAGS}
-"""The flags of the commands that take overrides of runs; those of ``train`` are Hydra's."""
-
 GROUPS = {"sweep": sweep.GROUPS, "tune": tune.GROUPS}
-"""The groups of these commands themselves."""
+"""The groups of the commands themselves that take overrides of runs, beside ``train``."""
 
 
 def complete(arguments: list[str]) -> int:
@@ -41,9 +36,9 @@ def complete(arguments: list[str]) -> int:
             prefix = words[1] if len(words) == 2 else ""
             print(" ".join(name for name in COMMANDS if name.startswith(prefix)))
             return 0
-        if words[1] != "train" and words[1] not in FLAGS:
+        if words[1] != "train" and words[1] not in GROUPS:
             return 0
-        if words[1] in FLAGS:
+        if words[1] in GROUPS:
             word = "" if line.endswith(" ") else words[-1]
             of_command = _of_command(words[1], words[2:], word)
             if of_command:
@@ -59,18 +54,16 @@ def complete(arguments: list[str]) -> int:
 def _of_command(command: str, words: list[str], word: str) -> list[str]:
     """What completes ``word`` to a flag of the command or to a choice or option of its groups."""
     from gnewton.cli.choices import COMMAND_GROUPS, all_groups
-    from gnewton.experiment.locate import config_folder
 
     if not word:
         return []
-    candidates = list(FLAGS[command])
+    candidates = flags()
     for group in GROUPS[command]:
         if word.startswith(f"{group}="):
             candidates += [f"{group}={choice.name}" for choice in all_groups()[group]]
         else:
             chosen = [override.value for override in _parsed(words) if override.key == group]
-            path = config_folder() / group / f"{(chosen or [COMMAND_GROUPS[group]])[-1]}.yaml"
-            options = _options(path) if path.is_file() else []
+            options = _options(group, (chosen or [COMMAND_GROUPS[group].default])[-1] or "")
             candidates += [f"{group}=", *(f"{group}.{name}=" for name in options)]
     return [text for text in candidates if text.startswith(word)]
 
@@ -89,7 +82,18 @@ def _parsed(words: Sequence[str]) -> Iterator[Override]:
             yield Override.parse(word)
 
 
-def _options(path: Path) -> list[str]:
-    from omegaconf import OmegaConf
+def flags() -> list[str]:
+    """The flags of ``sweep`` and ``tune``; those of ``train`` are Hydra's."""
+    parser = Parser(add_help=False)
+    sweep.add_options(parser)
+    return [text for action in parser._actions for text in action.option_strings]
 
-    return [str(key) for key in OmegaConf.load(path) if key not in ("defaults", "name")]
+
+def _options(group: str, choice: str) -> list[str]:
+    """The options of a choice of a command's group; none for one that there is not."""
+    from gnewton.cli.composer import Composer
+
+    with suppress(InputError):
+        config = Composer().command_config("completion", [group], list(_parsed([f"{group}={choice}"])))
+        return [str(key) for key in config[group] if key != "name"]
+    return []

@@ -29,7 +29,7 @@ from gnewton.experiment.resume import saved_config
 from gnewton.experiment.schema import REGISTRIES, register_schemas
 from gnewton.loggers import LOGGERS
 from gnewton.options import validate
-from gnewton.registry import Registry
+from gnewton.registry import Registry, imported
 from gnewton.runfiles import CONFIG_FILE
 from gnewton.sweep.job import Job
 
@@ -135,14 +135,29 @@ class Composer:
             raise InputError("\n".join(problems))
         return list(composed.values())
 
-    def options(
-        self, name: str, groups: dict[str, Registry[Any] | type], overrides: Sequence[Override]
-    ) -> dict[str, Any]:
+    def choices(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], DictConfig]:
+        """Choices of groups of runs and commands, each as ``(group, name)``, without any override."""
+        places = {pair: f"choice_{number}" for number, pair in enumerate(pairs)}
+        _register_of_commands(group for group, _ in places if group in COMMAND_GROUPS)
+        defaults = [{f"{group}@{place}": name} for (group, name), place in places.items()]
+        ConfigStore.instance().store(name="choices", node={"defaults": [*defaults, "_self_"]})
+        config = self._load("choices", [])
+        return {pair: config[place] for pair, place in places.items()}
+
+    def command_config(self, name: str, groups: Sequence[str], overrides: Sequence[Override]) -> DictConfig:
+        """The composed options of the command itself, see :meth:`options`."""
+        _register_of_commands(groups)
+        defaults = [{group: COMMAND_GROUPS[group].default} for group in groups]
+        ConfigStore.instance().store(name=f"command_{name}", node={"defaults": [*defaults, "_self_"]})
+        with explained(overrides):
+            return self._load(f"command_{name}", overrides)
+
+    def options(self, name: str, groups: Sequence[str], overrides: Sequence[Override]) -> dict[str, Any]:
         """The options of the command itself: one choice of each group.
 
         Args:
             name: of the command.
-            groups: for each group its recipes; of a group with a single recipe, that class.
+            groups: of :data:`~gnewton.cli.choices.COMMAND_GROUPS`.
             overrides: those that :meth:`split` assigned to the command.
 
         Returns:
@@ -151,14 +166,8 @@ class Composer:
         Raises:
             InputError: naming the option, its value and what is allowed.
         """
-        store = ConfigStore.instance()
-        for group, recipes in groups.items():
-            for choice, recipe in recipes.items() if isinstance(recipes, Registry) else [(group, recipes)]:
-                store.store(group=f"schema/{group}", name=choice, node=recipe)
-        defaults = [{group: COMMAND_GROUPS[group]} for group in groups]
-        store.store(name=f"command_{name}", node={"defaults": [*defaults, "_self_"]})
+        config = self.command_config(name, groups, overrides)
         with explained(overrides):
-            config = self._load(f"command_{name}", overrides)
             if problem := next(missing(config), None):
                 raise InputError(problem)
             settings = {group: OmegaConf.to_object(config[group]) for group in groups}
@@ -238,6 +247,14 @@ def for_resumed_run(overrides: Sequence[Override]) -> list[Override]:
         return list(overrides)
     folder = Path(resume.values()[0]).expanduser()
     return with_choices_of(folder, overrides) if (folder / CONFIG_FILE).is_file() else list(overrides)
+
+
+def _register_of_commands(groups: Iterable[str]) -> None:
+    """Put the schemas of groups in :data:`COMMAND_GROUPS` into Hydra's ConfigStore."""
+    for group in groups:
+        recipes = imported(COMMAND_GROUPS[group].recipes)
+        for name, recipe in recipes.items() if isinstance(recipes, Registry) else [(group, recipes)]:
+            ConfigStore.instance().store(group=f"schema/{group}", name=name, node=recipe)
 
 
 def _texts(overrides: Sequence[Override]) -> tuple[str, ...]:

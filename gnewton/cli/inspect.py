@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnewton.cli.parser import Parser, at_least, finite, path
 from gnewton.errors import InputError
+from gnewton.options import Role
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +32,7 @@ def run(arguments: list[str]) -> int:
         raise InputError("inspect: --full takes all samples; leave out --batches and --batch-size")
     from gnewton.cli.subject import parse_subject
 
-    idle = ("trainer.batch_size", "trainer.microbatch")
-    subject = parse_subject(options.subject, "inspect", idle=idle)
+    subject = parse_subject(options.subject, "inspect", idle=Role.BATCHES)
     from gnewton.experiment.point import open_point
     from gnewton.inspection.point_inspection import inspection_files
     from gnewton.report.comparison import write_file

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gnewton.cli.parser import Parser, at_least, finite, former, path
 from gnewton.errors import InputError
-from gnewton.options import quoted
+from gnewton.options import Role, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def _subject(words: list[str]) -> Subject:
     of_a_run = any(is_path(word) for word in words)
     if not of_a_run and not any(word.startswith(("optimizer=", "experiment=")) for word in words):
         words = [*words, "optimizer=sgd"]
-    return parse_subject(words, "rates", idle=("optimizer.lr", "optimizer.rates"), also=("optimizer",))
+    return parse_subject(words, "rates", idle=Role.RATES, also=("optimizer",))
 
 
 def _recipe(point: Point) -> FirstOrderRecipe:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnewton.errors import InputError
+from gnewton.options import Role
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from gnewton.experiment.overrides import Override
-
-OF_A_RUN = ("partition", "trainer.device", "trainer.dtype")
-"""What can be chosen anew for the point of a run, beside the places of its data."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,13 @@ class Subject:
     checkpoint: Path | None
 
 
-def parse_subject(
-    words: Sequence[str], command: str, *, idle: Sequence[str] = (), also: Sequence[str] = ()
-) -> Subject:
+def parse_subject(words: Sequence[str], command: str, *, idle: Role, also: Sequence[str] = ()) -> Subject:
     """The subject that ``words`` name: at most one path, and overrides.
 
     Args:
         words: paths and overrides, see :func:`is_path`.
         command: for messages.
-        idle: options without effect on this command, beside those without effect at any point.
+        idle: role of the options without effect on this command, beside those without effect at any point.
         also: groups that can be chosen anew for a run, beside the usual ones.
 
     Raises:
@@ -60,10 +56,11 @@ def parse_subject(
         return Subject(Composer().compose(overrides), tuple(overrides), None, None)
     from gnewton.experiment.point import run_of
     from gnewton.experiment.resume import changed
+    from gnewton.experiment.schema import options_with
 
     folder, checkpoint = run_of(Path(paths[0]).expanduser())
     chosen = Composer().compose(with_choices_of(folder, overrides))
-    config = changed(folder, chosen, overrides, (*OF_A_RUN, *also), str(folder))
+    config = changed(folder, chosen, overrides, (*options_with(Role.VIEW), *also), str(folder))
     return Subject(config, tuple(overrides), folder, checkpoint)
 
 
@@ -72,11 +69,10 @@ def is_path(word: str) -> bool:
     return "=" not in word or Path(word).expanduser().exists()
 
 
-def _require_effect(overrides: Sequence[Override], command: str, idle: Sequence[str]) -> None:
+def _require_effect(overrides: Sequence[Override], command: str, idle: Role) -> None:
     from gnewton.experiment.schema import options_with
-    from gnewton.options import Role
 
-    without_effect = (*options_with(Role.OUTPUT | Role.LABEL | Role.COURSE), *idle)
+    without_effect = options_with(Role.OUTPUT | Role.LABEL | Role.COURSE | idle)
     for override in overrides:
         if override.is_within(*without_effect):
             raise InputError(f"{override.text}: has no effect on gnewton {command}")

@@ -26,6 +26,8 @@ GROUPS = ("launcher",)
 
 def run(arguments: list[str]) -> int:
     """``gnewton sweep OVERRIDES`` or ``gnewton sweep --resume DIR``; returns 0 or raises."""
+    if print_options(arguments, GROUPS):
+        return 0
     options = _parser().parse_intermixed_args(arguments)
     if options.resume is not None:
         return _resume(options)
@@ -50,6 +52,18 @@ def run(arguments: list[str]) -> int:
         print(f"{count(len(jobs))}, {orders.launcher.describe()}: {short_path(folder)}", flush=True)
         run_sweep(manifest, orders)
     return 0
+
+
+def print_options(arguments: Sequence[str], groups: Sequence[str]) -> bool:
+    """Answer ``--help`` beside overrides by the options of what they choose; False if it is not asked for."""
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    from gnewton.cli.option_help import help_on_options
+
+    text = help_on_options(arguments, groups)
+    if text is not None:
+        print(text)
+    return text is not None
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -110,12 +124,11 @@ def make_orders(
     Raises:
         InputError: for a launcher with wrong options, or one that cannot work here.
     """
-    from gnewton.sweep.launchers import LAUNCHERS
     from gnewton.sweep.runner import Orders
 
     launcher = composer.options(
         "launch",
-        {"launcher": LAUNCHERS},
+        ("launcher",),
         [override for override in of_command if override.is_within("launcher")],
     )["launcher"]
     launcher.check()
@@ -223,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
   gnewton sweep --resume outputs/sweeps/SWEEP                      continue one that was stopped or killed
 
 The groups and options of a run are those of gnewton train --help. Choices of the launcher, the default marked
-by *, each with options of its own in configs/launcher:
+by *; gnewton sweep launcher=slurm --help lists the options of one:
 
 {describe_group("launcher")}
 Exit codes: 0 all done, 2 bad input (nothing started), 4 jobs failed or diverged, 130 or 143 stopped.""",

@@ -8,7 +8,9 @@ from omegaconf import DictConfig
 def run(arguments: list[str]) -> int:
     """Train as configured by the overrides in ``arguments``; returns 0 or raises."""
     if "-h" in arguments or "--help" in arguments:
-        print(_help())
+        from gnewton.cli.option_help import help_on_options
+
+        print(help_on_options(arguments) or _help())
         return 0
     from gnewton.cli.hydra_app import run_hydra
 
@@ -26,6 +28,7 @@ def run(arguments: list[str]) -> int:
 
 def _help() -> str:
     from gnewton.cli.choices import describe_choices
+    from gnewton.cli.option_help import help_on_settings
 
     return f"""usage: gnewton train [GROUP=CHOICE ...] [OPTION=VALUE ...] [--multirun]
 
@@ -41,7 +44,15 @@ examples:
 The choices in each group, the default marked by *:
 
 {describe_choices(details=True)}
-options:
+The options of a choice, each with its default, are listed beside it:
+
+  gnewton train optimizer=adam trainer=default --help
+
+Options that belong to no choice:
+
+{help_on_settings()}
+
+flags:
   --cfg job            print the composed configuration, every option of which can be set, and stop
   --info [WHAT]        say how the configuration was composed, and stop
   -m, --multirun       run every combination of comma-separated values

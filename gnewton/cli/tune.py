@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gnewton.cli.choices import COMMAND_GROUPS
 from gnewton.cli.parser import Parser
 from gnewton.cli.sweep import (
     add_options,
@@ -14,6 +15,7 @@ from gnewton.cli.sweep import (
     describe_sweep,
     make_folder,
     make_orders,
+    print_options,
     resumed_composer,
     show_jobs,
 )
@@ -27,13 +29,15 @@ if TYPE_CHECKING:
     from gnewton.tuning.search import Contestant, Search
     from gnewton.tuning.space import SpaceSettings
 
-GROUPS = ("launcher", "tune", "space")
+GROUPS = tuple(COMMAND_GROUPS)
 
-_FIXED = ("tune", "space")  # groups that a resumed search cannot change
+_FIXED = tuple(group for group in GROUPS if COMMAND_GROUPS[group].fixed)
 
 
 def run(arguments: list[str]) -> int:
     """``gnewton tune OVERRIDES`` or ``gnewton tune --resume DIR``; returns 0 or raises."""
+    if print_options(arguments, GROUPS):
+        return 0
     options = _parser().parse_intermixed_args(arguments)
     from gnewton.cli.composer import Composer
     from gnewton.experiment.overrides import parse_overrides
@@ -100,11 +104,10 @@ def _search(
     """
     from gnewton.experiment.overrides import Override
     from gnewton.sweep.job import Job
-    from gnewton.tuning.search import Search, TuneSettings
-    from gnewton.tuning.space import SpaceSettings
+    from gnewton.tuning.search import Search
 
     of_search = [override for override in of_command if override.is_within(*_FIXED)]
-    options = composer.options("tune", {"tune": TuneSettings, "space": SpaceSettings}, of_search)
+    options = composer.options("tune", _FIXED, of_search)
     composed = composer.check(composer.expand(of_runs, "tune"))
 
     @cache  # the first trials are asked for twice: they name the folder, and then they are run
@@ -186,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
   gnewton tune --resume outputs/tune/SEARCH                        continue one that was stopped or killed
   gnewton compare outputs/tune/SEARCH/winners                      tables and plots of the reruns
 
-The options of tune are those in configs/tune/default.yaml. The spaces, and docs/sweeps.md on your own:
+gnewton tune tune=default --help lists the options of the search. The spaces, and docs/sweeps.md on your own:
 
 {describe_group("space")}
 The launchers, as for gnewton sweep:

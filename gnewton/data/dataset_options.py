@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gnewton.options import Role, option
+from gnewton.options import Role, option, option_of
 from gnewton.registry import Registry, imported
 
 if TYPE_CHECKING:
@@ -54,8 +54,12 @@ DATA = Registry("data", "gnewton.data.dataset_options", DataRecipe)  # type: ign
 class Augment:
     """Random changes to training images held in memory."""
 
-    crop_padding: int = option(at_least=0)
-    flip: bool
+    crop_padding: int = option(
+        0,
+        help="crop at a random place after padding each side by this many pixels of 0; 0: no crop",
+        at_least=0,
+    )
+    flip: bool = option(False, help="mirror half of the images left to right")
 
 
 @dataclass(kw_only=True)
@@ -67,12 +71,25 @@ class InMemoryRecipe(DataRecipe):
     side: ClassVar[int | None] = None
     """Height and width of its images in pixels; None if unknown before they are read."""
 
-    validation: int = option(at_least=1)
-    subset: int | None = option(at_least=1)
-    split_seed: int = option(at_least=0, at_most=2**32 - 1)
-    normalise: bool
-    target: str = option(choices=(LABEL, INPUT))
-    augment: Augment
+    validation: int = option(1000, help="samples held out of training to compare settings on", at_least=1)
+    subset: int | None = option(
+        None, help="train on this many samples only, for quick runs; null: on all of them", at_least=1
+    )
+    split_seed: int = option(
+        0,
+        help="decides which samples are held out; kept apart from the run's seed, so that runs compare",
+        at_least=0,
+        at_most=2**32 - 1,
+    )
+    normalise: bool = option(
+        True, help="subtract the mean and divide by the deviation of each channel (images) or feature"
+    )
+    target: str = option(
+        LABEL,
+        help="label: predict y; input: reconstruct x, in [0, 1] (needs normalise=false)",
+        choices=(LABEL, INPUT),
+    )
+    augment: Augment = option(Augment, help="random changes to each training image, new in every epoch")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Options that contradict each other, or the size of the set."""
@@ -102,7 +119,11 @@ class PublicImages(InMemoryRecipe):
     means: ClassVar[tuple[float, ...]]
     deviations: ClassVar[tuple[float, ...]]
 
-    root: str = option(role=Role.PLACE)
+    root: str = option(
+        "${oc.env:GNEWTON_DATA,data}",
+        help="folder of data sets, relative to where the command is run; fetched copies go here",
+        role=Role.PLACE,
+    )
 
 
 @DATA.register("mnist")
@@ -161,7 +182,7 @@ class Digits(InMemoryRecipe):
 
     side = 8
 
-    test: int = option(at_least=1)
+    test: int = option(297, help="samples held out for the final evaluation", at_least=1)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """See :meth:`InMemoryRecipe.conflicts`."""
@@ -184,8 +205,12 @@ class Tabular(InMemoryRecipe):
 
     builder = "gnewton.data.tabular:build_tabular"
 
-    table: str = option(choices=tuple(TABLES))
-    test: int = option(at_least=1)
+    table: str = option(
+        "breast_cancer",
+        help="breast_cancer: 569 × 30, 2 classes; wine: 178 × 13, 3 classes; diabetes: 442 × 10, regression",
+        choices=tuple(TABLES),
+    )
+    test: int = option(36, help="samples held out for the final evaluation", at_least=1)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """See :meth:`InMemoryRecipe.conflicts`."""
@@ -209,8 +234,18 @@ class Npz(InMemoryRecipe):
 
     builder = "gnewton.data.npz:build_npz"
 
-    path: str = option(role=Role.PLACE)
-    layout: str = option(choices=(AUTO, CHANNELS_FIRST, CHANNELS_LAST), default=CHANNELS_LAST)
+    path: str = option(
+        help="the file. Inputs: uint8 or float, (N,D), (N,H,W) or (N,H,W,C); targets: labels "
+        "0..K-1 or floats",
+        role=Role.PLACE,
+    )
+    layout: str = option(
+        AUTO,
+        help="the axes of images with channels: channels_last (N,H,W,C); channels_first (N,C,H,W); auto: by "
+        "their sizes",
+        choices=(AUTO, CHANNELS_FIRST, CHANNELS_LAST),
+        before=CHANNELS_LAST,
+    )
 
 
 @DATA.register("teacher")
@@ -220,23 +255,35 @@ class Teacher(DataRecipe):
 
     builder = "gnewton.data.teacher:build_teacher"
 
-    inputs: int = option(at_least=1)
-    outputs: int = option(at_least=1)
-    hidden: list[int] = option(at_least=1)
-    activation: str = option(choices=("identity", "relu", "sigmoid", "tanh"))
-    noise: float = option(at_least=0)
-    train: int = option(at_least=1)
-    validation: int = option(at_least=1)
-    test: int = option(at_least=1)
-    split_seed: int = option(at_least=0, at_most=2**32 - 1)
+    inputs: int = option(20, help="numbers in one input", at_least=1)
+    outputs: int = option(5, help="numbers in one target, of mean square about 1", at_least=1)
+    hidden: list[int] = option(
+        [50, 50], help="widths of the teacher's hidden layers; []: a linear teacher", at_least=1
+    )
+    activation: str = option(
+        "tanh",
+        help="of the teacher",
+        choices=("identity", "relu", "sigmoid", "tanh"),
+    )
+    noise: float = option(0.0, help="deviation of the Gaussian noise added to training targets", at_least=0)
+    train: int = option(10000, help="training samples", at_least=1)
+    validation: int = option(1000, help="validation samples, without noise", at_least=1)
+    test: int = option(1000, help="test samples, without noise", at_least=1)
+    split_seed: int = option_of(
+        InMemoryRecipe,
+        "split_seed",
+        help="decides the teacher and the samples; kept apart from the run's seed, so that runs compare",
+    )
 
 
 @dataclass(kw_only=True)
 class FolderAugment:
     """Random changes to training images read from a folder."""
 
-    resized_crop: bool
-    flip: bool
+    resized_crop: bool = option(
+        True, help="cut out 8-100 % of the area at an aspect ratio of 3/4-4/3 and resize it"
+    )
+    flip: bool = option_of(Augment, "flip", True)
 
 
 @DATA.register("imagenet")
@@ -246,15 +293,27 @@ class ImageNet(DataRecipe):
 
     builder = "gnewton.data.folders:build_folders"
 
-    root: str = option(role=Role.PLACE)
-    validation: int = option(at_least=1)
-    subset: int | None = option(at_least=1)
-    split_seed: int = option(at_least=0, at_most=2**32 - 1)
-    size: int = option(at_least=1)
-    resize: int = option(at_least=1)
-    normalise: bool
-    augment: FolderAugment
-    workers: int = option(at_least=0)
+    root: str = option(
+        "${oc.env:GNEWTON_DATA,data}/imagenet",
+        help="folder that holds train/ and val/; the latter is the test split",
+        role=Role.PLACE,
+    )
+    validation: int = option_of(InMemoryRecipe, "validation", 50_000)
+    subset: int | None = option_of(InMemoryRecipe, "subset")
+    split_seed: int = option_of(InMemoryRecipe, "split_seed")
+    size: int = option(224, help="side of the square images the network sees, in pixels", at_least=1)
+    resize: int = option(
+        256,
+        help="shorter side before the centre square is cut out, in pixels, where no random crop is taken",
+        at_least=1,
+    )
+    normalise: bool = option_of(InMemoryRecipe, "normalise")
+    augment: FolderAugment = option(
+        FolderAugment, help="random changes to each training image, new in every epoch"
+    )
+    workers: int = option(
+        8, help="processes that decode images; 0: decode in the training process", at_least=0
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Options that contradict each other."""
@@ -269,4 +328,6 @@ class NoData(DataRecipe):
 
     builder = "gnewton.data.empty:build_empty"
 
-    steps_per_epoch: int = option(at_least=1)
+    steps_per_epoch: int = option(
+        100, help="steps that count as one epoch: one row of metrics.csv each", at_least=1
+    )

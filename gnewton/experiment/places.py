@@ -12,9 +12,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gnewton.data import DATA
 from gnewton.errors import InputError
-from gnewton.experiment.locate import config_folder
-from gnewton.options import Role, role_of
+from gnewton.options import Role, declaration
 from gnewton.runfiles import ENVIRONMENT_FILE
 
 OUTPUTS = "output_root"
@@ -28,7 +28,7 @@ def places(config: DictConfig) -> list[str]:
     def visit(node: DictConfig, path: str) -> Iterator[str]:
         kind = OmegaConf.get_type(node)
         entries = fields(kind) if is_dataclass(kind) else ()
-        flagged = {entry.name for entry in entries if Role.PLACE in role_of(entry)}
+        flagged = {entry.name for entry in entries if Role.PLACE in declaration(entry).role}
         for key in node:
             where = f"{path}{key!s}"
             if key in flagged:
@@ -115,6 +115,6 @@ def _outputs(path: Path, folder: Path) -> Path:
 def _default_root(data: str) -> Path | None:
     """The default folder of a data set under the present environment."""
     try:
-        return Path(str(OmegaConf.load(config_folder() / "data" / f"{data}.yaml").root)).expanduser()
-    except (OSError, OmegaConfBaseException, AttributeError):  # a choice of the user's own
+        return Path(str(OmegaConf.structured(DATA[data]).root)).expanduser()
+    except (InputError, OmegaConfBaseException):  # a choice of the user's own, or data without a folder
         return None

@@ -16,7 +16,7 @@ from gnewton.experiment.folder import digest_of, resolved
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.places import absolute, find_places, places, require_places
-from gnewton.experiment.schema import REGISTRIES, Settings, options_with
+from gnewton.experiment.schema import REGISTRIES, Settings, options_with, schema_of_saved
 from gnewton.options import Role, present_name
 from gnewton.registry import Registry
 from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
@@ -162,10 +162,10 @@ def saved_config(folder: Path, argument: str) -> DictConfig:
         saved = OmegaConf.load(path)
         if not isinstance(saved, DictConfig):
             raise InputError("it is not a mapping")
-        config = OmegaConf.structured(Settings)
+        config = schema_of_saved(Settings)
         recipes = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))["recipes"]
         for place in sorted(recipes):  # a group stands before the groups within it
-            schema = OmegaConf.structured(_registry_of(place)[str(recipes[place])])
+            schema = schema_of_saved(_registry_of(place)[str(recipes[place])])
             OmegaConf.update(config, place.replace("/", "."), schema, force_add=True)  # a logger is new
         merged = OmegaConf.merge(config, saved)
         assert isinstance(merged, DictConfig)

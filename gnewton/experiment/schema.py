@@ -14,7 +14,7 @@ from gnewton.data import DATA, DataRecipe
 from gnewton.loggers import LOGGERS, LoggerRecipe
 from gnewton.models import MODELS, ModelRecipe
 from gnewton.optim.options import AVERAGINGS, CONTROLLERS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe
-from gnewton.options import Role, option, role_of
+from gnewton.options import ABSENT, Role, declaration, default_of, option
 from gnewton.partition import PARTITIONS, PartitionRecipe
 from gnewton.registry import Registry
 from gnewton.training.settings import TrainerSettings
@@ -36,16 +36,31 @@ REGISTRIES: tuple[Registry, ...] = (
 class Settings:
     """Everything a run depends on."""
 
-    name: str = option(role=Role.LABEL)
-    seed: int = option(at_least=0, below=2**32)
-    output_root: str = option(role=Role.PLACE | Role.OUTPUT)
-    resume: str | None = option(role=Role.PATH | Role.OUTPUT)
-    model: ModelRecipe
-    data: DataRecipe
-    partition: PartitionRecipe
-    optimizer: OptimizerRecipe
-    trainer: TrainerSettings
-    logger: dict[str, LoggerRecipe] = option(default_factory=dict, role=Role.OUTPUT)  # any number, by name
+    name: str = option(
+        "${model.name}-${data.name}-${optimizer.name}",
+        help="folder of the run under output_root",
+        role=Role.LABEL,
+    )
+    seed: int = option(
+        0,
+        help="decides the initial weights, the order of the samples and every other random draw",
+        at_least=0,
+        below=2**32,
+    )
+    output_root: str = option("outputs", help="where run folders are made", role=Role.PLACE | Role.OUTPUT)
+    resume: str | None = option(
+        None,
+        help="a run folder: continue that run, as its config.yaml has it; null: start a new one",
+        role=Role.PATH | Role.OUTPUT,
+    )
+    model: ModelRecipe = option(help="the network, or the function to minimise")
+    data: DataRecipe = option(help="the data set")
+    partition: PartitionRecipe = option(help="the groups of parameters that share a rate", role=Role.VIEW)
+    optimizer: OptimizerRecipe = option(help="the method and its parts")
+    trainer: TrainerSettings = option(help="lengths, batches, evaluation, device")
+    logger: dict[str, LoggerRecipe] = option(
+        {}, help="services that also receive the rows, any number of them", before={}, role=Role.OUTPUT
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The name is a folder directly under ``output_root``."""
@@ -99,7 +114,7 @@ def declared_options() -> tuple[DeclaredOption, ...]:
         hints = get_type_hints(kind)
         for entry in fields(kind):  # type: ignore[arg-type]
             hint = hints[entry.name]
-            options.append(DeclaredOption(f"{prefix}{entry.name}", hint, role_of(entry)))
+            options.append(DeclaredOption(f"{prefix}{entry.name}", hint, declaration(entry).role))
             if is_dataclass(hint):
                 parts.append((f"{prefix}{entry.name}.", hint))  # type: ignore[arg-type]
     return tuple(options)
@@ -123,6 +138,22 @@ def register_schemas() -> None:
         for name, recipe in registry.items():
             store.store(group=f"schema/{registry.kind}", name=name, node=recipe)
             store.store(group=f"recipe/{registry.kind}", name=name, node=_without_options(recipe))
+
+
+def schema_of_saved(recipe: type) -> DictConfig:
+    """The schema for reading the configuration of an older run, which has an option's ``before``, or none."""
+    schema: DictConfig = OmegaConf.structured(recipe)
+    _set_before(schema, recipe)
+    return schema
+
+
+def _set_before(node: DictConfig, recipe: type) -> None:
+    for entry in fields(recipe):  # type: ignore[arg-type]
+        if is_dataclass(part := default_of(entry)):
+            _set_before(node[entry.name], type(part))
+        else:
+            before = declaration(entry).before
+            node[entry.name] = "???" if before is ABSENT else before
 
 
 def _without_options(recipe: type) -> DictConfig:

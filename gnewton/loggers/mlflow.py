@@ -18,6 +18,7 @@ from gnewton.loggers.logger import (
     rate_numbers,
     step_numbers,
 )
+from gnewton.options import option
 
 TAG = "gnewton.run"
 """Tag with the name of the run folder, by which a continued run finds its MLflow run."""
@@ -34,8 +35,12 @@ class MlflowRecipe(LoggerRecipe):
     package: ClassVar[str] = "mlflow"
     extra: ClassVar[str] = "mlflow"
 
-    tracking_uri: str
-    experiment: str
+    tracking_uri: str = option(
+        "${oc.env:MLFLOW_TRACKING_URI,mlruns}", help="a server, or a folder that serves as the store"
+    )
+    experiment: str = option(
+        "${oc.env:MLFLOW_EXPERIMENT_NAME,gnewton}", help="experiment of MLflow; made where it is missing"
+    )
 
     def build(self) -> Logger:
         """Build the logger; it connects when the run starts."""

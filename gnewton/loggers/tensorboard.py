@@ -32,7 +32,7 @@ class TensorBoardRecipe(LoggerRecipe):
     package: ClassVar[str] = "tensorboard"
     extra: ClassVar[str] = "tensorboard"
 
-    flush_seconds: int = option(at_least=1)
+    flush_seconds: int = option(30, help="seconds between two writes to the disk", at_least=1)
 
     def build(self) -> Logger:
         """Build the logger; it opens its file when the run starts."""

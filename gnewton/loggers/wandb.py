@@ -30,9 +30,16 @@ class WandbRecipe(LoggerRecipe):
     package: ClassVar[str] = "wandb"
     extra: ClassVar[str] = "wandb"
 
-    project: str | None
-    entity: str | None
-    mode: str | None = option(choices=MODES)
+    project: str | None = option(None, help="project of Weights & Biases; null: WANDB_PROJECT, else gnewton")
+    entity: str | None = option(
+        None, help="user or team; null: WANDB_ENTITY, else the default one of the account"
+    )
+    mode: str | None = option(
+        None,
+        help="online: log in and send; offline: files in the run folder, for wandb sync; disabled; "
+        "null: WANDB_MODE",
+        choices=MODES,
+    )
 
     def build(self) -> Logger:
         """Build the logger; it logs in when the run starts."""

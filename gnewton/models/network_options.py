@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gnewton.models.widths import width_complaints
-from gnewton.options import option
+from gnewton.options import option, option_of
 from gnewton.registry import Registry, imported
 
 if TYPE_CHECKING:
@@ -75,8 +75,16 @@ class NetworkRecipe(ModelRecipe):
             divided by sqrt(fan_in). The same random draws give the same function.
     """
 
-    sigma_w: float | None = option(above=0)
-    scaling: bool = option()
+    sigma_w: float | None = option(
+        1.0,
+        help="weights are drawn from N(0, sigma_w²/fan_in), biases are 0; null: that of PyTorch",
+        above=0,
+    )
+    scaling: bool = option(
+        False,
+        help="true: weights √fan_in times larger, the input of each layer divided by √fan_in (NTK "
+        "parameterisation)",
+    )
 
     def build(self, task: Task) -> nn.Module:
         """See :meth:`ModelRecipe.build`."""
@@ -97,8 +105,15 @@ class Mlp(NetworkRecipe):
 
     builder = "gnewton.models.dense:mlp"
 
-    widths: list[str] = option()
-    activation: str = option(choices=ACTIVATIONS)
+    widths: list[str] = option(
+        ["1024", "200", "100"],
+        help="units of each hidden layer; '20*1024' stands for twenty layers of 1024; [] for none",
+    )
+    activation: str = option(
+        "tanh",
+        help="after each hidden layer",
+        choices=ACTIVATIONS,
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Entries of ``widths`` that are no widths."""
@@ -123,9 +138,12 @@ class AutoEncoder(NetworkRecipe):
 
     builder = "gnewton.models.dense:autoencoder"
 
-    widths: list[str] = option()
-    code: int = option(at_least=1)
-    activation: str = option(choices=ACTIVATIONS)
+    widths: list[str] = option(
+        ["1000", "500", "250"],
+        help="units of the encoder's hidden layers, reversed in the decoder; '3*500' stands for three of 500",
+    )
+    code: int = option(30, help="units of the code, which has no activation", at_least=1)
+    activation: str = option_of(Mlp, "activation")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Entries of ``widths`` that are no widths."""
@@ -147,8 +165,10 @@ class LeNet(NetworkRecipe):
 
     builder = "gnewton.models.convolutional:lenet"
 
-    activation: str = option(choices=ACTIVATIONS)
-    pooling: str = option(choices=("max", "average"))
+    activation: str = option_of(Mlp, "activation", help="after each layer but the last")
+    pooling: str = option(
+        "max", help="of each convolution's 2×2 windows: max or average", choices=("max", "average")
+    )
 
 
 @MODELS.register("vgg")
@@ -170,10 +190,16 @@ class Vgg(NetworkRecipe):
 
     builder = "gnewton.models.convolutional:vgg"
 
-    layout: str = option(choices=VGG_LAYOUTS)
-    batch_norm: bool = option()
-    classifier: list[str] = option()
-    activation: str = option(choices=ACTIVATIONS)
+    layout: str = option(
+        "A",
+        help="A, B, D or E: 8, 10, 13 or 16 convolutions, in five stages that each halve the image",
+        choices=VGG_LAYOUTS,
+    )
+    batch_norm: bool = option(False, help="normalise the output of each convolution over the batch")
+    classifier: list[str] = option(
+        [], help="units of the classifier's hidden layers, such as ['2*4096']; [] for a single linear layer"
+    )
+    activation: str = option_of(LeNet, "activation", "elu")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Entries of ``classifier`` that are no widths."""
@@ -196,8 +222,12 @@ class ResNet(NetworkRecipe):
 
     builder = "gnewton.models.vision:resnet"
 
-    depth: int = option(at_least=1)
-    small_images: bool = option()
+    depth: int = option(18, help="layers: 18, 34, 50, 101 or 152", at_least=1)
+    small_images: bool = option(
+        False,
+        help="true for images such as those of CIFAR-10: begin with 3×3, stride 1, no pooling; "
+        "false: 7×7, stride 2, pooling",
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """A depth that torchvision does not have."""
@@ -224,13 +254,19 @@ class Vit(NetworkRecipe):
 
     builder = "gnewton.models.vision:vision_transformer"
 
-    patch_size: int = option(at_least=1)
-    depth: int = option(at_least=1)
-    heads: int = option(at_least=1)
-    width: int = option(at_least=1)
-    mlp_width: int = option(at_least=1)
-    dropout: float = option(at_least=0, below=1)
-    attention_dropout: float = option(at_least=0, below=1)
+    patch_size: int = option(
+        4, help="pixels on a side of a patch; divides the side of the images", at_least=1
+    )
+    depth: int = option(6, help="number of transformer blocks", at_least=1)
+    heads: int = option(4, help="attention heads; divides width", at_least=1)
+    width: int = option(128, help="features of a token", at_least=1)
+    mlp_width: int = option(384, help="hidden units of the perceptron in each block", at_least=1)
+    dropout: float = option(
+        0.0, help="probability of zeroing a feature of a token, in training", at_least=0, below=1
+    )
+    attention_dropout: float = option(
+        0.0, help="probability of zeroing an attention weight, in training", at_least=0, below=1
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """A width that the heads cannot share evenly."""
@@ -255,11 +291,18 @@ class Rosenbrock(ModelRecipe):
 
     builder = "gnewton.models.rosenbrock:rosenbrock"
 
-    form: str = option(choices=("evens_odds", "pairs"))
-    size: int = option(at_least=2)
-    a: float = option()
-    b: float = option(at_least=0)
-    start: list[float] = option()
+    form: str = option(
+        "evens_odds",
+        help="parameter tensors: evens_odds (all odd coordinates, all even ones) or pairs (one "
+        "tensor per pair)",
+        choices=("evens_odds", "pairs"),
+    )
+    size: int = option(10, help="number of coordinates, even", at_least=2)
+    a: float = option(1.0, help="the minimum is 0, at x_odd = a, x_even = a²")
+    b: float = option(100.0, help="weight of the valley's walls", at_least=0)
+    start: list[float] = option(
+        [-1.2, 1.0], help="where to start: x_odd, x_even for every pair, or all coordinates in order"
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """An odd size, and a start of neither length."""

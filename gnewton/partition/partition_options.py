@@ -75,7 +75,7 @@ class ByLayer(PartitionRecipe):
 class Blocks(PartitionRecipe):
     """k blocks of consecutive layers, weights and biases apart."""
 
-    k: int = option(at_least=1)
+    k: int = option(2, help="number of blocks, at most the number of layers", at_least=1)
 
     def build(self, model: nn.Module) -> Partition:
         """See :meth:`Partition.blocks`."""
@@ -87,7 +87,7 @@ class Blocks(PartitionRecipe):
 class Alternate(PartitionRecipe):
     """Layers by their index modulo k, weights and biases apart."""
 
-    k: int = option(at_least=1)
+    k: int = option(2, help="number of classes of layers, at most the number of layers", at_least=1)
 
     def build(self, model: nn.Module) -> Partition:
         """See :meth:`Partition.alternate`."""
@@ -99,8 +99,11 @@ class Alternate(PartitionRecipe):
 class Patterns(PartitionRecipe):
     """One group per regular expression."""
 
-    patterns: list[str] = option()
-    rest: str | None = option()
+    patterns: list[str] = option(
+        ["weight$", "bias$"],
+        help="searched anywhere in a name; a parameter belongs to the first that is found",
+    )
+    rest: str | None = option("rest", help="group of what none matches; null: that is an error")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """An empty list, and entries that are no regular expressions."""
@@ -121,7 +124,11 @@ class Patterns(PartitionRecipe):
 class Names(PartitionRecipe):
     """Groups given as lists of parameter names."""
 
-    groups: list[list[str]] = option()
+    groups: list[list[str]] = option(
+        [],
+        help="such as [[hidden1.weight,output.weight],[hidden1.bias,output.bias]]; every parameter "
+        "exactly once",
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """A list without any group."""

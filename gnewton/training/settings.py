@@ -55,26 +55,49 @@ class Interval:
 class Evaluation:
     """When and on what the model is evaluated."""
 
-    every: int = option(at_least=1, role=Role.RESUMABLE)
-    train: bool = option()
-    batch_size: int = option(at_least=1, role=Role.SAMPLES)
-    max_samples: int | None = option(at_least=1, role=Role.SAMPLES)
+    every: int = option(
+        1, help="epochs between two evaluations: one row of metrics.csv each", at_least=1, role=Role.RESUMABLE
+    )
+    train: bool = option(True, help="evaluate on the whole training split too")
+    batch_size: int = option(1000, help="samples per forward pass", at_least=1, role=Role.SAMPLES)
+    max_samples: int | None = option(
+        None,
+        help="evaluate on the first so many samples of each split; null: on all of them",
+        at_least=1,
+        role=Role.SAMPLES,
+    )
 
 
 @dataclass(kw_only=True)
 class Target:
     """The score at which the run stops and reports its time."""
 
-    metric: str = option(choices=SCORES, role=Role.RESUMABLE)
-    value: float | None = option(role=Role.RESUMABLE)
+    metric: str = option(
+        "validation_accuracy",
+        help="a loss or accuracy of metrics.csv: {train,validation,test}_{loss,accuracy}",
+        choices=SCORES,
+        role=Role.RESUMABLE,
+    )
+    value: float | None = option(
+        None,
+        help="stop as soon as the metric reaches this value, and report the time; null: never",
+        role=Role.RESUMABLE,
+    )
 
 
 @dataclass(kw_only=True)
 class EarlyStop:
     """The metric whose standstill ends the run, and the number of evaluations that it may stand still."""
 
-    metric: str = option(choices=SCORES, default="validation_loss", role=Role.RESUMABLE)
-    patience: int | None = option(at_least=1, default=None, role=Role.RESUMABLE)
+    metric: str = option(
+        "validation_loss", help="a loss or accuracy of metrics.csv", choices=SCORES, role=Role.RESUMABLE
+    )
+    patience: int | None = option(
+        None,
+        help="evaluations in a row without a better value, after which the run ends; null: never",
+        at_least=1,
+        role=Role.RESUMABLE,
+    )
 
 
 @dataclass(kw_only=True)
@@ -82,28 +105,100 @@ class TrainerSettings:
     """The options of the training loop."""
 
     name: str
-    epochs: int = option(at_least=1, role=Role.RESUMABLE | Role.COURSE)
-    max_steps: int | None = option(at_least=1, role=Role.RESUMABLE | Role.COURSE)
-    max_seconds: float | None = option(above=0, role=Role.RESUMABLE | Role.COURSE)
-    batch_size: int | None = option(at_least=1, role=Role.SAMPLES)
-    microbatch: int | None = option(at_least=1, role=Role.SAMPLES)
-    clip_norm: float | None = option(above=0, default=None)
-    log_every: int = option(at_least=1, role=Role.RESUMABLE | Role.COURSE)
-    checkpoint_every: str = option(role=Role.RESUMABLE | Role.COURSE)
-    on_nonfinite: str = option(choices=("stop", "skip", "rollback"), role=Role.RESUMABLE)
-    divergence: float | None = option(above=1, default=None, role=Role.RESUMABLE)
-    max_recoveries: int = option(at_least=1, role=Role.RESUMABLE)
-    rollback_factor: float = option(above=0, at_most=1, role=Role.RESUMABLE)
-    device: str = option()
-    dtype: str = option(choices=("float32", "float64"))
-    precision: str = option(choices=("full", "bfloat16", "float16"))
-    compile: bool = option()
-    tf32: bool = option()
-    deterministic: bool = option()
-    progress: str = option(choices=("auto", "bar", "lines"), role=Role.RESUMABLE | Role.COURSE)
-    evaluation: Evaluation = option(role=Role.COURSE)
-    target: Target = option(role=Role.COURSE)
-    early_stop: EarlyStop = option(default_factory=EarlyStop, role=Role.COURSE)
+    epochs: int = option(
+        10, help="passes over the training split", at_least=1, role=Role.RESUMABLE | Role.COURSE
+    )
+    max_steps: int | None = option(
+        None,
+        help="stop after so many training steps; null: no limit",
+        at_least=1,
+        role=Role.RESUMABLE | Role.COURSE,
+    )
+    max_seconds: float | None = option(
+        None,
+        help="stop after so many seconds of training; null: no limit",
+        above=0,
+        role=Role.RESUMABLE | Role.COURSE,
+    )
+    batch_size: int | None = option(
+        100,
+        help="samples per training step; null: the whole training split",
+        at_least=1,
+        role=Role.SAMPLES | Role.BATCHES,
+    )
+    microbatch: int | None = option(
+        None,
+        help="samples per forward and backward pass; larger batches are added up; null: no limit",
+        at_least=1,
+        role=Role.SAMPLES | Role.BATCHES,
+    )
+    clip_norm: float | None = option(
+        None,
+        help="longest gradient of all parameters together; a longer one is shortened to it; null: no limit",
+        above=0,
+        before=None,
+    )
+    log_every: int = option(
+        50, help="training steps between two reads of the loss", at_least=1, role=Role.RESUMABLE | Role.COURSE
+    )
+    checkpoint_every: str = option(
+        "1 epoch",
+        help="time between two checkpoints: 2 epochs, 100 steps or 60 s",
+        role=Role.RESUMABLE | Role.COURSE,
+    )
+    on_nonfinite: str = option(
+        "stop",
+        help="a number is not finite: stop (exit code 3); skip the step; rollback to the last checkpoint",
+        choices=("stop", "skip", "rollback"),
+        role=Role.RESUMABLE,
+    )
+    divergence: float | None = option(
+        10.0,
+        help="the training loss stays above this many times that at the start: exit code 3; null: go on",
+        above=1,
+        before=None,
+        role=Role.RESUMABLE,
+    )
+    max_recoveries: int = option(
+        10,
+        help="steps skipped in a row, or rollbacks in all; one more stops the run",
+        at_least=1,
+        role=Role.RESUMABLE,
+    )
+    rollback_factor: float = option(
+        0.5,
+        help="each rollback multiplies the learning rates (GroupedNewton: λ_1) by it",
+        above=0,
+        at_most=1,
+        role=Role.RESUMABLE,
+    )
+    device: str = option(
+        "auto", help="auto: CUDA if there is one, else the CPU; cpu; cuda or cuda:1; mps", role=Role.VIEW
+    )
+    dtype: str = option("float32", help="float32 or float64", choices=("float32", "float64"), role=Role.VIEW)
+    precision: str = option(
+        "full",
+        help="full: as dtype has it; bfloat16 or float16: training passes in autocast (sgd, adam, adamw)",
+        choices=("full", "bfloat16", "float16"),
+    )
+    compile: bool = option(
+        False, help="put the training passes through torch.compile (sgd, adam, adamw, lbfgs)"
+    )
+    tf32: bool = option(False, help="let CUDA round matrix products to TF32")
+    deterministic: bool = option(
+        False, help="only algorithms that give the same bits in every run; slower on CUDA"
+    )
+    progress: str = option(
+        "auto",
+        help="bar: a progress bar; lines: a line per epoch; auto: a bar on a terminal",
+        choices=("auto", "bar", "lines"),
+        role=Role.RESUMABLE | Role.COURSE,
+    )
+    evaluation: Evaluation = option(Evaluation, help="when and on what to evaluate", role=Role.COURSE)
+    target: Target = option(Target, help="the score at which the run stops", role=Role.COURSE)
+    early_stop: EarlyStop = option(
+        EarlyStop, help="the metric whose standstill ends the run", before=EarlyStop, role=Role.COURSE
+    )
 
     def sizes(self) -> str:
         """The options that decide the memory of a training step, for the message when it runs out."""

@@ -35,12 +35,22 @@ class TuneSettings:
     """The options of ``gnewton tune``, the same for every optimizer."""
 
     name: str
-    trials: int = option(at_least=1)
-    sampler: str = option(choices=tuple(SAMPLERS))
-    batch: int = option(at_least=1)
-    seed: int = option(at_least=0)
-    metric: str = option(choices=VALIDATION_SCORES)
-    repeats: int = option(at_least=1)
+    trials: int = option(16, help="runs of every optimizer, each at one point of its space", at_least=1)
+    sampler: str = option(
+        "sobol",
+        help="sobol: quasi-random; random; optuna: its TPE sampler (pip install 'gnewton[optuna]')",
+        choices=tuple(SAMPLERS),
+    )
+    batch: int = option(
+        4, help="trials that optuna places at a time, from the ends of those before", at_least=1
+    )
+    seed: int = option(0, help="of the sampler; the trials themselves have the seed of the run", at_least=0)
+    metric: str = option(
+        "validation_loss",
+        help="at the end of a trial, by which the winner is chosen; or validation_accuracy",
+        choices=VALIDATION_SCORES,
+    )
+    repeats: int = option(3, help="runs of each winner with fresh seeds, which no trial had", at_least=1)
 
     @property
     def sign(self) -> int:

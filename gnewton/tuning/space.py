@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnewton.errors import InputError
-from gnewton.options import listing, show
+from gnewton.options import listing, option, show
 
 DIGITS = 4
 """Significant digits of a sampled number: enough for tuning, and short enough to write down."""
@@ -137,7 +137,9 @@ class SpaceSettings:
     """The search space of each optimizer, as configured."""
 
     name: str
-    optimizers: dict[str, dict[str, dict[str, Any]]]
+    optimizers: dict[str, dict[str, dict[str, Any]]] = option(
+        help="of each, its options with {low, high, log: false, integer: false} or {values: […]}"
+    )
 
     def of(self, optimizer: str) -> Space:
         """The search space of one optimizer.

@@ -50,12 +50,9 @@ def test_a_choice_composes_is_complete_and_valid(hydra_data, name):
 
 
 @pytest.mark.parametrize("name", DATA.names())
-def test_a_yaml_describes_itself_and_each_of_its_options(name):
+def test_a_yaml_describes_itself(name):
     lines = (CONFIGS / f"{name}.yaml").read_text().splitlines()
     assert re.fullmatch(r"# \S.{10,}", lines[0])
-    options = [line for line in lines[5:] if line.strip()]
-    assert options
-    assert all("#" in line for line in options), options
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Every configuration file: it composes, its name is its own, its options are explained, and it is used."""
+"""Every configuration file: it composes, its name is its own, it gives what differs, and it is used."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import fields, is_dataclass
 
 import pytest
 import yaml
@@ -12,6 +13,12 @@ from gnewton.cli.choices import config_groups
 from gnewton.errors import InputError
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.locate import config_folder
+from gnewton.experiment.schema import REGISTRIES, Settings
+from gnewton.options import declaration, default_of
+from gnewton.sweep.launchers import LAUNCHERS
+from gnewton.training.settings import TrainerSettings
+from gnewton.tuning.search import TuneSettings
+from gnewton.tuning.space import SpaceSettings
 from tests.experiment import fakes
 
 no_downloads = fakes.no_downloads
@@ -93,19 +100,46 @@ def test_the_first_line_says_what_it_is(path):
     assert re.match(r"# \S.{3,}", lines[0])
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("hydra", "experiment", "tuned")],
-    ids=_id,
-)
-def test_every_option_has_a_comment(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    inherits = "quick" in path.stem  # the options are explained in the file it starts from
-    body = "\n".join(lines).partition("\nname:")[2].splitlines()[1:]
-    for line in body:
-        match = re.match(r"\s*(\w+):(.*)", line)
-        if match and not inherits and match[2].strip() and path.stem != "config":
-            assert "#" in line, f"{path.name}: {match[1]} has no comment"
+def _schema(path):
+    """The recipe that a file starts from; None if it starts from another choice."""
+    match = re.search(r"- /schema/(\S+)@_here_", path.read_text(encoding="utf-8"))
+    if match is None:
+        return None
+    single = {"settings": Settings, "trainer": TrainerSettings, "tune/tune": TuneSettings}
+    if match[1] in single:
+        return single[match[1]]
+    group, _, name = match[1].rpartition("/")
+    registries = {registry.kind: registry for registry in (*REGISTRIES, LAUNCHERS)}
+    return registries[group][name] if group in registries else None
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if _schema(path)], ids=_id)
+def test_a_file_gives_only_the_values_that_differ_from_the_defaults(path):
+    defaults = OmegaConf.structured(_schema(path))
+    content = OmegaConf.load(path)
+    for key in {"defaults", "hydra", "name"} & set(content):
+        del content[key]
+
+    def repeated(node, default, where):
+        for key, value in node.items():
+            if OmegaConf.is_dict(value):
+                yield from repeated(value, default[key], f"{where}{key}.")
+            elif value == default._get_node(key)._value():
+                yield f"{where}{key}"
+
+    assert not list(repeated(content, defaults, ""))
+
+
+def test_every_option_is_explained_in_one_line():
+    kinds = [recipe for registry in (*REGISTRIES, LAUNCHERS) for _, recipe in registry.items()]
+    kinds += [Settings, TrainerSettings, TuneSettings, SpaceSettings]
+    for kind in kinds:
+        for entry in fields(kind):
+            text = declaration(entry).help
+            assert (entry.name == "name" and kind is not Settings) or text, f"{kind.__name__}.{entry.name}"
+            assert "\n" not in text
+            if is_dataclass(part := default_of(entry)):
+                kinds.append(type(part))
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,13 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import nn
 
 from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton
 from gnewton.errors import InputError
-from gnewton.experiment.locate import config_folder
 from gnewton.optim.options import OPTIMIZERS
-from gnewton.options import Rule, rule_of
+from gnewton.options import Rule, declaration
+from tests.recipes import recipe
 
 CONSTRUCTORS = {
     "grouped_newton": partial(GroupedNewton, loss_fn=F.mse_loss),
@@ -42,11 +41,13 @@ def _arguments(name: str) -> set[str]:
 
 def _shared(name: str) -> list[tuple[str, Rule, Any]]:
     """The options of an optimizer that its constructor takes too: (name, allowed values, type)."""
-    recipe = OPTIMIZERS[name]
-    hints = get_type_hints(recipe)
+    kind = OPTIMIZERS[name]
+    hints = get_type_hints(kind)
     arguments = _arguments(name)
     return [
-        (entry.name, rule_of(entry), hints[entry.name]) for entry in fields(recipe) if entry.name in arguments
+        (entry.name, declaration(entry).rule, hints[entry.name])
+        for entry in fields(kind)
+        if entry.name in arguments
     ]
 
 
@@ -73,9 +74,9 @@ PROBES = [
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_the_defaults_are_the_same(name):
-    file = yaml.safe_load((config_folder() / "optimizer" / f"{name}.yaml").read_text(encoding="utf-8"))
     parameters = inspect.signature(CONSTRUCTORS[name].func).parameters
-    options = {**file, **file.get("curvature", {})}
+    chosen = recipe(OPTIMIZERS, name, name)
+    options = {**vars(chosen), **(vars(chosen.curvature) if hasattr(chosen, "curvature") else {})}
     compared = set(options) & set(parameters) - {"curvature"}
     assert compared >= {option for option, rule, _ in _shared(name) if rule != Rule()} - {"curvature"}
     for option in compared:

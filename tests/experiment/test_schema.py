@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 
-from gnewton.experiment.schema import declared_options, options_with
+from gnewton.data import DATA
+from gnewton.experiment.schema import Settings, declared_options, options_with, schema_of_saved
+from gnewton.optim.options import SCHEDULES
 from gnewton.options import Role
+from gnewton.training.settings import TrainerSettings
 
 ROLES = {
     Role.PLACE: {"output_root", "data.root", "data.path"},
@@ -24,6 +28,9 @@ ROLES = {
         *("trainer.checkpoint_every", "trainer.progress", "trainer.evaluation", "trainer.target"),
         *("trainer.early_stop", "optimizer.schedule"),
     },
+    Role.BATCHES: {"trainer.batch_size", "trainer.microbatch"},
+    Role.RATES: {"optimizer.lr", "optimizer.rates"},
+    Role.VIEW: {"partition", "trainer.device", "trainer.dtype"},
     Role.SAMPLES: {
         *("trainer.batch_size", "trainer.microbatch", "optimizer.curvature.batch_size"),
         *("trainer.evaluation.batch_size", "trainer.evaluation.max_samples"),
@@ -34,6 +41,17 @@ ROLES = {
 @pytest.mark.parametrize("role", [role for role in Role if role], ids=str)
 def test_the_options_of_every_role(role):
     assert set(options_with(role)) == ROLES[role]
+
+
+def test_an_older_run_has_what_held_before_an_option_existed():
+    settings, decay, data = (schema_of_saved(kind) for kind in (Settings, SCHEDULES["cosine"], DATA["npz"]))
+    trainer = schema_of_saved(TrainerSettings)
+    assert (settings.logger, decay.warmup, data.layout) == ({}, 0, "channels_last")
+    assert trainer.divergence is None
+    assert {"seed", "name", "model"} <= OmegaConf.missing_keys(settings)
+    assert "final_fraction" in OmegaConf.missing_keys(decay)
+    assert "augment.flip" in OmegaConf.missing_keys(data)
+    assert {"epochs", "evaluation.every", "target.value"} <= OmegaConf.missing_keys(trainer)
 
 
 def test_several_roles_at_once():

@@ -34,9 +34,6 @@ def test_every_yaml_composes_builds_and_describes_itself(choice: str) -> None:
     assert sum(p.numel() for p in model.parameters()) > 0
     text = (CONFIGS / "model" / f"{choice}.yaml").read_text(encoding="utf-8")
     assert re.match(r"# [A-Z].*[^.]\n", text)
-    for line in text.splitlines():
-        if re.match(r"\w+: ", line) and not line.startswith("name:"):
-            assert " # " in line, f"{line} needs a comment"
 
 
 def test_every_recipe_has_a_yaml() -> None:

@@ -25,9 +25,11 @@ from gnewton.optim.averaging import (
 )
 from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau, Progress
 from gnewton.optim.grouped_newton import ANNEALED, annealed
+from gnewton.optim.options import OPTIMIZERS
 from gnewton.optim.options.components import TrapezoidSchedule
 from gnewton.optim.rate_update import RateUpdate
 from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
+from tests.recipes import recipe
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)
 CONFIGS = Path(__file__).parents[2] / "configs" / "optimizer"
@@ -317,9 +319,7 @@ def test_a_known_length_means_the_same_as_the_schedule_of_the_command_line() -> 
     assert {"controller": "rising"} in chosen
     rising = yaml.safe_load((CONFIGS / "controller" / "rising.yaml").read_text())
     assert rising["lowest"] == ANNEALED
-    trapezoid = yaml.safe_load((CONFIGS / "schedule" / "trapezoid.yaml").read_text())
-    del trapezoid["defaults"]
-    schedule = TrapezoidSchedule(**trapezoid)
+    schedule = TrapezoidSchedule(name="trapezoid")
     assert [annealed(k / 7) for k in range(8)] == pytest.approx([schedule.factor(k, 7) for k in range(8)])
 
 
@@ -598,25 +598,22 @@ def test_misuse_is_refused_with_a_reason() -> None:
 
 
 def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
-    chosen = yaml.safe_load((CONFIGS / "grouped_newton.yaml").read_text())
-    direction = yaml.safe_load((CONFIGS / "direction" / "adam.yaml").read_text())
-    average = yaml.safe_load((CONFIGS / "averaging" / "exponential.yaml").read_text())
+    chosen = recipe(OPTIMIZERS, "grouped_newton", "grouped_newton")
     optimizer = GroupedNewton(tanh_net(), F.cross_entropy)
     rule, inner = optimizer._rule, optimizer._directions.members[0].inner.param_groups[0]
-    assert {"direction": "adam"} in chosen["defaults"]
-    assert {"averaging": "exponential"} in chosen["defaults"]
-    assert optimizer.defaults["lr"] == chosen["step_size"]
-    assert (optimizer._period, optimizer._warmup) == (chosen["period"], chosen["warmup"])
+    assert (chosen.direction.name, chosen.averaging.name) == ("adam", "exponential")
+    assert optimizer.defaults["lr"] == chosen.step_size
+    assert (optimizer._period, optimizer._warmup) == (chosen.period, chosen.warmup)
     for name in ("internal_damping", "rate_momentum", "proximal", "normalise"):
-        assert getattr(rule, name) == chosen[name]
-    assert rule.negative_rates.value == chosen["negative_rates"]
+        assert getattr(rule, name) == getattr(chosen, name)
+    assert rule.negative_rates.value == chosen.negative_rates
     assert isinstance(rule.averaging, ExponentialAveraging)
-    assert rule.averaging._coefficient == average["coefficient"]
-    assert (list(inner["betas"]), inner["eps"]) == (direction["betas"], direction["eps"])
-    assert chosen["curvature"]["source"] == "training"
+    assert rule.averaging._coefficient == chosen.averaging.coefficient
+    assert (list(inner["betas"]), inner["eps"]) == (chosen.direction.betas, chosen.direction.eps)
+    assert chosen.curvature.source == "training"
     assert optimizer._rates.trust is not None
     assert (optimizer._rates.trust.cap, optimizer._safeguard is not None) == (
-        chosen["cap"],
-        chosen["safeguard"],
+        chosen.cap,
+        chosen.safeguard,
     )
-    assert ("fresh" if optimizer._fresh else "step") == chosen["along"]
+    assert ("fresh" if optimizer._fresh else "step") == chosen.along

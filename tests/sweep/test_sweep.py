@@ -219,9 +219,7 @@ def test_any_folder_will_do(name):
 
 @pytest.mark.parametrize("choice", [choice.name for choice in all_groups()["launcher"]])
 def test_every_launcher_has_a_file_that_composes(choice):
-    launcher = Composer().options("test", {"launcher": LAUNCHERS}, parse_overrides([f"launcher={choice}"]))[
-        "launcher"
-    ]
+    launcher = Composer().options("test", ["launcher"], parse_overrides([f"launcher={choice}"]))["launcher"]
     assert launcher.name == choice
     assert type(launcher) is LAUNCHERS[choice]
     assert sorted(LAUNCHERS.names()) == sorted(known.name for known in all_groups()["launcher"])

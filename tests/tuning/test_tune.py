@@ -195,9 +195,8 @@ def test_a_search_keeps_its_budget(cli, sweeps, search):
 def test_every_space_is_that_of_an_optimizer():
     from gnewton.cli.choices import config_groups
     from gnewton.cli.composer import Composer
-    from gnewton.tuning.space import SpaceSettings
 
-    spaces = Composer().options("test", {"space": SpaceSettings}, [])["space"]
+    spaces = Composer().options("test", ["space"], [])["space"]
     assert set(spaces.optimizers) <= {choice.name for choice in config_groups()["optimizer"]}
     for optimizer in spaces.optimizers:
         assert spaces.of(optimizer).dimensions

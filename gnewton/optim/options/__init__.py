@@ -103,7 +103,7 @@ class OptimizerRecipe(ABC):
     evaluates_elsewhere: ClassVar[bool] = False
 
     name: str
-    schedule: ScheduleRecipe = option(role=Role.COURSE)
+    schedule: ScheduleRecipe = option(help="the course of lr, or of the step size", role=Role.COURSE)
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
         """Options without effect under the other options, each with the reason."""

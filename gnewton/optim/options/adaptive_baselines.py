@@ -22,11 +22,21 @@ if TYPE_CHECKING:
 class NAdam(FirstOrderRecipe):
     """Adam with Nesterov momentum."""
 
-    betas: list[float] = option(at_least=0, below=1, length=2)
-    eps: float = option(above=0)
-    momentum_decay: float = option(at_least=0)
-    weight_decay: float = option(at_least=0)
-    decoupled: bool = option()
+    betas: list[float] = option(
+        [0.9, 0.999],
+        help="decay of the averages of the gradient and of its square",
+        at_least=0,
+        below=1,
+        length=2,
+    )
+    eps: float = option(1e-8, help="added to the denominator", above=0)
+    momentum_decay: float = option(0.004, help="how fast the momentum grows to its value", at_least=0)
+    weight_decay: float = option(
+        0.0, help="factor of the L2 term, or the share of each parameter if decoupled", at_least=0
+    )
+    decoupled: bool = option(
+        False, help="weight decay taken from the parameter instead of added to the gradient"
+    )
 
     def method(self) -> Callable[..., torch.optim.Optimizer]:
         """torch.optim.NAdam."""
@@ -49,11 +59,13 @@ class NAdam(FirstOrderRecipe):
 class RMSprop(FirstOrderRecipe):
     """The gradient over the root of the average of its square."""
 
-    alpha: float = option(at_least=0, below=1)
-    eps: float = option(above=0)
-    momentum: float = option(at_least=0, below=1)
-    centered: bool = option()
-    weight_decay: float = option(at_least=0)
+    alpha: float = option(0.99, help="decay of the average of the square", at_least=0, below=1)
+    eps: float = option(1e-8, help="added to the denominator", above=0)
+    momentum: float = option(0.0, help="factor on the previous step", at_least=0, below=1)
+    centered: bool = option(
+        False, help="subtract the square of the average gradient: an estimate of the variance"
+    )
+    weight_decay: float = option(0.0, help="factor of the L2 term added to the gradient", at_least=0)
 
     def method(self) -> Callable[..., torch.optim.Optimizer]:
         """torch.optim.RMSprop."""
@@ -78,12 +90,20 @@ class Muon(OptimizerRecipe):
     why_full_precision: ClassVar[str] = ""
     why_uncompiled: ClassVar[str] = ""
 
-    lr: float = option(above=0)
-    momentum: float = option(at_least=0, below=1)
-    nesterov: bool = option()
-    betas: list[float] = option(at_least=0, below=1, length=2)
-    eps: float = option(above=0)
-    weight_decay: float = option(at_least=0)
+    lr: float = option(0.001, help="learning rate of both, whose steps are on one scale", above=0)
+    momentum: float = option(0.95, help="of Muon, before the matrix is made orthogonal", at_least=0, below=1)
+    nesterov: bool = option(True, help="Nesterov's form of it")
+    betas: list[float] = option(
+        [0.9, 0.999],
+        help="of AdamW: decay of the averages of the gradient and of its square",
+        at_least=0,
+        below=1,
+        length=2,
+    )
+    eps: float = option(1e-8, help="of AdamW: added to the denominator", above=0)
+    weight_decay: float = option(
+        0.0, help="share of each parameter taken away per step, times the learning rate", at_least=0
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Nesterov's form needs momentum."""

@@ -14,7 +14,7 @@ import yaml
 
 from gnewton.errors import InputError, first_line
 from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
-from gnewton.options import Role, did_you_mean, listing, option, show
+from gnewton.options import Role, did_you_mean, listing, option, option_of, show
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,12 @@ class FirstOrderRecipe(OptimizerRecipe):
     why_full_precision: ClassVar[str] = ""
     why_uncompiled: ClassVar[str] = ""
 
-    lr: float = option(above=0)
-    rates: Any = option(role=Role.PATH)
+    lr: float = option(0.001, help="learning rate", above=0, role=Role.RATES)
+    rates: Any = option(
+        None,
+        help="of single parameters: {NAME or regular expression: rate, …} or a YAML file; null: lr for all",
+        role=Role.PATH | Role.RATES,
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Errors in ``rates`` that can be found without the model."""
@@ -84,10 +88,14 @@ class FirstOrderRecipe(OptimizerRecipe):
 class SGD(FirstOrderRecipe):
     """Stochastic gradient descent with classical or Nesterov momentum."""
 
-    momentum: float = option(at_least=0, below=1)
-    dampening: float = option(at_least=0, at_most=1)
-    nesterov: bool = option()
-    weight_decay: float = option(at_least=0)
+    lr: float = option_of(FirstOrderRecipe, "lr", 0.03)
+
+    momentum: float = option(0.9, help="factor on the previous step; 0: none", at_least=0, below=1)
+    dampening: float = option(
+        0.0, help="share of the gradient that momentum leaves out", at_least=0, at_most=1
+    )
+    nesterov: bool = option(False, help="Nesterov's form of momentum")
+    weight_decay: float = option(0.0, help="factor of the L2 term added to the gradient", at_least=0)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Options of momentum that have no effect without it."""
@@ -113,9 +121,15 @@ class SGD(FirstOrderRecipe):
 
 @dataclass(kw_only=True)
 class _AdamRecipe(FirstOrderRecipe):
-    betas: list[float] = option(at_least=0, below=1, length=2)
-    eps: float = option(above=0)
-    weight_decay: float = option(at_least=0)
+    betas: list[float] = option(
+        [0.9, 0.999],
+        help="decay of the averages of the gradient and of its square",
+        at_least=0,
+        below=1,
+        length=2,
+    )
+    eps: float = option(1e-08, help="added to the denominator", above=0)
+    weight_decay: float = option_of(SGD, "weight_decay")
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that Adam and AdamW share."""
@@ -145,6 +159,13 @@ class Adam(_AdamRecipe):
 class AdamW(_AdamRecipe):
     """Adam with decoupled weight decay."""
 
+    weight_decay: float = option_of(
+        _AdamRecipe,
+        "weight_decay",
+        0.01,
+        help="share of each parameter taken away per step, times the learning rate",
+    )
+
     def method(self) -> Callable[..., torch.optim.Optimizer]:
         """torch.optim.AdamW."""
         import torch
@@ -162,10 +183,10 @@ class LBFGS(OptimizerRecipe):
     why_unclipped: ClassVar[str] = "whose line search needs the gradient of the loss"
     why_uncompiled: ClassVar[str] = ""
 
-    lr: float = option(above=0)
-    max_iter: int = option(at_least=1)
-    history_size: int = option(at_least=1)
-    line_search: bool = option()
+    lr: float = option(1.0, help="step length, or the first trial of the line search", above=0)
+    max_iter: int = option(20, help="iterations per training step", at_least=1)
+    history_size: int = option(10, help="pairs of steps and gradient differences kept", at_least=1)
+    line_search: bool = option(True, help="strong Wolfe line search")
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
         """torch.optim.LBFGS over all trainable parameters."""

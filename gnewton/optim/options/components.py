@@ -18,7 +18,7 @@ from gnewton.optim.options import (
     ControllerRecipe,
     ScheduleRecipe,
 )
-from gnewton.options import option
+from gnewton.options import option, option_of
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class NoAveragingRecipe(AveragingRecipe):
 class ExponentialRecipe(AveragingRecipe):
     """Exponentially decaying weights that sum to one."""
 
-    coefficient: float = option(at_least=0, below=1)
+    coefficient: float = option(0.8, help="weight of an update relative to the next one", at_least=0, below=1)
 
     def build(self) -> Averaging:
         """An empty exponential average."""
@@ -58,7 +58,9 @@ class ExponentialRecipe(AveragingRecipe):
 class UniformRecipe(AveragingRecipe):
     """Two running means: one in use, one under construction."""
 
-    period: int = option(at_least=1)
+    period: int = option(
+        3, help="updates between swaps; the mean in use covers between one and two periods", at_least=1
+    )
 
     def build(self) -> Averaging:
         """Two empty means."""
@@ -72,7 +74,7 @@ class UniformRecipe(AveragingRecipe):
 class StaticRecipe(AveragingRecipe):
     """The mean over several batches of the same update."""
 
-    batches: int = option(at_least=1)
+    batches: int = option(4, help="summaries per update, each on a curvature batch of its own", at_least=1)
 
     def per_update(self) -> int:
         """The number of batches in the mean."""
@@ -101,9 +103,18 @@ class ConstantRecipe(ControllerRecipe):
 class _QuantityRecipe(ControllerRecipe):
     """A factor on the step size or the internal damping, up to a limit."""
 
-    quantity: str = option(choices=("step_size", "internal_damping"), former={"damping": "step_size"})
-    factor: float = option(above=0)
-    limit: float | None = option(above=0)
+    quantity: str = option(
+        "step_size",
+        help="step_size: λ_1, the factor on all rates; internal_damping: λ_int",
+        choices=("step_size", "internal_damping"),
+        former={"damping": "step_size"},
+    )
+    factor: float = option(
+        0.99, help="of the quantity at every update; below 1 it falls, above 1 it rises", above=0
+    )
+    limit: float | None = option(
+        0.1, help="multiple of the initial value at which it stops; null: no limit", above=0
+    )
 
     def moves(self) -> str | None:
         """The chosen quantity."""
@@ -134,9 +145,15 @@ class GeometricRecipe(_QuantityRecipe):
 class PlateauRecipe(_QuantityRecipe):
     """Multiplication whenever the loss on the curvature batches stops falling."""
 
-    window: int = option(at_least=1)
-    patience: int = option(at_least=0)
-    threshold: float = option(at_least=0)
+    factor: float = option_of(
+        _QuantityRecipe, "factor", 0.5, help="of the quantity; below 1 it falls, above 1 it rises"
+    )
+    limit: float | None = option_of(_QuantityRecipe, "limit", None)
+    window: int = option(20, help="updates of the rates whose mean loss is compared", at_least=1)
+    patience: int = option(2, help="windows in a row without improvement that are let pass", at_least=0)
+    threshold: float = option(
+        0.001, help="share of the best mean loss by which a better one must be lower", at_least=0
+    )
 
     def build(self) -> Controller:
         """The controller before its first window."""
@@ -157,11 +174,17 @@ class PlateauRecipe(_QuantityRecipe):
 class ProgressRecipe(ControllerRecipe):
     """λ_1 rises while the loss on the curvature batches falls, and falls otherwise."""
 
-    rise: float = option(above=1)
-    fall: float = option(above=0, below=1)
-    highest: float = option(above=0)
-    lowest: float = option(above=0)
-    window: int = option(at_least=4)
+    rise: float = option(1.2, help="what λ_1 is multiplied by while the loss falls", above=1)
+    fall: float = option(
+        0.85, help="what it is multiplied by when the loss has stopped falling", above=0, below=1
+    )
+    highest: float = option(
+        4.0, help="λ_1 beyond which it does not rise, in units of the minimiser of a batch", above=0
+    )
+    lowest: float = option(0.3, help="λ_1 below which it does not fall", above=0)
+    window: int = option(
+        6, help="updates over which the trend of the loss is taken; later a third of all so far", at_least=4
+    )
 
     def moves(self) -> str | None:
         """λ_1 moves."""
@@ -184,14 +207,18 @@ class ProgressRecipe(ControllerRecipe):
 class AdaptiveRecipe(ControllerRecipe):
     """λ_int from the ratio of actual to predicted decrease on the curvature batch."""
 
-    accept: float = option(at_least=0, below=1)
-    succeed: float = option(above=0, at_most=1)
-    errors: float = option(at_least=0)
-    increase: float = option(above=1)
-    trials: int = option(at_least=0)
-    window: int = option(at_least=1)
-    pull: float = option(at_least=0, at_most=1)
-    slices: int = option(at_least=1)
+    accept: float = option(
+        0.1, help="share of the predicted decrease below which a step is rejected", at_least=0, below=1
+    )
+    succeed: float = option(0.75, help="share from which on it is very successful", above=0, at_most=1)
+    errors: float = option(1.0, help="standard errors of the batch that count as noise in both", at_least=0)
+    increase: float = option(2.0, help="factor on λ_int after a rejection", above=1)
+    trials: int = option(2, help="solves with a larger λ_int at one update, at most", at_least=0)
+    window: int = option(5, help="updates over which λ_int is judged", at_least=1)
+    pull: float = option(
+        0.05, help="share of the way back to its base, in logarithms, at every update", at_least=0, at_most=1
+    )
+    slices: int = option(10, help="parts of the batch from which its standard error is found", at_least=1)
 
     def moves(self) -> str | None:
         """λ_int moves."""
@@ -228,10 +255,17 @@ class AdaptiveRecipe(ControllerRecipe):
 class OvershootRecipe(ControllerRecipe):
     """λ_1 from the overshoot of the steps since the last update."""
 
-    target: float = option(at_least=-1, below=1)
-    gain: float = option(above=0)
-    momentum: float = option(at_least=0, below=1)
-    bound: float = option(above=1)
+    target: float = option(
+        -0.45,
+        help="c*, share of the last displacement by which it should have been longer; negative: shorter",
+        at_least=-1,
+        below=1,
+    )
+    gain: float = option(0.15, help="κ of λ_1 ← λ_1 exp(κ (c − c*)) at every update", above=0)
+    momentum: float = option(
+        0.9, help="of the running means of slope and curvature along the displacement", at_least=0, below=1
+    )
+    bound: float = option(100.0, help="λ_1 stays within this factor of its initial value", above=1)
 
     def moves(self) -> str | None:
         """λ_1 moves."""
@@ -267,8 +301,12 @@ class _DecayRecipe(ScheduleRecipe):
     follows_length: ClassVar[bool] = True
     by_step: ClassVar[bool] = True
 
-    warmup: int = option(at_least=0, default=0)
-    final_fraction: float = option(at_least=0, at_most=1)
+    warmup: int = option(
+        0, help="leading training steps in which the value rises from 0", at_least=0, before=0
+    )
+    final_fraction: float = option(
+        0.0, help="value at the end of the run, as a fraction of the initial one", at_least=0, at_most=1
+    )
 
     @abstractmethod
     def shape(self, t: float) -> float:
@@ -313,7 +351,9 @@ class LinearSchedule(_DecayRecipe):
 class TrapezoidSchedule(_DecayRecipe):
     """The initial value for a share of the run, then a straight line to a fraction of it."""
 
-    hold: float = option(at_least=0, below=1)
+    hold: float = option(
+        0.5, help="share of the run, after the warm-up, before the value falls", at_least=0, below=1
+    )
 
     def shape(self, t: float) -> float:
         """1 up to t = ``hold``, then (1 − t) / (1 − ``hold``)."""
@@ -325,8 +365,8 @@ class TrapezoidSchedule(_DecayRecipe):
 class StepSchedule(ScheduleRecipe):
     """Multiplication by a constant factor every few epochs."""
 
-    every: int = option(at_least=1)
-    factor: float = option(above=0, at_most=1)
+    every: int = option(30, help="epochs between two reductions", at_least=1)
+    factor: float = option(0.1, help="multiplies the value at each reduction", above=0, at_most=1)
 
     def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         """torch's StepLR."""
@@ -340,9 +380,11 @@ class StepSchedule(ScheduleRecipe):
 class PlateauSchedule(ScheduleRecipe):
     """Multiplication by a constant factor whenever the training loss stops falling."""
 
-    patience: int = option(at_least=0)
-    threshold: float = option(at_least=0)
-    factor: float = option(above=0, below=1)
+    patience: int = option(2, help="epochs without improvement before a reduction", at_least=0)
+    threshold: float = option(
+        0.0001, help="relative fall of the training loss that counts as an improvement", at_least=0
+    )
+    factor: float = option(0.5, help="multiplies the value at each reduction", above=0, below=1)
 
     def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         """torch's ReduceLROnPlateau on the mean training loss of the epoch, relative threshold."""

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.options import DIRECTIONS, DirectionRecipe, TrainingProblem
-from gnewton.options import option
+from gnewton.optim.options.baselines import SGD, Adam
+from gnewton.options import option, option_of
 
 if TYPE_CHECKING:
     from gnewton.optim.shadow_direction import DirectionFactory
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
 class SGDDirection(DirectionRecipe):
     """The gradient, with momentum."""
 
-    momentum: float = option(at_least=0, below=1)
-    dampening: float = option(at_least=0, at_most=1)
-    nesterov: bool = option()
-    weight_decay: float = option(at_least=0)
+    momentum: float = option_of(
+        SGD, "momentum", help="factor on the previous direction; 0: the gradient itself"
+    )
+    dampening: float = option_of(SGD, "dampening")
+    nesterov: bool = option_of(SGD, "nesterov")
+    weight_decay: float = option(
+        0.0,
+        help="factor of the L2 term added to the gradient, and to the loss that the rates are found for",
+        at_least=0,
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Nesterov momentum needs undampened momentum."""
@@ -48,9 +55,9 @@ class SGDDirection(DirectionRecipe):
 
 @dataclass(kw_only=True)
 class _AdamFamily(DirectionRecipe):
-    betas: list[float] = option(at_least=0, below=1, length=2)
-    eps: float = option(above=0)
-    weight_decay: float = option(at_least=0)
+    betas: list[float] = option_of(Adam, "betas")
+    eps: float = option_of(Adam, "eps")
+    weight_decay: float = option_of(SGDDirection, "weight_decay")
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that all of them share."""
@@ -75,6 +82,10 @@ class AdamDirection(_AdamFamily):
 class AdamWDirection(_AdamFamily):
     """Adam's step with decoupled weight decay."""
 
+    weight_decay: float = option_of(
+        _AdamFamily, "weight_decay", 0.01, help="share of each parameter added to the direction"
+    )
+
     def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.AdamW at lr 1."""
         import torch
@@ -87,8 +98,11 @@ class AdamWDirection(_AdamFamily):
 class NAdamDirection(_AdamFamily):
     """Adam's step with Nesterov momentum."""
 
-    momentum_decay: float = option(at_least=0)
-    decoupled: bool = option()
+    momentum_decay: float = option(0.004, help="how fast the momentum grows to its value", at_least=0)
+    weight_decay: float = option_of(
+        _AdamFamily, "weight_decay", help="factor of the L2 term, or the share of each parameter if decoupled"
+    )
+    decoupled: bool = option(False, help="weight decay added to the direction instead of to the gradient")
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.NAdam at lr 1."""
@@ -108,11 +122,13 @@ class NAdamDirection(_AdamFamily):
 class RMSpropDirection(DirectionRecipe):
     """The gradient over the root of its mean square."""
 
-    alpha: float = option(at_least=0, below=1)
-    eps: float = option(above=0)
-    momentum: float = option(at_least=0, below=1)
-    centered: bool = option()
-    weight_decay: float = option(at_least=0)
+    alpha: float = option(0.99, help="decay of the average of the square", at_least=0, below=1)
+    eps: float = option_of(_AdamFamily, "eps")
+    momentum: float = option_of(SGDDirection, "momentum", 0.0)
+    centered: bool = option(
+        False, help="subtract the square of the average gradient: an estimate of the variance"
+    )
+    weight_decay: float = option_of(SGDDirection, "weight_decay")
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.RMSprop at lr 1."""
@@ -134,8 +150,15 @@ class RMSpropDirection(DirectionRecipe):
 class MuonDirection(_AdamFamily):
     """Muon on the matrices, AdamW on every other tensor; ``betas`` and ``eps`` belong to AdamW."""
 
-    momentum: float = option(at_least=0, below=1)
-    nesterov: bool = option()
+    momentum: float = option_of(
+        SGDDirection, "momentum", 0.95, help="of Muon, before the matrix is made orthogonal"
+    )
+    nesterov: bool = option_of(SGDDirection, "nesterov", True, help="Nesterov's form of it")
+    betas: list[float] = option_of(
+        _AdamFamily, "betas", help="of AdamW: decay of the averages of the gradient and of its square"
+    )
+    eps: float = option_of(_AdamFamily, "eps", help="of AdamW: added to the denominator")
+    weight_decay: float = option_of(AdamWDirection, "weight_decay", 0.0)
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
         """torch.optim.Muon and torch.optim.AdamW at lr 1, with steps on one scale."""
@@ -151,8 +174,8 @@ class PairDirection(DirectionRecipe):
 
     single: ClassVar[bool] = False
 
-    first: DirectionRecipe
-    second: DirectionRecipe
+    first: DirectionRecipe = option(help="one of the two methods")
+    second: DirectionRecipe = option(help="the other one")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Pairs cannot be nested."""

@@ -33,8 +33,17 @@ SOLVERS = ("cubic", "cubic_diagonal", "ridge", "newton")
 class CurvatureSource:
     """The batches on which curvature is measured: their source and size."""
 
-    source: str = option(choices=("independent", "training"))
-    batch_size: int | None = option(at_least=1, role=Role.SAMPLES)
+    source: str = option(
+        "training",
+        help="independent: batches in an order of their own; training: the training batch in hand",
+        choices=("independent", "training"),
+    )
+    batch_size: int | None = option(
+        None,
+        help="samples at a time; null: the whole training set (source=training: leave it null)",
+        at_least=1,
+        role=Role.SAMPLES,
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The size of the training batch is not chosen here."""
@@ -54,8 +63,15 @@ class CurvatureSource:
 class SummarySource(CurvatureSource):
     """The batches on which the summary is computed, and the engine that computes it."""
 
-    max_memory: float | None = option(above=0)
-    engine: str = option(choices=("auto", "tangent", "compiled", "reference"))
+    max_memory: float | None = option(
+        None, help="GiB that the summary may take; null: a fraction of the memory that is free", above=0
+    )
+    engine: str = option(
+        "auto",
+        help="auto: tangent where the model can be traced, else reference; tangent; reference; "
+        "compiled: tangent in compiled code, which takes seconds to minutes at the start",
+        choices=("auto", "tangent", "compiled", "reference"),
+    )
 
     def arguments(self, problem: TrainingProblem) -> dict[str, Any]:
         """The corresponding arguments of the optimizer."""
@@ -99,24 +115,64 @@ class RatesRecipe(OptimizerRecipe):
 class GroupedNewtonRecipe(RatesRecipe):
     """GroupedNewton: one learning rate per group from an exact summary of the loss."""
 
-    direction: DirectionRecipe
-    averaging: AveragingRecipe
-    controller: ControllerRecipe
-    curvature: SummarySource
-    along: str = option(choices=("fresh", "step"))
-    period: int = option(at_least=1)
-    warmup: int = option(at_least=0)
-    step_size: float = option(above=0, formerly="damping")
-    solver: str = option(choices=SOLVERS)
-    internal_damping: float = option(at_least=0)
-    negative_rates: str = option(choices=("keep", "clip", "constrain"))
-    rate_momentum: float = option(at_least=0, below=1)
-    rate_median: int | None = option(at_least=2)
-    cap: float | None = option(above=0)
-    safeguard: bool = option()
-    shrinkage: float = option(at_least=0)
-    proximal: float = option(at_least=0)
-    normalise: bool = option()
+    direction: DirectionRecipe = option(help="the first-order method that proposes the direction")
+    averaging: AveragingRecipe = option(help="the average of the summaries over updates")
+    controller: ControllerRecipe = option(help="the rule that moves λ_1 or λ_int")
+    curvature: SummarySource = option(SummarySource, help="where and how the summary is computed")
+    along: str = option(
+        "fresh",
+        help="summaries along fresh: what the present gradient adds to the direction; step: the "
+        "direction itself",
+        choices=("fresh", "step"),
+    )
+    period: int = option(10, help="training steps between two updates of the rates", at_least=1)
+    warmup: int = option(
+        0,
+        help="leading steps that only feed the average of the summary; no parameter moves in them",
+        at_least=0,
+    )
+    step_size: float = option(
+        1.0, help="λ_1, the factor on all rates; the schedule acts on it", above=0, formerly="damping"
+    )
+    solver: str = option(
+        "cubic",
+        help="cubic; cubic_diagonal: the diagonal of H̄ alone; ridge: in place of the cubic term; "
+        "newton: bare",
+        choices=SOLVERS,
+    )
+    internal_damping: float = option(
+        1.0, help="λ_int, the weight of the cubic term, or of the ridge; 0: none", at_least=0
+    )
+    negative_rates: str = option(
+        "clip",
+        help="keep: signed rates; clip: set to 0 after the solve; constrain: solve over rates >= 0",
+        choices=("keep", "clip", "constrain"),
+    )
+    rate_momentum: float = option(
+        0.0, help="μ of η ← μ η_old + (1 − μ) η, on the unclipped rates; 0: off", at_least=0, below=1
+    )
+    rate_median: int | None = option(
+        None, help="a rate is bounded by its median over so many updates; null: no bound", at_least=2
+    )
+    cap: float | None = option(
+        0.1,
+        help="a step of a group is at most this fraction of the length of its parameters; null: no bound",
+        above=0,
+    )
+    safeguard: bool = option(
+        True, help="an update whose loss has left its band is undone; takes a copy of the parameters"
+    )
+    shrinkage: float = option(
+        1.0,
+        help="weight of the pull towards one rate for all groups, within 8 × of which rates stay; 0: off",
+        at_least=0,
+    )
+    proximal: float = option(
+        1.0, help="weight of the term that keeps rates near the previous ones; 0: off", at_least=0
+    )
+    normalise: bool = option(
+        True, help="average summaries in units of ‖P_s u‖, so that old ones stay comparable"
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Combinations that the method does not allow."""
@@ -181,18 +237,35 @@ class FullBatchRecipe(GroupedNewtonRecipe):
 class OuterNewtonRecipe(RatesRecipe):
     """An inner optimizer; every few steps, rates on its displacement."""
 
-    direction: DirectionRecipe
-    averaging: AveragingRecipe
-    curvature: SummarySource
-    lr: float = option(above=0)
-    period: int = option(at_least=1)
-    step_size: float = option(above=0, formerly="damping")
-    lowest: float = option()
-    highest: float = option()
-    solver: str = option(choices=SOLVERS)
-    internal_damping: float = option(at_least=0)
-    proximal: float = option(at_least=0)
-    normalise: bool = option()
+    direction: DirectionRecipe = option(help="the first-order method that proposes the direction")
+    averaging: AveragingRecipe = option(help="the average of the summaries over updates")
+    curvature: SummarySource = option(SummarySource, help="where and how the summary is computed")
+    lr: float = option(
+        0.01,
+        help="learning rate of the inner optimizer, which direction chooses; the schedule acts on it",
+        above=0,
+    )
+    period: int = option(20, help="inner steps between two outer ones", at_least=1)
+    step_size: float = option(1.0, help="λ_1, the factor on all rates", above=0, formerly="damping")
+    lowest: float = option(
+        -1.0, help="bound on the rates from below; -1 takes a displacement back as a whole"
+    )
+    highest: float = option(5.0, help="bound on the rates from above")
+    solver: str = option(
+        "cubic",
+        help="cubic; cubic_diagonal: the diagonal of H̄ alone; ridge: in place of the cubic term; "
+        "newton: bare",
+        choices=SOLVERS,
+    )
+    internal_damping: float = option(
+        1.0, help="λ_int, the weight of the cubic term, or of the ridge; 0: none", at_least=0
+    )
+    proximal: float = option(
+        0.0, help="weight of the term that keeps rates near the previous ones; 0: off", at_least=0
+    )
+    normalise: bool = option(
+        True, help="average summaries in units of ‖P_s w‖, so that old ones stay comparable"
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Combinations that the method does not allow."""
@@ -241,10 +314,12 @@ class HessianVectorRecipe(OptimizerRecipe):
 
     why_unclipped: ClassVar[str] = "whose direction solves a linear system with the gradient of the loss"
 
-    lr: float = option(above=0)
-    lr_direction: float = option(above=0)
-    ridge: float = option(at_least=0)
-    curvature: CurvatureSource
+    lr: float = option(0.1, help="step length along the learned direction; 1 is Newton's", above=0)
+    lr_direction: float = option(
+        0.1, help="lr_d, the rate at which the direction is learned; below 2 / (λ_max + ridge)", above=0
+    )
+    ridge: float = option(0.1, help="ρ >= 0, added to the diagonal of the Hessian", at_least=0)
+    curvature: CurvatureSource = option(CurvatureSource, help="what the product is computed on")
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
         """HessianVector on the run's model."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
-from gnewton.options import option
+from gnewton.options import option, option_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,10 +34,18 @@ class RivalRecipe(OptimizerRecipe):
     package: ClassVar[str]
     kind: ClassVar[str]
 
-    lr: float = option(above=0)
-    betas: list[float] = option(at_least=0, below=1, length=2)
-    eps: float = option(above=0)
-    weight_decay: float = option(at_least=0)
+    lr: float = option(1.0, help="factor on the estimated learning rate", above=0)
+    betas: list[float] = option(
+        [0.9, 0.999],
+        help="decay of the averages of the gradient and of its square",
+        at_least=0,
+        below=1,
+        length=2,
+    )
+    eps: float = option(1e-8, help="added to the denominator", above=0)
+    weight_decay: float = option(
+        0.0, help="share of each parameter if decoupled, else factor of the L2 term", at_least=0
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The package must be installed."""
@@ -74,9 +82,13 @@ class Prodigy(RivalRecipe):
     package: ClassVar[str] = "prodigyopt"
     kind: ClassVar[str] = "Prodigy"
 
-    decoupled: bool = option()
-    bias_correction: bool = option()
-    safeguard_warmup: bool = option()
+    decoupled: bool = option(
+        True, help="weight decay taken from the parameter instead of added to the gradient"
+    )
+    bias_correction: bool = option(False, help="correct the averages for their start at 0")
+    safeguard_warmup: bool = option(
+        False, help="leave the learning rate out of the estimate, for a schedule with a warm-up"
+    )
 
     def settings(self) -> dict[str, Any]:
         """Prodigy's own options."""
@@ -95,8 +107,10 @@ class DAdaptAdam(RivalRecipe):
     package: ClassVar[str] = "dadaptation"
     kind: ClassVar[str] = "DAdaptAdam"
 
-    decoupled: bool = option()
-    bias_correction: bool = option()
+    decoupled: bool = option(
+        False, help="weight decay taken from the parameter instead of added to the gradient"
+    )
+    bias_correction: bool = option(False, help="correct the averages for their start at 0")
 
     def settings(self) -> dict[str, Any]:
         """D-Adaptation's own options."""
@@ -113,7 +127,18 @@ class ScheduleFree(RivalRecipe):
 
     evaluates_elsewhere: ClassVar[bool] = True
 
-    warmup: int = option(at_least=0)
+    lr: float = option_of(RivalRecipe, "lr", 0.0025, help="learning rate")
+    betas: list[float] = option_of(
+        RivalRecipe,
+        "betas",
+        help="weight of the average in the point of the gradients; decay of the average of their square",
+    )
+    weight_decay: float = option_of(
+        RivalRecipe,
+        "weight_decay",
+        help="share of each parameter taken away per step, times the learning rate",
+    )
+    warmup: int = option(0, help="steps over which the learning rate rises", at_least=0)
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
         """The optimizer, at the points of its gradients."""

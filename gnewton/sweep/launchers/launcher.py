@@ -29,7 +29,9 @@ class Launcher(ABC):
     """
 
     name: str
-    jobs: int | None = option(at_least=1)
+    jobs: int | None = option(
+        None, help="jobs at the same time; null: as many as there is room for", at_least=1
+    )
 
     @abstractmethod
     def describe(self) -> str:

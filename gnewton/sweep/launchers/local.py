@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from gnewton.options import option
+from gnewton.options import option, option_of
 from gnewton.sweep.job import JobEnd
 from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, make_slots
 from gnewton.sweep.stop import StopRequest
@@ -27,7 +27,12 @@ class LocalLauncher(Launcher):
         threads: CPU threads of a job; None: its share of the cores.
     """
 
-    threads: int | None = option(at_least=1)
+    jobs: int | None = option_of(
+        Launcher, "jobs", help="jobs at the same time; null: one per GPU, one where there is no GPU"
+    )
+    threads: int | None = option(
+        None, help="CPU threads of a job; null: its share of the cores, at most OMP_NUM_THREADS", at_least=1
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Jobs times threads must not exceed the number of cores."""

@@ -28,9 +28,11 @@ class RayLauncher(Launcher):
         gpus: GPUs of a job; jobs may share one by fractions.
     """
 
-    address: str | None = option()
-    threads: int = option(at_least=1)
-    gpus: float = option(at_least=0)
+    address: str | None = option(
+        None, help="address of a running cluster; null: one that is there already, else one for the sweep"
+    )
+    threads: int = option(1, help="cores and CPU threads of a job", at_least=1)
+    gpus: float = option(0.0, help="GPUs of a job; a fraction lets several jobs share one", at_least=0)
 
     def describe(self) -> str:
         """The number of concurrent jobs and the resources of each."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gnewton.errors import InputError
-from gnewton.options import option
+from gnewton.options import option, option_of
 from gnewton.runfiles import PENDING
 from gnewton.sweep.job import JobEnd
 from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, make_slots, require_package
@@ -34,13 +34,24 @@ class SlurmLauncher(Launcher):
         options: further options of ``sbatch``.
     """
 
-    cluster: str = option(choices=("slurm", "local"))
-    threads: int = option(at_least=1)
-    gpus: int = option(at_least=0)
-    memory_gib: float | None = option(above=0)
-    minutes: int = option(at_least=1)
-    partition: str | None = option()
-    options: dict[str, Any] = option()
+    jobs: int | None = option_of(
+        Launcher, "jobs", 16, help="jobs of the array at the same time; null: all of them"
+    )
+    cluster: str = option(
+        "slurm",
+        help="slurm; local: submitit's own processes on this machine, to try it without a cluster",
+        choices=("slurm", "local"),
+    )
+    threads: int = option(4, help="cores and CPU threads of a job", at_least=1)
+    gpus: int = option(1, help="GPUs of a job", at_least=0)
+    memory_gib: float | None = option(
+        None, help="memory of a job in GiB; null: what the cluster gives", above=0
+    )
+    minutes: int = option(240, help="time limit of a job", at_least=1)
+    partition: str | None = option(None, help="partition of the cluster; null: its default")
+    options: dict[str, Any] = option(
+        {}, help="further options of sbatch, such as {account: mine, constraint: a100}"
+    )
 
     def describe(self) -> str:
         """The number of concurrent jobs and the resources of each."""
