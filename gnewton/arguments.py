@@ -6,11 +6,13 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, ParamSpec, TypeVar
+from types import NoneType
+from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 from gnewton.errors import InputError
-from gnewton.options import did_you_mean
+from gnewton.options import Rule, declaration, did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,6 +25,7 @@ def check_number(
     above: float = -math.inf,
     at_least: float = -math.inf,
     below: float = math.inf,
+    at_most: float = math.inf,
 ) -> None:
     """Check for a finite number within bounds.
 
@@ -30,10 +33,10 @@ def check_number(
         InputError: for any other value.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not (is_number and value > above and value >= at_least and value < below):  # type: ignore[operator]
+    if not (is_number and value > above and value >= at_least and value < below and value <= at_most):  # type: ignore[operator]
         bounds = [
             f"{sign} {bound:g}"
-            for sign, bound in ((">", above), (">=", at_least), ("<", below))
+            for sign, bound in ((">", above), (">=", at_least), ("<", below), ("<=", at_most))
             if math.isfinite(bound)
         ]
         raise InputError(f"{name}={shown(value)}: must be a finite number {' and '.join(bounds)}".rstrip())
@@ -69,6 +72,40 @@ def check_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise InputError(f"{name}={shown(value)}: must be True or False")
+
+
+def check_options(recipe: type, /, **values: object) -> None:
+    """Check arguments against the options of the same names.
+
+    Args:
+        recipe: the dataclass that declares them, see :func:`gnewton.options.option`.
+        values: the arguments by name.
+
+    Raises:
+        InputError: for the first value of another type or out of range.
+    """
+    declared = _declared(recipe)
+    for name, value in values.items():
+        hint, rule = declared[name]
+        if value is None and NoneType in get_args(hint):
+            continue
+        kind = next(iter(get_args(hint)), hint)
+        if rule.choices:
+            check_name(name, value, rule.choices)
+        elif kind is bool:
+            check_flag(name, value)
+        elif kind is int and rule.at_least is not None:
+            check_whole(name, value, int(rule.at_least))
+        else:
+            bounds = {side: getattr(rule, side) for side in ("above", "at_least", "below", "at_most")}
+            check_number(name, value, **{side: bound for side, bound in bounds.items() if bound is not None})
+
+
+@functools.cache
+def _declared(recipe: type) -> dict[str, tuple[Any, Rule]]:
+    """The type and the allowed values of each option."""
+    hints = get_type_hints(recipe)
+    return {entry.name: (hints[entry.name], declaration(entry).rule) for entry in fields(recipe)}
 
 
 def check_kind(name: str, value: object, kind: type, example: str) -> None:

@@ -20,6 +20,7 @@ from gnewton.experiment.schema import REGISTRIES, Settings, options_with, schema
 from gnewton.options import Role, present_name
 from gnewton.registry import Registry
 from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
+from gnewton.training.settings import TrainerSettings
 
 
 def effective_config(config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
@@ -163,6 +164,7 @@ def saved_config(folder: Path, argument: str) -> DictConfig:
         if not isinstance(saved, DictConfig):
             raise InputError("it is not a mapping")
         config = schema_of_saved(Settings)
+        config.trainer = schema_of_saved(TrainerSettings)
         recipes = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))["recipes"]
         for place in sorted(recipes):  # a group stands before the groups within it
             schema = schema_of_saved(_registry_of(place)[str(recipes[place])])

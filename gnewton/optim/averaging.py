@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from gnewton.errors import InputError
+from gnewton.arguments import check_options
+from gnewton.optim.hyperparameters import (
+    ExponentialHyperparameters,
+    StaticHyperparameters,
+    UniformHyperparameters,
+)
 
 
 class Averaging(ABC):
@@ -55,8 +60,7 @@ class ExponentialAveraging(Averaging):
     """
 
     def __init__(self, coefficient: float) -> None:
-        if not 0 <= coefficient < 1:
-            raise InputError(f"averaging coefficient={coefficient}: must be >= 0 and < 1")
+        check_options(ExponentialHyperparameters, coefficient=coefficient)
         self._coefficient = coefficient
         self._sum: Tensor | None = None
         self._weight = 0.0
@@ -88,8 +92,7 @@ class UniformAveraging(Averaging):
     """
 
     def __init__(self, period: int) -> None:
-        if period < 1:
-            raise InputError(f"averaging period={period}: must be >= 1")
+        check_options(UniformHyperparameters, period=period)
         self._period = period
         self._sums: list[Tensor] | None = None
         self._counts = [0, 0]
@@ -124,8 +127,7 @@ class StaticAveraging(Averaging):
     """
 
     def __init__(self, batches: int) -> None:
-        if batches < 1:
-            raise InputError(f"averaging batches={batches}: must be >= 1")
+        check_options(StaticHyperparameters, batches=batches)
         self.batches = batches
         self._sum: Tensor | None = None
         self._count = 0

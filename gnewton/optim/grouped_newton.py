@@ -15,8 +15,7 @@ from gnewton.arguments import (
     check_flag,
     check_function,
     check_kind,
-    check_name,
-    check_number,
+    check_options,
     check_whole,
     explained,
 )
@@ -34,6 +33,7 @@ from gnewton.optim.controllers import Controller, Displacement, Progress
 from gnewton.optim.directions import ADAM, DirectionChoice, Directions
 from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
+from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
 from gnewton.optim.measure import Measured, Measurer, Objective, entries
 from gnewton.optim.rate_rule import INVALID, NegativeRates, RateRule, Solved, invalid, unmeasured
 from gnewton.optim.rate_update import RateUpdate, Update
@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 
 _FAILURES = (GnewtonError, RuntimeError, NotImplementedError, MemoryError)
 """Errors of a summary that leave the rates as they are; an InputError is none of them."""
-
-ALONG = ("fresh", "step")
 
 ANNEALED = 1.0
 """Least λ_1 of the default controller where the end of the run takes it to 0 in any case."""
@@ -179,14 +177,17 @@ class GroupedNewton(BoundOptimizer):
     ) -> None:
         model = unwrapped(model)
         check_loss(loss_fn)
-        check_whole("period", period, 1)
-        check_whole("warmup", warmup, 0)
-        check_number("step_size", step_size, above=0)
+        check_options(
+            GroupedNewtonHyperparameters,
+            period=period,
+            warmup=warmup,
+            step_size=step_size,
+            safeguard=safeguard,
+            along=along,
+        )
         if total_steps is not None:
             check_whole("total_steps", total_steps, 1)
         check_flag("maximize", maximize)
-        check_flag("safeguard", safeguard)
-        check_name("along", along, ALONG)
         check_kind("controller", controller, Controller, "Plateau(…) of gnewton.optim.controllers")
         check_function("on_update", on_update, "of a RateUpdate")
         self.partition = chosen_partition(model, partition)

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gnewton.arguments import check_number, explained
+from gnewton.arguments import check_options, explained
 from gnewton.errors import InputError
 from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated, refuse_sparse
 from gnewton.optim.grouping import Trained, trainable
+from gnewton.optim.hyperparameters import HessianVectorHyperparameters
 from gnewton.partition import Partition
 from gnewton.processes import mean_over_processes, world_size
 from gnewton.summary.batch import batch_size, opened
@@ -61,9 +62,7 @@ class HessianVector(BoundOptimizer):
     ) -> None:
         model = unwrapped(model)
         check_loss(loss_fn)
-        check_number("lr", lr, above=0)
-        check_number("lr_direction", lr_direction, above=0)
-        check_number("ridge", ridge, at_least=0)
+        check_options(HessianVectorHyperparameters, lr=lr, lr_direction=lr_direction, ridge=ridge)
         partition = Partition.single(model)
         self._named = trainable(model)
         super().__init__(list(self._named.values()), {"lr": lr, "lr_direction": lr_direction, "ridge": ridge})

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gnewton.arguments import check_function, check_number, check_whole, explained
+from gnewton.arguments import check_function, check_options, explained
 from gnewton.optim.averaging import Averaging
 from gnewton.optim.bound_optimizer import BoundOptimizer, CurvatureBatches, evaluated, saved_part
 from gnewton.optim.directions import check_factory
 from gnewton.optim.finite_step import Plan, take
 from gnewton.optim.grouping import Grouping
+from gnewton.optim.hyperparameters import OuterNewtonHyperparameters
 from gnewton.optim.inner_optimizers import coupled_decay, inner_groups, restore
 from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.rate_rule import Proposal, RateRule, invalid
@@ -89,10 +90,9 @@ class OuterNewton(BoundOptimizer):
         model = unwrapped(model)
         check_loss(loss_fn)
         check_factory("inner", inner)
-        check_whole("period", period, 1)
-        check_number("step_size", step_size, above=0)
-        check_number("lowest", lowest)
-        check_number("highest", highest)
+        check_options(
+            OuterNewtonHyperparameters, period=period, step_size=step_size, lowest=lowest, highest=highest
+        )
         check_function("on_update", on_update, "of a RateUpdate")
         self.partition = chosen_partition(model, partition)
         self._grouping = Grouping(model, self.partition)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.arguments import check_whole
 from gnewton.optim.solvers import Model, Solver
 
 SPREAD = 8.0
@@ -104,7 +103,6 @@ class MedianBound:
     """
 
     def __init__(self, window: int) -> None:
-        check_whole("rate_median", window, 2)
         self._window = window
         self._history: list[Tensor] = []
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.arguments import check_flag, check_kind, check_number
+from gnewton.arguments import check_kind, check_options
 from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
+from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
 from gnewton.optim.rate_bounds import Common, MedianBound, common_rates
 from gnewton.optim.solvers import Model, Solution, Solver, parse_solver
 
@@ -141,12 +142,16 @@ class RateRule:
         bounds: tuple[float, float] | None = None,
         directions: int = 1,
     ) -> None:
-        check_number("internal_damping", internal_damping, at_least=0)
-        check_number("rate_momentum", rate_momentum, at_least=0, below=1)
-        check_number("shrinkage", shrinkage, at_least=0)
-        check_number("proximal", proximal, at_least=0)
+        check_options(
+            GroupedNewtonHyperparameters,
+            internal_damping=internal_damping,
+            rate_momentum=rate_momentum,
+            rate_median=rate_median,
+            shrinkage=shrinkage,
+            proximal=proximal,
+            normalise=normalise,
+        )
         check_kind("averaging", averaging, Averaging, "ExponentialAveraging(0.95)")
-        check_flag("normalise", normalise)
         if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
             raise InputError(f"lowest={bounds[0]}, highest={bounds[1]}: must be finite, lowest < highest")
         self.solver = parse_solver(solver)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.arguments import check_number
+from gnewton.arguments import check_options
 from gnewton.optim.directions import Directions
 from gnewton.optim.finite_step import Plan
 from gnewton.optim.grouping import Grouping
+from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
 from gnewton.optim.measure import Measured
 from gnewton.optim.rate_rule import Solved
 
@@ -46,7 +47,7 @@ class TrustRadius:
     """
 
     def __init__(self, cap: float, grouping: Grouping) -> None:
-        check_number("cap", cap, above=0)
+        check_options(GroupedNewtonHyperparameters, cap=cap)
         self.cap = float(cap)
         self.radius = FIRST * self.cap
         self.fit(grouping)

@@ -81,10 +81,10 @@ def test_exponential_refuses_a_coefficient_out_of_range(build: type[Averaging]) 
 
 
 def test_uniform_refuses_a_period_of_zero() -> None:
-    with pytest.raises(InputError, match="period=0: must be >= 1"):
+    with pytest.raises(InputError, match="period=0: must be an integer >= 1"):
         UniformAveraging(0)
 
 
 def test_static_refuses_no_batches() -> None:
-    with pytest.raises(InputError, match="batches=0: must be >= 1"):
+    with pytest.raises(InputError, match="batches=0: must be an integer >= 1"):
         StaticAveraging(0)

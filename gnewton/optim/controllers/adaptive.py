@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from gnewton.arguments import check_options
 from gnewton.errors import InputError
 from gnewton.optim.controllers.controller import INTERNAL_DAMPING, Controller, Site
+from gnewton.optim.hyperparameters import AdaptiveHyperparameters
 from gnewton.optim.rate_rule import Proposal
 
 
@@ -57,17 +59,19 @@ class Adaptive(Controller):
         slices: int = 10,
     ) -> None:
         super().__init__()
-        if not 0 <= accept < succeed <= 1:
+        check_options(
+            AdaptiveHyperparameters,
+            accept=accept,
+            succeed=succeed,
+            errors=errors,
+            increase=increase,
+            trials=trials,
+            window=window,
+            pull=pull,
+            slices=slices,
+        )
+        if accept >= succeed:
             raise InputError(f"accept={accept}, succeed={succeed}: must be 0 <= accept < succeed <= 1")
-        if not 0 <= errors < math.inf:
-            raise InputError(f"errors={errors}: must be a finite number >= 0")
-        if not 1 < increase < math.inf:
-            raise InputError(f"increase={increase}: must be a finite number > 1")
-        if not 0 <= pull <= 1:
-            raise InputError(f"pull={pull}: must be >= 0 and <= 1")
-        for name, value, least in (("trials", trials, 0), ("window", window, 1), ("slices", slices, 1)):
-            if not (isinstance(value, int) and value >= least):
-                raise InputError(f"{name}={value}: must be an integer >= {least}")
         self._accept, self._succeed, self._errors = accept, succeed, errors
         self._increase, self._trials = increase, trials
         self._window, self._pull, self._slices = window, pull, slices

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from gnewton.arguments import check_options
 from gnewton.errors import InputError
+from gnewton.optim.hyperparameters import PlateauHyperparameters, QuantityHyperparameters
 from gnewton.optim.rate_rule import Proposal, RateRule
 
 STEP_SIZE = "step_size"
@@ -125,11 +127,8 @@ class QuantityController(Controller):
 
     def __init__(self, quantity: str, factor: float, limit: float | None) -> None:
         super().__init__()
-        if quantity not in QUANTITIES:
-            raise InputError(f"quantity={quantity}: must be one of {', '.join(QUANTITIES)}")
-        if not 0 < factor < float("inf"):
-            raise InputError(f"factor={factor}: must be a finite number > 0")
-        if limit is not None and not (0 < limit <= 1 if factor < 1 else limit >= 1):
+        check_options(QuantityHyperparameters, quantity=quantity, factor=factor, limit=limit)
+        if limit is not None and (limit > 1 if factor < 1 else limit < 1):
             side = "> 0 and <= 1, the quantity falls" if factor < 1 else ">= 1, the quantity rises"
             raise InputError(f"limit={limit}: must be {side}")
         self._quantity = quantity
@@ -205,11 +204,7 @@ class Plateau(QuantityController):
         threshold: float = 1e-3,
     ) -> None:
         super().__init__(quantity, factor, limit)
-        for name, value, least in (("window", window, 1), ("patience", patience, 0)):
-            if not (isinstance(value, int) and value >= least):
-                raise InputError(f"{name}={value}: must be an integer >= {least}")
-        if not threshold >= 0:
-            raise InputError(f"threshold={threshold}: must be >= 0")
+        check_options(PlateauHyperparameters, window=window, patience=patience, threshold=threshold)
         self._window = window
         self._patience = patience
         self._threshold = threshold

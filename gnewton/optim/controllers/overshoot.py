@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gnewton.errors import InputError
+from gnewton.arguments import check_options
 from gnewton.optim.controllers.controller import STEP_SIZE, Controller, Site
 from gnewton.optim.grouping import Grouping
+from gnewton.optim.hyperparameters import OvershootHyperparameters
 from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.rate_rule import Proposal
 from gnewton.optim.safeguard import Snapshot
@@ -38,14 +39,7 @@ class Overshoot(Controller):
         self, target: float = -0.45, gain: float = 0.15, momentum: float = 0.9, bound: float = 100.0
     ) -> None:
         super().__init__()
-        if not -1 <= target < 1:
-            raise InputError(f"target={target}: must be >= -1 and < 1")
-        if not 0 < gain < math.inf:
-            raise InputError(f"gain={gain}: must be a finite number > 0")
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum={momentum}: must be >= 0 and < 1")
-        if not 1 < bound < math.inf:
-            raise InputError(f"bound={bound}: must be a finite number > 1")
+        check_options(OvershootHyperparameters, target=target, gain=gain, momentum=momentum, bound=bound)
         self._target = target
         self._gain = gain
         self._momentum = momentum

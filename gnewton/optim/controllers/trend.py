@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from gnewton.arguments import check_number, check_whole
+from gnewton.arguments import check_options
 from gnewton.errors import InputError
 from gnewton.optim.controllers.controller import STEP_SIZE, Controller, Site
+from gnewton.optim.hyperparameters import ProgressHyperparameters
 from gnewton.optim.rate_rule import Proposal
 
 LEAST = 4
@@ -56,11 +57,9 @@ class Progress(Controller):
         window: int = 6,
     ) -> None:
         super().__init__()
-        check_number("rise", rise, above=1)
-        check_number("fall", fall, above=0, below=1)
-        check_number("highest", highest, above=0)
-        check_number("lowest", lowest, above=0)
-        check_whole("window", window, LEAST)
+        check_options(
+            ProgressHyperparameters, rise=rise, fall=fall, highest=highest, lowest=lowest, window=window
+        )
         if lowest > highest:
             raise InputError(f"lowest={lowest}: must be > 0 and <= highest={highest}")
         self._rise, self._fall = rise, fall

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gnewton.arguments import check_name, check_number, check_whole, explained
+from gnewton.arguments import check_options, explained
 from gnewton.errors import InputError
 from gnewton.optim.bound_optimizer import BoundOptimizer, evaluated, refuse_sparse
 from gnewton.optim.grouping import Trained, check_one_device, trainable
+from gnewton.optim.hyperparameters import KFACHyperparameters
 from gnewton.optim.kfac.capture import Capture
 from gnewton.optim.kfac.kronecker_blocks import Layer, find_layers
 from gnewton.optim.kfac.likelihoods import LabelStream, Sampler, sampler
@@ -108,19 +109,21 @@ class KFAC(BoundOptimizer):
                 "code does not have; pass and train the model itself"
             )
         model = network
-        check_number("lr", lr, above=0)
-        check_number("momentum", momentum, at_least=0, below=1)
-        check_number("weight_decay", weight_decay, at_least=0)
-        check_number("damping", damping, above=0)
-        if kl_clip is not None:
-            check_number("kl_clip", kl_clip, above=0)
-        check_number("decay", decay, at_least=0, below=1)
-        check_whole("statistics_period", statistics_period, 1)
-        check_whole("inverse_period", inverse_period, 1)
-        check_name("fisher", fisher, ("true", "empirical"))
-        check_name("preconditioner", preconditioner, tuple(_KINDS))
-        check_name("start", start, ("first", "identity"))
-        check_name("scaling", scaling, ("standard", "reference"))
+        check_options(
+            KFACHyperparameters,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            damping=damping,
+            kl_clip=kl_clip,
+            decay=decay,
+            statistics_period=statistics_period,
+            inverse_period=inverse_period,
+            fisher=fisher,
+            preconditioner=preconditioner,
+            start=start,
+            scaling=scaling,
+        )
         draw = sampler(likelihood)
         named = _targets(model, params)
         super().__init__(

@@ -10,6 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gnewton.optim.hyperparameters import (
+    AdaptiveHyperparameters,
+    ExponentialHyperparameters,
+    OvershootHyperparameters,
+    PlateauHyperparameters,
+    ProgressHyperparameters,
+    QuantityHyperparameters,
+    StaticHyperparameters,
+    UniformHyperparameters,
+)
 from gnewton.optim.options import (
     AVERAGINGS,
     CONTROLLERS,
@@ -18,7 +28,7 @@ from gnewton.optim.options import (
     ControllerRecipe,
     ScheduleRecipe,
 )
-from gnewton.options import option, option_of
+from gnewton.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +51,8 @@ class NoAveragingRecipe(AveragingRecipe):
 
 @AVERAGINGS.register("exponential")
 @dataclass(kw_only=True)
-class ExponentialRecipe(AveragingRecipe):
+class ExponentialRecipe(ExponentialHyperparameters, AveragingRecipe):
     """Exponentially decaying weights that sum to one."""
-
-    coefficient: float = option(0.8, help="weight of an update relative to the next one", at_least=0, below=1)
 
     def build(self) -> Averaging:
         """An empty exponential average."""
@@ -55,12 +63,8 @@ class ExponentialRecipe(AveragingRecipe):
 
 @AVERAGINGS.register("uniform")
 @dataclass(kw_only=True)
-class UniformRecipe(AveragingRecipe):
+class UniformRecipe(UniformHyperparameters, AveragingRecipe):
     """Two running means: one in use, one under construction."""
-
-    period: int = option(
-        3, help="updates between swaps; the mean in use covers between one and two periods", at_least=1
-    )
 
     def build(self) -> Averaging:
         """Two empty means."""
@@ -71,10 +75,8 @@ class UniformRecipe(AveragingRecipe):
 
 @AVERAGINGS.register("static")
 @dataclass(kw_only=True)
-class StaticRecipe(AveragingRecipe):
+class StaticRecipe(StaticHyperparameters, AveragingRecipe):
     """The mean over several batches of the same update."""
-
-    batches: int = option(4, help="summaries per update, each on a curvature batch of its own", at_least=1)
 
     def per_update(self) -> int:
         """The number of batches in the mean."""
@@ -100,21 +102,8 @@ class ConstantRecipe(ControllerRecipe):
 
 
 @dataclass(kw_only=True)
-class _QuantityRecipe(ControllerRecipe):
+class _QuantityRecipe(QuantityHyperparameters, ControllerRecipe):
     """A factor on the step size or the internal damping, up to a limit."""
-
-    quantity: str = option(
-        "step_size",
-        help="step_size: λ_1, the factor on all rates; internal_damping: λ_int",
-        choices=("step_size", "internal_damping"),
-        former={"damping": "step_size"},
-    )
-    factor: float = option(
-        0.99, help="of the quantity at every update; below 1 it falls, above 1 it rises", above=0
-    )
-    limit: float | None = option(
-        0.1, help="multiple of the initial value at which it stops; null: no limit", above=0
-    )
 
     def moves(self) -> str | None:
         """The chosen quantity."""
@@ -142,18 +131,8 @@ class GeometricRecipe(_QuantityRecipe):
 
 @CONTROLLERS.register("plateau")
 @dataclass(kw_only=True)
-class PlateauRecipe(_QuantityRecipe):
+class PlateauRecipe(PlateauHyperparameters, _QuantityRecipe):
     """Multiplication whenever the loss on the curvature batches stops falling."""
-
-    factor: float = option_of(
-        _QuantityRecipe, "factor", 0.5, help="of the quantity; below 1 it falls, above 1 it rises"
-    )
-    limit: float | None = option_of(_QuantityRecipe, "limit", None)
-    window: int = option(20, help="updates of the rates whose mean loss is compared", at_least=1)
-    patience: int = option(2, help="windows in a row without improvement that are let pass", at_least=0)
-    threshold: float = option(
-        0.001, help="share of the best mean loss by which a better one must be lower", at_least=0
-    )
 
     def build(self) -> Controller:
         """The controller before its first window."""
@@ -171,20 +150,8 @@ class PlateauRecipe(_QuantityRecipe):
 
 @CONTROLLERS.register("progress")
 @dataclass(kw_only=True)
-class ProgressRecipe(ControllerRecipe):
+class ProgressRecipe(ProgressHyperparameters, ControllerRecipe):
     """λ_1 rises while the loss on the curvature batches falls, and falls otherwise."""
-
-    rise: float = option(1.2, help="what λ_1 is multiplied by while the loss falls", above=1)
-    fall: float = option(
-        0.85, help="what it is multiplied by when the loss has stopped falling", above=0, below=1
-    )
-    highest: float = option(
-        4.0, help="λ_1 beyond which it does not rise, in units of the minimiser of a batch", above=0
-    )
-    lowest: float = option(0.3, help="λ_1 below which it does not fall", above=0)
-    window: int = option(
-        6, help="updates over which the trend of the loss is taken; later a third of all so far", at_least=4
-    )
 
     def moves(self) -> str | None:
         """λ_1 moves."""
@@ -204,21 +171,8 @@ class ProgressRecipe(ControllerRecipe):
 
 @CONTROLLERS.register("adaptive")
 @dataclass(kw_only=True)
-class AdaptiveRecipe(ControllerRecipe):
+class AdaptiveRecipe(AdaptiveHyperparameters, ControllerRecipe):
     """λ_int from the ratio of actual to predicted decrease on the curvature batch."""
-
-    accept: float = option(
-        0.1, help="share of the predicted decrease below which a step is rejected", at_least=0, below=1
-    )
-    succeed: float = option(0.75, help="share from which on it is very successful", above=0, at_most=1)
-    errors: float = option(1.0, help="standard errors of the batch that count as noise in both", at_least=0)
-    increase: float = option(2.0, help="factor on λ_int after a rejection", above=1)
-    trials: int = option(2, help="solves with a larger λ_int at one update, at most", at_least=0)
-    window: int = option(5, help="updates over which λ_int is judged", at_least=1)
-    pull: float = option(
-        0.05, help="share of the way back to its base, in logarithms, at every update", at_least=0, at_most=1
-    )
-    slices: int = option(10, help="parts of the batch from which its standard error is found", at_least=1)
 
     def moves(self) -> str | None:
         """λ_int moves."""
@@ -252,20 +206,8 @@ class AdaptiveRecipe(ControllerRecipe):
 
 @CONTROLLERS.register("overshoot")
 @dataclass(kw_only=True)
-class OvershootRecipe(ControllerRecipe):
+class OvershootRecipe(OvershootHyperparameters, ControllerRecipe):
     """λ_1 from the overshoot of the steps since the last update."""
-
-    target: float = option(
-        -0.45,
-        help="c*, share of the last displacement by which it should have been longer; negative: shorter",
-        at_least=-1,
-        below=1,
-    )
-    gain: float = option(0.15, help="κ of λ_1 ← λ_1 exp(κ (c − c*)) at every update", above=0)
-    momentum: float = option(
-        0.9, help="of the running means of slope and curvature along the displacement", at_least=0, below=1
-    )
-    bound: float = option(100.0, help="λ_1 stays within this factor of its initial value", above=1)
 
     def moves(self) -> str | None:
         """λ_1 moves."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.errors import InputError
+from gnewton.optim.hyperparameters import KFACHyperparameters, PreconditionerHyperparameters
 from gnewton.optim.options import (
     DIRECTIONS,
     OPTIMIZERS,
@@ -13,7 +14,6 @@ from gnewton.optim.options import (
     OptimizerRecipe,
     TrainingProblem,
 )
-from gnewton.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -23,42 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class _Options:
+class _Options(PreconditionerHyperparameters):
     """The options that both share."""
-
-    momentum: float = option(0.9, help="factor on the previous step; 0: none", at_least=0, below=1)
-    weight_decay: float = option(
-        0.0, help="share of the parameters that a step of lr 1 would take away (decoupled)", at_least=0
-    )
-    damping: float = option(0.03, help="λ, added to the curvature", above=0)
-    kl_clip: float | None = option(
-        0.01,
-        help="κ, bound on the squared length of a step in the metric of the curvature; null: none",
-        above=0,
-    )
-    decay: float = option(0.95, help="factor on the old averages of the factors", at_least=0, below=1)
-    statistics_period: int = option(10, help="T_cov, steps between two updates of the factors", at_least=1)
-    inverse_period: int = option(100, help="T_inv, steps between two updates of their inverses", at_least=1)
-    fisher: str = option(
-        "true",
-        help="true: labels drawn from the predictions; empirical: the gradients of the loss",
-        choices=("true", "empirical"),
-    )
-    preconditioner: str = option(
-        "inverse",
-        help="inverse: damping split over the factors; eigen: added to products of eigenvalues; ekfac",
-        choices=("inverse", "eigen", "ekfac"),
-    )
-    start: str = option(
-        "first",
-        help="the averages start from the first statistics (first) or from the identity",
-        choices=("first", "identity"),
-    )
-    scaling: str = option(
-        "standard",
-        help="standard; reference: A divided and G multiplied by the squared number of positions",
-        choices=("standard", "reference"),
-    )
 
     def arguments(self, problem: TrainingProblem, where: str) -> dict[str, Any]:
         """The arguments of :class:`gnewton.optim.kfac.KFAC`.
@@ -92,13 +58,11 @@ class _Options:
 
 @OPTIMIZERS.register("kfac")
 @dataclass(kw_only=True)
-class KFACRecipe(_Options, OptimizerRecipe):
+class KFACRecipe(_Options, KFACHyperparameters, OptimizerRecipe):
     """K-FAC: natural gradient with Kronecker-factored curvature."""
 
     why_full_precision: ClassVar[str] = "whose factors are to be definite, which rounded products are not"
     why_uncompiled: ClassVar[str] = "which watches the single layers; compiled code has none"
-
-    lr: float = option(0.003, help="learning rate", above=0)
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
         """KFAC on the run's model."""

@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gnewton.optim.hyperparameters import (
+    GroupedNewtonHyperparameters,
+    HessianVectorHyperparameters,
+    OuterNewtonHyperparameters,
+)
 from gnewton.optim.options import (
     OPTIMIZERS,
     AveragingRecipe,
@@ -16,7 +21,7 @@ from gnewton.optim.options import (
     OptimizerRecipe,
     TrainingProblem,
 )
-from gnewton.options import Role, option
+from gnewton.options import Role, option, option_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,8 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gnewton.optim.shadow_direction import DirectionFactory
-
-SOLVERS = ("cubic", "cubic_diagonal", "ridge", "newton")
 
 
 @dataclass(kw_only=True)
@@ -83,7 +86,7 @@ class SummarySource(CurvatureSource):
 
 
 class RatesRecipe(OptimizerRecipe):
-    """An optimizer that solves for one rate per group; each subclass declares the fields in its own order."""
+    """An optimizer that solves for one rate per group; each subclass declares its parts in its own order."""
 
     uses_partition: ClassVar[bool] = True
 
@@ -110,69 +113,18 @@ class RatesRecipe(OptimizerRecipe):
         return optimizer.step(closure, batch=self.curvature.training_batch(batch))
 
 
-@OPTIMIZERS.register("grouped_newton")
 @dataclass(kw_only=True)
-class GroupedNewtonRecipe(RatesRecipe):
-    """GroupedNewton: one learning rate per group from an exact summary of the loss."""
-
+class _GroupedNewtonParts(RatesRecipe):
     direction: DirectionRecipe = option(help="the first-order method that proposes the direction")
     averaging: AveragingRecipe = option(help="the average of the summaries over updates")
     controller: ControllerRecipe = option(help="the rule that moves λ_1 or λ_int")
     curvature: SummarySource = option(SummarySource, help="where and how the summary is computed")
-    along: str = option(
-        "fresh",
-        help="summaries along fresh: what the present gradient adds to the direction; step: the "
-        "direction itself",
-        choices=("fresh", "step"),
-    )
-    period: int = option(10, help="training steps between two updates of the rates", at_least=1)
-    warmup: int = option(
-        0,
-        help="leading steps that only feed the average of the summary; no parameter moves in them",
-        at_least=0,
-    )
-    step_size: float = option(
-        1.0, help="λ_1, the factor on all rates; the schedule acts on it", above=0, formerly="damping"
-    )
-    solver: str = option(
-        "cubic",
-        help="cubic; cubic_diagonal: the diagonal of H̄ alone; ridge: in place of the cubic term; "
-        "newton: bare",
-        choices=SOLVERS,
-    )
-    internal_damping: float = option(
-        1.0, help="λ_int, the weight of the cubic term, or of the ridge; 0: none", at_least=0
-    )
-    negative_rates: str = option(
-        "clip",
-        help="keep: signed rates; clip: set to 0 after the solve; constrain: solve over rates >= 0",
-        choices=("keep", "clip", "constrain"),
-    )
-    rate_momentum: float = option(
-        0.0, help="μ of η ← μ η_old + (1 − μ) η, on the unclipped rates; 0: off", at_least=0, below=1
-    )
-    rate_median: int | None = option(
-        None, help="a rate is bounded by its median over so many updates; null: no bound", at_least=2
-    )
-    cap: float | None = option(
-        0.1,
-        help="a step of a group is at most this fraction of the length of its parameters; null: no bound",
-        above=0,
-    )
-    safeguard: bool = option(
-        True, help="an update whose loss has left its band is undone; takes a copy of the parameters"
-    )
-    shrinkage: float = option(
-        1.0,
-        help="weight of the pull towards one rate for all groups, within 8 × of which rates stay; 0: off",
-        at_least=0,
-    )
-    proximal: float = option(
-        1.0, help="weight of the term that keeps rates near the previous ones; 0: off", at_least=0
-    )
-    normalise: bool = option(
-        True, help="average summaries in units of ‖P_s u‖, so that old ones stay comparable"
-    )
+
+
+@OPTIMIZERS.register("grouped_newton")
+@dataclass(kw_only=True)
+class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
+    """GroupedNewton: one learning rate per group from an exact summary of the loss."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Combinations that the method does not allow."""
@@ -232,40 +184,17 @@ class FullBatchRecipe(GroupedNewtonRecipe):
     full_batch: ClassVar[bool] = True
 
 
+@dataclass(kw_only=True)
+class _OuterNewtonParts(RatesRecipe):
+    direction: DirectionRecipe = option_of(_GroupedNewtonParts, "direction", help="the inner optimizer")
+    averaging: AveragingRecipe = option_of(_GroupedNewtonParts, "averaging")
+    curvature: SummarySource = option_of(_GroupedNewtonParts, "curvature", SummarySource)
+
+
 @OPTIMIZERS.register("outer_newton")
 @dataclass(kw_only=True)
-class OuterNewtonRecipe(RatesRecipe):
+class OuterNewtonRecipe(OuterNewtonHyperparameters, _OuterNewtonParts):
     """An inner optimizer; every few steps, rates on its displacement."""
-
-    direction: DirectionRecipe = option(help="the first-order method that proposes the direction")
-    averaging: AveragingRecipe = option(help="the average of the summaries over updates")
-    curvature: SummarySource = option(SummarySource, help="where and how the summary is computed")
-    lr: float = option(
-        0.01,
-        help="learning rate of the inner optimizer, which direction chooses; the schedule acts on it",
-        above=0,
-    )
-    period: int = option(20, help="inner steps between two outer ones", at_least=1)
-    step_size: float = option(1.0, help="λ_1, the factor on all rates", above=0, formerly="damping")
-    lowest: float = option(
-        -1.0, help="bound on the rates from below; -1 takes a displacement back as a whole"
-    )
-    highest: float = option(5.0, help="bound on the rates from above")
-    solver: str = option(
-        "cubic",
-        help="cubic; cubic_diagonal: the diagonal of H̄ alone; ridge: in place of the cubic term; "
-        "newton: bare",
-        choices=SOLVERS,
-    )
-    internal_damping: float = option(
-        1.0, help="λ_int, the weight of the cubic term, or of the ridge; 0: none", at_least=0
-    )
-    proximal: float = option(
-        0.0, help="weight of the term that keeps rates near the previous ones; 0: off", at_least=0
-    )
-    normalise: bool = option(
-        True, help="average summaries in units of ‖P_s w‖, so that old ones stay comparable"
-    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Combinations that the method does not allow."""
@@ -309,16 +238,11 @@ class OuterNewtonRecipe(RatesRecipe):
 
 @OPTIMIZERS.register("hessian_vector")
 @dataclass(kw_only=True)
-class HessianVectorRecipe(OptimizerRecipe):
+class HessianVectorRecipe(HessianVectorHyperparameters, OptimizerRecipe):
     """The Newton direction, learned by gradient descent with one Hessian-vector product per step."""
 
     why_unclipped: ClassVar[str] = "whose direction solves a linear system with the gradient of the loss"
 
-    lr: float = option(0.1, help="step length along the learned direction; 1 is Newton's", above=0)
-    lr_direction: float = option(
-        0.1, help="lr_d, the rate at which the direction is learned; below 2 / (λ_max + ridge)", above=0
-    )
-    ridge: float = option(0.1, help="ρ >= 0, added to the diagonal of the Hessian", at_least=0)
     curvature: CurvatureSource = option(CurvatureSource, help="what the product is computed on")
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
