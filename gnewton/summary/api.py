@@ -13,11 +13,14 @@ from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.processes import mean_over_processes, sum_over_processes, world_size
 from gnewton.summary.batch import hidden
+from gnewton.summary.cut import MATRICES, CutProblem
 from gnewton.summary.device_memory import is_exhausted
+from gnewton.summary.output_reference import reference_gauss_newton
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import Summary
 from gnewton.summary.tangent.engine import TangentEngine
+from gnewton.summary.tangent.output_tangents import OutputTangents
 from gnewton.summary.tangent.program import TraceError
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,11 @@ class Summarizer:
         forward: for models that are called in another way, ``forward(model, batch)`` returns the outputs and
             ``loss_fn(outputs, batch)`` the loss. The batch is (inputs, targets), or ``inputs`` alone where
             ``targets`` is None.
-        third: whether to form the third derivatives.
+        curvature: the matrix in ``Summary.hessian``. "hessian" is that of the loss. "gauss_newton" is
+            Uᵀ Jᵀ Λ J U with J the Jacobian of the model's outputs, Λ the Hessian of the loss in them and U
+            the columns P_s u: positive semi-definite, for losses that are convex in the outputs.
+        third: whether to form the third derivatives; None: with curvature="hessian" alone. With another
+            matrix they take passes of their own.
         engine: "tangent" is exact at the cost of a few gradients and raises where it cannot trace the
             model; "compiled" runs the same passes in compiled code, up to twice as fast, after seconds to
             minutes of compilation for each shape; "reference" is exact for every model at the cost of 2S
@@ -67,7 +74,8 @@ class Summarizer:
         partition: PartitionChoice,
         *,
         forward: Forward | None = None,
-        third: bool = True,
+        curvature: str = "hessian",
+        third: bool | None = None,
         engine: EngineName = "auto",
         diagonal: bool = False,
         max_memory: int | None = None,
@@ -77,26 +85,38 @@ class Summarizer:
     ) -> None:
         check_name("summary: engine", engine, ENGINES)
         check_name("summary: reduction", reduction, REDUCTIONS)
+        check_name("summary: curvature", curvature, MATRICES)
+        if curvature != "hessian" and engine == "compiled":
+            raise InputError(
+                f"summary: engine=compiled: curvature={curvature} is not compiled; use engine=auto"
+            )
+        third = curvature == "hessian" if third is None else third
         if max_memory is not None:
             check_number("summary: max_memory", max_memory, above=0)
         flags = {"third": third, "diagonal": diagonal, "tf32": tf32, "distributed": distributed}
         for name, flag in flags.items():
             check_flag(f"summary: {name}", flag)
-        self.problem = Problem(model, loss_fn, chosen_partition(model, partition), forward)
+        kind = Problem if curvature == "hessian" else CutProblem
+        self.problem = kind(model, loss_fn, chosen_partition(model, partition), forward)
+        self.curvature = curvature
         self.third = third
         self.engine = engine
         self.diagonal = diagonal
         self.reduction = reduction
         self.distributed = distributed
-        self.tangent_engine = TangentEngine(
-            self.problem,
-            third=third,
-            diagonal=diagonal,
-            max_memory=max_memory,
-            reduction=reduction,
-            tf32=tf32,
-            compiled=engine == "compiled",
-        )
+        limits: dict[str, Any] = {
+            "diagonal": diagonal, "max_memory": max_memory, "reduction": reduction, "tf32": tf32,
+        }  # fmt: skip
+        self.tangent_engine: TangentEngine
+        self._cubes: Summarizer | None = None
+        if isinstance(self.problem, CutProblem):
+            self.tangent_engine = OutputTangents(self.problem, **limits)
+            if third:
+                limits |= {"diagonal": True, "forward": forward, "engine": engine, "distributed": False}
+                self._cubes = Summarizer(model, loss_fn, self.problem.partition, **limits)
+        else:
+            compiled = engine == "compiled"
+            self.tangent_engine = TangentEngine(self.problem, third=third, compiled=compiled, **limits)
         self._reasons: set[str] = set()
 
     def summarize(self, inputs: Any, targets: Any, direction: Direction) -> Summary:
@@ -117,6 +137,9 @@ class Summarizer:
         """
         request = self.problem.request(inputs, targets, direction)
         summary = self._local(request)
+        if self._cubes is not None:
+            cubic = self._cubes.summarize(inputs, targets, direction)
+            summary = replace(summary, third=cubic.third, third_noise=cubic.third_noise)
         if self.distributed and world_size() > 1:
             summary = self._over_processes(summary, request.batch_size)
         return replace(summary, names=self.problem.partition.names)
@@ -165,9 +188,11 @@ class Summarizer:
         entries = list(parts.values())
         mean = self.reduction == "mean"
         entries = mean_over_processes(entries, samples) if mean else sum_over_processes(entries)
-        return Summary.of(dict(zip(parts, entries, strict=True)))
+        return replace(Summary.of(dict(zip(parts, entries, strict=True))), matrix=summary.matrix)
 
     def _by_reference(self, request: Request) -> Summary:
+        if isinstance(self.problem, CutProblem):
+            return reference_gauss_newton(self.problem, request, diagonal=self.diagonal)
         return reference_summary(self.problem, request, third=self.third, diagonal=self.diagonal)
 
 
@@ -181,7 +206,8 @@ def summarize(
     direction: Direction,
     *,
     forward: Forward | None = None,
-    third: bool = True,
+    curvature: str = "hessian",
+    third: bool | None = None,
     engine: EngineName = "auto",
     diagonal: bool = False,
     max_memory: int | None = None,
@@ -196,6 +222,7 @@ def summarize(
         loss_fn,
         partition,
         forward=forward,
+        curvature=curvature,
         third=third,
         engine=engine,
         diagonal=diagonal,

@@ -166,6 +166,12 @@ class Problem:
             raise InputError(f"summary: the loss must be a scalar, got shape {tuple(loss.shape)}")
         return loss.reshape(())
 
+    def results(
+        self, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor], inputs: Any, targets: Any
+    ) -> tuple[Tensor, ...]:
+        """What is traced: the loss, first of all."""
+        return (self.loss(parameters, constants, inputs, targets),)
+
     def _objective(self, inputs: Any, targets: Any, model: nn.Module) -> Any:
         inputs, targets = closed((inputs, targets))
         return batch_loss(model, self.loss_fn, self.forward, inputs, targets)

@@ -120,7 +120,7 @@ def _perturbation(dtype: torch.dtype) -> float:
     return DIGITS * eps if eps < COARSE else eps
 
 
-def _gradient_noise(problem: Problem, request: Request, gradient: Tensor) -> tuple[Tensor, Rounding]:
+def gradient_noise(problem: Problem, request: Request, gradient: Tensor) -> tuple[Tensor, Rounding]:
     """The noise (S,) of the gradient (S,), and the rounding errors of the precision it was formed in.
 
     Parameters are multiplied by 1 ± a small multiple of the relative rounding error of their type, so that
@@ -185,13 +185,13 @@ def reference_summary(
         cubes = _stack(thirds, device) if third else None
     asymmetry = torch.zeros_like(gradient) if diagonal else (hessian - hessian.T).abs()
     hessian = hessian.diagonal().clone() if diagonal else (hessian + hessian.T) / 2
-    gradient_noise, rounding = _gradient_noise(problem, request, gradient)
+    level, rounding = gradient_noise(problem, request, gradient)
     return Summary(
         gradient=gradient,
         hessian=hessian,
         third=cubes,
         loss=loss.detach().double(),
-        gradient_noise=gradient_noise,
+        gradient_noise=level,
         hessian_noise=asymmetry + rounding.curved * hessian.abs(),
         third_noise=None if cubes is None else rounding.curved * cubes.abs(),
     )

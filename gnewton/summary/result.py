@@ -48,6 +48,7 @@ class Summary:
             the shape and the unit of the entries. An entry no larger in magnitude than its level cannot be
             told from 0. The default is zero; ``third_noise`` is None where ``third`` is.
         names: of the groups; empty where they are not known.
+        matrix: what ``hessian`` holds: "hessian", "gauss_newton" or "fisher".
     """
 
     gradient: Tensor
@@ -58,6 +59,7 @@ class Summary:
     hessian_noise: Tensor = _ZEROS
     third_noise: Tensor | None = None
     names: tuple[str, ...] = field(default=(), compare=False)
+    matrix: str = "hessian"
 
     def __post_init__(self) -> None:
         for name in ("gradient", "hessian", "third"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from gnewton.summary.result import SLOPE, Summary, SummaryError
 from gnewton.summary.tangent import checks
 from gnewton.summary.tangent.accumulator import TOTALS
 from gnewton.summary.tangent.passes import Arguments, Passes, run_passes
+from gnewton.summary.tangent.plan import PassPlan, make_plan
 from gnewton.summary.tangent.program import TraceError
 from gnewton.summary.tangent.splitting import Splitter
 from gnewton.summary.tangent.trace_cache import StaleTrace, Trace, TraceCache
@@ -41,6 +42,7 @@ class TangentEngine:
         reduction: "mean" or "sum", how the loss joins the samples.
         tf32: whether CUDA may round the factors of products to TF32.
         compiled: whether to compile the passes of a program at its first summary.
+        planner: plans the passes over a program.
 
     Attributes:
         traces: the traces of the model, by kind of batch.
@@ -59,13 +61,14 @@ class TangentEngine:
         reduction: str,
         tf32: bool,
         compiled: bool = False,
+        planner: Callable[..., PassPlan] = make_plan,
     ) -> None:
         if compiled:
             require_compiler(problem.device(), "engine=compiled", "engine=auto")
         self.problem = problem
         self.max_memory = max_memory
         self.tf32 = tf32
-        self.traces = TraceCache(problem, third=third, diagonal=diagonal, compiled=compiled)
+        self.traces = TraceCache(problem, third=third, diagonal=diagonal, compiled=compiled, planner=planner)
         self._splitter = Splitter(problem, self.traces, reduction, self._summarize_part)
         self._pending: tuple[Tensor, Any] | None = None
 

@@ -25,11 +25,10 @@ def program_of(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
     number: dict[fx.Node, int] = {}
     steps: list[Step] = []
     placeholders: list[int] = []
-    loss = -1
+    loss, cut = -1, []
     for node in nodes:
         if node.op == "output":
-            (result,) = pytree.tree_leaves(node.args[0])
-            loss = number[result]
+            loss, *cut = (number[result] for result in pytree.tree_leaves(node.args[0]))
             continue
         step = _step(traced, node, number)
         if step is None:
@@ -44,6 +43,7 @@ def program_of(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
         parameters=dict(zip(parameter_names, placeholders[:count], strict=True)),
         inputs=placeholders[count:],
         loss=loss,
+        cut=cut,
     )
     _restore_layouts(program)
     analyse(program)

@@ -85,6 +85,7 @@ class Program:
         parameters: step of each trainable parameter, by name.
         inputs: steps of the remaining arguments of the program, in calling order.
         loss: the step of the loss.
+        cut: the steps of the model's outputs, where the problem names them.
         readers: the steps that read each step, among those the loss needs.
     """
 
@@ -92,6 +93,7 @@ class Program:
     parameters: dict[str, int]
     inputs: list[int]
     loss: int
+    cut: list[int] = field(default_factory=list)
     readers: list[list[int]] = field(default_factory=list)
 
     def arguments(self, step: Step, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -195,7 +197,7 @@ def same_operations(a: Program, b: Program) -> bool:
     """Whether two programs apply the same operations to values of the same shapes, with any numbers."""
     return (
         len(a.steps) == len(b.steps)
-        and (a.parameters, a.inputs, a.loss) == (b.parameters, b.inputs, b.loss)
+        and (a.parameters, a.inputs, a.loss, a.cut) == (b.parameters, b.inputs, b.loss, b.cut)
         and all(
             (x.op, x.output, str(x.shape), x.dtype, x.active)
             == (y.op, y.output, str(y.shape), y.dtype, y.active)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,9 +101,19 @@ class TraceCache:
         third: whether third derivatives are formed.
         diagonal: whether only the diagonal of the Hessian is kept.
         compiled: whether the passes are compiled.
+        planner: plans the passes over a program.
     """
 
-    def __init__(self, problem: Problem, *, third: bool, diagonal: bool, compiled: bool) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        third: bool,
+        diagonal: bool,
+        compiled: bool,
+        planner: Callable[..., PassPlan] = make_plan,
+    ) -> None:
+        self._planner = planner
         self._problem = problem
         self._third = third
         self._diagonal = diagonal
@@ -279,7 +289,7 @@ class TraceCache:
                 raise
 
     def _new_trace(self, program: Program, *, checked: bool, compiled: bool) -> Trace:
-        plan = make_plan(program, self._problem.partition, third=self._third, diagonal=self._diagonal)
+        plan = self._planner(program, self._problem.partition, third=self._third, diagonal=self._diagonal)
         passes = CompiledPasses(plan) if self._compiled and compiled else None
         return Trace(plan, tangent_bytes(plan), passes, OperationNames(program), checked)
 

@@ -119,8 +119,12 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
 
 def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.GraphModule:
     leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
-    loss = functionalize(traceable(problem))
-    make = make_fx(loss, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+
+    def results(*arguments: Any) -> tuple[Tensor, ...]:
+        with _Traceable():
+            return problem.results(*arguments)
+
+    make = make_fx(functionalize(results), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
     with (
         preserve_random_streams(problem),
         plain_kernels(),

@@ -1,0 +1,108 @@
+"""The Gauss–Newton matrix: every engine against the dense one, on every network and loss of the zoo."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gnewton.errors import InputError
+from gnewton.summary import summarize
+
+from . import zoo
+from .test_zoo import difference
+
+
+def dense(model, loss_fn, inputs, targets, partition, direction):
+    """Uᵀ Jᵀ ∇²ℓ J U from the full Jacobian of the outputs and the full Hessian of the loss in them."""
+    theta = {name: p.detach() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+
+    def outputs(*values):
+        torch.set_rng_state(state)
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        return functional_call(model, {**dict(zip(theta, values, strict=True)), **buffers}, (inputs,))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        z = outputs(*theta.values()).detach()
+        rows = torch.autograd.functional.jacobian(outputs, tuple(theta.values()))
+    torch.set_rng_state(state)
+    jacobian = dict(zip(theta, rows, strict=True))
+    curvature = torch.autograd.functional.hessian(lambda z: loss_fn(z, targets), z)
+    curvature = curvature.reshape(z.numel(), z.numel())
+    columns = torch.zeros(z.numel(), len(partition), dtype=z.dtype)
+    for name, s in partition.index.items():
+        columns[:, s] += jacobian[name].reshape(z.numel(), -1) @ direction[name].reshape(-1)
+    return columns.T @ curvature @ columns
+
+
+# l1 is linear in the outputs; activations are of one kind here
+CASES = [n for n in zoo.CASES if n != "l1" and not n.startswith("act_")]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_engines_agree_with_the_dense_matrix(name):
+    model, loss_fn, inputs, targets, direction = zoo.make(name)
+    partitions = zoo.partitions(model)
+    for kind in ("per_tensor", "ends") if "ends" in partitions else ("per_tensor",):
+        partition = partitions[kind]
+        arguments = (model, loss_fn, inputs, targets, partition, direction)
+        fast = summarize(*arguments, curvature="gauss_newton", engine="tangent")
+        exact = dense(*arguments)
+        assert difference(fast.hessian, exact) < 1e-10, kind
+        assert fast.matrix == "gauss_newton" and fast.third is None
+        if kind == "per_tensor":
+            slow = summarize(*arguments, curvature="gauss_newton", engine="reference")
+            full = summarize(*arguments, engine="tangent")
+            assert difference(slow.hessian, exact) < 1e-10
+            for made in (fast, slow):
+                assert difference(made.gradient, full.gradient) < 1e-10
+                assert difference(made.loss, full.loss) < 1e-12
+
+
+def concave(outputs, targets):
+    return F.cross_entropy(outputs, targets) - outputs.square().mean()
+
+
+@pytest.mark.parametrize("engine", ["tangent", "reference"])
+@pytest.mark.parametrize(
+    ("loss_fn", "match"),
+    [(concave, "not convex"), (lambda o, t: o.mean(), "linear"), (F.nll_loss, "linear")],
+)
+def test_losses_without_a_matrix_are_refused(loss_fn, match, engine):
+    model, _, inputs, targets, direction = zoo.make("mlp")
+    partition = zoo.partitions(model)["per_tensor"]
+    with pytest.raises(InputError, match=match):
+        summarize(
+            model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton", engine=engine
+        )
+
+
+@pytest.mark.parametrize("engine", ["tangent", "reference"])
+def test_log_probabilities_of_the_model_count_as_logits(engine):
+    model, _, inputs, targets, direction = zoo.make("mlp")
+    partition = zoo.partitions(model)["per_tensor"]
+    options = {"curvature": "gauss_newton", "engine": engine}
+    logits = summarize(model, F.cross_entropy, inputs, targets, partition, direction, **options)
+    model = nn.Sequential(*model, nn.LogSoftmax(1))
+    logs = summarize(model, nn.NLLLoss(), inputs, targets, partition, direction, **options)
+    assert difference(logs.hessian, logits.hessian) < 1e-12
+    assert difference(logs.gradient, logits.gradient) < 1e-12
+
+
+@pytest.mark.parametrize("engine", ["tangent", "reference"])
+def test_a_penalty_of_the_parameters_keeps_its_curvature(engine):
+    model, _, inputs, targets, direction = zoo.make("mlp")
+    partition = zoo.partitions(model)["per_tensor"]
+
+    def penalised(outputs, targets):
+        return F.cross_entropy(outputs, targets) + 0.3 * sum(p.square().sum() for p in model.parameters())
+
+    options = {"curvature": "gauss_newton", "engine": engine}
+    plain = summarize(model, F.cross_entropy, inputs, targets, partition, direction, **options)
+    made = summarize(model, penalised, inputs, targets, partition, direction, **options)
+    squares = torch.stack([direction[group.parameters[0]].square().sum() for group in partition])
+    assert difference(made.hessian, plain.hessian + 0.6 * torch.diag(squares)) < 1e-12
