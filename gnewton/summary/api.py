@@ -6,9 +6,10 @@ import logging
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from gnewton.arguments import check_flag, check_name, check_number, explained
+from gnewton.arguments import check_flag, check_name, check_number, check_whole, explained
 from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.processes import mean_over_processes, sum_over_processes, world_size
@@ -20,7 +21,7 @@ from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, R
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import Summary
 from gnewton.summary.tangent.engine import TangentEngine
-from gnewton.summary.tangent.output_tangents import OutputTangents
+from gnewton.summary.tangent.output_engine import OutputEngine
 from gnewton.summary.tangent.program import TraceError
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ class Summarizer:
             ``targets`` is None.
         curvature: the matrix in ``Summary.hessian``. "hessian" is that of the loss. "gauss_newton" is
             Uᵀ Jᵀ Λ J U with J the Jacobian of the model's outputs, Λ the Hessian of the loss in them and U
-            the columns P_s u: positive semi-definite, for losses that are convex in the outputs.
+            the columns P_s u: positive semi-definite, for losses that are convex in the outputs. "fisher"
+            is an unbiased estimate of the Fisher matrix from labels drawn from the model's own likelihood.
+        draws: labels drawn for each sample, M >= 1.
         third: whether to form the third derivatives; None: with curvature="hessian" alone. With another
             matrix they take passes of their own.
         engine: "tangent" is exact at the cost of a few gradients and raises where it cannot trace the
@@ -75,6 +78,7 @@ class Summarizer:
         *,
         forward: Forward | None = None,
         curvature: str = "hessian",
+        draws: int = 1,
         third: bool | None = None,
         engine: EngineName = "auto",
         diagonal: bool = False,
@@ -90,6 +94,7 @@ class Summarizer:
             raise InputError(
                 f"summary: engine=compiled: curvature={curvature} is not compiled; use engine=auto"
             )
+        check_whole("summary: draws", draws, 1)
         third = curvature == "hessian" if third is None else third
         if max_memory is not None:
             check_number("summary: max_memory", max_memory, above=0)
@@ -110,7 +115,7 @@ class Summarizer:
         self.tangent_engine: TangentEngine
         self._cubes: Summarizer | None = None
         if isinstance(self.problem, CutProblem):
-            self.tangent_engine = OutputTangents(self.problem, **limits)
+            self.tangent_engine = OutputEngine(self.problem, matrix=curvature, draws=draws, **limits)
             if third:
                 limits |= {"diagonal": True, "forward": forward, "engine": engine, "distributed": False}
                 self._cubes = Summarizer(model, loss_fn, self.problem.partition, **limits)
@@ -119,7 +124,13 @@ class Summarizer:
             self.tangent_engine = TangentEngine(self.problem, third=third, compiled=compiled, **limits)
         self._reasons: set[str] = set()
 
-    def summarize(self, inputs: Any, targets: Any, direction: Direction) -> Summary:
+    def summarize(
+        self,
+        inputs: Any,
+        targets: Any,
+        direction: Direction,
+        generator: torch.Generator | None = None,
+    ) -> Summary:
         """The summary of the batch loss along ``direction``, at the current parameters.
 
         There are no side effects: parameters, ``.grad``, buffers, random streams and the training mode are
@@ -130,12 +141,16 @@ class Summarizer:
             targets: the targets of the loss.
             direction: u in the shapes of the parameters, by parameter name or in the order of the model's
                 trainable parameters.
+            generator: draws the labels of the Fisher matrix, on the model's device; None: the same ones at
+                every call.
 
         Raises:
             InputError: if the direction lacks a parameter or has a wrong shape, or the loss is not a scalar.
             SummaryError: with engine="tangent" or "compiled", if the model cannot be traced (or compiled).
         """
         request = self.problem.request(inputs, targets, direction)
+        if isinstance(self.tangent_engine, OutputEngine):
+            self.tangent_engine.generator = generator
         summary = self._local(request)
         if self._cubes is not None:
             cubic = self._cubes.summarize(inputs, targets, direction)
@@ -187,10 +202,38 @@ class Summarizer:
         parts = summary.parts()
         entries = list(parts.values())
         mean = self.reduction == "mean"
+        if summary.matrix != "hessian":
+            return self._squares_too(summary, samples if mean else 1)
         entries = mean_over_processes(entries, samples) if mean else sum_over_processes(entries)
-        return replace(Summary.of(dict(zip(parts, entries, strict=True))), matrix=summary.matrix)
+        return Summary.of(dict(zip(parts, entries, strict=True)))
+
+    def _squares_too(self, summary: Summary, weight: float) -> Summary:
+        """The summary of the global batch with its sums of squares, where every process knows its own."""
+        parts, squares = summary.parts(), summary.squares()
+        size = len(summary)
+        known = squares or {
+            "samples": summary.loss.new_zeros(()),
+            "gradient_squares": summary.loss.new_zeros(size, size),
+            "hessian_squares": torch.zeros_like(summary.hessian),
+        }
+        factors = [1.0 if name == "samples" else weight**2 for name in known]
+        counts = summary.loss.new_tensor([weight, float(bool(squares))])
+        sent = [entries * weight for entries in parts.values()]
+        sent += [entries * factor for entries, factor in zip(known.values(), factors, strict=True)]
+        *sums, (total, knowing) = sum_over_processes([*sent, counts])
+        total = total if self.reduction == "mean" else torch.ones_like(total)
+        joined = Summary.of({name: x / total for name, x in zip(parts, sums, strict=False)})
+        rest: dict[str, Any] = {}
+        if int(knowing) == world_size():
+            rest = {
+                name: x if name == "samples" else x / total**2
+                for name, x in zip(known, sums[len(parts) :], strict=True)
+            }
+        return replace(joined, matrix=summary.matrix, **rest)
 
     def _by_reference(self, request: Request) -> Summary:
+        if self.curvature == "fisher":
+            raise InputError("summary: curvature=fisher: needs a model that can be traced; use gauss_newton")
         if isinstance(self.problem, CutProblem):
             return reference_gauss_newton(self.problem, request, diagonal=self.diagonal)
         return reference_summary(self.problem, request, third=self.third, diagonal=self.diagonal)
@@ -207,6 +250,8 @@ def summarize(
     *,
     forward: Forward | None = None,
     curvature: str = "hessian",
+    draws: int = 1,
+    generator: torch.Generator | None = None,
     third: bool | None = None,
     engine: EngineName = "auto",
     diagonal: bool = False,
@@ -223,13 +268,14 @@ def summarize(
         partition,
         forward=forward,
         curvature=curvature,
+        draws=draws,
         third=third,
         engine=engine,
         diagonal=diagonal,
         max_memory=max_memory,
         reduction=reduction,
     )
-    return summarizer.summarize(inputs, targets, direction)
+    return summarizer.summarize(inputs, targets, direction, generator)
 
 
 def summary_tensor(

@@ -42,7 +42,7 @@ class _Natural(FunctionMode):
         return func(*args, **kwargs)
 
 
-def _normalised(q: Tensor) -> bool:
+def _normalised(q: Any) -> bool:
     """Whether q (N, K, …) holds the logarithms of probabilities; a trace asks for the answer again."""
     axis = 1 if q.dim() > 1 else 0
     allowed = 64 * q.shape[axis] * torch.finfo(q.dtype).eps

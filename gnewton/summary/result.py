@@ -28,6 +28,7 @@ class SummaryError(GnewtonError):
 
 
 _ZEROS: Any = None
+SQUARES = ("samples", "gradient_squares", "hessian_squares")
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +50,9 @@ class Summary:
             told from 0. The default is zero; ``third_noise`` is None where ``third`` is.
         names: of the groups; empty where they are not known.
         matrix: what ``hessian`` holds: "hessian", "gauss_newton" or "fisher".
+        samples: number N of samples, where sums over them are known; else None, as the next two.
+        gradient_squares: Σ_n c_n c_nᵀ, (S, S), with c_n the share of sample n in the gradient, Σ_n c_n = ḡ.
+        hessian_squares: Σ_n C_n ∘ C_n in the shape of ``hessian``, with C_n the share of sample n in it.
     """
 
     gradient: Tensor
@@ -60,6 +64,9 @@ class Summary:
     third_noise: Tensor | None = None
     names: tuple[str, ...] = field(default=(), compare=False)
     matrix: str = "hessian"
+    samples: Tensor | None = None
+    gradient_squares: Tensor | None = None
+    hessian_squares: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("gradient", "hessian", "third"):
@@ -76,10 +83,39 @@ class Summary:
     def parts(self) -> dict[str, Tensor]:
         """The tensors by attribute, in a fixed order. All of them add up where losses add up."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        return {
+            name: part for name, part in parts.items() if isinstance(part, Tensor) and name not in SQUARES
+        }
+
+    def squares(self) -> dict[str, Tensor]:
+        """The sums of squares over samples; they add up with the squares of the weights of :meth:`parts`."""
+        squares = {name: getattr(self, name) for name in SQUARES}
+        return {name: part for name, part in squares.items() if part is not None}
 
     def __len__(self) -> int:
         return self.gradient.numel()
+
+    @property
+    def gradient_covariance(self) -> Tensor | None:
+        """The covariance of ḡ over batches of independent samples, (S, S); None where it is not known."""
+        if self.samples is None or self.gradient_squares is None:
+            return None
+        mean = torch.outer(self.gradient, self.gradient) / self.samples
+        return (self.gradient_squares - mean) * (self.samples / (self.samples - 1))
+
+    @property
+    def gradient_error(self) -> Tensor | None:
+        """The standard error of ḡ over batches of independent samples, (S,); None where it is not known."""
+        covariance = self.gradient_covariance
+        return None if covariance is None else covariance.diagonal().clamp_min(0).sqrt()
+
+    @property
+    def hessian_error(self) -> Tensor | None:
+        """The same of every entry of ``hessian``; for the Fisher matrix it includes the drawn labels."""
+        if self.samples is None or self.hessian_squares is None:
+            return None
+        spread = self.hessian_squares - self.hessian.square() / self.samples
+        return (spread * (self.samples / (self.samples - 1))).clamp_min(0).sqrt()
 
     @property
     def curvature(self) -> Tensor:

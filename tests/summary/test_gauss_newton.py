@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.errors import InputError
-from gnewton.summary import summarize
+from gnewton.summary import Summarizer, summarize
 
 from . import zoo
 from .test_zoo import difference
@@ -53,7 +53,8 @@ def test_engines_agree_with_the_dense_matrix(name):
         fast = summarize(*arguments, curvature="gauss_newton", engine="tangent")
         exact = dense(*arguments)
         assert difference(fast.hessian, exact) < 1e-10, kind
-        assert fast.matrix == "gauss_newton" and fast.third is None
+        assert fast.matrix == "gauss_newton"
+        assert fast.third is None
         if kind == "per_tensor":
             slow = summarize(*arguments, curvature="gauss_newton", engine="reference")
             full = summarize(*arguments, engine="tangent")
@@ -106,3 +107,23 @@ def test_a_penalty_of_the_parameters_keeps_its_curvature(engine):
     made = summarize(model, penalised, inputs, targets, partition, direction, **options)
     squares = torch.stack([direction[group.parameters[0]].square().sum() for group in partition])
     assert difference(made.hessian, plain.hessian + 0.6 * torch.diag(squares)) < 1e-12
+
+
+def by(way, arguments, **options):
+    """The Gauss–Newton summary by one way, and the way that was taken."""
+    model, loss_fn, inputs, targets, partition, direction = arguments
+    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent", **options)
+    made.tangent_engine.way = way
+    return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_agree_with_tangents(name):
+    """Rows are taken where samples are independent; where they are not, they must be recognised."""
+    model, loss_fn, inputs, targets, direction = zoo.make(name)
+    for kind, partition in zoo.partitions(model).items():
+        arguments = (model, loss_fn, inputs, targets, partition, direction)
+        rows, _ = by("rows", arguments)
+        tangents, _ = by("tangents", arguments)
+        assert difference(rows.hessian, tangents.hessian) < 1e-10, kind
+        assert difference(rows.gradient, tangents.gradient) < 1e-10, kind

@@ -41,7 +41,7 @@ def boundary(program: Program, model: frozenset[int]) -> tuple[int, ...]:
 
 
 def make_cut_plan(program: Program, partition: Partition, *, third: bool, diagonal: bool) -> PassPlan:
-    """Plan the passes: adjoints are read by the loss alone, and the gradient is formed by the backward pass."""
+    """Plan the passes: the loss alone reads adjoints, and the backward pass forms the gradient."""
     plan = make_plan(program, partition, third=third, diagonal=diagonal)
     model = model_part(program)
     behind = tuple(i for i, rule in plan.rules.items() if i not in model and rule.adjoint)

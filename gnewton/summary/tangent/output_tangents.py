@@ -1,4 +1,4 @@
-"""The Gauss–Newton matrix by tangents: those of all groups at the outputs, and the Hessian of the loss there."""
+"""The Gauss–Newton matrix by tangents of the outputs and the Hessian of the loss there."""
 
 from __future__ import annotations
 

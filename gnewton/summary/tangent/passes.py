@@ -104,11 +104,11 @@ def forward(
         elif draws is not None and i in draws:
             values[i] = draws[i]
         elif step.needed:
-            values[i] = _call(program, step, values)
+            values[i] = call_step(program, step, values)
     return values
 
 
-def _call(program: Program, step: Step, values: Sequence[Any]) -> Any:
+def call_step(program: Program, step: Step, values: Sequence[Any]) -> Any:
     args, kwargs = program.arguments(step, values)
     if step.op is CONSTANT:
         return args[0].detach()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Splitter:
         samples = request.divisible
         draws = self.draw(whole, request)
         total: dict[str, Tensor] = {}
+        squares: list[tuple[Tensor | float, dict[str, Tensor]]] = []
         weights: Tensor | float = 0.0
         for start, stop in chunks(samples, parts):
             part = request.part(samples, start, stop)
@@ -75,10 +77,13 @@ class Splitter:
                 weight = float(stop - start) if weighing is None else self._weight(trace, part)
             for name, entries in summary.parts().items():
                 total[name] = total[name] + entries * weight if name in total else entries * weight
+            squares.append((weight, summary.squares()))
             weights = weights + weight
         if self._reduction == "mean":
             total = {name: entries / weights for name, entries in total.items()}
-        summary = Summary.of(total)
+        matrix = summary.matrix
+        known = joined_squares(squares, weights if self._reduction == "mean" else 1.0)
+        summary = replace(Summary.of(total), matrix=matrix, **known)
         if whole.separable is None:
             whole.separable = self._separates(whole, summary, request, draws)
             if not whole.separable:
@@ -137,6 +142,20 @@ class Splitter:
         tolerance = 1e-8 if loss.dtype == torch.float64 else 1e-4
         near = (gradient - summary.gradient).abs() <= tolerance * size + 1e-30
         return bool(near.all() & ((loss - summary.loss).abs() <= tolerance * loss.abs()))
+
+
+def joined_squares(
+    squares: Sequence[tuple[Tensor | float, Mapping[str, Tensor]]], weights: Tensor | float
+) -> dict[str, Any]:
+    """The sums of squares of a batch from those of its parts, with the weight of each; empty if one is unknown."""
+    if not all(part for _, part in squares):
+        return {}
+    joined: dict[str, Any] = {}
+    for weight, part in squares:
+        for name, entries in part.items():
+            factor = 1.0 if name == "samples" else (weight / weights) ** 2
+            joined[name] = joined.get(name, 0.0) + entries * factor
+    return joined
 
 
 def chunks(samples: int, parts: int) -> list[tuple[int, int]]:

@@ -1,0 +1,297 @@
+"""The entries of J P_s u for all groups at once, by backward passes of activations.
+
+Where parameters enter the program, at a step z = W∘h with direction U, the entry of column k at sample n is
+⟨δ_n^k, (U∘h)_n⟩ with δ^k the adjoint of column k: one product U∘h for all groups, and one backward pass,
+without weight gradients, for each column. Nothing depends on the number of groups.
+
+Samples must not be coupled. This and the place of every sample are found numerically: two backward passes of
+random columns that differ by a factor for each sample give adjoints that differ by the factor of the sample
+of each entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from gnewton.summary.result import PRODUCT, Rounding
+from gnewton.summary.tangent.accumulator import Accumulator
+from gnewton.summary.tangent.cut_plan import boundary, model_part
+from gnewton.summary.tangent.output_factors import OutputLoss, sample_scales
+from gnewton.summary.tangent.plan import PassPlan
+from gnewton.summary.tangent.program import aten
+from gnewton.summary.tangent.rules.rule import OperationSite
+from gnewton.summary.tangent.tangent import Rows, Tangent
+
+GATE = 8  # operations on an entry that cost as much as one entry of an element-wise pass
+Place = tuple[int, bool]
+"""The axis of a value along which samples lie, and whether the entries of a sample follow each other."""
+
+
+@dataclass
+class RowPlan:
+    """Where parameters enter a program, and what the rows of a batch cost.
+
+    Attributes:
+        at: the step of the outputs.
+        loss: the loss as a function of them.
+        samples: number N of samples.
+        steps: the steps to push a tangent through, in order: those of parameters alone, and those where
+            they meet the data.
+        entries: for each of the latter, the steps whose value receives adjoints (its outputs, or itself).
+        width: number of outputs of a sample.
+        places: where the samples lie in the values of these steps; None while unknown.
+        coupled: whether samples are coupled.
+    """
+
+    at: int
+    loss: OutputLoss
+    samples: int
+    steps: tuple[int, ...]
+    entries: dict[int, tuple[int, ...]]
+    width: int
+    places: dict[int, Place] = field(default_factory=dict)
+    coupled: bool | None = None
+
+    @property
+    def sought(self) -> list[int]:
+        """The steps whose adjoints are read."""
+        return [j for outputs in self.entries.values() for j in outputs]
+
+
+def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan | None:
+    """Plan the rows of a program; None where its outputs are not one value with a row for each sample.
+
+    Args:
+        plan: the plan of the passes.
+        data: the steps of the inputs that belong to the batch.
+        samples: number of samples.
+    """
+    program, model = plan.program, model_part(plan.program)
+    steps, leaves = program.steps, set(program.parameters.values())
+    ends = boundary(program, model)
+    if len(ends) != 1 or ends[0] in leaves or steps[ends[0]].shape[:1] != (samples,):
+        return None
+    sampled = set(data)
+    for i, step in enumerate(steps):
+        if step.random or any(j in sampled for j in step.reads):
+            sampled.add(i)
+    pushed: list[int] = []
+    entries: dict[int, tuple[int, ...]] = {}
+    for i, step in enumerate(steps):
+        if not step.active or i not in model or step.op is None:
+            continue
+        if i not in sampled:
+            pushed.append(i)
+        elif step.output is None and any(steps[j].active and j not in sampled for j in step.reads):
+            pushed.append(i)
+            entries[i] = tuple(j for j in plan.outputs.get(i, (i,)) if j in model)
+    return RowPlan(
+        ends[0],
+        OutputLoss(plan, model, ends[0]),
+        samples,
+        tuple(pushed),
+        entries,
+        max(math.prod(steps[ends[0]].shape[1:]), 1),
+    )
+
+
+def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, float]:
+    """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs."""
+    steps = plan.program.steps
+    started: list[frozenset[int]] = [frozenset()] * len(steps)
+    for name, i in plan.program.parameters.items():
+        started[i] = frozenset((plan.groups[name],))
+    by_rows = by_tangents = 0.0
+    model = model_part(plan.program)
+    entering = set(rows.steps)
+    for i, step in enumerate(steps):
+        if not step.active or i not in model or step.op is None or step.output is not None:
+            continue
+        started[i] = frozenset().union(*(started[j] for j in step.reads))
+        size = float(_work(plan, i))
+        by_tangents += size * len(started[i])
+        by_rows += size * columns + (size if i in entering else 0.0)
+    for i, step in enumerate(steps):  # the values of steps with several
+        if step.output is not None:
+            started[i] = started[step.reads[0]]
+    return by_rows, by_tangents
+
+
+def _work(plan: PassPlan, i: int) -> int:
+    """The multiplications of a product, or the entries of any other value."""
+    steps, step = plan.program.steps, plan.program.steps[i]
+    if not all(type(n) is int for n in step.shape):
+        return 0
+    entries = math.prod(step.shape)
+    shapes = [steps[j].shape for j in step.reads]
+    if step.op in (aten.mm.default, aten.bmm.default):
+        return int(entries * shapes[0][-1])
+    if step.op is aten.addmm.default:
+        return int(entries * steps[step.args[1].step].shape[-1])
+    if step.op is aten.convolution.default:
+        weight = steps[step.args[1].step].shape
+        return int(entries * math.prod(weight[1:]))
+    return int(entries * GATE)
+
+
+def adjoints_of(rows: RowPlan, values: Sequence[Any], stack: Tensor) -> list[Tensor | None]:
+    """The adjoints of :attr:`RowPlan.sought` for a stack (k, *outputs) of adjoints of the outputs."""
+    sought = [values[j] for j in rows.sought]
+    at = values[rows.at]
+    moving = [v for v in sought if v.requires_grad]
+    found = torch.autograd.grad(
+        at, moving, stack, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    given = iter(found)
+    return [next(given) if v.requires_grad else None for v in sought]
+
+
+def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator) -> bool:
+    """Find the samples in every value, or that they are coupled; returns whether the rows are exact."""
+    z = values[rows.at]
+    column = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+    scales = sample_scales(rows.samples, generator, z)
+    scaled = scales.view(-1, *[1] * (z.dim() - 1)) * column
+    rows.coupled = not rows.loss.separates(values, generator)
+    if rows.coupled:
+        return False
+    places: dict[int, Place] = {}
+    tolerance = 1e3 * torch.finfo(z.dtype).eps
+    found = adjoints_of(rows, values, torch.stack([column, scaled]))
+    for j, pair in zip(rows.sought, found, strict=True):
+        if pair is None:
+            continue
+        place = _place(pair, scales, tolerance)
+        if place is None or (j in rows.places and rows.places[j] != place):
+            rows.coupled = True
+            return False
+        places[j] = place
+    rows.places = rows.places | places
+    return True
+
+
+def _place(pair: Tensor, scales: Tensor, tolerance: float) -> Place | None:
+    one, other = pair[0], pair[1]
+    allowed = tolerance * one.abs().amax() * scales.abs().amax()
+    for axis, length in enumerate(one.shape):
+        if length == 0 or length % len(scales):
+            continue
+        repeats = length // len(scales)
+        for together in (True, False) if repeats > 1 else (True,):
+            line = scales.repeat_interleave(repeats) if together else scales.repeat(repeats)
+            shape = [1] * one.dim()
+            shape[axis] = length
+            if bool(((other - line.view(shape) * one).abs() <= allowed).all()):
+                return axis, together
+    return None
+
+
+def form_rows(
+    plan: PassPlan,
+    rows: RowPlan,
+    values: list[Any],
+    stack: Tensor,
+    direction: Mapping[str, Tensor],
+    *,
+    joined: bool = False,
+    limit: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """⟨a_n^k, (J P_s u)_n⟩ for a stack of columns a^k (k, *outputs), the first of them the gradient.
+
+    Args:
+        plan, rows: the plans.
+        values: the values of the program, with their graph.
+        stack: the columns.
+        direction: u by parameter name.
+        joined: sum over the samples instead, N = 1.
+        limit: bytes for the adjoints; more columns take several backward passes.
+
+    Returns:
+        The rows (S, N, k) in the order of the plan's groups, and the rounding errors of the gradient (S,).
+    """
+    size, samples = len(plan.order), 1 if joined else rows.samples
+    result = stack.new_zeros(size, samples, len(stack))
+    noise = torch.zeros(size, dtype=torch.float64, device=stack.device)
+    rounding = Rounding.of(plan.dtypes, stack.device)
+    bytes_each = sum(values[j].numel() * values[j].element_size() for j in rows.sought)
+    chunk = len(stack) if limit is None else min(max(1, limit // max(2 * bytes_each, 1)), len(stack))
+    for start in range(0, len(stack), chunk):
+        at = slice(start, min(start + chunk, len(stack)))
+        with torch.enable_grad():
+            found = dict(zip(rows.sought, adjoints_of(rows, values, stack[at]), strict=True))
+        for j, tangent in _seeds(plan, rows, values, direction):
+            adjoint = found.get(j)
+            if adjoint is None:
+                continue
+            spread = _by_sample(adjoint, (0, True) if joined else rows.places[j], samples)
+            for groups, part in tangent.first.by_part():
+                moved = _by_sample(part, (0, True) if joined else rows.places[j], samples)
+                index = torch.tensor(groups, device=stack.device)
+                result[:, :, at].index_add_(0, index, _inner(moved, spread))
+                if start == 0:
+                    lengths = vector_norm(part.flatten(1).double(), dim=1) * vector_norm(adjoint[0].double())
+                    noise.index_add_(0, index, PRODUCT * rounding.inner(adjoint[0].numel()) * lengths)
+    return result, noise
+
+
+def _inner(moved: Tensor, spread: Tensor) -> Tensor:
+    """Σ_e moved[s, n, e] spread[k, n, e], (s, n, k)."""
+    return torch.bmm(moved.transpose(0, 1), spread.permute(1, 2, 0)).transpose(0, 1)
+
+
+def _by_sample(stack: Tensor, place: Place, samples: int) -> Tensor:
+    """A stack (k, *shape) as (k, N, entries of a sample)."""
+    axis, together = place
+    count = len(stack)
+    if axis == 0 and together:
+        return stack.reshape(count, samples, -1)
+    moved = stack.movedim(axis + 1, 1)
+    repeats = moved.shape[1] // samples
+    if together:
+        return moved.reshape(count, samples, -1)
+    return moved.unflatten(1, (repeats, samples)).transpose(1, 2).reshape(count, samples, -1)
+
+
+def _seeds(plan: PassPlan, rows: RowPlan, values: list[Any], direction: Mapping[str, Tensor]) -> Any:
+    """The tangents of the steps where parameters meet the data, by step, from the parameters alone."""
+    program = plan.program
+    device = next(iter(direction.values())).device
+    sums = Accumulator(len(plan.order), device, diagonal=True, third=False, rounding=Rounding(0.0))
+    tangents: dict[int, Any] = {}
+    for name, i in program.parameters.items():
+        if program.steps[i].active:
+            row = Rows((plan.groups[name],), [direction[name].unsqueeze(0)], owned=False)
+            tangents[i] = Tangent(row)
+    for i in rows.steps:
+        step = program.steps[i]
+        if step.output is not None:
+            several = tangents.get(step.reads[0])
+            if several is not None and several[step.output] is not None:
+                tangents[i] = several[step.output]
+            continue
+        present = {j: tangents[j].borrowed() for j in step.reads if j in tangents}
+        if not present:
+            continue
+        args, kwargs = program.arguments(step, values)
+        with torch.no_grad():
+            passed = plan.rules[i].function(OperationSite(step, args, kwargs, values[i], present, {}, sums))
+        if i not in rows.entries:
+            if isinstance(passed, list):
+                tangents[i] = [None if t is None else t.shared() for t in passed]
+            elif passed is not None:
+                tangents[i] = passed.shared()
+                for j in present:
+                    tangents[j] = tangents[j].shared()
+            continue
+        for j in rows.entries[i]:
+            which = program.steps[j].output
+            tangent = passed if not isinstance(passed, list) else passed[which or 0]
+            if tangent is not None:
+                yield j, tangent

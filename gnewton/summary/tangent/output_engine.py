@@ -1,0 +1,157 @@
+"""Gauss–Newton and Fisher matrices: by adjoint rows or by tangents, whichever takes fewer operations."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gnewton.errors import InputError
+from gnewton.summary.cut import CutProblem
+from gnewton.summary.output_reference import FLAT
+from gnewton.summary.problem import Request
+from gnewton.summary.result import Rounding, Summary
+from gnewton.summary.tangent.adjoint_rows import RowPlan, find_places, form_rows, make_row_plan, operations
+from gnewton.summary.tangent.cut_plan import model_part
+from gnewton.summary.tangent.output_factors import Columns
+from gnewton.summary.tangent.output_tangents import OutputTangents
+from gnewton.summary.tangent.passes import forward
+from gnewton.summary.tangent.trace_cache import Trace
+
+log = logging.getLogger(__name__)
+
+Way = Literal["auto", "rows", "tangents"]
+
+
+class OutputEngine(OutputTangents):
+    """Gauss–Newton and Fisher matrices of a model's outputs.
+
+    Args:
+        problem: model, loss and partition.
+        matrix: "gauss_newton" or "fisher".
+        draws: labels drawn for each sample, for "fisher".
+        diagonal, max_memory, reduction, tf32: as in :class:`OutputTangents`.
+        way: "rows" or "tangents" to take one way alone where it applies (for tests).
+    """
+
+    def __init__(self, problem: CutProblem, *, matrix: str, draws: int, way: Way = "auto", **limits: Any) -> None:
+        super().__init__(problem, **limits)
+        self.matrix = matrix
+        self.way: Way = way
+        self.last_way = ""
+        self.generator: torch.Generator | None = None
+        self._draws = draws
+        self._diagonal: bool = limits["diagonal"]
+        self._rows: weakref.WeakKeyDictionary[Trace, RowPlan | None] = weakref.WeakKeyDictionary()
+        self._calls: weakref.WeakKeyDictionary[Trace, int] = weakref.WeakKeyDictionary()
+
+    def _summarize_whole(self, trace: Trace, request: Request) -> Summary:
+        summary = self._by_rows(trace, request, {})
+        return super()._summarize_whole(trace, request) if summary is None else summary
+
+    def _summarize_part(self, trace: Trace, part: Request, draws: Mapping[int, Tensor]) -> Summary:
+        summary = self._by_rows(trace, part, draws)
+        return super()._summarize_part(trace, part, draws) if summary is None else summary
+
+    def _plan(self, trace: Trace, request: Request) -> RowPlan | None:
+        """The plan of the rows, where they are possible and take fewer operations."""
+        if trace not in self._rows:
+            program = trace.program
+            if program.loss in model_part(program):
+                raise InputError(FLAT)
+            skipped = len(self.problem.constants())
+            rows = make_row_plan(trace.plan, program.inputs[skipped:], request.batch_size)
+            self._rows[trace] = rows
+        return self._rows[trace]
+
+    def _cheaper(self, trace: Trace, rows: RowPlan) -> bool:
+        if self.way != "auto":
+            return self.way == "rows"
+        by_rows, by_tangents = operations(trace.plan, rows, max(rows.width - 1, 1))
+        return by_rows < by_tangents
+
+    def _by_rows(self, trace: Trace, request: Request, draws: Mapping[int, Tensor]) -> Summary | None:
+        """The summary by adjoint rows; None where tangents are taken."""
+        rows = self._plan(trace, request)
+        fisher = self.matrix == "fisher"
+        if fisher and rows is None:
+            raise InputError(
+                "summary: curvature=fisher: the loss must be a likelihood of one output of the model, with a "
+                "row for each sample, and read no parameter; use curvature=gauss_newton"
+            )
+        self.last_way = "tangents"
+        if rows is None or (not fisher and (rows.coupled or not self._cheaper(trace, rows))):
+            return None
+        program = trace.program
+        leaves = {name: p.detach().requires_grad_() for name, p in self.problem.parameters().items()}
+        values = forward(program, leaves, self.problem.leaves(request), draws)
+        self.traces.confirm(trace, request, leaves, values)
+        calls = self._calls[trace] = self._calls.get(trace, 0) + 1
+        if calls & (calls - 1) == 0 and not rows.coupled:  # the 1st, 2nd, 4th, 8th … time
+            generator = torch.Generator(values[rows.at].device).manual_seed(calls)
+            if not find_places(rows, values, generator):
+                log.info("summary: samples are coupled: the %s matrix is formed without rows of samples", self.matrix)
+        if rows.coupled and not fisher:
+            return None
+        self.last_way = "rows"
+        if fisher:
+            generator = self.generator or torch.Generator(values[rows.at].device).manual_seed(0)
+            columns = rows.loss.draws(values, self._draws, generator)
+        else:
+            columns = rows.loss.columns(values)
+        return self._sum(trace, rows, values, columns, request)
+
+    def _sum(
+        self, trace: Trace, rows: RowPlan, values: list[Any], columns: Columns, request: Request
+    ) -> Summary:
+        plan = trace.plan
+        joined = bool(rows.coupled)
+        limit = self.max_memory
+        formed, noise = form_rows(
+            plan, rows, values, columns.stack, request.direction, joined=joined, limit=limit
+        )
+        index = torch.tensor(plan.positions, device=formed.device)
+        formed, noise = formed.double()[index], noise[index]
+        shares = formed[:, :, 0]
+        weights = columns.weights[:, :1].T if joined else columns.weights.T
+        scaled = formed * weights
+        loss: Tensor = values[plan.program.loss].detach().double()
+        rounding = Rounding.of(plan.dtypes, loss.device)
+        matrix, sizes, squares = _moments(formed, scaled, self._diagonal)
+        known: dict[str, Any] = {}
+        if not joined and rows.samples > 1:
+            known = {
+                "samples": loss.new_tensor(float(rows.samples)),
+                "gradient_squares": shares @ shares.T,
+                "hessian_squares": squares,
+            }
+        return Summary(
+            gradient=shares.sum(1),
+            hessian=matrix,
+            third=None,
+            loss=loss,
+            gradient_noise=noise,
+            hessian_noise=rounding.curved * sizes,
+            matrix=self.matrix,
+            **known,
+        )
+
+
+def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Tensor]:
+    """Σ_nk w r rᵀ, the sum of the magnitudes of its terms, and Σ_n of the squares of Σ_k w r rᵀ."""
+    if diagonal:
+        every = (scaled * formed).sum(2)
+        return every.sum(1), every.abs().sum(1), every.square().sum(1)
+    matrix = scaled.flatten(1) @ formed.flatten(1).T
+    sizes = scaled.abs().flatten(1) @ formed.abs().flatten(1).T
+    squares = torch.zeros_like(matrix)
+    width = max(1, (1 << 22) // max(len(matrix) ** 2, 1))
+    for start in range(0, formed.shape[1], width):
+        at = slice(start, start + width)
+        each = torch.bmm(scaled[:, at].transpose(0, 1), formed[:, at].permute(1, 2, 0))
+        squares += each.square_().sum(0)
+    return (matrix + matrix.T) / 2, sizes, squares
