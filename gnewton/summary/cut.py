@@ -27,7 +27,8 @@ class _Natural(FunctionMode):
 
     The negative log-likelihood is linear in log-probabilities q, so nothing of its curvature would lie behind
     the outputs. As logits they have the same probabilities, hence the same loss, and the curvature
-    diag(p) − ppᵀ is that of the model's own logits.
+    diag(p) − ppᵀ is that of the model's own logits. The binary cross-entropy with logits is written with
+    log σ(z), by which its likelihood is recognised.
     """
 
     def __init__(self, outputs: Sequence[Tensor]) -> None:
@@ -39,7 +40,26 @@ class _Natural(FunctionMode):
             given = args[0] if args else kwargs.get("input")
             if any(given is output for output in self._outputs) and _normalised(given):
                 return F.cross_entropy(*args, **kwargs)
+        if func is F.binary_cross_entropy_with_logits:
+            return _bernoulli(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _bernoulli(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: None = None,
+    reduce: None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    log_likelihood = F.logsigmoid(input)
+    if pos_weight is not None:
+        log_likelihood = (1 + (pos_weight - 1) * target) * log_likelihood
+    loss = (1 - target) * input - log_likelihood
+    loss = loss if weight is None else loss * weight
+    return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
 
 
 def _normalised(q: Any) -> bool:

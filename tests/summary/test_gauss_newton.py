@@ -117,13 +117,22 @@ def by(way, arguments, **options):
     return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
 
 
-@pytest.mark.parametrize("name", CASES)
+# coupled samples, or a loss that reads parameters
+WITHOUT_ROWS = {
+    "norms_1d", "norms_3d", "batch_norm", "batch_norm_tanh", "batch_norm_plain", "reductions", "views",
+    "reuse", "several_losses",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "entrywise"])
 def test_rows_agree_with_tangents(name):
-    """Rows are taken where samples are independent; where they are not, they must be recognised."""
+    """Rows are taken where samples are independent; where they are not, they are recognised."""
     model, loss_fn, inputs, targets, direction = zoo.make(name)
-    for kind, partition in zoo.partitions(model).items():
-        arguments = (model, loss_fn, inputs, targets, partition, direction)
-        rows, _ = by("rows", arguments)
-        tangents, _ = by("tangents", arguments)
-        assert difference(rows.hessian, tangents.hessian) < 1e-10, kind
-        assert difference(rows.gradient, tangents.gradient) < 1e-10, kind
+    partitions = zoo.partitions(model)
+    partition = partitions.get("ends", partitions["per_tensor"])
+    arguments = (model, loss_fn, inputs, targets, partition, direction)
+    rows, way = by("rows", arguments)
+    tangents, _ = by("tangents", arguments)
+    assert way == ("tangents" if name in WITHOUT_ROWS else "rows")
+    assert difference(rows.hessian, tangents.hessian) < 1e-10
+    assert difference(rows.gradient, tangents.gradient) < 1e-10

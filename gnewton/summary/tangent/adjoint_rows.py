@@ -112,15 +112,14 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
     model = model_part(plan.program)
     entering = set(rows.steps)
     for i, step in enumerate(steps):
-        if not step.active or i not in model or step.op is None or step.output is not None:
+        if not step.active or i not in model or step.op is None:
             continue
         started[i] = frozenset().union(*(started[j] for j in step.reads))
+        if step.output is not None:
+            continue
         size = float(_work(plan, i))
         by_tangents += size * len(started[i])
         by_rows += size * columns + (size if i in entering else 0.0)
-    for i, step in enumerate(steps):  # the values of steps with several
-        if step.output is not None:
-            started[i] = started[step.reads[0]]
     return by_rows, by_tangents
 
 

@@ -38,7 +38,9 @@ class OutputEngine(OutputTangents):
         way: "rows" or "tangents" to take one way alone where it applies (for tests).
     """
 
-    def __init__(self, problem: CutProblem, *, matrix: str, draws: int, way: Way = "auto", **limits: Any) -> None:
+    def __init__(
+        self, problem: CutProblem, *, matrix: str, draws: int, way: Way = "auto", **limits: Any
+    ) -> None:
         super().__init__(problem, **limits)
         self.matrix = matrix
         self.way: Way = way
@@ -94,7 +96,10 @@ class OutputEngine(OutputTangents):
         if calls & (calls - 1) == 0 and not rows.coupled:  # the 1st, 2nd, 4th, 8th … time
             generator = torch.Generator(values[rows.at].device).manual_seed(calls)
             if not find_places(rows, values, generator):
-                log.info("summary: samples are coupled: the %s matrix is formed without rows of samples", self.matrix)
+                log.info(
+                    "summary: samples are coupled: the %s matrix is formed without rows of samples",
+                    self.matrix,
+                )
         if rows.coupled and not fisher:
             return None
         self.last_way = "rows"

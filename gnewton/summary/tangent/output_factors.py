@@ -1,4 +1,4 @@
-"""Columns of the curvature of a loss in the outputs of a model: Λ_n = Σ_k w_n^k a_n^k (a_n^k)ᵀ for every sample n.
+"""Columns of the curvature of a loss in the outputs of each sample: Λ_n = Σ_k w_n^k a_n^k (a_n^k)ᵀ.
 
 One column is the gradient of the loss itself. For a softmax with one label per sample it is, up to a factor,
 the first column of the Cholesky factor of diag(p) − ppᵀ with that label first (Tanabe & Sagae 1992), so K − 1
@@ -21,6 +21,8 @@ from gnewton.summary.tangent.passes import call_step
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import Ref, aten
 
+_PRODUCTS = (aten.mul.Tensor, aten.mm.default, aten.bmm.default, aten.dot.default, aten.mv.default)
+_QUOTIENTS = (aten.div.Tensor,)
 LIKELIHOODS = "cross-entropy, NLL of log-probabilities, MSE, binary cross-entropy with logits"
 
 
@@ -53,11 +55,19 @@ class OutputLoss:
         steps = program.steps
         self._steps = [i for i, step in enumerate(steps) if step.needed and i not in model and step.op]
         curved = [
-            i for i in self._steps if steps[i].active and i in plan.rules and plan.rules[i].adjoint
+            i
+            for i in self._steps
+            if steps[i].active and i in plan.rules and plan.rules[i].adjoint and not self._is_scaling(i)
         ]
         self.flat = not curved
         self._softmax = curved[0] if len(curved) == 1 and self._is_softmax(curved[0]) else None
         self._entrywise = curved[0] if len(curved) == 1 and steps[curved[0]].args[:1] == (Ref(at),) else None
+
+    def _is_scaling(self, i: int) -> bool:
+        """Whether a step multiplies the one value that depends on parameters by a constant."""
+        step = self._program.steps[i]
+        moving = [k for k, a in enumerate(step.args) if type(a) is Ref and self._program.steps[a.step].active]
+        return (step.op in _PRODUCTS and len(moving) == 1) or (step.op in _QUOTIENTS and moving == [0])
 
     def _is_softmax(self, i: int) -> bool:
         step = self._program.steps[i]
@@ -130,7 +140,11 @@ class OutputLoss:
             drawn = torch.zeros(shape, dtype=z.dtype, device=z.device)
             drawn.scatter_(axis + 1, gumbel.argmax(axis + 1, keepdim=True), 1.0)
             columns = (q.exp() - drawn) * _root(share)
-        elif name in ("aten::mse_loss", "aten::binary_cross_entropy_with_logits"):
+        elif name in (
+            "aten::mse_loss",
+            "aten::binary_cross_entropy_with_logits",
+            "aten::log_sigmoid_forward",
+        ):
             moving, curved, _ = self._gradient(values, graph=True)
             (diagonal,) = torch.autograd.grad(curved, moving, torch.ones_like(moving))
             if name == "aten::mse_loss":

@@ -109,6 +109,7 @@ def forward(
 
 
 def call_step(program: Program, step: Step, values: Sequence[Any]) -> Any:
+    """The value of a step, from those of earlier ones."""
     args, kwargs = program.arguments(step, values)
     if step.op is CONSTANT:
         return args[0].detach()

@@ -147,7 +147,7 @@ class Splitter:
 def joined_squares(
     squares: Sequence[tuple[Tensor | float, Mapping[str, Tensor]]], weights: Tensor | float
 ) -> dict[str, Any]:
-    """The sums of squares of a batch from those of its parts, with the weight of each; empty if one is unknown."""
+    """The sums of squares of a batch from those of its weighted parts; empty if one is unknown."""
     if not all(part for _, part in squares):
         return {}
     joined: dict[str, Any] = {}
