@@ -7,7 +7,7 @@ import torch
 import torch.multiprocessing as mp
 
 from gnewton.processes import mean_over_processes
-from gnewton.summary import summarize
+from gnewton.summary import Summarizer, summarize
 from tests.processes import process_group
 
 from . import zoo
@@ -54,3 +54,39 @@ def test_ranks_join_their_summaries(world, engine, tmp_path):
             *(torch.tensor(x, dtype=torch.float64) for x in (gradient, hessian, third, loss))
         )
         assert max(differences(joined, whole)) < 1e-12
+
+
+def work_gauss_newton(rank, world, folder, results):
+    with process_group(rank, world, folder):
+        made = rows_of("mlp", sum(SHARES[world][:rank]), SHARES[world][rank])
+        entries = (made.gradient, made.hessian, made.gradient_covariance, made.hessian_error)
+        results.put([entry.tolist() for entry in entries])
+
+
+def rows_of(name, start, count):
+    model, loss_fn, inputs, targets, direction = zoo.make(name)
+    partition = zoo.partitions(model)["per_tensor"]
+    summarizer = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
+    summarizer.tangent_engine.way = "rows"
+    at = slice(start, start + count)
+    return summarizer.summarize(inputs[at], targets[at], direction)
+
+
+def test_ranks_join_gauss_newton_matrices_and_their_errors(tmp_path):
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=work_gauss_newton, args=(rank, 2, tmp_path, results)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    whole = rows_of("mlp", 0, 6)
+    expected = (whole.gradient, whole.hessian, whole.gradient_covariance, whole.hessian_error)
+    for _ in range(2):
+        for entry, value in zip(results.get(), expected, strict=True):
+            torch.testing.assert_close(
+                torch.tensor(entry, dtype=torch.float64), value, rtol=1e-10, atol=1e-14
+            )

@@ -140,11 +140,7 @@ class OutputLoss:
             drawn = torch.zeros(shape, dtype=z.dtype, device=z.device)
             drawn.scatter_(axis + 1, gumbel.argmax(axis + 1, keepdim=True), 1.0)
             columns = (q.exp() - drawn) * _root(share)
-        elif name in (
-            "aten::mse_loss",
-            "aten::binary_cross_entropy_with_logits",
-            "aten::log_sigmoid_forward",
-        ):
+        elif name in ("aten::mse_loss", "aten::log_sigmoid_forward"):
             moving, curved, _ = self._gradient(values, graph=True)
             (diagonal,) = torch.autograd.grad(curved, moving, torch.ones_like(moving))
             if name == "aten::mse_loss":
