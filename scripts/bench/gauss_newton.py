@@ -2,8 +2,8 @@
 
     python scripts/bench/gauss_newton.py [--only bigmlp,vit] [--repeats 4] [--threads 1]
 
-Every figure of a row comes from one process; the sides take turns, and the least processor time of each is kept.
-Batch normalisation is in evaluation mode.
+Every figure of a row comes from one process; the sides take turns, and the least processor time of each is
+kept. Batch normalisation is in evaluation mode.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from gnewton.summary.result import SLOPE, Summary, SummaryError
 from gnewton.summary.tangent import checks
 from gnewton.summary.tangent.accumulator import TOTALS
 from gnewton.summary.tangent.passes import Arguments, Passes, run_passes
-from gnewton.summary.tangent.plan import PassPlan, make_plan
+from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import TraceError
 from gnewton.summary.tangent.splitting import Splitter
 from gnewton.summary.tangent.trace_cache import StaleTrace, Trace, TraceCache
@@ -42,7 +42,7 @@ class TangentEngine:
         reduction: "mean" or "sum", how the loss joins the samples.
         tf32: whether CUDA may round the factors of products to TF32.
         compiled: whether to compile the passes of a program at its first summary.
-        planner: plans the passes over a program.
+        planner: plans the passes over a program; None: that of the full Hessian.
 
     Attributes:
         traces: the traces of the model, by kind of batch.
@@ -61,7 +61,7 @@ class TangentEngine:
         reduction: str,
         tf32: bool,
         compiled: bool = False,
-        planner: Callable[..., PassPlan] = make_plan,
+        planner: Callable[..., PassPlan] | None = None,
     ) -> None:
         if compiled:
             require_compiler(problem.device(), "engine=compiled", "engine=auto")

@@ -101,7 +101,7 @@ class TraceCache:
         third: whether third derivatives are formed.
         diagonal: whether only the diagonal of the Hessian is kept.
         compiled: whether the passes are compiled.
-        planner: plans the passes over a program.
+        planner: plans the passes over a program; None: :func:`make_plan`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class TraceCache:
         third: bool,
         diagonal: bool,
         compiled: bool,
-        planner: Callable[..., PassPlan] = make_plan,
+        planner: Callable[..., PassPlan] | None = None,
     ) -> None:
         self._planner = planner
         self._problem = problem
@@ -289,7 +289,9 @@ class TraceCache:
                 raise
 
     def _new_trace(self, program: Program, *, checked: bool, compiled: bool) -> Trace:
-        plan = self._planner(program, self._problem.partition, third=self._third, diagonal=self._diagonal)
+        plan = (self._planner or make_plan)(
+            program, self._problem.partition, third=self._third, diagonal=self._diagonal
+        )
         passes = CompiledPasses(plan) if self._compiled and compiled else None
         return Trace(plan, tangent_bytes(plan), passes, OperationNames(program), checked)
 
