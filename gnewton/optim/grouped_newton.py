@@ -129,6 +129,8 @@ class GroupedNewton(BoundOptimizer):
             its own loss: ``forward=lambda model, batch: model(**batch)``, ``loss_fn=lambda outputs, batch:
             outputs.loss``.
         engine: the engine of the summary, see :func:`gnewton.summarize`.
+        matrix: the matrix of the cubic model: "hessian", "gauss_newton" or "fisher", see
+            :func:`gnewton.summarize`.
         max_memory: bound on the memory of the summary in bytes, see :func:`gnewton.summarize`.
         maximize: whether ``loss_fn`` is maximised instead of minimised.
         on_update: called with a :class:`RateUpdate` after each update of the rates.
@@ -171,6 +173,7 @@ class GroupedNewton(BoundOptimizer):
         curvature: Iterable[Any] | None = None,
         forward: Forward | None = None,
         engine: EngineName = "auto",
+        matrix: str = "hessian",
         max_memory: int | None = None,
         maximize: bool = False,
         on_update: Callable[[RateUpdate], None] | None = None,
@@ -221,7 +224,7 @@ class GroupedNewton(BoundOptimizer):
         self._controller = controller
         self._controller.check(self._rule)
         self._controller.begin(step_size, period)
-        self._objective = Objective(model, loss_fn, forward, maximize, engine, max_memory)
+        self._objective = Objective(model, loss_fn, forward, maximize, engine, max_memory, matrix)
         self._fresh = along == "fresh"
         self._rates = RatesInForce(self.param_groups, self._grouping, count, cap=cap, fresh=self._fresh)
         self._safeguard = Safeguard(self._grouping.parameters) if safeguard else None
@@ -365,7 +368,11 @@ class GroupedNewton(BoundOptimizer):
             Exception: the error of the summary, for an engine chosen by name, or if there are no rates yet.
         """
         try:
-            return [self._measurer.measure(*batch, directions, decay) for batch in batches]
+            seeds = range(self._steps * len(batches), (self._steps + 1) * len(batches))
+            return [
+                self._measurer.measure(*batch, directions, decay, seed)
+                for batch, seed in zip(batches, seeds, strict=True)
+            ]
         except InputError:
             raise
         except _FAILURES as error:

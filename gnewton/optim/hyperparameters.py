@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from gnewton.options import option, option_of
 
 SOLVERS = ("cubic", "cubic_diagonal", "ridge", "newton")
+MATRICES = ("hessian", "gauss_newton", "fisher")
 
 
 @dataclass(kw_only=True)

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from gnewton.arguments import check_name
+from gnewton.errors import InputError
 from gnewton.optim.grouping import Grouping, dots
+from gnewton.optim.hyperparameters import MATRICES
 from gnewton.partition import Partition
 from gnewton.partition.groups import Group
-from gnewton.processes import sum_over_processes
+from gnewton.processes import rank, sum_over_processes, world_size
 from gnewton.summary import Summarizer
 from gnewton.summary.api import EngineName
 from gnewton.summary.batch import batch_size, cut, divisible, opened
@@ -62,6 +65,8 @@ class Objective:
     Attributes:
         model, loss_fn, forward, engine, max_memory: as in :class:`gnewton.summary.Summarizer`.
         maximize: whether the objective is −L.
+        matrix: the matrix of a summary, see :class:`gnewton.summary.Summarizer`; only that of the Hessian
+            can be negated.
     """
 
     model: nn.Module
@@ -70,6 +75,12 @@ class Objective:
     maximize: bool = False
     engine: EngineName = "auto"
     max_memory: int | None = None
+    matrix: str = "hessian"
+
+    def __post_init__(self) -> None:
+        check_name("matrix", self.matrix, MATRICES)
+        if self.maximize and self.matrix != "hessian":
+            raise InputError(f"matrix={self.matrix}: must be hessian where the loss is maximised")
 
 
 class Measurer:
@@ -113,13 +124,19 @@ class Measurer:
             partition or grouping.partition,
             forward=forward,
             third=third,
+            curvature=objective.matrix,
             diagonal=diagonal,
             engine=objective.engine,
             max_memory=objective.max_memory,
         )
 
     def measure(
-        self, inputs: Any, targets: Any, directions: Sequence[Sequence[Tensor]], decay: Sequence[float]
+        self,
+        inputs: Any,
+        targets: Any,
+        directions: Sequence[Sequence[Tensor]],
+        decay: Sequence[float],
+        seed: int = 0,
     ) -> Measured:
         """The summary along ``directions``, in a single transfer to the host.
 
@@ -127,13 +144,14 @@ class Measurer:
             inputs, targets: the batch.
             directions: u_1 … u_k, each in the order of the partition's parameters.
             decay: wd of each parameter, 0 for none.
+            seed: of the labels that the Fisher matrix draws, in each process others.
         """
         named = {
             name: u
             for names, direction in zip(self._names, directions, strict=True)
             for name, u in zip(names, direction, strict=True)
         }
-        summary = self._summarizer.summarize(inputs, targets, named)
+        summary = self._summarizer.summarize(inputs, targets, named, self._generator(seed))
         gradient_noise, hessian_noise = summary.gradient_noise, summary.hessian_noise
         hessian_noise = hessian_noise if hessian_noise.dim() == 1 else hessian_noise.diagonal()
         gradient, hessian = self.sign * summary.gradient, self.sign * summary.hessian
@@ -203,6 +221,11 @@ class Measurer:
         regular = self._decay_decrease(step, sums.new_tensor(list(decay))) if any(decay) else 0.0
         decreases, counts = torch.stack([sums / weights + regular, weights]).cpu()
         return decreases[counts > 0]
+
+    def _generator(self, seed: int) -> torch.Generator | None:
+        if self._summarizer.curvature != "fisher":
+            return None
+        return torch.Generator(self._problem.device()).manual_seed(seed * world_size() + rank())
 
     def _loss(self, parameters: dict[str, Tensor], batch: Any) -> Tensor:
         """The loss at the current random state, which is restored."""

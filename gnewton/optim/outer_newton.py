@@ -50,7 +50,7 @@ class OuterNewton(BoundOptimizer):
             :class:`~gnewton.optim.rate_rule.RateRule`; nothing is averaged by default.
         curvature: batches for the summary; None: the batch passed to :meth:`step`.
         forward: for other batches, as for GroupedNewton.
-        engine, max_memory: see :func:`gnewton.summarize`.
+        engine, matrix, max_memory: see :func:`gnewton.summarize`; ``matrix`` is its ``curvature``.
         on_update: called with a :class:`~gnewton.optim.rate_update.RateUpdate` after each outer step.
 
     Raises:
@@ -84,6 +84,7 @@ class OuterNewton(BoundOptimizer):
         curvature: Iterable[Any] | None = None,
         forward: Forward | None = None,
         engine: EngineName = "auto",
+        matrix: str = "hessian",
         max_memory: int | None = None,
         on_update: Callable[[RateUpdate], None] | None = None,
     ) -> None:
@@ -118,6 +119,7 @@ class OuterNewton(BoundOptimizer):
                 maximize=any(group.get("maximize", False) for _, group in inner_groups(self.inner)),
                 engine=engine,
                 max_memory=max_memory,
+                matrix=matrix,
             ),
             self._grouping,
             third=self._rule.needs_third,
@@ -216,7 +218,7 @@ class OuterNewton(BoundOptimizer):
         decays = coupled_decay(inner_groups(self.inner))
         decay = [decays.get(p, 0.0) for p in self._grouping.parameters]
         batches = self._batches.for_update(batch)
-        measured = [self._measurer.measure(*drawn, [w], decay) for drawn in batches]
+        measured = [self._measurer.measure(*drawn, [w], decay, self._steps) for drawn in batches]
         loss = math.fsum(summary.loss for summary in measured) / len(measured)
         summarised = time.perf_counter()
         wrong = next((summary for summary in measured if not summary.finite), None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.hyperparameters import (
+    MATRICES,
     GroupedNewtonHyperparameters,
     HessianVectorHyperparameters,
     OuterNewtonHyperparameters,
@@ -75,12 +76,26 @@ class SummarySource(CurvatureSource):
         "compiled: tangent in compiled code, which takes seconds to minutes at the start",
         choices=("auto", "tangent", "compiled", "reference"),
     )
+    matrix: str = option(
+        "hessian",
+        help="of the model of the loss: hessian; gauss_newton: without the curvature of the outputs, never "
+        "indefinite; fisher: its estimate from one drawn label a sample",
+        choices=MATRICES,
+        before="hessian",
+    )
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Only summaries of the Hessian are compiled."""
+        yield from super().conflicts()
+        if self.engine == "compiled" and self.matrix != "hessian":
+            yield "matrix", "has no compiled form; leave engine=auto"
 
     def arguments(self, problem: TrainingProblem) -> dict[str, Any]:
         """The corresponding arguments of the optimizer."""
         return {
             "curvature": self.batches(problem),
             "engine": self.engine,
+            "matrix": self.matrix,
             "max_memory": None if self.max_memory is None else int(self.max_memory * 2**30),
         }
 
