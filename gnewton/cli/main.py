@@ -7,7 +7,7 @@ import sys
 
 import gnewton
 from gnewton.cli.commands import COMMANDS, find_command
-from gnewton.errors import FULL_ERROR, GnewtonError
+from gnewton.errors import FULL_ERROR, GnewtonError, Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("GNEWTON_DATA") == "":  # an empty value counts as unset
         del os.environ["GNEWTON_DATA"]
     try:
-        return _dispatch(arguments)
+        return _uninterrupted(arguments)
     except GnewtonError as error:
         if full_error:
             raise
@@ -33,6 +33,25 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `gnewton --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _uninterrupted(arguments: list[str]) -> int:
+    """The exit code of the command.
+
+    Raises:
+        KeyboardInterrupt: also where a library that was cut off raised something else while it cleaned up.
+    """
+    try:
+        return _dispatch(arguments)
+    except Interrupted:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            cause = cause.__cause__ or cause.__context__
+            if isinstance(cause, KeyboardInterrupt):
+                raise cause from None
+        raise
 
 
 def _dispatch(arguments: list[str]) -> int:

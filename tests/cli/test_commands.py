@@ -13,6 +13,7 @@ import yaml
 import gnewton
 from gnewton.cli.choices import config_groups
 from gnewton.cli.commands import COMMANDS
+from gnewton.errors import InputError
 from tests.conftest import SMALL
 
 QUICK = ["trainer.max_steps=2", "trainer.device=cpu"]
@@ -193,3 +194,18 @@ def test_an_empty_data_folder_in_the_environment_is_none(cli, monkeypatch):
     answer = cli(["train", "data=mnist", "--cfg", "job", "--resolve"])
     assert answer.code == 0
     assert "  root: data\n" in answer.out
+
+
+@pytest.mark.parametrize("error", [AttributeError("half a node"), InputError("half a value")])
+def test_a_library_that_fails_when_it_is_cut_off_has_been_interrupted(error, cli, monkeypatch):
+    """As OmegaConf does, whose clean-up meets an object that is not whole."""
+
+    def cut_off(arguments):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+
+    monkeypatch.setattr("gnewton.cli.main._dispatch", cut_off)
+    answer = cli(["train"])
+    assert (answer.code, answer.err) == (130, "gnewton: interrupted\n")

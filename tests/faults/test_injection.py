@@ -22,8 +22,8 @@ FEW = {
     "32 processes at once, run folders": 320,
     "loss, gradient or summary not finite": 9,
     "out of memory": 4,
-    "hostile data file": 50,
-    "malformed overrides": 100,
+    "hostile data file": 20,
+    "malformed overrides": 20,
 }
 
 
@@ -79,4 +79,4 @@ def test_a_defect_would_be_seen(broken, place, monkeypatch):
     monkeypatch.setattr(RunLog, name, defective)
     monkeypatch.setattr(interruptions, "OPTIMIZERS", ("grouped_newton",))
     monkeypatch.setattr(interruptions, "EVERY", ("2 steps",))
-    assert interruptions.killed(8, place / "x", 3).failures
+    assert interruptions.killed(4, place / "x", 3).failures
