@@ -170,6 +170,15 @@ class Cifar100(PublicImages):
     deviations = (0.2673, 0.2564, 0.2762)
 
 
+def _division(recipe: Digits | Tabular, size: int) -> Iterator[tuple[str, str]]:
+    """What is wrong with dividing ``size`` samples into training, validation and test."""
+    training = size - recipe.test - recipe.validation
+    if training < 1:
+        yield "test", f"must be < {size} together with validation={recipe.validation}"
+    elif recipe.subset is not None and recipe.subset > training:
+        yield "subset", f"must be <= {training}, the samples beside test and validation"
+
+
 @DATA.register("digits")
 @dataclass(kw_only=True)
 class Digits(InMemoryRecipe):
@@ -187,11 +196,7 @@ class Digits(InMemoryRecipe):
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """See :meth:`InMemoryRecipe.conflicts`."""
         yield from super().conflicts()
-        training = DIGITS_SAMPLES - self.test - self.validation
-        if training < 1:
-            yield "test", f"must be < {DIGITS_SAMPLES} together with validation={self.validation}"
-        elif self.subset is not None and self.subset > training:
-            yield "subset", f"must be <= {training}, the samples beside test and validation"
+        yield from _division(self, DIGITS_SAMPLES)
 
 
 TABLES = {"breast_cancer": 569, "wine": 178, "diabetes": 442}
@@ -210,17 +215,12 @@ class Tabular(InMemoryRecipe):
         help="breast_cancer: 569 × 30, 2 classes; wine: 178 × 13, 3 classes; diabetes: 442 × 10, regression",
         choices=tuple(TABLES),
     )
-    test: int = option(36, help="samples held out for the final evaluation", at_least=1)
+    test: int = option_of(Digits, "test", 36)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """See :meth:`InMemoryRecipe.conflicts`."""
         yield from super().conflicts()
-        size = TABLES[self.table]
-        training = size - self.test - self.validation
-        if training < 1:
-            yield "test", f"must be < {size} together with validation={self.validation}"
-        elif self.subset is not None and self.subset > training:
-            yield "subset", f"must be <= {training}, the samples beside test and validation"
+        yield from _division(self, TABLES[self.table])
 
 
 @DATA.register("npz")

@@ -199,11 +199,11 @@ class Summarizer:
         mix within a part (batch normalisation in training mode), the result is that of the mean of the parts'
         losses. The noise of an entry is joined like the entry.
         """
-        parts = summary.parts()
-        entries = list(parts.values())
         mean = self.reduction == "mean"
         if summary.matrix != "hessian":
             return self._squares_too(summary, samples if mean else 1)
+        parts = summary.parts()
+        entries = list(parts.values())
         entries = mean_over_processes(entries, samples) if mean else sum_over_processes(entries)
         return Summary.of(dict(zip(parts, entries, strict=True)))
 

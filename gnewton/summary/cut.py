@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gnewton.summary.batch import call, closed, opened
-from gnewton.summary.problem import Problem
+from gnewton.summary.batch import closed, opened
+from gnewton.summary.problem import Problem, loss_arguments
 from gnewton.summary.smooth import FunctionMode
 
 MATRICES = ("hessian", "gauss_newton", "fisher")
@@ -101,9 +101,8 @@ class CutProblem(Problem):
 
     def _objective(self, inputs: Any, targets: Any, model: nn.Module) -> Any:
         inputs, targets = closed((inputs, targets))
-        batch = (inputs, targets) if targets is not None else inputs
-        result = opened(call(model, inputs) if self.forward is None else self.forward(model, batch))
-        leaves, spec = pytree.tree_flatten(result)
+        result, beside = loss_arguments(model, self.forward, inputs, targets)
+        leaves, spec = pytree.tree_flatten(opened(result))
         moving = [i for i, leaf in enumerate(leaves) if _is_output(leaf)]
         if self._record and self._record[0] is not None:
             for i, other in zip(moving, self._record[0], strict=True):
@@ -111,9 +110,8 @@ class CutProblem(Problem):
         outputs = [leaves[i] for i in moving]
         if self._record:
             self._record[1] = outputs
-        last = targets if self.forward is None else batch
         with _Natural(outputs):
-            return self.loss_fn(closed(pytree.tree_unflatten(leaves, spec)), last)
+            return self.loss_fn(closed(pytree.tree_unflatten(leaves, spec)), beside)
 
 
 def _is_output(leaf: Any) -> bool:

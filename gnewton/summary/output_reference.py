@@ -26,6 +26,11 @@ FLAT = (
     "matrix is zero; split the computation into a model and a loss_fn that is convex in the model's outputs"
 )
 
+NOT_CONVEX = (
+    "summary: curvature=gauss_newton: the loss is not convex in the outputs of the model; use "
+    "curvature=hessian"
+)
+
 
 def group_rows(problem: CutProblem, request: Request, names: list[str]) -> list[list[Tensor | None]]:
     """The directions P_s u, each as a list in the order of ``names``, with None for zero."""
@@ -124,7 +129,4 @@ def check_convex(matrix: Tensor, coarse: bool = False) -> None:
     entries = matrix if matrix.dim() == 1 else torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     lowest, size = entries.amin(), entries.abs().amax()
     if bool(lowest < -(1e-2 if coarse else 1e-6) * size):
-        raise InputError(
-            "summary: curvature=gauss_newton: the loss is not convex in the outputs of the model; use "
-            "curvature=hessian"
-        )
+        raise InputError(NOT_CONVEX)

@@ -229,10 +229,15 @@ def batch_loss(
     model: nn.Module, loss_fn: LossFunction, forward: Forward | None, inputs: Any, targets: Any
 ) -> Any:
     """The value of the loss, with the model called as :class:`Problem` says."""
+    return loss_fn(*loss_arguments(model, forward, inputs, targets))
+
+
+def loss_arguments(model: nn.Module, forward: Forward | None, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    """The outputs of the model, and what the loss takes beside them: the targets, or the whole batch."""
     if forward is None:
-        return loss_fn(call(model, inputs), targets)
+        return call(model, inputs), targets
     batch = inputs if targets is None else (inputs, targets)
-    return loss_fn(forward(model, batch), batch)
+    return forward(model, batch), batch
 
 
 def check_loss(loss_fn: Any) -> None:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
-from gnewton.optim.options.baselines import FirstOrderRecipe
-from gnewton.options import option
+from gnewton.optim.options.baselines import Adam, AdamW, FirstOrderRecipe
+from gnewton.options import option, option_of
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +22,8 @@ if TYPE_CHECKING:
 class NAdam(FirstOrderRecipe):
     """Adam with Nesterov momentum."""
 
-    betas: list[float] = option(
-        [0.9, 0.999],
-        help="decay of the averages of the gradient and of its square",
-        at_least=0,
-        below=1,
-        length=2,
-    )
-    eps: float = option(1e-8, help="added to the denominator", above=0)
+    betas: list[float] = option_of(Adam, "betas")
+    eps: float = option_of(Adam, "eps")
     momentum_decay: float = option(0.004, help="how fast the momentum grows to its value", at_least=0)
     weight_decay: float = option(
         0.0, help="factor of the L2 term, or the share of each parameter if decoupled", at_least=0
@@ -60,7 +54,7 @@ class RMSprop(FirstOrderRecipe):
     """The gradient over the root of the average of its square."""
 
     alpha: float = option(0.99, help="decay of the average of the square", at_least=0, below=1)
-    eps: float = option(1e-8, help="added to the denominator", above=0)
+    eps: float = option_of(Adam, "eps")
     momentum: float = option(0.0, help="factor on the previous step", at_least=0, below=1)
     centered: bool = option(
         False, help="subtract the square of the average gradient: an estimate of the variance"
@@ -93,17 +87,11 @@ class Muon(OptimizerRecipe):
     lr: float = option(0.001, help="learning rate of both, whose steps are on one scale", above=0)
     momentum: float = option(0.95, help="of Muon, before the matrix is made orthogonal", at_least=0, below=1)
     nesterov: bool = option(True, help="Nesterov's form of it")
-    betas: list[float] = option(
-        [0.9, 0.999],
-        help="of AdamW: decay of the averages of the gradient and of its square",
-        at_least=0,
-        below=1,
-        length=2,
+    betas: list[float] = option_of(
+        AdamW, "betas", help="of AdamW: decay of the averages of the gradient and of its square"
     )
-    eps: float = option(1e-8, help="of AdamW: added to the denominator", above=0)
-    weight_decay: float = option(
-        0.0, help="share of each parameter taken away per step, times the learning rate", at_least=0
-    )
+    eps: float = option_of(AdamW, "eps", help="of AdamW: added to the denominator")
+    weight_decay: float = option_of(AdamW, "weight_decay", 0.0)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Nesterov's form needs momentum."""

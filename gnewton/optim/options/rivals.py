@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.options import OPTIMIZERS, OptimizerRecipe, TrainingProblem
+from gnewton.optim.options.baselines import Adam
 from gnewton.options import option, option_of
 
 if TYPE_CHECKING:
@@ -35,14 +36,8 @@ class RivalRecipe(OptimizerRecipe):
     kind: ClassVar[str]
 
     lr: float = option(1.0, help="factor on the estimated learning rate", above=0)
-    betas: list[float] = option(
-        [0.9, 0.999],
-        help="decay of the averages of the gradient and of its square",
-        at_least=0,
-        below=1,
-        length=2,
-    )
-    eps: float = option(1e-8, help="added to the denominator", above=0)
+    betas: list[float] = option_of(Adam, "betas")
+    eps: float = option_of(Adam, "eps")
     weight_decay: float = option(
         0.0, help="share of each parameter if decoupled, else factor of the L2 term", at_least=0
     )
@@ -107,10 +102,8 @@ class DAdaptAdam(RivalRecipe):
     package: ClassVar[str] = "dadaptation"
     kind: ClassVar[str] = "DAdaptAdam"
 
-    decoupled: bool = option(
-        False, help="weight decay taken from the parameter instead of added to the gradient"
-    )
-    bias_correction: bool = option(False, help="correct the averages for their start at 0")
+    decoupled: bool = option_of(Prodigy, "decoupled", False)
+    bias_correction: bool = option_of(Prodigy, "bias_correction")
 
     def settings(self) -> dict[str, Any]:
         """D-Adaptation's own options."""

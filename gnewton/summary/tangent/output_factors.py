@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.summary.output_reference import FLAT
+from gnewton.summary.output_reference import FLAT, NOT_CONVEX
 from gnewton.summary.tangent.passes import call_step
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import Ref, aten
@@ -185,7 +185,7 @@ def _softmax_columns(q: Tensor, adjoint: Tensor) -> Columns:
     p, classes = q.exp(), q.shape[1]
     share, label = (-adjoint).max(1)
     if bool((adjoint > 0).any()):
-        raise InputError("summary: curvature=gauss_newton: the loss is not convex in the outputs")
+        raise InputError(NOT_CONVEX)
     order = torch.arange(classes, device=q.device).expand_as(q).clone()
     order.scatter_(1, label[:, None], 0)
     order[:, 0] = label
@@ -236,10 +236,7 @@ def _square_root(blocks: Tensor) -> Tensor:
     size = values.abs().amax()
     tolerance = 64 * torch.finfo(blocks.dtype).eps * size
     if bool((values < -tolerance).any()):
-        raise InputError(
-            "summary: curvature=gauss_newton: the loss is not convex in the outputs of the model; use "
-            "curvature=hessian"
-        )
+        raise InputError(NOT_CONVEX)
     columns = (factor * values.clamp_min(0).sqrt()[:, None, :]).permute(2, 0, 1)
     kept = (values > torch.finfo(values.dtype).eps * size).any(0)
     return columns[kept].to(blocks.dtype)

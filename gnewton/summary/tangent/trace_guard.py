@@ -342,7 +342,7 @@ def computed_name(
                 if isinstance(value, Tensor):
                     named[id(value)] = i
             with plain_kernels(), _Replay(names, named, values, lend=lend, blank=blank and lend):
-                loss = functionalize(traceable(problem))(dict(leaves), *arguments)
+                loss = functionalize(traceable(problem.loss))(dict(leaves), *arguments)
             return named.get(id(loss))
 
     if names.lend:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ from gnewton.summary.smooth import FunctionMode, unchunked
 from gnewton.summary.tangent.decompositions import DECOMPOSITIONS
 from gnewton.summary.tangent.lowering import program_of
 from gnewton.summary.tangent.program import CONSTANT, Program, TraceError
+
+Result = TypeVar("Result")
 
 aten = torch.ops.aten
 
@@ -82,14 +84,14 @@ def _gaussian_likelihood(
     return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
 
 
-def traceable(problem: Problem) -> Callable[..., Tensor]:
-    """The loss of a problem as a function that marks where the model cuts the gradient."""
+def traceable(function: Callable[..., Result]) -> Callable[..., Result]:
+    """The loss or the results of a problem, as a function that marks where the model cuts the gradient."""
 
-    def loss(parameters: Any, fixed: Any, x: Any, y: Any) -> Tensor:
+    def marked(parameters: Any, fixed: Any, x: Any, y: Any) -> Result:
         with _Traceable():
-            return problem.loss(parameters, fixed, x, y)
+            return function(parameters, fixed, x, y)
 
-    return loss
+    return marked
 
 
 def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
@@ -119,12 +121,8 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
 
 def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.GraphModule:
     leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
-
-    def results(*arguments: Any) -> tuple[Tensor, ...]:
-        with _Traceable():
-            return problem.results(*arguments)
-
-    make = make_fx(functionalize(results), DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    results = functionalize(traceable(problem.results))
+    make = make_fx(results, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
     with (
         preserve_random_streams(problem),
         plain_kernels(),
