@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: help setup run test faults lint types data sweep bench gpu report docs-options clean
+.PHONY: help setup run test faults lint types data sweep bench study study-quick gpu report docs-options clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -42,6 +42,12 @@ sweep: $(STAMP) ## Train with SGD, Adam and GroupedNewton on the digits, three s
 bench: $(STAMP) ## Time the summary and the cubic solver against their references
 	$(BIN)/python scripts/bench/cubic.py
 	$(BIN)/python scripts/bench/summary.py --only mlp,lenet,bigmlp,vgg11:32 --repeats 3
+
+study: $(STAMP) ## GroupedNewton against tuned and untuned rivals on eight tasks; resumable, a day or more
+	$(BIN)/python -m scripts.study full
+
+study-quick: $(STAMP) ## The same with short runs, fewer rates and six tasks
+	$(BIN)/python -m scripts.study quick
 
 gpu: $(STAMP) ## Run the tests and benchmarks that need a CUDA device (eight minutes)
 	PYTHON=$(BIN)/python scripts/gpu/check.sh

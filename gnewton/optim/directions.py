@@ -83,8 +83,12 @@ NAMED: dict[str, DirectionFactory] = {
 }
 """Directions by name, with the same options as on the command line (``optimizer/direction=…``)."""
 
+PAIR: dict[str, DirectionFactory] = {"gradient": NAMED["gradient"], "adam": ADAM}
+"""The pair of directions that trained best: each group has a rate for the gradient of the batch and one for
+Adam's step (docs/results/directions.md)."""
+
 DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
-"""A name, a factory, or a mapping from labels to names or factories."""
+"""A name, "pair" for :data:`PAIR`, a factory, or a mapping from labels to names or factories."""
 
 
 def chosen_directions(choice: DirectionChoice) -> dict[str, DirectionFactory]:
@@ -93,6 +97,8 @@ def chosen_directions(choice: DirectionChoice) -> dict[str, DirectionFactory]:
     Raises:
         InputError: for an unknown name, an optimizer instead of a factory, or any other object.
     """
+    if choice == "pair":
+        return dict(PAIR)
     if not isinstance(choice, Mapping):
         return {"": _factory("direction", choice)}
     if not choice:
@@ -122,10 +128,11 @@ def check_factory(argument: str, choice: Any) -> None:
 def _factory(argument: str, choice: Any) -> DirectionFactory:
     if isinstance(choice, str):
         if choice not in NAMED:
+            names = [*NAMED, "pair"]
             kfac = "; pass lambda named: KFAC(model, params=named)" if choice == "kfac" else ""
             raise InputError(
-                f"{argument}={choice}: must be one of {', '.join(NAMED)}, or a function from (name, tensor) "
-                f"pairs to an optimizer{kfac or did_you_mean(choice, NAMED)}"
+                f"{argument}={choice}: must be one of {', '.join(names)}, or a function from (name, tensor) "
+                f"pairs to an optimizer{kfac or did_you_mean(choice, names)}"
             )
         return NAMED[choice]
     if isinstance(choice, (list, tuple)):

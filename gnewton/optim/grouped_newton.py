@@ -95,6 +95,7 @@ class GroupedNewton(BoundOptimizer):
             (:class:`~gnewton.optim.shadow_direction.ShadowDirection`), a coupled one also of the loss. With
             several methods by label, ``{"gradient": …, "momentum": …}``, every group has a rate for each of
             them: the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem.
+            "pair" is the gradient and Adam's step (docs/results/directions.md).
         along: the direction of the summary. "fresh": v, the part of u that the current gradient adds
             (:mod:`gnewton.optim.fresh`), best measured on its own batch; "step": u itself.
         period: number of training steps between two updates of the rates, at least 1.

@@ -119,8 +119,8 @@ def test_two_directions_have_two_rates_in_every_group(run):
     folder = run([*SMALL, "optimizer/direction=pair", "trainer.epochs=1"]).folder
     rates = pd.read_csv(folder / "rates.csv")
     assert list(rates["group"][:4]) == [
-        *("hidden1.weight:first", "hidden1.weight:second"),
-        *("hidden1.bias:first", "hidden1.bias:second"),
+        *("hidden1.weight:gradient", "hidden1.weight:adam"),
+        *("hidden1.bias:gradient", "hidden1.bias:adam"),
     ]
     assert (rates.groupby("update").size() == 8).all()
 

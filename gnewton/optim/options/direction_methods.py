@@ -184,10 +184,12 @@ class PairDirection(DirectionRecipe):
                 yield f"{name}.name", "must be a single direction"
 
     def build(self, problem: TrainingProblem) -> Mapping[str, DirectionFactory]:
-        """Both methods, labelled ``first`` and ``second``."""
+        """Both methods, labelled by their names, or ``first`` and ``second`` if these are equal."""
+        names = (self.first.name, self.second.name)
+        labels = names if names[0] != names[1] else ("first", "second")
         built = {}
-        for name, recipe in (("first", self.first), ("second", self.second)):
+        for label, recipe in zip(labels, (self.first, self.second), strict=True):
             factory = recipe.build(problem)
             assert callable(factory)
-            built[name] = factory
+            built[label] = factory
         return built

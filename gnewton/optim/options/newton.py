@@ -181,13 +181,13 @@ class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
         )
 
     def proposal(self, problem: TrainingProblem) -> DirectionFactory | None:
-        """The direction, if there is a single one."""
+        """The direction; of several the last one, which in a pair has the momentum."""
         built = self.direction.build(problem)
-        return built if callable(built) else None
+        return built if callable(built) else list(built.values())[-1]
 
     def proposal_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of the direction; its parameters are in the order of the partition."""
-        member: dict[str, Any] = state["grouped_newton"]["directions"]["members"][0]
+        member: dict[str, Any] = state["grouped_newton"]["directions"]["members"][-1]
         return member
 
 

@@ -1,0 +1,1 @@
+"""The study: GroupedNewton with one setting everywhere against tuned and untuned rivals."""

@@ -1,0 +1,76 @@
+"""Run the trials of a study as sweeps, which can be stopped and resumed, and read what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gnewton.cli.composer import Composer
+from gnewton.experiment.overrides import parse_overrides
+from gnewton.report.runs import Run, read_run
+from gnewton.runfiles import DIVERGED, FAILED
+from gnewton.sweep.manifest import NAME, Manifest
+from gnewton.sweep.runner import Orders, SweepFailed, locked, run_sweep
+from scripts.study.plan import Trial
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial and its run.
+
+    Attributes:
+        trial: what was run.
+        status: of the job: done, diverged, failed, …
+        run: its files; None if there are none.
+    """
+
+    trial: Trial
+    status: str
+    run: Run | None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run ended without a final value."""
+        return self.run is None or self.status in (DIVERGED, FAILED) or self.run.metrics.empty
+
+
+def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) -> list[Outcome]:
+    """Run those trials that have not been run yet, and read all of them.
+
+    Args:
+        folder: of the stage; it holds a sweep that is continued.
+        trials: of the stage.
+        launcher: overrides of the launcher, such as ``launcher.jobs=2``.
+
+    Raises:
+        InputError: for a trial that cannot be composed, before any is run.
+        Interrupted: after a signal; the same call continues.
+    """
+    composer = Composer()
+    jobs = {
+        trial: composer.check([parse_overrides([*trial.overrides, f"output_root={folder}"])])[0].job
+        for trial in trials
+    }
+    options = composer.options("launch", ("launcher",), parse_overrides(launcher))["launcher"]
+    options.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        manifest = Manifest.load(folder) if (folder / NAME).is_file() else Manifest(folder)
+        manifest.add(jobs.values())
+        try:
+            run_sweep(
+                manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=lambda line: print(line, flush=True))
+            )
+        except SweepFailed as error:  # a failed run is a result too
+            print(error, flush=True)
+    return [_outcome(manifest, trial, jobs[trial].digest) for trial in trials]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _outcome(manifest: Manifest, trial: Trial, digest: str) -> Outcome:
+    end = next(entry.end for entry in manifest.entries if entry.job.digest == digest)
+    return Outcome(trial, end.status, None if end.folder is None else read_run(end.folder))
