@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from gnewton.interactive.loss_inspection import inspect
     from gnewton.interactive.rate_suggestion import suggest_rates
     from gnewton.optim.averaging import ExponentialAveraging, NoAveraging, StaticAveraging, UniformAveraging
-    from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau, Progress
+    from gnewton.optim.controllers import Constant, Progress
     from gnewton.optim.directions import muon_with_adamw
     from gnewton.optim.grouped_newton import GroupedNewton
-    from gnewton.optim.hessian_vector import HessianVector
     from gnewton.optim.kfac import KFAC
-    from gnewton.optim.outer_newton import OuterNewton
     from gnewton.optim.presets import preset
     from gnewton.partition import Partition
     from gnewton.summary import Summary, summarize
@@ -28,20 +26,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Adaptive": "gnewton.optim.controllers",
     "Constant": "gnewton.optim.controllers",
     "CubicSolution": "gnewton.cubic",
     "CubicStatus": "gnewton.cubic",
     "ExponentialAveraging": "gnewton.optim.averaging",
-    "Geometric": "gnewton.optim.controllers",
     "GroupedNewton": "gnewton.optim.grouped_newton",
-    "HessianVector": "gnewton.optim.hessian_vector",
     "KFAC": "gnewton.optim.kfac",
     "NoAveraging": "gnewton.optim.averaging",
-    "OuterNewton": "gnewton.optim.outer_newton",
-    "Overshoot": "gnewton.optim.controllers",
     "Partition": "gnewton.partition",
-    "Plateau": "gnewton.optim.controllers",
     "Progress": "gnewton.optim.controllers",
     "StaticAveraging": "gnewton.optim.averaging",
     "Summary": "gnewton.summary",
@@ -56,19 +48,13 @@ _HOMES = {
 
 __all__ = [
     "KFAC",
-    "Adaptive",
     "Constant",
     "CubicSolution",
     "CubicStatus",
     "ExponentialAveraging",
-    "Geometric",
     "GroupedNewton",
-    "HessianVector",
     "NoAveraging",
-    "OuterNewton",
-    "Overshoot",
     "Partition",
-    "Plateau",
     "Progress",
     "StaticAveraging",
     "Summary",

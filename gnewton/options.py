@@ -13,7 +13,7 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from enum import Flag, auto
 from operator import attrgetter
@@ -56,17 +56,13 @@ class Role(Flag):
 
 @dataclass(frozen=True)
 class Rule:
-    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too.
-
-    ``former`` has the present name of each choice that was renamed.
-    """
+    """The allowed values of one option; for a list, of each of its entries. Numbers must be finite too."""
 
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
     at_most: float | None = None
     choices: tuple[str, ...] = ()
-    former: Mapping[str, str] = field(default_factory=dict)
     length: int | None = None
 
     def admits(self, value: object) -> bool:
@@ -92,8 +88,6 @@ class Rule:
         """What to write instead of a text that is not a choice; empty where nothing is near."""
         if not isinstance(value, str):
             return ""
-        if value in self.former:
-            return f"; it is called {self.former[value]} now"
         return did_you_mean(value, self.choices)
 
     def describe(self, value: object = 0.0) -> str:
@@ -150,7 +144,6 @@ def option(
     below: float | None = None,
     at_most: float | None = None,
     choices: Iterable[str] = (),
-    former: Mapping[str, str] | None = None,
     length: int | None = None,
     role: Role = Role.NONE,
     formerly: str | None = None,
@@ -162,13 +155,13 @@ def option(
         default: the value in a new run, unless the YAML file of a choice has another; for a part that holds
             several options, its dataclass. ABSENT: it must be given.
         help: what the option means, in one line, with the meaning of null and of each choice.
-        above, at_least, below, at_most, choices, former, length: what is allowed, see :class:`Rule`.
+        above, at_least, below, at_most, choices, length: what is allowed, see :class:`Rule`.
         role: what it is to a run, see :class:`Role`; of a group or a part, that of all its options.
         formerly: a name that it had before; it is refused with a hint.
         before: the value in runs that were configured before the option existed. ABSENT: the option has
             always been there.
     """
-    rule = Rule(above, at_least, below, at_most, tuple(choices), former or {}, length)
+    rule = Rule(above, at_least, below, at_most, tuple(choices), length)
     return _field(default, Declaration(rule, role, help, formerly, before))
 
 

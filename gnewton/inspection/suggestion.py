@@ -221,7 +221,7 @@ class _MeanRates:
             return np.zeros(len(norms)), INVALID
         # the proximal term of the rule measures from the rates in force, in units of n_s
         self._rule.load_state_dict({**self._rule.state_dict(), "previous": center * norms})
-        solved = self._rule.propose(average, norms, silent=self._silent[batches].all(0)).solved
+        solved = self._rule.solve(average, norms, silent=self._silent[batches].all(0))
         rates = np.zeros(len(norms)) if solved.solution.fell_back else solved.rates.numpy()
         return rates, solved.solution.status
 

@@ -37,12 +37,6 @@ class Plan:
 
 
 @torch.no_grad()
-def combined(directions: Sequence[Sequence[Tensor]], plan: Plan, grouping: Grouping) -> list[Tensor]:
-    """Σ_s Σ_j η_sj P_s u_j within the limits, as new tensors, without waiting for the device."""
-    return _combined(directions, _effective(directions, plan, grouping)[0])
-
-
-@torch.no_grad()
 def take(directions: Sequence[Sequence[Tensor]], plan: Plan, grouping: Grouping) -> Tensor:
     """θ ← θ − Σ_s Σ_j η_sj P_s u_j within the limits; a step that is not finite changes no parameter.
 

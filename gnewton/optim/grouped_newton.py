@@ -29,14 +29,14 @@ from gnewton.optim.bound_optimizer import (
     evaluated,
     saved_part,
 )
-from gnewton.optim.controllers import Controller, Displacement, Progress
+from gnewton.optim.controllers import Controller, Progress
 from gnewton.optim.directions import ADAM, DirectionChoice, Directions
 from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
 from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
 from gnewton.optim.measure import Measured, Measurer, Objective, entries
 from gnewton.optim.rate_rule import INVALID, NegativeRates, RateRule, Solved, invalid, unmeasured
-from gnewton.optim.rate_update import RateUpdate, Update
+from gnewton.optim.rate_update import RateUpdate
 from gnewton.optim.rates_in_force import RatesInForce
 from gnewton.optim.safeguard import Safeguard, WithheldSteps
 from gnewton.optim.solvers import Solver
@@ -104,16 +104,13 @@ class GroupedNewton(BoundOptimizer):
             (:mod:`gnewton.optim.solvers`).
         internal_damping: λ_int >= 0, the weight of the cubic term, or of the ridge.
         negative_rates: "keep", "clip" (to 0, after the solve) or "constrain" (solve over rates >= 0).
-        rate_momentum: momentum of the unclipped rates over updates, in [0, 1).
-        rate_median: number of updates whose median bounds each rate, see
-            :class:`~gnewton.optim.rate_bounds.MedianBound`; None: no bound.
         cap: longest step of each group, as a fraction of the length of its parameters; a tenth of that at
             the first update, see :class:`~gnewton.optim.rates_in_force.TrustRadius`; None: no bound.
         safeguard: whether an update whose loss has left its band is undone
             (:class:`~gnewton.optim.safeguard.Safeguard`), which keeps a copy of the parameters.
         total_steps: number of training steps of the whole run, if it is known: λ_1 then falls along a
             straight line to 0 in the second half. None: not known.
-        controller: the rule that moves λ_1 or λ_int from update to update (:mod:`gnewton.optim.controllers`);
+        controller: the rule that moves λ_1 from update to update (:mod:`gnewton.optim.controllers`);
             ``Constant()`` moves nothing. None: :class:`~gnewton.optim.controllers.Progress`, which with
             ``total_steps`` does not go below λ_1 = 1.
         shrinkage: weight >= 0 of the term that pulls the rates towards one common rate; it also keeps them
@@ -160,8 +157,6 @@ class GroupedNewton(BoundOptimizer):
         solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
         negative_rates: str | NegativeRates = NegativeRates.CLIP,
-        rate_momentum: float = 0.0,
-        rate_median: int | None = None,
         cap: float | None = 0.1,
         safeguard: bool = True,
         total_steps: int | None = None,
@@ -192,7 +187,7 @@ class GroupedNewton(BoundOptimizer):
         if total_steps is not None:
             check_whole("total_steps", total_steps, 1)
         check_flag("maximize", maximize)
-        check_kind("controller", controller, Controller, "Plateau(…) of gnewton.optim.controllers")
+        check_kind("controller", controller, Controller, "Progress(…) of gnewton.optim.controllers")
         check_function("on_update", on_update, "of a RateUpdate")
         self.partition = chosen_partition(model, partition)
         self._grouping = Grouping(model, self.partition)
@@ -211,8 +206,6 @@ class GroupedNewton(BoundOptimizer):
             solver=solver,
             internal_damping=internal_damping,
             negative_rates=negative_rates,
-            rate_momentum=rate_momentum,
-            rate_median=rate_median,
             shrinkage=shrinkage,
             proximal=proximal,
             averaging=averaging if averaging is not None else ExponentialAveraging(0.8),
@@ -223,7 +216,6 @@ class GroupedNewton(BoundOptimizer):
         if controller is None:
             controller = Progress() if total_steps is None else Progress(lowest=ANNEALED)
         self._controller = controller
-        self._controller.check(self._rule)
         self._controller.begin(step_size, period)
         self._objective = Objective(model, loss_fn, forward, maximize, engine, max_memory, matrix)
         self._fresh = along == "fresh"
@@ -332,17 +324,15 @@ class GroupedNewton(BoundOptimizer):
             self._warn("steps that are not finite are withheld: a gradient holds NaN or inf, or overflows")
         kept = self._judge(measured, batches, standing=0 < self._steps - (self._updated or 0) <= withheld)
         if kept:
-            solved = self._solve(measured, batches[-1], directions, decay, warming_up)
+            solved = self._solve(measured, warming_up)
             self._fallbacks += solved.solution.fell_back
             if withheld or solved.solution.status == INVALID:  # a direction may keep a NaN for ever
                 self._directions.renew(always=withheld > 0)
             if measured and not warming_up:
                 solved = self._enforce(solved, measured[-1])
         else:
-            solved = unmeasured(self._eta()).solved
+            solved = unmeasured(self._eta())
         self._updated = self._steps
-        if self._displacement is not None:
-            self._displacement.begin()
         if self._on_update is not None:
             self._on_update(
                 RateUpdate(
@@ -355,7 +345,6 @@ class GroupedNewton(BoundOptimizer):
                     solve_seconds=time.perf_counter() - summarised,
                     warming_up=warming_up,
                     rejected=self.rejected,
-                    readings=self._controller.readings(),
                 )
             )
         return kept
@@ -400,40 +389,19 @@ class GroupedNewton(BoundOptimizer):
         self._warn(f"after {reason} at step {self._steps} back to the last good parameters")
         return False
 
-    def _solve(
-        self,
-        measured: list[Measured],
-        batch: Batch,
-        directions: list[list[Tensor]],
-        decay: list[float],
-        warming_up: bool,
-    ) -> Solved:
+    def _solve(self, measured: list[Measured], warming_up: bool) -> Solved:
         """New rates; the previous ones if there is no summary, or one that is not finite."""
         if not measured:
-            return self._rule.commit(unmeasured(self._eta()))
+            return unmeasured(self._eta())
         wrong = next((summary for summary in measured if not summary.finite), None)
         if wrong is not None:
-            return self._rule.commit(invalid(self._eta(), wrong.gradient, wrong.hessian, wrong.third))
+            return invalid(self._eta(), wrong.gradient, wrong.hessian, wrong.third)
         for summary in measured:
             average = self._rule.observe(summary.gradient, summary.hessian, summary.third, summary.norms)
-        update = Update(
-            rule=self._rule,
-            measurer=self._measurer,
-            grouping=self._grouping,
-            silent=torch.stack([summary.silent for summary in measured]).all(0),
-            displaced=self._displacement,
-            average=average,
-            measured=measured[-1],
-            batch=batch,
-            directions=directions,
-            decay=decay,
-            lr=torch.tensor(self._lr(), dtype=torch.float64) * self._scale(),
-        )
-        if warming_up:
-            proposal = update.propose(self._controller.step_size, self._controller.internal_damping)
-        else:
-            proposal = self._controller.settle(update)
-        return self._rule.commit(proposal)
+        if not warming_up:
+            self._controller.observe(self._measurer.sign * measured[-1].loss)
+        silent = torch.stack([summary.silent for summary in measured]).all(0)
+        return self._rule.solve(average, measured[-1].norms, silent=silent)
 
     def _enforce(self, solved: Solved, measured: Measured) -> Solved:
         """Put rates in force with the limits of their steps."""
@@ -502,8 +470,6 @@ class GroupedNewton(BoundOptimizer):
         self._rates.extend(directions)
         if self._safeguard is not None:
             self._safeguard.forget_parameters()
-        if self._displacement is not None:
-            self._displacement.forget()
         self._since = self._steps
         self._outgrown = True
 
@@ -526,13 +492,11 @@ class GroupedNewton(BoundOptimizer):
             third=self._rule.needs_third,
             diagonal=self._rule.solver.diagonal,
         )
-        watches = self._controller.watches_displacement
-        self._displacement = Displacement(self._objective) if watches else None
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state and everything else that a training continues from."""
         state = super().state_dict()
-        safeguard, displacement = self._safeguard, self._displacement
+        safeguard = self._safeguard
         state["grouped_newton"] = {
             "groups": list(self._names),
             "steps": self._steps,
@@ -547,7 +511,6 @@ class GroupedNewton(BoundOptimizer):
             "rates": self._rates.state_dict(),
             "withheld": self._withheld.state_dict(),
             "safeguard": None if safeguard is None else safeguard.state_dict(),
-            "displacement": None if displacement is None else displacement.state_dict(),
         }
         return state
 
@@ -570,8 +533,6 @@ class GroupedNewton(BoundOptimizer):
         self._withheld.load_state_dict(saved["withheld"])
         if self._safeguard is not None and saved["safeguard"] is not None:
             self._safeguard.load_state_dict(saved["safeguard"])
-        if self._displacement is not None and saved["displacement"] is not None:
-            self._displacement.load_state_dict(saved["displacement"])
 
 
 def annealed(progress: float) -> float:

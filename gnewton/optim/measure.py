@@ -1,8 +1,7 @@
-"""The objective along directions: exact summaries on the host, and its decrease over a trial step."""
+"""The objective along directions: exact summaries on the host."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from gnewton.partition.groups import Group
 from gnewton.processes import rank, sum_over_processes, world_size
 from gnewton.summary import Summarizer
 from gnewton.summary.api import EngineName
-from gnewton.summary.batch import batch_size, cut, divisible, opened
+from gnewton.summary.batch import batch_size, opened
 from gnewton.summary.isolation import preserve_torch_streams
 from gnewton.summary.problem import Carrier, Forward, LossFunction, Problem
 from gnewton.wrappers import plain_name
@@ -192,36 +191,6 @@ class Measurer:
         total, weight = sum_over_processes([loss * count, torch.full_like(loss, count)])
         return self.sign * float(total / weight)
 
-    def decreases(
-        self, inputs: Any, targets: Any, step: Sequence[Tensor], decay: Sequence[float], slices: int
-    ) -> Tensor:
-        """f(θ) − f(θ − step) on equal slices of a batch, float64 on the CPU.
-
-        Buffers and random streams stay as they are; both losses of a slice draw the same random numbers.
-
-        Args:
-            inputs, targets: the batch.
-            step: in the order of the partition's parameters.
-            decay: wd of each parameter, 0 for none.
-            slices: number of slices; a batch with fewer samples has one per sample.
-        """
-        problem, names = self._problem, self._grouping.names
-        here = problem.parameters()
-        there = {name: here[name] - s for name, s in zip(names, step, strict=True)}
-        inputs, targets = opened((inputs, targets))
-        count = divisible(inputs, targets)
-        bounds = [round(count * i / slices) for i in range(slices + 1)]
-        totals = torch.zeros(2, slices, dtype=torch.float64, device=problem.device())
-        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
-            if stop > start:
-                part = cut((inputs, targets), count, start, stop)
-                change = self._loss(here, part) - self._loss(there, part)
-                totals[0, i], totals[1, i] = self.sign * change * (stop - start), stop - start
-        sums, weights = sum_over_processes(list(totals))
-        regular = self._decay_decrease(step, sums.new_tensor(list(decay))) if any(decay) else 0.0
-        decreases, counts = torch.stack([sums / weights + regular, weights]).cpu()
-        return decreases[counts > 0]
-
     def _generator(self, seed: int) -> torch.Generator | None:
         if self._summarizer.curvature != "fisher":
             return None
@@ -241,10 +210,6 @@ class Measurer:
         blocks = [[grouping.sums(factors * dots(u, v)) for v in directions] for u in directions]
         hessian = torch.block_diag(*torch.stack([torch.stack(row) for row in blocks]).permute(2, 0, 1))
         return torch.stack(slopes, 1).flatten(), hessian
-
-    def _decay_decrease(self, step: Sequence[Tensor], factors: Tensor) -> Tensor:
-        """The decrease of Σ (wd/2)‖θ_i‖² from θ to θ − step."""
-        return (factors * (dots(self._grouping.parameters, step) - dots(step, step) / 2)).sum()
 
 
 class Stack(Carrier):

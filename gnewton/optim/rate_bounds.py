@@ -1,10 +1,9 @@
-"""Bounds on rates: a factor around the rate common to all groups, and the median over the last updates."""
+"""The rate common to all groups, and the bounds that it sets to their rates."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,36 +89,3 @@ def common_rates(
         rates.append(rate)
         target[j::count] = rate * n
     return Common(rates, target)
-
-
-class MedianBound:
-    """|η_s| <= the median of |η_s| over the last ``window`` updates, the present one included.
-
-    The median cuts a single large rate, as noise produces it, to the usual size; a lasting rise passes after
-    half a window. The median of an even number of values is the lower middle one.
-
-    Args:
-        window: number of updates, at least 2.
-    """
-
-    def __init__(self, window: int) -> None:
-        self._window = window
-        self._history: list[Tensor] = []
-
-    def bound(self, rates: Tensor) -> Tensor:
-        """The bounded rates; the history stays as it is."""
-        recent = [*self._history[-(self._window - 1) :], rates]
-        limit = torch.stack(recent).abs().median(dim=0).values
-        return rates.clamp(min=-limit, max=limit)
-
-    def record(self, rates: Tensor) -> None:
-        """Add the unbounded rates of an update to the history."""
-        self._history = [*self._history, rates.clone()][-self._window :]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rates of the last updates."""
-        return {"history": list(self._history)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self._history = list(state["history"])

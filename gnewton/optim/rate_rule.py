@@ -19,7 +19,7 @@ from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
 from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
-from gnewton.optim.rate_bounds import Common, MedianBound, common_rates
+from gnewton.optim.rate_bounds import Common, common_rates
 from gnewton.optim.solvers import Model, Solution, Solver, parse_solver
 
 INVALID = CubicStatus.INVALID_INPUT.value
@@ -53,12 +53,11 @@ class Solved:
     Each vector has one entry per group and direction, (S,) for a single direction.
 
     Attributes:
-        rates: η after averaging, bounds and clipping, before the step size λ_1, (S,).
+        rates: η after bounds and clipping, before the step size λ_1, (S,).
         gradient, curvature, third: ḡ_s, H̄_ss and D3_s of the averaged model, (S,).
         solution: the solver's result, in normalised units and over the groups that take part.
         capped: number of entries whose step the trust radius shortened.
         silent: entries that cannot be told from rounding noise and take no part, (S,), bool; None: none.
-        internal_damping: λ_int of the solve.
     """
 
     rates: Tensor
@@ -68,36 +67,17 @@ class Solved:
     solution: Solution
     capped: int = 0
     silent: Tensor | None = None
-    internal_damping: float = math.nan
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """Rates that are not in force yet: :meth:`RateRule.commit` puts them in force.
-
-    Attributes:
-        solved: the rates and how they were found.
-        unclipped, clipped: η before and after bounds and clipping, in normalised units; None: at rest.
-        certified: the solution itself in normalised units; None: the model had no minimiser.
-        common: the common rate of each direction; None: no shrinkage.
-    """
-
-    solved: Solved
-    unclipped: Tensor | None = None
-    clipped: Tensor | None = None
-    certified: Tensor | None = None
-    common: list[float] | None = None
-
-
-def invalid(rates: Tensor, gradient: Tensor, hessian: Tensor, third: Tensor) -> Proposal:
-    """The rates in force once more, for a summary that is not finite; the rule's state stays as it is."""
+def invalid(rates: Tensor, gradient: Tensor, hessian: Tensor, third: Tensor) -> Solved:
+    """The rates in force once more, for a summary that is not finite."""
     nan = math.nan
     curvature = hessian if hessian.dim() == 1 else hessian.diagonal()
     solution = Solution(rates, INVALID, radius=nan, residual=nan, curvature_margin=nan)
-    return Proposal(Solved(rates, gradient, curvature, third, solution))
+    return Solved(rates, gradient, curvature, third, solution)
 
 
-def unmeasured(rates: Tensor) -> Proposal:
+def unmeasured(rates: Tensor) -> Solved:
     """The rates in force once more, for an update without a summary."""
     unknown = torch.full_like(rates, math.nan)
     return invalid(rates, unknown, unknown, unknown)
@@ -112,9 +92,6 @@ class RateRule:
         internal_damping: λ_int >= 0 of the cubic term.
         negative_rates: "keep" signed rates, "clip" them to 0 after the solve, or "constrain" the solve to
             rates >= 0.
-        rate_momentum: μ in [0, 1): η ← μ η_old + (1 − μ) η, on the unclipped rates.
-        rate_median: number of updates whose median bounds each rate, see
-            :class:`~gnewton.optim.rate_bounds.MedianBound`; None: no bound.
         shrinkage: τ >= 0 of the term (τ/2)(η − c)ᵀ diag|H̄| (η − c) that pulls the rates of a direction
             towards their common rate c; a shrunk rate is within a factor of 8 of it
             (:mod:`gnewton.optim.rate_bounds`). 0: none.
@@ -122,7 +99,6 @@ class RateRule:
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that they stay comparable
             while the length of u changes.
-        bounds: the lowest and the highest rate, in units of the current u; None: no bounds.
         directions: k; entries are pairs (group, direction), with the direction running faster.
     """
 
@@ -133,51 +109,38 @@ class RateRule:
         solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
         negative_rates: str | NegativeRates = NegativeRates.CLIP,
-        rate_momentum: float = 0.0,
-        rate_median: int | None = None,
         shrinkage: float = 0.0,
         proximal: float = 0.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
-        bounds: tuple[float, float] | None = None,
         directions: int = 1,
     ) -> None:
         check_options(
             GroupedNewtonHyperparameters,
             internal_damping=internal_damping,
-            rate_momentum=rate_momentum,
-            rate_median=rate_median,
             shrinkage=shrinkage,
             proximal=proximal,
             normalise=normalise,
         )
         check_kind("averaging", averaging, Averaging, "ExponentialAveraging(0.95)")
-        if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
-            raise InputError(f"lowest={bounds[0]}, highest={bounds[1]}: must be finite, lowest < highest")
         self.solver = parse_solver(solver)
         self.internal_damping = internal_damping
         self.negative_rates = NegativeRates.parse(negative_rates)
         if self.negative_rates is NegativeRates.CONSTRAIN and not self.solver.constrains:
             raise InputError("negative_rates=constrain: solver=newton has no such form; use clip or keep")
-        self.rate_momentum = rate_momentum
         self.shrinkage = shrinkage
         self.proximal = proximal
         self.averaging = averaging if averaging is not None else NoAveraging()
         self._empty = copy.deepcopy(self.averaging.state_dict())
         self.normalise = normalise
-        self.bounds = bounds
         self._directions = directions
-        self._median = MedianBound(rate_median) if rate_median is not None else None
         self.restart(groups)
 
     def restart(self, groups: int) -> None:
         """Forget all summaries and rates, and continue with ``groups`` groups."""
         self._groups = groups
         self.averaging.load_state_dict(copy.deepcopy(self._empty))
-        if self._median is not None:
-            self._median.load_state_dict({"history": []})
-        self._unclipped: Tensor | None = None  # η before bounds and clipping, normalised units, averaged
-        self._previous: Tensor | None = None  # η after them, normalised units
+        self._previous: Tensor | None = None  # η of the last update, normalised units
         self._accepted: Tensor | None = None  # the last certified solution, normalised: bounds the fallback
         self._common = [math.nan] * self._directions  # in units of u
 
@@ -185,11 +148,6 @@ class RateRule:
     def needs_third(self) -> bool:
         """Whether the rates depend on D3."""
         return self.solver.uses_third and self.internal_damping > 0
-
-    @property
-    def damped(self) -> bool:
-        """Whether the rates depend on λ_int."""
-        return self.solver.uses_damping and self.internal_damping > 0
 
     def observe(self, gradient: Tensor, hessian: Tensor, third: Tensor, norms: Tensor) -> Tensor:
         """Add one summary, normalised, to the average; return the average, packed.
@@ -205,10 +163,8 @@ class RateRule:
         packed = torch.cat([gradient * inverse, (hessian * squares).flatten(), third * inverse**3])
         return self.averaging.update(packed)
 
-    def propose(
-        self, average: Tensor, norms: Tensor, *, factor: float = 1.0, silent: Tensor | None = None
-    ) -> Proposal:
-        """Solve for the rates of a direction with group norms ``norms``, without putting them in force.
+    def solve(self, average: Tensor, norms: Tensor, *, silent: Tensor | None = None) -> Solved:
+        """Solve for the rates of a direction with group norms ``norms``; the next update starts from them.
 
         Groups in which the direction vanishes, or has no effect that can be told from rounding noise, take no
         part and get the rate 0.
@@ -216,75 +172,45 @@ class RateRule:
         Args:
             average: the value of :meth:`observe`.
             norms: current ‖P_s u‖, (S,).
-            factor: factor on λ_int for this solve.
             silent: groups without an effect, (S,), bool; None: there are none.
         """
-        model, scale = self._model(average, factor), self._scale(norms)
+        model, scale = self._model(average), self._scale(norms)
         silent = torch.zeros_like(norms, dtype=torch.bool) if silent is None else silent & (norms > 0)
         active = (norms > 0) & ~silent
         if not active.any():  # the loss does not depend on the rates
             zeros = torch.zeros(self._groups, dtype=torch.float64)
-            return Proposal(self._solved(model, zeros, Solution(zeros, AT_REST), scale, silent))
+            return self._solved(model, zeros, Solution(zeros, AT_REST), scale, silent)
         common = self._common_rates(model, torch.where(active, scale, 0.0))
-        solution = self._solve(model, active, common)
+        solution = self._minimiser(model, active, common)
         rates = torch.zeros(self._groups, dtype=torch.float64)
         rates[active] = solution.rates
         if common is not None:
             rates = common.bounded(rates)
-        certified = None if solution.fell_back else rates
-        if self.rate_momentum and self._unclipped is not None:
-            rates = self.rate_momentum * self._unclipped + (1 - self.rate_momentum) * rates
-        clipped = self._bound(rates)
-        if self.bounds is not None:
-            clipped = clipped.clamp(min=self.bounds[0] * scale, max=self.bounds[1] * scale)
-        solved = self._solved(model, torch.where(active, clipped / scale, 0.0), solution, scale, silent)
-        return Proposal(solved, rates, clipped, certified, None if common is None else common.rates)
-
-    def predicted(self, average: Tensor, norms: Tensor, rates: Tensor, *, factor: float = 1.0) -> float:
-        """The decrease of the model, without its proximal term, from rates 0 to ``rates``.
-
-        Args:
-            average: the value of :meth:`observe`.
-            norms: current ‖P_s u‖, (S,).
-            rates: in units of the current u, damped as the step is, (S,).
-            factor: factor on λ_int.
-        """
-        return -self.solver.value(self._model(average, factor), rates * self._scale(norms))
-
-    def commit(self, proposal: Proposal) -> Solved:
-        """Put proposed rates in force: the next update starts from them."""
-        if proposal.unclipped is not None and proposal.clipped is not None:
-            self._unclipped, self._previous = proposal.unclipped, proposal.clipped
-            if self._median is not None:
-                self._median.record(proposal.unclipped)
-        if proposal.certified is not None:
-            self._accepted = proposal.certified
-        if proposal.common is not None:
-            self._common = proposal.common
-        return proposal.solved
+            self._common = common.rates
+        if not solution.fell_back:
+            self._accepted = rates
+        if self.negative_rates is not NegativeRates.KEEP:
+            rates = rates.clamp(min=0)
+        self._previous = rates
+        return self._solved(model, torch.where(active, rates / scale, 0.0), solution, scale, silent)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, the rates in force, their history and the last certified solution."""
+        """The average, the rates in force and the last certified solution."""
         return {
             "averaging": self.averaging.state_dict(),
-            "unclipped": self._unclipped,
             "previous": self._previous,
             "accepted": self._accepted,
             "common": [rate if math.isfinite(rate) else None for rate in self._common],
-            "median": None if self._median is None else self._median.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.averaging.load_state_dict(state["averaging"])
-        self._unclipped, self._previous = state["unclipped"], state["previous"]
-        self._accepted = state["accepted"]
+        self._previous, self._accepted = state["previous"], state["accepted"]
         self._common = [math.nan if rate is None else rate for rate in state["common"]]
-        if self._median is not None and state["median"] is not None:
-            self._median.load_state_dict(state["median"])
 
-    def _model(self, average: Tensor, factor: float) -> Model:
-        """The model of a packed average, with ``factor`` on λ_int, in normalised units."""
+    def _model(self, average: Tensor) -> Model:
+        """The model of a packed average, in normalised units."""
         size = self._groups
         if self.solver.diagonal:
             gradient, diagonal, third = average.split([size, size, size])
@@ -293,7 +219,7 @@ class RateRule:
             gradient, hessian, third = average.split([size, size * size, size])
             hessian = hessian.view(size, size)
         constrained = self.negative_rates is NegativeRates.CONSTRAIN
-        return Model(gradient, hessian, third, self.internal_damping * factor, constrained, math.inf)
+        return Model(gradient, hessian, third, self.internal_damping, constrained, math.inf)
 
     def _common_rates(self, model: Model, lengths: Tensor) -> Common | None:
         """The common rates, in normalised units; ``lengths`` are 0 in groups that take no part."""
@@ -309,7 +235,7 @@ class RateRule:
             self._common,
         )
 
-    def _solve(self, model: Model, active: Tensor, common: Common | None) -> Solution:
+    def _minimiser(self, model: Model, active: Tensor, common: Common | None) -> Solution:
         """The solution over the active groups, with shrinkage and proximal term, in normalised units."""
         target, matrix = model.gradient[active], model.hessian[active][:, active]
         curvature = matrix.diagonal().abs()
@@ -345,16 +271,7 @@ class RateRule:
             third=third,  # NaN where the rates do not depend on it: then it is not computed
             solution=solution,
             silent=silent,
-            internal_damping=model.internal_damping,
         )
-
-    def _bound(self, rates: Tensor) -> Tensor:
-        """Rates bounded by their median, negative ones clipped."""
-        if self._median is not None:
-            rates = self._median.bound(rates)
-        if self.negative_rates is not NegativeRates.KEEP:
-            rates = rates.clamp(min=0)
-        return rates
 
     def _scale(self, norms: Tensor) -> Tensor:
         return norms if self.normalise else torch.ones_like(norms)

@@ -50,13 +50,6 @@ class Snapshot:
         self.parameters = None
 
     @torch.no_grad()
-    def way_back(self) -> list[Tensor] | None:
-        """w = θ of the copy − θ now; None without a copy."""
-        if self.parameters is None:
-            return None
-        return list(torch._foreach_sub(self.parameters, self._live))  # type: ignore[arg-type]
-
-    @torch.no_grad()
     def restore(self) -> None:
         """Set the parameters to the copy, which stays."""
         if self.parameters is not None:

@@ -66,27 +66,16 @@ class Solver(ABC):
     Attributes:
         diagonal: whether it needs only the diagonal of H̄.
         uses_third: whether D3 is used.
-        uses_damping: whether λ_int has an effect.
         constrains: whether it can enforce η >= 0 within the solve.
     """
 
     diagonal: ClassVar[bool] = False
     uses_third: ClassVar[bool] = True
-    uses_damping: ClassVar[bool] = True
     constrains: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, model: Model) -> Solution:
         """The rates, finite for every model."""
-
-    def value(self, model: Model, rates: Tensor) -> float:
-        """The value of the model at ``rates``, relative to rates of 0."""
-        quadratic = rates @ model.hessian @ rates / 2 - model.gradient @ rates
-        return float(quadratic + self.regularisation(model, rates))
-
-    @abstractmethod
-    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
-        """The term that is added to the quadratic model of the loss."""
 
 
 class CubicSolver(Solver):
@@ -95,11 +84,6 @@ class CubicSolver(Solver):
     def solve(self, model: Model) -> Solution:
         """Solve by :func:`gnewton.cubic.solve_cubic`, or by its fallback if there is no minimiser."""
         return _minimise(model, model.hessian, model.third, model.internal_damping)
-
-    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
-        """(λ_int/6)‖Dη‖³."""
-        lengths = model.third.abs() ** (1 / 3) * rates
-        return model.internal_damping / 6 * lengths.norm() ** 3
 
 
 class DiagonalCubicSolver(CubicSolver):
@@ -122,16 +106,11 @@ class RidgeSolver(Solver):
         ridge = torch.diag(model.internal_damping * model.hessian.diagonal().abs())
         return _minimise(model, model.hessian + ridge, None, 0.0)
 
-    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
-        """(λ_int/2) ηᵀ diag|H̄| η."""
-        return model.internal_damping / 2 * (model.hessian.diagonal().abs() @ rates**2)
-
 
 class NewtonSolver(Solver):
     """η = H̄⁻¹ ḡ without safeguards: a saddle point if H̄ is indefinite, the shortest η if H̄ is singular."""
 
     uses_third: ClassVar[bool] = False
-    uses_damping: ClassVar[bool] = False
     constrains: ClassVar[bool] = False
 
     def solve(self, model: Model) -> Solution:
@@ -147,10 +126,6 @@ class NewtonSolver(Solver):
         residual = float((scaled @ solved - target).norm()) / size if size > 0 else 0.0
         margin = float(torch.linalg.eigvalsh(scaled)[0])
         return Solution(rates, STATIONARY, residual=residual, curvature_margin=margin)
-
-    def regularisation(self, model: Model, rates: Tensor) -> Tensor | float:
-        """Zero: this model has no regularisation."""
-        return 0.0
 
 
 SOLVERS: dict[str, type[Solver]] = {

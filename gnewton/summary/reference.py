@@ -12,15 +12,13 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
-from gnewton.summary.batch import opened
-from gnewton.summary.isolation import preserve_torch_streams, without_side_effects
+from gnewton.summary.isolation import without_side_effects
 from gnewton.summary.problem import Problem, Request
 from gnewton.summary.result import COARSE, PRODUCT, Rounding, Summary, SummaryError
 from gnewton.summary.smooth import SmoothNorms
@@ -225,42 +223,3 @@ def reference_tensor(problem: Problem, request: Request, order: int) -> Tensor:
 
         fill(loss.double(), ())
         return tensor
-
-
-def hessian_vector_product(
-    problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """∇L and ∇²L v by reverse over reverse differentiation, at the current parameters.
-
-    Costs about two gradients and has no side effects on parameters, ``.grad``, buffers and random streams.
-
-    Args:
-        problem: model and loss; the partition is not used.
-        inputs, targets: the batch.
-        vector: v by parameter name, in the shapes of the parameters.
-
-    Returns:
-        the gradient and the product by parameter name, detached.
-    """
-    with preserve_torch_streams(problem.device()):
-        leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
-        # the model may write into its arguments
-        batch = opened((inputs, targets))
-        copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *batch))
-        loss = problem.loss(leaves, *copies)
-        values = list(leaves.values())
-        gradient = torch.autograd.grad(
-            loss, values, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        curved = [(g, vector[name]) for name, g in zip(leaves, gradient, strict=True) if g.requires_grad]
-        if curved:
-            along = [v for _, v in curved]
-            product = torch.autograd.grad(
-                [g for g, _ in curved], values, along, allow_unused=True, materialize_grads=True
-            )
-        else:  # the loss is linear in every parameter
-            product = tuple(torch.zeros_like(leaf) for leaf in values)
-    return (
-        {name: g.detach() for name, g in zip(leaves, gradient, strict=True)},
-        {name: h.detach() for name, h in zip(leaves, product, strict=True)},
-    )

@@ -13,7 +13,7 @@ from typing import Any
 from scripts.faults.forks import Count, fork, put, small
 from scripts.faults.logs import broken, contents, run_folder
 
-OPTIMIZERS = ("grouped_newton", "sgd", "adam", "kfac", "lbfgs", "hessian_vector")
+OPTIMIZERS = ("grouped_newton", "sgd", "adam", "kfac", "lbfgs")
 POLICIES = ("stop", "skip", "rollback")
 PLACES = ("loss", "gradient", "summary")
 EPOCHS = 6

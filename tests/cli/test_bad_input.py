@@ -91,10 +91,6 @@ TABLE: list[tuple[str, str]] = [
     ),
     ("train optimizer=sgd optimizer.period=3", "it belongs to optimizer=grouped_newton"),
     ("train optimizer.damping=1", "damping=1: no such option; it is called optimizer.step_size now (options"),
-    (
-        "train optimizer/controller=plateau optimizer.controller.quantity=damping",
-        "must be one of step_size, internal_damping; it is called step_size now",
-    ),
     ("train optimizer=adam optimizer.step_size=1", "it belongs to optimizer=grouped_newton"),
     ("train optimizer.lr=0.1", "no such option; it belongs to optimizer=adam or adamw or "),
     ("train data.path=x", "data.path=x: no such option; it belongs to data=npz"),
@@ -162,19 +158,10 @@ TABLE: list[tuple[str, str]] = [
         "train optimizer/direction=pair optimizer/direction@optimizer.direction.first=pair",
         "optimizer.direction.first.name=pair: must be a single direction",
     ),
-    (
-        "train optimizer/controller=adaptive optimizer.internal_damping=0",
-        "optimizer.internal_damping=0.0: must be > 0, optimizer.controller=adaptive moves it",
-    ),
-    (
-        "train optimizer/controller=geometric optimizer.controller.limit=2",
-        "optimizer.controller.limit=2.0: must be <= 1 with a factor of 0.99",
-    ),
-    (
-        "train optimizer/controller=adaptive optimizer.controller.slices=1",
-        "optimizer.controller.errors=1.0: has no effect with optimizer.controller.slices=1",
-    ),
-    ("train optimizer/controller=overshot", "did you mean 'overshoot'?"),
+    ("train optimizer/controller=progres", "did you mean 'progress'?"),
+    ("train optimizer/controller=overshoot", "must be one of constant, progress, rising"),
+    ("train optimizer=outer_newton", "optimizer=outer_newton: must be one of "),
+    ("train optimizer.rate_median=3", "optimizer.rate_median=3: no such option"),
     ("train optimizer.cap=0", "optimizer.cap=0.0: must be a finite number > 0"),
     (
         "train optimizer.curvature.source=training optimizer.curvature.batch_size=9",

@@ -28,7 +28,6 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "lbfgs": ("optimizer=lbfgs", *SMALL_BASELINE[:2]),
     "kfac": ("optimizer=kfac", *SMALL_BASELINE),
     "kfac ekfac": ("optimizer=kfac", "optimizer.preconditioner=ekfac", *SMALL_BASELINE),
-    "hessian_vector": ("optimizer=hessian_vector", *SMALL_BASELINE),
     "grouped_newton": ("optimizer=grouped_newton", "optimizer.period=2", *SMALL),
     "grouped_newton adam": ("optimizer=grouped_newton", "optimizer/direction=adam", *SMALL),
     "grouped_newton kfac": ("optimizer=grouped_newton", "optimizer/direction=kfac", *SMALL),

@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any, get_type_hints
 
 import pytest
-import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton
+from gnewton import KFAC, GroupedNewton
 from gnewton.errors import InputError
 from gnewton.optim.options import OPTIMIZERS
 from gnewton.options import Rule, declaration
@@ -21,15 +20,11 @@ from tests.recipes import recipe
 
 CONSTRUCTORS = {
     "grouped_newton": partial(GroupedNewton, loss_fn=F.mse_loss),
-    "outer_newton": partial(OuterNewton, loss_fn=F.mse_loss, inner=partial(torch.optim.SGD, lr=0.1)),
-    "hessian_vector": partial(HessianVector, loss_fn=F.mse_loss),
     "kfac": partial(KFAC, likelihood="gaussian"),
 }
 
 TIED = {
     ("grouped_newton", "solver"): {"negative_rates": "keep"},  # solver=newton has no constrained form
-    ("outer_newton", "lowest"): {"highest": 5.0},
-    ("outer_newton", "highest"): {"lowest": -1.0},
 }
 """Arguments that another one needs to be tried on its own."""
 

@@ -34,12 +34,6 @@ def _documented(title: str) -> dict[str, tuple[str, str]]:
     return {name: (kind, unit.strip()) for name, kind, unit in rows}
 
 
-OF_A_CONTROLLER = set(
-    re.findall(r"^\| `(\w+)` .*; empty (?:before|with) .*others? ?\w* \|$", _section("rates.csv"), re.M)
-)
-"""Columns of rates.csv that only some controller of the dampings fills."""
-
-
 METRICS, STEPS, RATES = (_documented(f"{name}.csv") for name in ("metrics", "steps", "rates"))
 
 OPTIMIZERS = {
@@ -47,7 +41,6 @@ OPTIMIZERS = {
     "grouped_newton_paper": SMALL,
     "grouped_newton_noiseless": [each for each in SMALL if "curvature" not in each],
     "grouped_newton_full_batch": [*SMALL_BASELINE[:2]],
-    "outer_newton": [*SMALL, "optimizer.period=2"],
     "sgd": SMALL_BASELINE,
     "adam": SMALL_BASELINE,
     "adamw": SMALL_BASELINE,
@@ -92,9 +85,6 @@ def test_types(folder, title):
         "text": pd.api.types.is_string_dtype,
     }
     for name, (kind, _) in _documented(title).items():
-        if title == "rates.csv" and name in OF_A_CONTROLLER:
-            assert table[name].isna().all(), name
-            continue
         assert tests[kind](table[name]), f"{name} is {table[name].dtype}, not {kind}"
         assert table[name].notna().all(), name
 
@@ -123,34 +113,6 @@ def test_two_directions_have_two_rates_in_every_group(run):
         *("hidden1.bias:gradient", "hidden1.bias:adam"),
     ]
     assert (rates.groupby("update").size() == 8).all()
-
-
-@pytest.mark.parametrize(
-    ("controller", "columns"),
-    [
-        ("overshoot", {"overshoot"}),
-        ("adaptive", {"trials_accepted", "trials_rejected", "decrease", "predicted"}),
-    ],
-)
-def test_controllers_fill_their_columns(run, controller, columns):
-    assert columns < OF_A_CONTROLLER
-    assert len(OF_A_CONTROLLER) == 5
-    folder = run(
-        [
-            *SMALL,
-            f"optimizer/controller={controller}",
-            "optimizer/schedule=constant",
-            "trainer.epochs=3",
-            "optimizer.period=2",
-        ]
-    ).folder
-    table = pd.read_csv(folder / "rates.csv")
-    for name in OF_A_CONTROLLER:
-        assert table[name].notna().any() == (name in columns), name
-    assert table["step_size"].nunique() == (5 if controller == "overshoot" else 1)  # four displacements
-    if controller == "adaptive":
-        last = table.iloc[-1]
-        assert last["trials_accepted"] + last["trials_rejected"] >= 4  # updates that step
 
 
 def test_metrics_make_sense(folder):
@@ -274,7 +236,7 @@ def test_same_seed_same_rows(optimizer, run):
     ]
     first, second, other = (run([*overrides, f"seed={seed}"]).folder for seed in (7, 7, 8))
     for title, columns in (("metrics.csv", METRICS), ("rates.csv", RATES)):
-        with_rates = optimizer.startswith("grouped_newton") or optimizer == "outer_newton"
+        with_rates = optimizer.startswith("grouped_newton")
         assert (first / title).exists() == (title == "metrics.csv" or with_rates)
         if (first / title).exists():
             tables = [_decided_by_the_seed(folder / title, columns) for folder in (first, second, other)]

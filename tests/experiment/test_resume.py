@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 import torch
+import yaml
 
 from gnewton.compilation import missing
 from gnewton.errors import InputError, Interrupted
@@ -60,25 +61,15 @@ RUNS: dict[str, tuple[str, ...]] = {
     "grouped_newton full batch": ("optimizer=grouped_newton_full_batch", *SMALL_BASELINE[:2]),
     "grouped_newton pair": (
         *("optimizer=grouped_newton", "optimizer/direction=pair", *GROUPED),
-        *("optimizer/controller=overshoot", "optimizer.cap=0.1"),
-    ),
-    "grouped_newton adaptive": (
-        *("optimizer=grouped_newton", "optimizer/averaging=static", *GROUPED),
-        *("optimizer/controller=adaptive", "optimizer.controller.window=2", "optimizer.rate_median=3"),
+        *("optimizer/controller=progress", "optimizer.cap=0.1"),
     ),
     "grouped_newton ridge": (
         *("optimizer=grouped_newton", "optimizer.solver=ridge", *GROUPED),
-        *("optimizer/controller=plateau", "optimizer.controller.window=1", "optimizer.controller.patience=0"),
+        *("optimizer/controller=constant", "optimizer.negative_rates=constrain"),
     ),
     "grouped_newton newton": (
         *("optimizer=grouped_newton", "optimizer.solver=newton", *GROUPED),
-        *("optimizer/controller=geometric", "optimizer.cap=0.1", "optimizer.rate_momentum=0.5"),
-    ),
-    "outer_newton": ("optimizer=outer_newton", "optimizer/direction=adam", *GROUPED),
-    "hessian_vector": ("optimizer=hessian_vector", *BASELINE),
-    "grouped_newton rates": (
-        *("optimizer=grouped_newton", *GROUPED),
-        *("optimizer.rate_momentum=0.5", "optimizer.negative_rates=constrain"),
+        *("optimizer.cap=0.1", "optimizer.shrinkage=0"),
     ),
 } | {
     f"grouped_newton {kind} {name}": ("optimizer=grouped_newton", f"optimizer/{kind}={name}", *GROUPED)
@@ -409,4 +400,18 @@ def test_a_run_with_a_former_name_of_an_option_says_so(run, resumed):
     assert "step_size:" in text
     path.write_text(text.replace("step_size:", "damping:"), encoding="utf-8")
     with pytest.raises(InputError, match="optimizer.damping is called step_size now; rename it there"):
+        resumed(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rate_median": 3}, {"controller": {"name": "overshoot", "target": -0.45}}]
+)
+def test_a_run_with_an_option_that_is_gone_says_so(run, resumed, change):
+    folder = run([*RUNS["grouped_newton"], "trainer.epochs=1"]).folder
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["optimizer"] |= change
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    gone = "rate_median" if "rate_median" in change else "target"
+    with pytest.raises(InputError, match=f"^resume={folder}: .*{gone}.*$"):
         resumed(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gnewton import GroupedNewton, HessianVector, OuterNewton
+from gnewton import GroupedNewton
 from gnewton.errors import InputError
 from gnewton.optim.averaging import StaticAveraging
-from gnewton.optim.controllers import Adaptive, Overshoot
 from tests import batches
 from tests.batches import Case
 
@@ -61,14 +59,6 @@ def test_two_directions_share_a_summary(name: str) -> None:
     assert losses == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("controller", [Adaptive, partial(Overshoot, gain=0.1, target=0.0, momentum=0.5)])
-@pytest.mark.parametrize("name", ["tuple", "own loss", "user dict", "edges", "dataclass"])
-def test_controllers_measure_on_any_batch(controller: Any, name: str) -> None:
-    case = batches.make(name)
-    losses = train(case, newton(case, controller=controller(), solver="cubic"), 8)
-    assert losses[-1] < losses[0]
-
-
 class Loader:
     """Batches of a form of their own, as a data loader yields them."""
 
@@ -86,19 +76,6 @@ def test_curvature_batches_take_the_same_forms(name: str) -> None:
     optimizer = newton(case, curvature=Loader(case.batch, 2), averaging=StaticAveraging(3))
     expected = train(twin, newton(twin, averaging=StaticAveraging(1)), 8)
     assert train(case, optimizer, 8, with_batch=False) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("name", ["tuple", "dict", "own loss", "edges", "dataclass", "penalty"])
-def test_the_other_optimizers_call_models_alike(name: str) -> None:
-    case = batches.make(name)
-    inner = partial(torch.optim.SGD, lr=0.1)
-    outer = OuterNewton(case.model, case.loss_fn, inner=inner, period=3, forward=case.forward)
-    losses = train(case, outer, 9)
-    assert losses[-1] < losses[0]
-    case = batches.make(name)
-    learned = HessianVector(case.model, case.loss_fn, lr=0.5, lr_direction=0.5, forward=case.forward)
-    losses = train(case, learned, 15)
-    assert losses[-1] < losses[0]
 
 
 def test_ten_lines_train_a_model_that_returns_its_own_loss() -> None:
@@ -126,14 +103,10 @@ WRONG: dict[str, tuple[Any, str]] = {
 def test_other_batches_need_a_forward(name: str) -> None:
     batch, message = WRONG[name]
     case = batches.make("tuple")
-    for optimizer in (
-        newton(case),
-        HessianVector(case.model, case.loss_fn),
-        OuterNewton(case.model, case.loss_fn, inner=partial(torch.optim.SGD, lr=0.1), period=1),
-    ):
-        batches.training_loss(case).backward()
-        with pytest.raises(InputError, match=message):
-            optimizer.step(batch=batch)
+    optimizer = newton(case)
+    batches.training_loss(case).backward()
+    with pytest.raises(InputError, match=message):
+        optimizer.step(batch=batch)
 
 
 def test_a_curvature_source_of_inputs_and_targets_is_no_batch() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton, solve_cubic, summarize
+from gnewton import KFAC, GroupedNewton, solve_cubic, summarize
 from gnewton.arguments import explained
 from gnewton.errors import InputError
 from gnewton.optim.averaging import ExponentialAveraging
@@ -28,14 +28,6 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 
 def newton(**options: Any) -> Any:
     return GroupedNewton(tanh_net(), cross_entropy, **options)
-
-
-def outer(**options: Any) -> Any:
-    return OuterNewton(tanh_net(), cross_entropy, **{"inner": SGD, **options})
-
-
-def learned(**options: Any) -> Any:
-    return HessianVector(tanh_net(), cross_entropy, **options)
 
 
 def summarizer(**options: Any) -> Any:
@@ -68,16 +60,10 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: GroupedNewton(tanh_net(), cross_entropy, loss_fn=cross_entropy),  # type: ignore[misc]
         "loss_fn is given twice",
     ),
-    "inner": (
-        lambda: OuterNewton(tanh_net(), cross_entropy),  # type: ignore[call-arg]
-        "OuterNewton: inner is missing; pass a function that builds it",
-    ),
     "former name": (
         lambda: GroupedNewton(tanh_net(), cross_entropy, damping=0.3),  # type: ignore[call-arg]
         "GroupedNewton: damping=0.3: no such argument; λ_1, the factor on all rates, is step_size= now",
     ),
-    "outer rate": (lambda: outer(lr=0.1), "OuterNewton: lr=0.1: no such argument; it belongs to the inner"),
-    "learned": (lambda: learned(damping=1.0), "HessianVector: damping=1.0: no such argument; ridge= is ρ"),
     "kfac": (
         lambda: KFAC(tanh_net(), kl_clp=1.0),
         "KFAC: kl_clp=1.0: no such argument; did you mean",
@@ -143,8 +129,6 @@ MODELS: dict[str, tuple[Any, str]] = {
 TAKES_MODEL: dict[str, Callable[[Any], Any]] = {
     "grouped_newton": lambda model: GroupedNewton(model, cross_entropy),
     "with partition": lambda model: GroupedNewton(model, cross_entropy, "by_layer"),
-    "outer_newton": lambda model: OuterNewton(model, cross_entropy, inner=SGD),
-    "hessian_vector": lambda model: HessianVector(model, cross_entropy),
     "kfac": lambda model: KFAC(model),
     "summarizer": lambda model: Summarizer(model, cross_entropy, "single"),
     "summarize": lambda model: summarize(model, cross_entropy, *classification(5), "single", {}),
@@ -171,11 +155,10 @@ LOSSES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("build", [GroupedNewton, partial(OuterNewton, inner=SGD), HessianVector])
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_is_no_loss(name: str, build: Callable[..., Any]) -> None:
+def test_what_is_no_loss(name: str) -> None:
     loss_fn, message = LOSSES[name]
-    refused(lambda: build(tanh_net(), loss_fn), message)
+    refused(lambda: GroupedNewton(tanh_net(), loss_fn), message)
     refused(lambda: Summarizer(tanh_net(), loss_fn, "single"), message)
 
 
@@ -200,11 +183,6 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: newton(direction=0.1),
         "direction=0.1: must be a function from",
     ),
-    "inner name": (lambda: outer(inner="adam"), "inner='adam': must be a function from (name, tensor) pairs"),
-    "inner instance": (
-        lambda: outer(inner=torch.optim.SGD(tanh_net().parameters())),
-        "inner=<SGD>: must be a function that builds an optimizer",
-    ),
     "period": (lambda: newton(period="10"), "period='10': must be an integer >= 1"),
     "true period": (lambda: newton(period=True), "period=True: must be an integer >= 1"),
     "warmup": (lambda: newton(warmup=None), "warmup=None: must be an integer >= 0"),
@@ -215,11 +193,6 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: newton(internal_damping=None),
         "internal_damping=None: must be a finite number",
     ),
-    "momentum": (
-        lambda: newton(rate_momentum="a"),
-        "rate_momentum='a': must be a finite number",
-    ),
-    "median": (lambda: newton(rate_median=2.5), "rate_median=2.5: must be an integer >= 2"),
     "cap": (lambda: newton(cap="all"), "cap='all': must be a finite number > 0"),
     "proximal": (lambda: newton(proximal=[]), "proximal=<list>: must be a finite number >= 0"),
     "normalise": (lambda: newton(normalise=None), "normalise=None: must be True or False"),
@@ -238,8 +211,8 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
         "averaging='exponential': must be an Averaging, such as ExponentialAveraging(0.95)",
     ),
     "controller": (
-        lambda: newton(controller="plateau"),
-        "controller='plateau': must be a Controller",
+        lambda: newton(controller="progress"),
+        "controller='progress': must be a Controller",
     ),
     "controller class": (
         lambda: newton(controller=Constant),
@@ -257,11 +230,6 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: newton(partition="layers"),
         "partition=layers: must be a Partition, one of",
     ),
-    "outer period": (lambda: outer(period=0.5), "period=0.5: must be an integer >= 1"),
-    "lowest": (lambda: outer(lowest=None), "lowest=None: must be a finite number"),
-    "highest": (lambda: outer(highest=-2.0), "lowest=-1.0, highest=-2.0: must be finite, lowest < highest"),
-    "learned lr": (lambda: learned(lr="1"), "lr='1': must be a finite number > 0"),
-    "ridge": (lambda: learned(ridge=None), "ridge=None: must be a finite number >= 0"),
     "kfac lr": (lambda: KFAC(tanh_net(), lr="0.1"), "lr='0.1': must be a finite number > 0"),  # type: ignore[arg-type]
     "kfac period": (
         lambda: KFAC(tanh_net(), statistics_period=True),
@@ -295,7 +263,7 @@ def test_values_of_the_wrong_kind(name: str) -> None:
     refused(*VALUES[name])
 
 
-@pytest.mark.parametrize("build", [newton, outer, learned, lambda: KFAC(tanh_net())])
+@pytest.mark.parametrize("build", [newton, lambda: KFAC(tanh_net())])
 def test_a_batch_by_position_is_no_closure(build: Callable[[], Any]) -> None:
     refused(lambda: build().step(classification(5)), "step: closure must be a function; a batch is")
 

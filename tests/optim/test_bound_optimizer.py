@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton
+from gnewton import KFAC, GroupedNewton
 from gnewton.errors import InputError
 from tests.optim.problems import classification, tanh_net
 
@@ -31,8 +31,6 @@ BUILD: dict[str, Callable[[nn.Module], Any]] = {
     "kfac direction": lambda model: GroupedNewton(
         model, cross_entropy, direction=lambda named: KFAC(model, params=named, kl_clip=None)
     ),
-    "outer_newton": partial(OuterNewton, loss_fn=cross_entropy, inner=partial(torch.optim.Adam, lr=0.01)),
-    "hessian_vector": partial(HessianVector, loss_fn=cross_entropy),
     "kfac": KFAC,
 }
 

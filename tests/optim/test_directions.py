@@ -257,7 +257,7 @@ def test_a_direction_twice_changes_no_step_but_shares_the_rate() -> None:
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{}, {"solver": "ridge", "cap": 0.1, "rate_median": 3}])
+@pytest.mark.parametrize("settings", [{}, {"solver": "ridge", "cap": 0.1}])
 def test_a_restored_state_continues_bit_for_bit(settings: dict[str, Any]) -> None:
     def build(model: nn.Module) -> GroupedNewton:
         both = {"gradient": SGD, "adam": partial(torch.optim.Adam, lr=1.0)}

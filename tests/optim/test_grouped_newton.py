@@ -23,7 +23,7 @@ from gnewton.optim.averaging import (
     StaticAveraging,
     UniformAveraging,
 )
-from gnewton.optim.controllers import Adaptive, Constant, Geometric, Overshoot, Plateau, Progress
+from gnewton.optim.controllers import Constant, Progress
 from gnewton.optim.grouped_newton import ANNEALED, annealed
 from gnewton.optim.options import OPTIMIZERS
 from gnewton.optim.options.components import TrapezoidSchedule
@@ -166,21 +166,16 @@ class Rescaled(nn.Module):
 SETTINGS: dict[str, dict[str, Any]] = {
     "bare": {"internal_damping": 0.0, "negative_rates": "clip", "step_size": 0.05},
     "cubic": {"internal_damping": 1.0},
-    "averaged": {"averaging": lambda: UniformAveraging(3), "normalise": False, "rate_momentum": 0.5},
+    "averaged": {"averaging": lambda: UniformAveraging(3), "normalise": False},
     "default": {"averaging": lambda: ExponentialAveraging(0.9), "proximal": 1.0, "warmup": 2},
     "constrained": {"negative_rates": "constrain", "internal_damping": 1.0},
     "diagonal": {"solver": "cubic_diagonal"},
     "ridge": {"solver": "ridge", "internal_damping": 0.3, "negative_rates": "constrain"},
     "newton": {"solver": "newton", "step_size": 0.05, "cap": 0.3},
-    "median": {"rate_median": 4, "rate_momentum": 0.5},
     "static": {"averaging": lambda: StaticAveraging(3), "curvature": Stream},
     "capped": {"cap": 0.05, "step_size": 1.0},
-    "geometric": {"controller": lambda: Geometric("step_size", 0.9)},
-    "plateau": {"controller": lambda: Plateau("internal_damping", 2.0, window=1, patience=0)},
-    "adaptive": {"controller": lambda: Adaptive(window=2)},
-    "adaptive_ridge": {"controller": lambda: Adaptive(window=2, errors=0.0), "solver": "ridge"},
+    "progress": {"controller": lambda: Progress(window=4)},
     "annealed": {"total_steps": 9, "step_size": 1.5},
-    "overshoot": {"controller": lambda: Overshoot(bound=2.0)},  # beyond that, rounding errors grow fast
 }
 
 
@@ -505,7 +500,7 @@ def test_sparse_gradients_are_refused() -> None:
         optimizer.step(batch=(inputs, targets))
 
 
-@pytest.mark.parametrize("name", ["default", "adaptive", "overshoot"])
+@pytest.mark.parametrize("name", ["default", "progress"])
 def test_maximising_is_minimising_the_negative(name: str) -> None:
     ends = []
     for maximize in (False, True):
@@ -567,7 +562,7 @@ def test_it_minimises_rosenbrock_functions(form: str) -> None:
         ({"total_steps": 0}, "total_steps=0: must be an integer >= 1"),
         ({"warmup": -1}, "warmup=-1: must be an integer >= 0"),
         ({"internal_damping": -1.0}, "internal_damping=-1.0: must be a finite number >= 0"),
-        ({"rate_momentum": 1.0}, "rate_momentum=1.0: must be a finite number >= 0 and < 1"),
+        ({"shrinkage": -1.0}, "shrinkage=-1.0: must be a finite number >= 0"),
         ({"proximal": -0.5}, "proximal=-0.5: must be a finite number >= 0"),
         ({"negative_rates": "drop"}, "negative_rates=drop: must be one of keep, clip, constrain"),
         ({"period": float("nan")}, "period=nan: must be an integer"),
@@ -604,7 +599,7 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     assert (chosen.direction.name, chosen.averaging.name) == ("adam", "exponential")
     assert optimizer.defaults["lr"] == chosen.step_size
     assert (optimizer._period, optimizer._warmup) == (chosen.period, chosen.warmup)
-    for name in ("internal_damping", "rate_momentum", "proximal", "normalise"):
+    for name in ("internal_damping", "shrinkage", "proximal", "normalise"):
         assert getattr(rule, name) == getattr(chosen, name)
     assert rule.negative_rates.value == chosen.negative_rates
     assert isinstance(rule.averaging, ExponentialAveraging)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim.averaging import ExponentialAveraging, StaticAveraging, UniformAveraging
-from gnewton.optim.controllers import Adaptive, Overshoot
 from gnewton.optim.directions import muon_with_adamw
 from gnewton.optim.kfac import KFAC
 from gnewton.optim.rate_update import RateUpdate
@@ -35,11 +34,9 @@ if hasattr(torch.optim, "Muon"):
 RULES: dict[str, Callable[[], dict[str, Any]]] = {
     "default": dict,
     "no warm-up": lambda: {"warmup": 0},
-    "uniform": lambda: {"averaging": UniformAveraging(2), "rate_median": 3, "rate_momentum": 0.5},
+    "uniform": lambda: {"averaging": UniformAveraging(2)},
     "static": lambda: {"averaging": StaticAveraging(2), "curvature": Stream()},
     "capped": lambda: {"cap": 0.05},
-    "adaptive": lambda: {"controller": Adaptive(window=2)},
-    "overshoot": lambda: {"controller": Overshoot(bound=2.0)},
 }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
-from gnewton.optim.finite_step import Plan, combined
+from gnewton.optim.finite_step import Plan, _combined, _effective
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.rate_update import RateUpdate
 from gnewton.optim.rates_in_force import FIRST, FLOOR, GROWTH, LEAST, TrustRadius
@@ -45,7 +45,8 @@ def test_steps_are_shortened_to_the_limit_and_no_further() -> None:
     direction[1].mul_(1e-9)
     trust = TrustRadius(0.5, groups)
     trust.radius = 0.1
-    step = combined([direction], Plan([1.0] * 4, limits(trust, groups)), groups)
+    plan = Plan([1.0] * 4, limits(trust, groups))
+    step = _combined([direction], _effective([direction], plan, groups)[0])
     expected = [0.2 * 12**0.5, 2e-9, 0.1 * 8**0.5, 0.05 * 2**0.5]
     assert [float(part.norm()) for part in step] == pytest.approx(expected, rel=1e-12)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from gnewton import KFAC, GroupedNewton, HessianVector, OuterNewton, Partition
+from gnewton import KFAC, GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim.controllers import Constant
 from gnewton.summary import Summarizer, summarize
@@ -47,10 +47,6 @@ BUILD: dict[str, Callable[..., Any]] = {
     "two directions": lambda model, **options: GroupedNewton(
         model, cross_entropy, period=2, direction={"now": "gradient", "mean": "average"}, **options
     ),
-    "outer_newton": lambda model: OuterNewton(
-        model, cross_entropy, inner=partial(torch.optim.SGD, lr=0.1), period=2
-    ),
-    "hessian_vector": lambda model: HessianVector(model, cross_entropy),
 }
 
 
@@ -156,8 +152,6 @@ def test_unwrapping() -> None:
     "build",
     [
         partial(GroupedNewton, loss_fn=cross_entropy),
-        partial(OuterNewton, loss_fn=cross_entropy, inner=torch.optim.SGD),
-        partial(HessianVector, loss_fn=cross_entropy),
         KFAC,
         Partition.per_tensor,
         Partition.by_layer,

@@ -98,15 +98,10 @@ GROUPED = (
 
 SHARED: dict[str, tuple[str, ...]] = {
     "grouped_newton": GROUPED,
-    "grouped_newton overshoot pair": (
+    "grouped_newton pair": (
         *(*GROUPED, "optimizer.period=1"),
-        *("optimizer/controller=overshoot", "optimizer/direction=pair", "optimizer.cap=0.1"),
+        *("optimizer/direction=pair", "optimizer.cap=0.1"),
     ),
-    "grouped_newton adaptive": (
-        *(*GROUPED, "optimizer.period=1"),
-        *("optimizer/controller=adaptive", "optimizer.controller.slices=1", "optimizer.controller.errors=0"),
-    ),
-    "outer_newton": ("optimizer=outer_newton", "optimizer.curvature.batch_size=51", "optimizer.period=2"),
     "sgd": ("optimizer=sgd",),
 }
 """Optimizers whose run on two processes must be that on one."""

@@ -171,13 +171,9 @@ class AveragingRecipe(ABC):
 
 @dataclass(kw_only=True)
 class ControllerRecipe(ABC):
-    """The rule that moves GroupedNewton's step size or internal damping from update to update."""
+    """The rule that moves GroupedNewton's step size from update to update."""
 
     name: str
-
-    def moves(self) -> str | None:
-        """What moves, "step_size" (λ_1) or "internal_damping" (λ_int); None: nothing."""
-        return None
 
     @abstractmethod
     def build(self) -> Controller:

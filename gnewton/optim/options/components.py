@@ -11,12 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.optim.hyperparameters import (
-    AdaptiveHyperparameters,
     ExponentialHyperparameters,
-    OvershootHyperparameters,
-    PlateauHyperparameters,
     ProgressHyperparameters,
-    QuantityHyperparameters,
     StaticHyperparameters,
     UniformHyperparameters,
 )
@@ -92,7 +88,7 @@ class StaticRecipe(StaticHyperparameters, AveragingRecipe):
 @CONTROLLERS.register("constant")
 @dataclass(kw_only=True)
 class ConstantRecipe(ControllerRecipe):
-    """Step size and internal damping stay at their initial values."""
+    """The step size keeps its initial value."""
 
     def build(self) -> Controller:
         """A controller that moves nothing."""
@@ -101,61 +97,10 @@ class ConstantRecipe(ControllerRecipe):
         return Constant()
 
 
-@dataclass(kw_only=True)
-class _QuantityRecipe(QuantityHyperparameters, ControllerRecipe):
-    """A factor on the step size or the internal damping, up to a limit."""
-
-    def moves(self) -> str | None:
-        """The chosen quantity."""
-        return self.quantity
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """The limit must lie on the side to which the quantity moves."""
-        if self.factor == 1:
-            yield "factor", "must not be 1: nothing would move; for that choose optimizer/controller=constant"
-        if self.limit is not None and (self.limit > 1 if self.factor < 1 else self.limit < 1):
-            yield "limit", f"must be {'<= 1' if self.factor < 1 else '>= 1'} with a factor of {self.factor}"
-
-
-@CONTROLLERS.register("geometric")
-@dataclass(kw_only=True)
-class GeometricRecipe(_QuantityRecipe):
-    """Multiplication by the same factor at every update."""
-
-    def build(self) -> Controller:
-        """The controller before its first update."""
-        from gnewton.optim.controllers import Geometric
-
-        return Geometric(self.quantity, self.factor, self.limit)
-
-
-@CONTROLLERS.register("plateau")
-@dataclass(kw_only=True)
-class PlateauRecipe(PlateauHyperparameters, _QuantityRecipe):
-    """Multiplication whenever the loss on the curvature batches stops falling."""
-
-    def build(self) -> Controller:
-        """The controller before its first window."""
-        from gnewton.optim.controllers import Plateau
-
-        return Plateau(
-            self.quantity,
-            self.factor,
-            self.limit,
-            window=self.window,
-            patience=self.patience,
-            threshold=self.threshold,
-        )
-
-
 @CONTROLLERS.register("progress")
 @dataclass(kw_only=True)
 class ProgressRecipe(ProgressHyperparameters, ControllerRecipe):
     """λ_1 rises while the loss on the curvature batches falls, and falls otherwise."""
-
-    def moves(self) -> str | None:
-        """λ_1 moves."""
-        return "step_size"
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """The bounds must be in order."""
@@ -167,57 +112,6 @@ class ProgressRecipe(ProgressHyperparameters, ControllerRecipe):
         from gnewton.optim.controllers import Progress
 
         return Progress(self.rise, self.fall, highest=self.highest, lowest=self.lowest, window=self.window)
-
-
-@CONTROLLERS.register("adaptive")
-@dataclass(kw_only=True)
-class AdaptiveRecipe(AdaptiveHyperparameters, ControllerRecipe):
-    """λ_int from the ratio of actual to predicted decrease on the curvature batch."""
-
-    def moves(self) -> str | None:
-        """λ_int moves."""
-        return "internal_damping"
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """The thresholds must be in order; a standard error needs several slices."""
-        if self.accept >= self.succeed:
-            yield "accept", f"must be < optimizer.controller.succeed={self.succeed}"
-        if self.slices == 1 and self.errors > 0:
-            yield (
-                "errors",
-                "has no effect with optimizer.controller.slices=1; set it to 0 or take more slices",
-            )
-
-    def build(self) -> Controller:
-        """The controller before its first update."""
-        from gnewton.optim.controllers import Adaptive
-
-        return Adaptive(
-            accept=self.accept,
-            succeed=self.succeed,
-            errors=self.errors,
-            increase=self.increase,
-            trials=self.trials,
-            window=self.window,
-            pull=self.pull,
-            slices=self.slices,
-        )
-
-
-@CONTROLLERS.register("overshoot")
-@dataclass(kw_only=True)
-class OvershootRecipe(OvershootHyperparameters, ControllerRecipe):
-    """λ_1 from the overshoot of the steps since the last update."""
-
-    def moves(self) -> str | None:
-        """λ_1 moves."""
-        return "step_size"
-
-    def build(self) -> Controller:
-        """The controller before its first displacement."""
-        from gnewton.optim.controllers import Overshoot
-
-        return Overshoot(self.target, self.gain, self.momentum, self.bound)
 
 
 @SCHEDULES.register("constant")

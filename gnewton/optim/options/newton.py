@@ -1,6 +1,4 @@
-"""Options of the optimizers that differentiate the loss more than once: GroupedNewton, OuterNewton and
-HessianVector.
-"""
+"""Options of GroupedNewton."""
 
 from __future__ import annotations
 
@@ -8,12 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnewton.optim.hyperparameters import (
-    MATRICES,
-    GroupedNewtonHyperparameters,
-    HessianVectorHyperparameters,
-    OuterNewtonHyperparameters,
-)
+from gnewton.optim.hyperparameters import MATRICES, GroupedNewtonHyperparameters
 from gnewton.optim.options import (
     OPTIMIZERS,
     AveragingRecipe,
@@ -22,7 +15,7 @@ from gnewton.optim.options import (
     OptimizerRecipe,
     TrainingProblem,
 )
-from gnewton.options import Role, option, option_of
+from gnewton.options import Role, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class CurvatureSource:
-    """The batches on which curvature is measured: their source and size."""
+class SummarySource:
+    """The batches on which the summary is computed, and the engine that computes it."""
 
     source: str = option(
         "training",
@@ -48,25 +41,6 @@ class CurvatureSource:
         at_least=1,
         role=Role.SAMPLES,
     )
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """The size of the training batch is not chosen here."""
-        if self.source == "training" and self.batch_size is not None:
-            yield "batch_size", "has no effect with curvature.source=training; leave it null"
-
-    def batches(self, problem: TrainingProblem) -> Iterable[tuple[Tensor, Tensor]] | None:
-        """The endless series of independent batches; None if the training batch is used."""
-        return problem.curvature(self.batch_size) if self.source == "independent" else None
-
-    def training_batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """The ``batch`` argument of the optimizer's ``step``: the training batch if it is used, else None."""
-        return batch if self.source == "training" else None
-
-
-@dataclass(kw_only=True)
-class SummarySource(CurvatureSource):
-    """The batches on which the summary is computed, and the engine that computes it."""
-
     max_memory: float | None = option(
         None, help="GiB that the summary may take; null: a fraction of the memory that is free", above=0
     )
@@ -85,10 +59,19 @@ class SummarySource(CurvatureSource):
     )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Only summaries of the Hessian are compiled."""
-        yield from super().conflicts()
+        """The training batch has its own size; only summaries of the Hessian are compiled."""
+        if self.source == "training" and self.batch_size is not None:
+            yield "batch_size", "has no effect with curvature.source=training; leave it null"
         if self.engine == "compiled" and self.matrix != "hessian":
             yield "matrix", "has no compiled form; leave engine=auto"
+
+    def batches(self, problem: TrainingProblem) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """The endless series of independent batches; None if the training batch is used."""
+        return problem.curvature(self.batch_size) if self.source == "independent" else None
+
+    def training_batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """The ``batch`` argument of the optimizer's ``step``: the training batch if it is used, else None."""
+        return batch if self.source == "training" else None
 
     def arguments(self, problem: TrainingProblem) -> dict[str, Any]:
         """The corresponding arguments of the optimizer."""
@@ -100,17 +83,25 @@ class SummarySource(CurvatureSource):
         }
 
 
-class RatesRecipe(OptimizerRecipe):
-    """An optimizer that solves for one rate per group; each subclass declares its parts in its own order."""
+@dataclass(kw_only=True)
+class _GroupedNewtonParts(OptimizerRecipe):
+    direction: DirectionRecipe = option(help="the first-order method that proposes the direction")
+    averaging: AveragingRecipe = option(help="the average of the summaries over updates")
+    controller: ControllerRecipe = option(help="the rule that moves λ_1")
+    curvature: SummarySource = option(SummarySource, help="where and how the summary is computed")
+
+
+@OPTIMIZERS.register("grouped_newton")
+@dataclass(kw_only=True)
+class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
+    """GroupedNewton: one learning rate per group from an exact summary of the loss."""
 
     uses_partition: ClassVar[bool] = True
 
-    averaging: AveragingRecipe
-    curvature: SummarySource
-    solver: str
-
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Several summaries per update need several batches."""
+        """Combinations that the method does not allow."""
+        if self.solver == "newton" and self.negative_rates == "constrain":
+            yield "negative_rates", "optimizer.solver=newton has no such form; must be one of keep, clip"
         if self.averaging.per_update() > 1 and self.curvature.source == "training":
             yield "averaging.batches", "needs optimizer.curvature.source=independent, or 1"
 
@@ -127,30 +118,6 @@ class RatesRecipe(OptimizerRecipe):
         """Make one step; the summary is taken on the training batch if the options say so."""
         return optimizer.step(closure, batch=self.curvature.training_batch(batch))
 
-
-@dataclass(kw_only=True)
-class _GroupedNewtonParts(RatesRecipe):
-    direction: DirectionRecipe = option(help="the first-order method that proposes the direction")
-    averaging: AveragingRecipe = option(help="the average of the summaries over updates")
-    controller: ControllerRecipe = option(help="the rule that moves λ_1 or λ_int")
-    curvature: SummarySource = option(SummarySource, help="where and how the summary is computed")
-
-
-@OPTIMIZERS.register("grouped_newton")
-@dataclass(kw_only=True)
-class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
-    """GroupedNewton: one learning rate per group from an exact summary of the loss."""
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Combinations that the method does not allow."""
-        if self.solver == "newton" and self.negative_rates == "constrain":
-            yield "negative_rates", "optimizer.solver=newton has no such form; must be one of keep, clip"
-        yield from super().conflicts()
-        if self.controller.moves() == "internal_damping" and self.solver == "newton":
-            yield "solver", f"optimizer.controller={self.controller.name} moves λ_int, which it lacks"
-        elif self.controller.moves() == "internal_damping" and self.internal_damping == 0:
-            yield "internal_damping", f"must be > 0, optimizer.controller={self.controller.name} moves it"
-
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
         """GroupedNewton on the run's model and partition."""
         from gnewton.optim.grouped_newton import GroupedNewton
@@ -166,8 +133,6 @@ class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
             solver=self.solver,
             internal_damping=self.internal_damping,
             negative_rates=self.negative_rates,
-            rate_momentum=self.rate_momentum,
-            rate_median=self.rate_median,
             cap=self.cap,
             safeguard=self.safeguard,
             controller=self.controller.build(),
@@ -197,82 +162,3 @@ class FullBatchRecipe(GroupedNewtonRecipe):
     """GroupedNewton along a direction made from the gradient of the whole training set."""
 
     full_batch: ClassVar[bool] = True
-
-
-@dataclass(kw_only=True)
-class _OuterNewtonParts(RatesRecipe):
-    direction: DirectionRecipe = option_of(_GroupedNewtonParts, "direction", help="the inner optimizer")
-    averaging: AveragingRecipe = option_of(_GroupedNewtonParts, "averaging")
-    curvature: SummarySource = option_of(_GroupedNewtonParts, "curvature", SummarySource)
-
-
-@OPTIMIZERS.register("outer_newton")
-@dataclass(kw_only=True)
-class OuterNewtonRecipe(OuterNewtonHyperparameters, _OuterNewtonParts):
-    """An inner optimizer; every few steps, rates on its displacement."""
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Combinations that the method does not allow."""
-        if not self.direction.single:
-            yield "direction.name", "must be a single direction: it is the inner optimizer"
-        if self.lowest >= self.highest:
-            yield "lowest", f"must be < optimizer.highest={self.highest}"
-        yield from super().conflicts()
-
-    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
-        """OuterNewton on the run's model and partition."""
-        from gnewton.optim.outer_newton import OuterNewton
-
-        factory = self.direction.build(problem)
-        assert callable(factory)
-
-        def inner(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-            optimizer = factory(named)
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr
-            return optimizer
-
-        return OuterNewton(
-            problem.model,
-            problem.loss_fn,
-            problem.partition,
-            inner=inner,
-            period=self.period,
-            step_size=self.step_size,
-            lowest=self.lowest,
-            highest=self.highest,
-            solver=self.solver,
-            internal_damping=self.internal_damping,
-            proximal=self.proximal,
-            averaging=self.averaging.build(),
-            normalise=self.normalise,
-            on_update=problem.on_update,
-            **self.curvature.arguments(problem),
-        )
-
-
-@OPTIMIZERS.register("hessian_vector")
-@dataclass(kw_only=True)
-class HessianVectorRecipe(HessianVectorHyperparameters, OptimizerRecipe):
-    """The Newton direction, learned by gradient descent with one Hessian-vector product per step."""
-
-    why_unclipped: ClassVar[str] = "whose direction solves a linear system with the gradient of the loss"
-
-    curvature: CurvatureSource = option(CurvatureSource, help="what the product is computed on")
-
-    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
-        """HessianVector on the run's model."""
-        from gnewton.optim.hessian_vector import HessianVector
-
-        return HessianVector(
-            problem.model,
-            problem.loss_fn,
-            lr=self.lr,
-            lr_direction=self.lr_direction,
-            ridge=self.ridge,
-            curvature=self.curvature.batches(problem),
-        )
-
-    def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Make one step; the product is taken on the training batch if the options say so."""
-        return optimizer.step(closure, batch=self.curvature.training_batch(batch))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gnewton import KFAC, GroupedNewton, HessianVector
+from gnewton import KFAC, GroupedNewton
 from gnewton.errors import InputError
 from tests.optim.problems import classification, tanh_net
 
@@ -61,18 +61,6 @@ def test_kfac_refuses_to_leave_a_layer_behind(change: str) -> None:
         model[0].requires_grad_(False)  # type: ignore[index]
         backward(model)
         optimizer.step()
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_hessian_vector_refuses_too(change: str) -> None:
-    model = frozen_below()
-    optimizer = HessianVector(model, cross_entropy)
-    optimizer.step(batch=backward(model))
-    alter, message = CHANGES[change]
-    alter(model)
-    batch = backward(model)
-    with pytest.raises(InputError, match=f"^HessianVector: .*{message}"):
-        optimizer.step(batch=batch)
 
 
 def test_a_new_kfac_trains_the_unfrozen_layer() -> None:

@@ -1,4 +1,4 @@
-"""λ_1 that rises while the objective falls: the trend against statistics, the rule on made-up objectives."""
+"""λ_1 that stays, or rises while the objective falls: the trend against statistics, the rule by hand."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from torch import nn
 
 from gnewton import GroupedNewton
 from gnewton.errors import InputError
-from gnewton.optim.controllers import Progress
-from gnewton.optim.controllers.trend import trend
+from gnewton.optim.controllers import Constant, Progress, trend
 from gnewton.optim.rate_update import RateUpdate
-from tests.optim.controllers.test_controllers import Update
 from tests.optim.problems import classification, tanh_net
 
 
@@ -44,8 +42,16 @@ def test_a_trend_has_no_scale(power: int) -> None:
 
 def follow(rule: Progress, objectives: list[float]) -> list[float]:
     for objective in objectives:
-        rule.settle(Update(objective=objective))
+        rule.observe(objective)
     return [rule.step_size]
+
+
+def test_constant_moves_nothing() -> None:
+    rule = Constant()
+    for objective in (1.0, 0.5, 2.0, math.nan):
+        rule.observe(objective)
+    assert rule.step_size == 1.0
+    assert rule.state_dict() == {"step_size": 1.0}
 
 
 def test_it_rises_while_the_objective_falls_and_falls_when_it_rests() -> None:

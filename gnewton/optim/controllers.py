@@ -1,17 +1,16 @@
-"""λ_1 controlled by the trend of the objective."""
+"""Controllers: rules that move the step size λ_1 from update to update."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from gnewton.arguments import check_options
 from gnewton.errors import InputError
-from gnewton.optim.controllers.controller import STEP_SIZE, Controller, Site
 from gnewton.optim.hyperparameters import ProgressHyperparameters
-from gnewton.optim.rate_rule import Proposal
 
 LEAST = 4
 """Number of values that a trend needs; with fewer λ_1 rises."""
@@ -24,6 +23,42 @@ STEPS = 10
 
 FALLING, RESTING = -2.0, -0.7
 """A trend below the first is progress, one above the second is none; between them λ_1 stays."""
+
+
+class Controller(ABC):
+    """A rule that moves the step size from update to update.
+
+    Attributes:
+        step_size: the factor on λ_1 in force; 1 at the start.
+    """
+
+    def __init__(self) -> None:
+        self.step_size = 1.0
+
+    def begin(self, step_size: float, period: int) -> None:  # noqa: B027 - not every controller needs it
+        """Take in the initial λ_1 and the number of steps between two updates."""
+
+    @abstractmethod
+    def observe(self, objective: float) -> None:
+        """Take in the objective, to be minimised, on the curvature batch of an update, and move the factor.
+
+        It is not called at warm-up updates, nor at those without a finite summary.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state from which :meth:`load_state_dict` continues exactly."""
+        return {"step_size": self.step_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the value of :meth:`state_dict`."""
+        self.step_size = state["step_size"]
+
+
+class Constant(Controller):
+    """λ_1 keeps the value of the options."""
+
+    def observe(self, objective: float) -> None:
+        """Nothing moves."""
 
 
 class Progress(Controller):
@@ -76,14 +111,9 @@ class Progress(Controller):
         self._initial = step_size
         self._share = math.ceil(STEPS / period)
 
-    @property
-    def quantity(self) -> str | None:
-        """λ_1 moves."""
-        return STEP_SIZE
-
-    def settle(self, site: Site) -> Proposal:
-        """Add the objective, move λ_1 if there is a new value, then solve."""
-        self._recent.append(site.objective)
+    def observe(self, objective: float) -> None:
+        """Add the objective, and move λ_1 if there is a new value."""
+        self._recent.append(objective)
         if len(self._recent) == self._share:
             self._count += 1
             window = max(self._window, self._count // SHARE)
@@ -92,10 +122,9 @@ class Progress(Controller):
             self._move(
                 trend(self._values) if len(self._values) >= LEAST else -math.inf, self._window / window
             )
-        return site.propose(self.step_size, self.internal_damping)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors, the last values, and the objectives of the next value."""
+        """The factor, the last values, and the objectives of the next value."""
         return {
             **super().state_dict(),
             "values": list(self._values),
