@@ -73,7 +73,11 @@ def _state(name: str, root: Path) -> tuple[str, str, str]:
         return "on disk", "in scikit-learn", "CC BY 4.0"
     if name == "tiny_text":
         return "on disk", "in this package", "public domain"
-    return {"npz": "your file", "teacher": "drawn", "none": "nothing"}.get(name, "-"), "-", "-"
+    return (
+        {"npz": "your file", "teacher": "drawn", "poisson": "drawn", "none": "nothing"}.get(name, "-"),
+        "-",
+        "-",
+    )
 
 
 def _megabytes(size: int) -> str:

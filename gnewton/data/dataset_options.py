@@ -316,6 +316,24 @@ class Teacher(DataRecipe):
     )
 
 
+@DATA.register("poisson")
+@dataclass(kw_only=True)
+class Poisson(DataRecipe):
+    """Random points in the unit cube and the source f(x) = Π_i sin(kπ x_i) of Poisson's equation there.
+
+    With −Δu = f inside and u = 0 on the boundary, u(x) = f(x)/(d k²π²).
+    """
+
+    builder = "gnewton.data.poisson:build_poisson"
+
+    dimensions: int = option(2, help="d, numbers in a point", at_least=1, at_most=6)
+    frequency: int = option(1, help="k, half waves of the source along each axis", at_least=1)
+    train: int = option(2000, help="points for training", at_least=1)
+    validation: int = option(1000, help="points for validation", at_least=1)
+    test: int = option(1000, help="points for the test", at_least=1)
+    split_seed: int = option_of(InMemoryRecipe, "split_seed", help="decides the points")
+
+
 @dataclass(kw_only=True)
 class FolderAugment:
     """Random changes to training images read from a folder."""

@@ -302,6 +302,30 @@ class Transformer(NetworkRecipe):
             yield "width", f"must be a multiple of heads={self.heads}"
 
 
+@MODELS.register("pinn")
+@dataclass(kw_only=True)
+class Pinn(NetworkRecipe):
+    """Physics-informed network for Poisson's equation on the unit cube: points (N, d) -> −Δu (N, 1).
+
+    u(x) = N(x) Π_i x_i (1 − x_i) with a perceptron N: zero on the boundary, whatever the parameters. Raissi,
+    Perdikaris & Karniadakis, "Physics-informed neural networks" (2019).
+
+    Attributes:
+        widths: units of the hidden layers, with the shorthand of :mod:`gnewton.models.widths`.
+        activation: after each hidden layer, with two derivatives in closed form.
+    """
+
+    builder = "gnewton.models.physics_informed:pinn"
+
+    widths: list[str] = option_of(Mlp, "widths", ["32", "32"])
+    activation: str = option("tanh", help="after each hidden layer", choices=("tanh", "sin"))
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Entries of ``widths`` that are no widths."""
+        for complaint in width_complaints(self.widths):
+            yield "widths", complaint
+
+
 @MODELS.register("rosenbrock")
 @dataclass(kw_only=True)
 class Rosenbrock(ModelRecipe):

@@ -161,6 +161,8 @@ RUNS = {
     "resnet18_imagenet": ["data.size=32", "data.resize=36", "data.validation=4", "data.workers=0"],
     "resnet18_cifar10": ["data.validation=10", "partition=weights_biases"],  # 62 groups take a minute
     "rosenbrock": [],
+    "transformer_text": ["data.validation=10", "data.block=8", "optimizer.curvature.source=independent"],
+    "poisson": ["data.validation=10", "optimizer.curvature.source=independent"],
 }
 FEW = ["data.validation=10"]
 SHRUNK = {

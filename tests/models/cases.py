@@ -34,6 +34,7 @@ IMAGENET = Classification((3, 224, 224), 1000)
 TEACHER = Regression((7,), 3)
 PIXELS = Reconstruction((1, 8, 8), 64)
 NOTHING = Minimisation((), 1)
+POINTS = Regression((2,), 1)
 TOKENS = TokenClassification((6,), 5, symbols=7)
 
 
@@ -94,6 +95,8 @@ SMALL = [
     ),
     Case("vit", DIGITS, SMALL_VIT),
     Case("transformer", TOKENS, SMALL_TRANSFORMER),
+    Case("pinn", POINTS, ("model.widths=[6,5]",)),
+    Case("pinn", POINTS, ("model.widths=[4]", "model.activation=sin")),
     Case("autoencoder", PIXELS, ("model.widths=[6,5]", "model.code=3")),
     Case("rosenbrock", NOTHING, ("model.form=evens_odds",)),
     Case("rosenbrock", NOTHING, ("model.form=pairs",)),
