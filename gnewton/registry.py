@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from gnewton.errors import InputError
@@ -49,6 +50,10 @@ class Registry(Generic[RecipeT]):
 
         return add
 
+    def forget(self, name: str) -> None:
+        """Make ``name`` free again: what was registered from outside is taken back."""
+        self._recipes.pop(name, None)
+
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted(self._load())
@@ -73,3 +78,22 @@ class Registry(Generic[RecipeT]):
                 importlib.import_module(f"{self._home}.{module.name}")
             self._loaded = True
         return self._recipes
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """A choice of the user's own: its registry, its name and its recipe."""
+
+    registry: Registry
+    name: str
+    recipe: type
+
+    @property
+    def description(self) -> str:
+        """The first line of its docstring; empty for none, or for the one that a dataclass writes itself."""
+        text = (self.recipe.__doc__ or "").strip()
+        return "" if text.startswith(f"{self.recipe.__name__}(") else text.partition("\n")[0]
+
+
+OWN_PARTS: list[OwnPart] = []
+"""The choices that files and packages of the user have registered, see gnewton/experiment/own_parts.py."""

@@ -34,6 +34,11 @@ class Task(ABC):
         """How many numbers one input holds."""
         return math.prod(self.input_shape)
 
+    @property
+    def answers(self) -> int:
+        """How many answers a sample asks for, of which :meth:`correct` counts the right ones."""
+        return 1
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over the batch, a scalar."""
@@ -56,6 +61,36 @@ class Classification(Task):
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Number of samples whose largest logit is their label."""
         return (outputs.argmax(dim=1) == targets).sum()
+
+
+@dataclass(frozen=True)
+class TokenClassification(Task):
+    """One label out of ``outputs`` classes for each of T tokens; inputs and targets: (N, T) int64.
+
+    The loss is the mean over tokens. All samples have the same T, so it is the mean over samples too: parts
+    of a batch are joined by their numbers of samples, as for any task.
+
+    Attributes:
+        symbols: kinds of input tokens; the inputs are 0 … symbols − 1.
+    """
+
+    likelihood: ClassVar[str | None] = "categorical_last"
+
+    symbols: int
+
+    @property
+    def answers(self) -> int:
+        """T, a label for each token."""
+        return self.input_size
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (N, T, outputs) over samples and tokens."""
+        shares = F.log_softmax(outputs, dim=-1)  # of the outputs as they are: it shows the likelihood
+        return F.nll_loss(shares.flatten(0, 1), targets.flatten())
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Number of tokens whose largest logit is their label."""
+        return (outputs.argmax(dim=-1) == targets).sum()
 
 
 @dataclass(frozen=True)

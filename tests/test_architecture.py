@@ -21,7 +21,7 @@ LAYERS = [
     {"partition", "cubic"},
     {"summary"},
     {"data", "models", "optim", "loggers"},
-    {"training", "inspection"},
+    {"training", "inspection", "plugins"},
     {"experiment", "report"},
     {"sweep", "doctor", "interactive"},
     {"tuning"},

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from gnewton.experiment.locate import config_folder
+from gnewton.registry import OWN_PARTS
 
 _INTERNAL = ("hydra", "tuned")  # never chosen on the command line
 
@@ -52,13 +53,15 @@ def config_groups() -> dict[str, list[Choice]]:
 
 
 def all_groups() -> dict[str, list[Choice]]:
-    """The groups of a run and those in :data:`COMMAND_GROUPS`."""
+    """The groups of a run and those in :data:`COMMAND_GROUPS`, with the parts of the user's own."""
     root = config_folder()
     groups: dict[str, list[Choice]] = {}
     for path in sorted(root.rglob("*.yaml")):
         group = path.parent.relative_to(root).as_posix()
         if group != "." and group.split("/")[0] not in _INTERNAL:
             groups.setdefault(group, []).append(Choice(path.stem, _first_comment(path)))
+    for part in OWN_PARTS:
+        groups[part.registry.kind].append(Choice(part.name, part.description))
     return groups
 
 

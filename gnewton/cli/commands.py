@@ -40,6 +40,10 @@ COMMANDS = {
 }
 
 
+OF_RUNS = ("train", "sweep", "tune", "rerun", "inspect", "rates")
+"""The commands that take the options of runs, ``import=`` among them."""
+
+
 def find_command(name: str) -> Command:
     """The command called ``name``.
 

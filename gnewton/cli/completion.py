@@ -38,6 +38,8 @@ def complete(arguments: list[str]) -> int:
             return 0
         if words[1] != "train" and words[1] not in GROUPS:
             return 0
+        line = _without_imports(line)
+        words = line.split()
         if words[1] in GROUPS:
             word = "" if line.endswith(" ") else words[-1]
             of_command = _of_command(words[1], words[2:], word)
@@ -49,6 +51,20 @@ def complete(arguments: list[str]) -> int:
         head, _, rest = line.partition(words[1])
         os.environ[LINE] = head + rest.lstrip()
     return run(arguments)
+
+
+def _without_imports(line: str) -> str:
+    """The line without its ``import=``, whose parts are loaded, unless they cannot be."""
+    from gnewton.cli.own_imports import WORDS, with_imports
+
+    imports = [word for word in line.split()[2:] if word.startswith(WORDS)]
+    with suppress(InputError):
+        with_imports(imports)
+    for word in imports:
+        if line.endswith(word):  # it is being typed
+            return line
+        line = line.replace(f"{word} ", "", 1)
+    return line
 
 
 def _of_command(command: str, words: list[str], word: str) -> list[str]:

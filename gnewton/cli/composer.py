@@ -25,6 +25,7 @@ from gnewton.experiment.folder import config_hash
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.locate import config_folder
 from gnewton.experiment.overrides import Override, expand_home, parse_overrides
+from gnewton.experiment.own_parts import imports_of, use_imports
 from gnewton.experiment.resume import saved_config
 from gnewton.experiment.schema import REGISTRIES, register_schemas
 from gnewton.loggers import LOGGERS
@@ -187,6 +188,8 @@ class Composer:
             return parser.parse_overrides(list(_texts(overrides)))
 
     def _load(self, name: str, overrides: Sequence[Override]) -> DictConfig:
+        if (imports := imports_of(overrides)) is not None:
+            use_imports(imports)
         config = self._loader.load_configuration(name, list(_texts(overrides)), RunMode.RUN, from_shell=False)
         with open_dict(config):
             del config["hydra"]
@@ -233,7 +236,7 @@ def with_choices_of(folder: Path, overrides: Sequence[Override]) -> list[Overrid
     ]
     if not groups:
         return list(overrides)
-    config = saved_config(folder, f"resume={folder}")
+    config = saved_config(folder, f"resume={folder}", imports_of(overrides))
     names = {group: str(config[group].name) for group in groups}
     known = {group: {choice.name for choice in choices} for group, choices in config_groups().items()}
     added = [Override.parse(f"{group}={name}") for group, name in names.items() if name in known[group]]

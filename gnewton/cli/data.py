@@ -71,7 +71,13 @@ def _state(name: str, root: Path) -> tuple[str, str, str]:
         return "on disk" if there else "not on disk", "-", "of its images"
     if name == "digits":
         return "on disk", "in scikit-learn", "CC BY 4.0"
-    return {"npz": "your file", "teacher": "drawn", "none": "nothing"}.get(name, "-"), "-", "-"
+    if name == "tiny_text":
+        return "on disk", "in this package", "public domain"
+    return (
+        {"npz": "your file", "teacher": "drawn", "poisson": "drawn", "none": "nothing"}.get(name, "-"),
+        "-",
+        "-",
+    )
 
 
 def _megabytes(size: int) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 
 import gnewton
-from gnewton.cli.commands import COMMANDS, find_command
+from gnewton.cli.commands import COMMANDS, OF_RUNS, find_command
 from gnewton.errors import FULL_ERROR, GnewtonError, Interrupted
 
 
@@ -65,7 +65,16 @@ def _dispatch(arguments: list[str]) -> int:
         from gnewton.cli.completion import complete
 
         return complete(arguments)
-    return find_command(arguments[0]).load()(arguments[1:])
+    return find_command(arguments[0]).load()(_with_own_parts(arguments[0], arguments[1:]))
+
+
+def _with_own_parts(command: str, arguments: list[str]) -> list[str]:
+    """The arguments of a command, the own parts that they name loaded; ``import=`` becomes ``imports=``."""
+    if command not in OF_RUNS:
+        return arguments
+    from gnewton.cli.own_imports import with_imports
+
+    return with_imports(arguments)
 
 
 def _overview() -> str:

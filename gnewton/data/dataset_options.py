@@ -248,6 +248,46 @@ class Npz(InMemoryRecipe):
     )
 
 
+TEXT_CHARACTERS = 199_994
+"""Length of the embedded text."""
+
+
+@DATA.register("tiny_text")
+@dataclass(kw_only=True)
+class TinyText(DataRecipe):
+    """The next character of a text, at every place of a block: the beginning of Shakespeare's plays.
+
+    The text is cut into blocks; the last ones are the test part, those before them the validation part.
+    """
+
+    builder = "gnewton.data.text:build_text"
+
+    block: int = option(64, help="characters in a sample", at_least=1)
+    lower: bool = option(False, help="turn capitals into small letters: 37 symbols instead of 62")
+    symbols: int | None = option(
+        None,
+        help="keep this many symbols, the most frequent ones, and make one of all others; null: keep all",
+        at_least=1,
+    )
+    validation: int = option(200, help="blocks held out before the test part", at_least=1)
+    test: int = option(200, help="blocks held out at the end of the text", at_least=1)
+    subset: int | None = option_of(
+        InMemoryRecipe, "subset", help="train on this many blocks only, from the first; null: on all of them"
+    )
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Parts that the text is too short for."""
+        blocks = (TEXT_CHARACTERS - 1) // max(self.block, 1)
+        training = blocks - self.validation - self.test
+        if training < 1:
+            yield (
+                "test",
+                f"must be < {blocks}, the blocks of the text, together with validation={self.validation}",
+            )
+        elif self.subset is not None and self.subset > training:
+            yield "subset", f"must be <= {training}, the blocks beside test and validation"
+
+
 @DATA.register("teacher")
 @dataclass(kw_only=True)
 class Teacher(DataRecipe):
@@ -274,6 +314,24 @@ class Teacher(DataRecipe):
         "split_seed",
         help="decides the teacher and the samples; kept apart from the run's seed, so that runs compare",
     )
+
+
+@DATA.register("poisson")
+@dataclass(kw_only=True)
+class Poisson(DataRecipe):
+    """Random points in the unit cube and the source f(x) = Π_i sin(kπ x_i) of Poisson's equation there.
+
+    With −Δu = f inside and u = 0 on the boundary, u(x) = f(x)/(d k²π²).
+    """
+
+    builder = "gnewton.data.poisson:build_poisson"
+
+    dimensions: int = option(2, help="d, numbers in a point", at_least=1, at_most=6)
+    frequency: int = option(1, help="k, half waves of the source along each axis", at_least=1)
+    train: int = option(2000, help="points for training", at_least=1)
+    validation: int = option(1000, help="points for validation", at_least=1)
+    test: int = option(1000, help="points for the test", at_least=1)
+    split_seed: int = option_of(InMemoryRecipe, "split_seed", help="decides the points")
 
 
 @dataclass(kw_only=True)

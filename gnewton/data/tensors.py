@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,9 +48,9 @@ class TensorSplit(Split):
     and augmentation belong to the position in the epoch, so they do not depend on the batch size.
 
     Args:
-        inputs: (N, C, H, W) uint8, or (N, …) floats.
-        targets: (N,) int64 labels or (N, d) floats; None: the target is the input, flattened.
-        scaling: from a stored batch to the network's input.
+        inputs: (N, C, H, W) uint8, (N, …) floats, or (N, T) int64 tokens.
+        targets: (N,) or (N, T) int64 labels or (N, d) floats; None: the target is the input, flattened.
+        scaling: from a stored batch to the network's input, such as a :class:`Scaling`.
         augmenter: applied to the batches of :meth:`epoch` and :meth:`stream`, never to :meth:`in_order`.
         seed: decides the orders of :meth:`epoch`.
         title: the name of the split in messages, such as ``"the train split of data=mnist"``.
@@ -60,7 +60,7 @@ class TensorSplit(Split):
         self,
         inputs: Tensor,
         targets: Tensor | None,
-        scaling: Scaling,
+        scaling: Callable[[Tensor], Tensor],
         *,
         augmenter: Augmenter | None = None,
         seed: int,

@@ -126,6 +126,12 @@ def _hydra_takes(text: str) -> bool:
     return True
 
 
+def forget_options() -> None:
+    """Read the options of all choices anew when they are next needed, since a choice came or went."""
+    for cached in (declared_options, _texts, _paths):
+        cached.cache_clear()
+
+
 @cache
 def _texts() -> frozenset[str]:
     """The options that take any text."""

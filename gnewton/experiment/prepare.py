@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from gnewton.experiment.check import settings_from
 from gnewton.experiment.overrides import parse_overrides
+from gnewton.experiment.own_parts import absolute_imports, use_imports
 from gnewton.experiment.places import with_absolute_places
 from gnewton.experiment.resume import effective_config
 from gnewton.experiment.schema import Settings
@@ -43,7 +44,16 @@ def prepare(config: DictConfig, overrides: Sequence[str] = ()) -> Prepared:
         InputError: if an option, a file or their combination is not what it should be.
     """
     parsed = parse_overrides(overrides)
-    config = effective_config(config, parsed)
+    config = effective_config(_with_own_parts(config), parsed)
     settings = settings_from(config, parsed)
     resumed = Path(settings.resume) if settings.resume is not None else None
     return Prepared(with_absolute_places(config), settings, tuple(overrides), resumed)
+
+
+def _with_own_parts(config: DictConfig) -> DictConfig:
+    """The configuration with absolute paths of the imports, which are loaded."""
+    if config.imports:
+        config = config.copy()
+        config.imports = [entry for text in config.imports for entry in absolute_imports(text)]
+        use_imports(config.imports)
+    return config

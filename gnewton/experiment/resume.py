@@ -15,6 +15,7 @@ from gnewton.errors import InputError, first_line
 from gnewton.experiment.folder import digest_of, resolved
 from gnewton.experiment.inline import inlined
 from gnewton.experiment.overrides import Override
+from gnewton.experiment.own_parts import OPTION, imports_of, use_saved_imports
 from gnewton.experiment.places import absolute, find_places, places, require_places
 from gnewton.experiment.schema import REGISTRIES, Settings, options_with, schema_of_saved
 from gnewton.options import Role, present_name
@@ -40,7 +41,7 @@ def effective_config(config: DictConfig, overrides: Sequence[Override]) -> DictC
     if config.resume is None:
         return config
     folder = Path(str(config.resume)).expanduser()
-    saved = saved_config(folder, f"resume={folder}")
+    saved = saved_config(folder, f"resume={folder}", imports_of(overrides))
     problems = [_apply(override, config, saved) for override in overrides]
     if any(problems):
         raise InputError("\n".join(problem for problem in problems if problem))
@@ -65,10 +66,12 @@ def changed(
     Raises:
         InputError: naming an override that is not allowed, or a file that is missing.
     """
-    config = saved_config(folder, argument)
+    config = saved_config(folder, argument, imports_of(overrides))
     movable = [name for name in places(config) if name != "output_root"]
     for override in overrides:
         key = override.option
+        if key == OPTION:
+            continue
         if key in movable:
             OmegaConf.update(config, key, absolute(str(OmegaConf.select(composed, key))), merge=False)
             continue
@@ -145,20 +148,24 @@ def trajectory_hash(config: DictConfig, follows_length: bool) -> str:
     return digest_of(kept)
 
 
-def saved_config(folder: Path, argument: str) -> DictConfig:
+def saved_config(folder: Path, argument: str, imports: Sequence[str] | None = None) -> DictConfig:
     """The typed configuration that a run folder's config.yaml was written from.
+
+    The own parts of the run are loaded.
 
     Args:
         folder: the run folder.
         argument: the part of the command line that named the folder, such as ``resume=FOLDER``.
+        imports: files and modules given anew, see :func:`~gnewton.experiment.own_parts.use_saved_imports`.
 
     Raises:
-        InputError: if it is not a run folder, or this program cannot use its files.
+        InputError: if it is not a run folder, this program cannot use its files, or an import is missing.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         reason = f"it holds no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
         raise InputError(f"{argument}: {reason}; give the folder of a run, OUTPUT_ROOT/NAME/…")
+    entries = use_saved_imports(path, argument, imports)
     try:
         saved = OmegaConf.load(path)
         if not isinstance(saved, DictConfig):
@@ -171,6 +178,7 @@ def saved_config(folder: Path, argument: str) -> DictConfig:
             OmegaConf.update(config, place.replace("/", "."), schema, force_add=True)  # a logger is new
         merged = OmegaConf.merge(config, saved)
         assert isinstance(merged, DictConfig)
+        merged[OPTION] = entries
         find_places(merged, folder)
         return merged
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
@@ -194,7 +202,7 @@ def recorded_digest(folder: Path) -> str | None:
 def _apply(override: Override, config: DictConfig, saved: DictConfig) -> str | None:
     """Apply one override to the configuration of the run; returns why it cannot be applied, or None."""
     key, resumable = override.key, options_with(Role.RESUMABLE)
-    if key == "resume":
+    if key in ("resume", OPTION):
         return None
     if key == "output_root":
         return f"{override.text}: has no effect, a resumed run stays in its folder"

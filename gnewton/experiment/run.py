@@ -31,6 +31,7 @@ from gnewton.experiment.folder import (
     write_json,
     write_text,
 )
+from gnewton.experiment.own_parts import digests
 from gnewton.experiment.prepare import Prepared
 from gnewton.experiment.resume import recipes_of, recorded_digest, trajectory_hash
 from gnewton.loggers import GuardedLoggers, RunCard
@@ -83,6 +84,7 @@ def run(prepared: Prepared, command: Sequence[str] | None = None) -> Report:
         optimizer = settings.optimizer.build(problem_of(settings, parts, world, record))
         environment = describe_environment(device, command or sys.argv, prepared.overrides)
         environment |= {"processes": world.size, "recipes": recipes_of(prepared.config)}
+        environment |= {"imports": digests(settings.imports)} if settings.imports else {}
         environment |= {DATA_DIGEST: parts.data.digest} if parts.data.digest is not None else {}
         loggers = GuardedLoggers({name: recipe.build() for name, recipe in settings.logger.items()})
         folder = (resumed or _start_folder(prepared, environment)) if world.writes else None

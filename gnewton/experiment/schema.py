@@ -53,6 +53,13 @@ class Settings:
         help="a run folder: continue that run, as its config.yaml has it; null: start a new one",
         role=Role.PATH | Role.OUTPUT,
     )
+    imports: list[str] = option(
+        [],
+        help="files and modules with parts of your own, loaded before choices are looked up; on the command "
+        "line import=FILE.py",
+        before=[],
+        role=Role.RESUMABLE,
+    )
     model: ModelRecipe = option(help="the network, or the function to minimise")
     data: DataRecipe = option(help="the data set")
     partition: PartitionRecipe = option(help="the groups of parameters that share a rate", role=Role.VIEW)
@@ -136,8 +143,14 @@ def register_schemas() -> None:
     store.store(group="schema", name="trainer", node=TrainerSettings)
     for registry in REGISTRIES:
         for name, recipe in registry.items():
-            store.store(group=f"schema/{registry.kind}", name=name, node=recipe)
-            store.store(group=f"recipe/{registry.kind}", name=name, node=_without_options(recipe))
+            store_schema(registry, name, recipe)
+
+
+def store_schema(registry: Registry, name: str, recipe: type) -> None:
+    """Put the schema of one recipe into Hydra's ConfigStore, see :func:`register_schemas`."""
+    store = ConfigStore.instance()
+    store.store(group=f"schema/{registry.kind}", name=name, node=recipe)
+    store.store(group=f"recipe/{registry.kind}", name=name, node=_without_options(recipe))
 
 
 def schema_of_saved(recipe: type) -> DictConfig:

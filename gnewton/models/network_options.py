@@ -274,6 +274,58 @@ class Vit(NetworkRecipe):
             yield "width", f"must be a multiple of heads={self.heads}"
 
 
+@MODELS.register("transformer")
+@dataclass(kw_only=True)
+class Transformer(NetworkRecipe):
+    """Causal transformer: tokens (N, T) int64 -> logits (N, T, outputs), each from the tokens up to its own.
+
+    Vaswani et al., "Attention is all you need" (2017), with the normalisation before each part of a block
+    (Xiong et al. 2020) and GELU, as in GPT-2 (Radford et al. 2019).
+
+    Attributes:
+        width: features of a token.
+        depth: number of blocks.
+        heads: attention heads, which share ``width`` evenly.
+        expansion: hidden units of the perceptron in each block, as a multiple of ``width``.
+    """
+
+    builder = "gnewton.models.transformer:transformer"
+
+    width: int = option(64, help="features of a token", at_least=1)
+    depth: int = option(2, help="number of blocks", at_least=1)
+    heads: int = option(4, help="attention heads; divides width", at_least=1)
+    expansion: int = option(4, help="hidden units of each perceptron, as a multiple of width", at_least=1)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """A width that the heads cannot share evenly."""
+        if self.heads >= 1 and self.width % self.heads:
+            yield "width", f"must be a multiple of heads={self.heads}"
+
+
+@MODELS.register("pinn")
+@dataclass(kw_only=True)
+class Pinn(NetworkRecipe):
+    """Physics-informed network for Poisson's equation on the unit cube: points (N, d) -> −Δu (N, 1).
+
+    u(x) = N(x) Π_i x_i (1 − x_i) with a perceptron N: zero on the boundary, whatever the parameters. Raissi,
+    Perdikaris & Karniadakis, "Physics-informed neural networks" (2019).
+
+    Attributes:
+        widths: units of the hidden layers, with the shorthand of :mod:`gnewton.models.widths`.
+        activation: after each hidden layer, with two derivatives in closed form.
+    """
+
+    builder = "gnewton.models.physics_informed:pinn"
+
+    widths: list[str] = option_of(Mlp, "widths", ["32", "32"])
+    activation: str = option("tanh", help="after each hidden layer", choices=("tanh", "sin"))
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Entries of ``widths`` that are no widths."""
+        for complaint in width_complaints(self.widths):
+            yield "widths", complaint
+
+
 @MODELS.register("rosenbrock")
 @dataclass(kw_only=True)
 class Rosenbrock(ModelRecipe):

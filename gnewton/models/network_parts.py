@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnewton.errors import InputError
 from gnewton.models.network_options import ACTIVATIONS
-from gnewton.tasks import Task
+from gnewton.tasks import Task, TokenClassification
 
 Layer = nn.Linear | nn.Conv2d
 NamedLayers = Iterator[tuple[str, nn.Module]]
@@ -93,8 +93,10 @@ def input_size(name: str, task: Task) -> int:
     """How many numbers an input of ``task`` holds, for the network ``name``.
 
     Raises:
-        InputError: if the task has no inputs.
+        InputError: if the task has no inputs, or they are no numbers to compute with.
     """
+    if isinstance(task, TokenClassification):
+        raise mismatch(name, "inputs that are numbers, one answer per sample", task)
     if not task.input_shape:
         raise mismatch(name, "inputs of at least one number", task)
     return task.input_size

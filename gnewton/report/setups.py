@@ -19,6 +19,7 @@ IGNORED = (
     "seed",
     "output_root",
     "resume",
+    "imports",
     "data.root",
     "trainer.progress",
     "trainer.checkpoint_every",

@@ -64,7 +64,7 @@ def evaluate(
         return Score(None, None)
     total = sum(sizes)
     loss = sum(value * size for value, size in zip(torch.stack(losses).tolist(), sizes, strict=True)) / total
-    accuracy = float(torch.stack(hits).sum()) / total if hits else None
+    accuracy = float(torch.stack(hits).sum()) / (total * task.answers) if hits else None
     return Score(loss, accuracy)
 
 

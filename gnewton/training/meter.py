@@ -12,13 +12,19 @@ from gnewton.training.faults import StepFault
 
 
 class Meter:
-    """Collects the losses of training steps without waiting for the device; reads them in one transfer."""
+    """Collects the losses of training steps without waiting for the device; reads them in one transfer.
+
+    Attributes:
+        answers: how many answers a sample asks for.
+        latest: the loss of the last step that was read.
+    """
 
     def __init__(self) -> None:
         self._pending: list[Tensor] = []
         self._sizes: list[int] = []
         self._hits: Tensor | None = None
         self._first_step = 0
+        self.answers = 1
         self.latest = math.nan
         self.reset()
 
@@ -63,7 +69,9 @@ class Meter:
 
     def accuracy(self) -> float | None:
         """Share of right answers since the last reset; None where the task has no such notion."""
-        return None if self._hits is None or not self._samples else float(self._hits) / self._samples
+        if self._hits is None or not self._samples:
+            return None
+        return float(self._hits) / (self._samples * self.answers)
 
     @property
     def samples(self) -> int:

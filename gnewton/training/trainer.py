@@ -87,6 +87,7 @@ class Trainer:
             rate_log=rate_log,
             steps_per_epoch=self.steps_per_epoch,
         )
+        self.state.meter.answers = data.task.answers
         self._training_step = TrainingStep(
             *(model, data.task, optimizer, recipe, self.world),
             microbatch=settings.microbatch,

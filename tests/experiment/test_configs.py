@@ -157,10 +157,13 @@ def test_data_root_follows_the_environment(compose, monkeypatch):
     assert compose(["data=mnist"]).data.root == "data"
 
 
+OFTEN = ["optimizer.curvature.source=independent", "optimizer.period=1"]
 RUNS = {
     "resnet18_imagenet": ["data.size=32", "data.resize=36", "data.validation=4", "data.workers=0"],
     "resnet18_cifar10": ["data.validation=10", "partition=weights_biases"],  # 62 groups take a minute
     "rosenbrock": [],
+    "transformer_text": ["data.validation=10", "data.block=8", *OFTEN],
+    "poisson": ["data.validation=10", *OFTEN],
 }
 FEW = ["data.validation=10"]
 SHRUNK = {

@@ -17,6 +17,7 @@ ROLES = {
     Role.OUTPUT: {"output_root", "resume", "logger"},
     Role.LABEL: {"name"},
     Role.RESUMABLE: {
+        "imports",
         *("trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.log_every"),
         *("trainer.checkpoint_every", "trainer.on_nonfinite", "trainer.divergence"),
         *("trainer.max_recoveries", "trainer.rollback_factor", "trainer.progress"),

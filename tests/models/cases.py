@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.models import MODELS, ModelRecipe
-from gnewton.tasks import Classification, Minimisation, Reconstruction, Regression, Task
+from gnewton.tasks import Classification, Minimisation, Reconstruction, Regression, Task, TokenClassification
 from tests.recipes import CONFIGS
 from tests.recipes import recipe as made
 
@@ -34,6 +34,8 @@ IMAGENET = Classification((3, 224, 224), 1000)
 TEACHER = Regression((7,), 3)
 PIXELS = Reconstruction((1, 8, 8), 64)
 NOTHING = Minimisation((), 1)
+POINTS = Regression((2,), 1)
+TOKENS = TokenClassification((6,), 5, symbols=7)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Case:
         draw = torch.Generator().manual_seed(1)
         if isinstance(self.task, Minimisation):
             return torch.zeros((), dtype=dtype), torch.zeros((), dtype=dtype)
+        if isinstance(self.task, TokenClassification):
+            shape = (samples, *self.task.input_shape)
+            inputs = torch.randint(self.task.symbols, shape, generator=draw)
+            return inputs, torch.randint(self.task.outputs, shape, generator=draw)
         inputs = torch.rand(samples, *self.task.input_shape, generator=draw, dtype=dtype)
         if isinstance(self.task, Classification):
             return inputs, torch.randint(self.task.outputs, (samples,), generator=draw)
@@ -76,6 +82,7 @@ SMALL_VIT = (
     "model.mlp_width=12",
     "model.sigma_w=1.0",
 )
+SMALL_TRANSFORMER = ("model.depth=1", "model.width=8", "model.heads=2", "model.expansion=2")
 SMALL = [
     Case("mlp", DIGITS, ("model.widths=[6,5]",)),
     Case("mlp", TEACHER, ("model.widths=[2*6]", "model.activation=softplus")),
@@ -87,6 +94,9 @@ SMALL = [
         "resnet18", replace(DIGITS, input_shape=(1, 16, 16)), ("model.small_images=true", "model.sigma_w=1.0")
     ),
     Case("vit", DIGITS, SMALL_VIT),
+    Case("transformer", TOKENS, SMALL_TRANSFORMER),
+    Case("pinn", POINTS, ("model.widths=[6,5]",)),
+    Case("pinn", POINTS, ("model.widths=[4]", "model.activation=sin")),
     Case("autoencoder", PIXELS, ("model.widths=[6,5]", "model.code=3")),
     Case("rosenbrock", NOTHING, ("model.form=evens_odds",)),
     Case("rosenbrock", NOTHING, ("model.form=pairs",)),

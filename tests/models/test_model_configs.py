@@ -12,9 +12,9 @@ import torch
 from gnewton.errors import InputError
 from gnewton.models import MODELS
 
-from .cases import CIFAR, CONFIGS, IMAGENET, NOTHING, PIXELS, YAMLS, recipe
+from .cases import CIFAR, CONFIGS, IMAGENET, NOTHING, PIXELS, POINTS, TOKENS, YAMLS, recipe
 
-TASKS = {"autoencoder": PIXELS, "rosenbrock": NOTHING}
+TASKS = {"autoencoder": PIXELS, "rosenbrock": NOTHING, "transformer": TOKENS, "pinn": POINTS}
 
 # Parameters of the published networks on 1,000 classes, from torchvision's tables.
 SIZES = {

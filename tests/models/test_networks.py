@@ -20,7 +20,7 @@ from gnewton.models.network_parts import fan_in, layers
 from gnewton.models.vision import SelfAttention
 from gnewton.models.widths import expand_widths
 from gnewton.summary.smooth import SmoothNorms
-from gnewton.tasks import Classification, Reconstruction, Task
+from gnewton.tasks import Classification, Reconstruction, Task, TokenClassification
 
 from .cases import CIFAR, DIGITS, MNIST, NETWORKS, NOTHING, PIXELS, SMALL, SMALL_VIT, TEACHER, Case, build
 
@@ -58,7 +58,8 @@ def derivatives(loss: Callable[[Tensor], Tensor], at: float, order: int) -> list
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_outputs_have_the_shape_of_the_task(case: Case) -> None:
     outputs = case.build()(case.batch(samples=2)[0])
-    assert outputs.shape == (2, case.task.outputs)
+    tokens = case.task.input_shape if isinstance(case.task, TokenClassification) else ()
+    assert outputs.shape == (2, *tokens, case.task.outputs)
 
 
 @pytest.mark.parametrize(

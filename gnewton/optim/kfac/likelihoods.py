@@ -49,6 +49,11 @@ def categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
     return delta if positions == 1 else delta.div_(math.sqrt(positions))
 
 
+def categorical_last(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """The same for logits (N, …, C), such as those of a sequence model: classes along the last axis."""
+    return categorical(logits.movedim(-1, 1), generator).movedim(1, -1)
+
+
 def gaussian(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """δ ~ N(0, 2/K) for the mean squared error over N samples of K numbers, whose curvature is 2/K."""
     delta = torch.empty_like(outputs).normal_(generator=generator)
@@ -62,7 +67,12 @@ def bernoulli(logits: Tensor, generator: torch.Generator) -> Tensor:
     return probability.sub_(drawn.to(logits.dtype)).div_(math.sqrt(_numbers(logits)))
 
 
-SAMPLERS: dict[str, Sampler] = {"categorical": categorical, "gaussian": gaussian, "bernoulli": bernoulli}
+SAMPLERS: dict[str, Sampler] = {
+    "categorical": categorical,
+    "categorical_last": categorical_last,
+    "gaussian": gaussian,
+    "bernoulli": bernoulli,
+}
 
 
 def sampler(likelihood: str | Sampler) -> Sampler:

@@ -37,8 +37,8 @@ class TrainingProblem:
         partition: the groups; None if the optimizer uses no partition.
         curvature: returns an endless series of batches of the given size, independent of the training order.
         on_update: receives a record of every update of the rates.
-        likelihood: "categorical", "gaussian" or "bernoulli", the distribution whose negative log-likelihood
-            the loss is; None if it is none.
+        likelihood: "categorical" (classes along axis 1), "categorical_last" (along the last axis), "gaussian"
+            or "bernoulli", the distribution whose negative log-likelihood the loss is; None if it is none.
         seed: seed of the optimizer's own random draws, the same in every process; None: torch's initial seed.
     """
 
