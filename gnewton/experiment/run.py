@@ -42,7 +42,7 @@ from gnewton.training.world import World, join_world
 
 log = logging.getLogger("gnewton")
 
-CHECKPOINT_FORMAT = "9"
+CHECKPOINT_FORMAT = "10"
 """Changes with the content of a checkpoint: one of another format cannot be continued."""
 
 

@@ -108,6 +108,7 @@ SHARED: dict[str, tuple[str, ...]] = {
     ),
     "outer_newton": ("optimizer=outer_newton", "optimizer.curvature.batch_size=51", "optimizer.period=2"),
     "sgd": ("optimizer=sgd",),
+    "sgd average": ("optimizer=sgd", "trainer.ema=0.9"),
 }
 """Optimizers whose run on two processes must be that on one."""
 
