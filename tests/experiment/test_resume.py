@@ -187,6 +187,16 @@ def test_killed_at_every_step(name, every, uninterrupted, run, resumed, monkeypa
     assert_same_run(reference, folder)
 
 
+def test_soap_is_resumed(uninterrupted, broken_off, resumed, monkeypatch):
+    pytest.importorskip("pytorch_optimizer")
+    overrides = ("optimizer=soap", "optimizer.period=2", *BASELINE)
+    reference = uninterrupted(overrides)
+    with after_step(monkeypatch, 4, send(signal.SIGTERM)):
+        folder = broken_off(overrides)
+    resumed(folder)
+    assert_same_run(reference, folder)
+
+
 def test_killed_in_an_evaluation(uninterrupted, run, resumed, monkeypatch, tmp_path):
     reference = uninterrupted(RUNS["grouped_newton"])
     with in_evaluation(monkeypatch, 3, send(signal.SIGKILL)):
