@@ -85,6 +85,16 @@ def test_every_tuned_file_belongs_to_an_experiment_and_an_optimizer(compose, nam
     settings_from(compose([f"experiment={experiment}", f"optimizer={optimizer}"]))
 
 
+def test_what_quick_cuts_down_yields_to_the_command_line(compose):
+    experiment = ["experiment=vgg11_cifar10", "trainer=quick"]
+    trainer = compose(experiment).trainer
+    assert (trainer.batch_size, trainer.max_seconds, trainer.max_steps) == (20, 60, 100)
+    assert compose([*experiment, "trainer.batch_size=50"]).trainer.batch_size == 50
+    assert compose(["experiment=vgg11_cifar10"]).trainer.batch_size == 100
+    files = [path.stem.removeprefix("quick-") for path in (ROOT / "tuned" / "quick").glob("*.yaml")]
+    assert set(files) < set(EXPERIMENTS)
+
+
 def test_a_tuned_option_yields_to_the_command_line(compose):
     tuned = compose(["experiment=rosenbrock", "optimizer=sgd"])
     plain = compose(["optimizer=sgd"])
