@@ -61,7 +61,7 @@ METRICS_COLUMNS = (
     "samples_per_second",
     "peak_memory_mib",
 )
-"""Columns of metrics.csv, one row per evaluated epoch."""
+"""Columns of metrics.csv: a row before the first step, and one per evaluated epoch."""
 
 STEPS_COLUMNS = ("step", "loss", "lr", "train_seconds")
 """Columns of steps.csv, one row every ``trainer.log_every`` training steps."""

@@ -166,6 +166,8 @@ def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
     known = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
     candidates = known if parent else sorted({*known, *config_groups()} - {"hydra"})
     hint = did_you_mean(key, candidates)
+    if not parent and nearest(key, [*candidates, *(_last(name) for name in _full_names())]) not in candidates:
+        hint = ""  # an option of a part is nearer
     if parent and hint:
         hint = hint.replace("mean '", f"mean '{parent}.")
     hint = hint or _elsewhere(parent, key)
@@ -194,10 +196,14 @@ _OTHER_WORDS = {"learning_rate": "lr", "batchsize": "batch_size", "steps": "max_
 def _elsewhere(parent: str, key: str) -> str:
     """A hint at the options of that name in other parts of a run, those nearest to the top first."""
     names = [name for name in _full_names() if name.rpartition(".")[0] != parent]
-    last = {name.rpartition(".")[2] for name in names}
+    last = {_last(name) for name in names}
     near = key if key in last else _OTHER_WORDS.get(key) or (nearest(key, last) if not parent else None)
-    matches = sorted((name for name in names if name.rpartition(".")[2] == near), key=lambda n: n.count("."))
+    matches = sorted((name for name in names if _last(name) == near), key=lambda n: n.count("."))
     return f"; did you mean {' or '.join(repr(name) for name in matches[:3])}?" if matches else ""
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _full_names() -> list[str]:

@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
     if options.output_root is not None:
         config.output_root = str(options.output_root)
     first = read_run(folder)
-    if first.metrics.empty and first.status != "diverged":
+    if first.trained.empty and first.status != "diverged":
         raise InputError(f"rerun {folder}: it has no row in metrics.csv to compare with")
     threads = first.environment.get("threads")
     if isinstance(threads, int):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 from omegaconf import DictConfig
+
+log = logging.getLogger("gnewton")
 
 
 def run(arguments: list[str]) -> int:
@@ -18,12 +23,18 @@ def run(arguments: list[str]) -> int:
         from gnewton.experiment.prepare import prepare
 
         prepared = prepare(config, overrides)  # a bad option is answered before torch is loaded
+        if "torch" not in sys.modules:
+            log.info("%s: model %s, data %s, optimizer %s; loading torch", *_parts(config))
         from gnewton.experiment.run import run as run_experiment
 
         run_experiment(prepared, ["gnewton", "train", *arguments])
 
     run_hydra(arguments, train)
     return 0
+
+
+def _parts(config: DictConfig) -> tuple[str, ...]:
+    return (str(config.name), *(str(config[part].name) for part in ("model", "data", "optimizer")))
 
 
 def _help() -> str:

@@ -120,9 +120,14 @@ def _search(
     contestants = tuple(_contestants(composed, options["space"]))
     search = Search(options["tune"], options["space"], contestants, compose)
     for override in of_search:
-        if override.key == "tune.batch" and not search.sampler.learns:
+        if override.key == "tune.batch" and not search.learns:
             raise InputError(
                 f"{override.text}: has no effect, tune.sampler={options['tune'].sampler} places all at once"
+            )
+    for override in of_runs if search.pruner.prunes else ():
+        if override.is_within("trainer.early_stop"):
+            raise InputError(
+                f"{override.text}: belongs to tune.pruner={options['tune'].pruner}; leave it out"
             )
     search.check()
     return search, Path(composed[0].config.output_root).expanduser()
@@ -168,7 +173,9 @@ def _announced(search: Search) -> str:
     names = ", ".join(contestant.optimizer for contestant in search.contestants)
     settings = search.settings
     return (
-        f"{names}: {settings.trials} trials each of {length}, then {settings.repeats} reruns of each winner"
+        f"{names}: {settings.trials} trials each of {length}"
+        + (f", fewer where tune.pruner={settings.pruner} ends one" if search.pruner.prunes else "")
+        + f", then {settings.repeats} reruns of each winner"
     )
 
 

@@ -81,5 +81,5 @@ def _ineffective(settings: Settings, overrides: Sequence[Override]) -> Iterator[
             yield f"{text}: has no effect without trainer.on_nonfinite=rollback"
         if key == "trainer.target.metric" and target.value is None:
             yield f"{text}: has no effect without trainer.target.value"
-        if key == "trainer.early_stop.metric" and settings.trainer.early_stop.patience is None:
-            yield f"{text}: has no effect without trainer.early_stop.patience"
+        if key == "trainer.early_stop.metric" and not settings.trainer.early_stop.watches:
+            yield f"{text}: has no effect without trainer.early_stop.patience or bounds"

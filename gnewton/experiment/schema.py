@@ -86,6 +86,9 @@ class Settings:
         if self.trainer.clip_norm is not None and optimizer.why_unclipped:
             reason = optimizer.why_unclipped
             yield "trainer.clip_norm", f"must be null with optimizer={optimizer.name}, {reason}"
+        if self.trainer.ema is not None and optimizer.evaluates_elsewhere:
+            reason = "which is evaluated at an average of its own"
+            yield "trainer.ema", f"must be null with optimizer={optimizer.name}, {reason}"
 
     def compiled(self) -> Iterator[tuple[str, str]]:
         """What needs torch.compile: the option with its value, and the value that does without."""

@@ -14,6 +14,7 @@ from gnewton.report.hardware import describe, differences, require_same
 from gnewton.report.measures import SPREAD_FROM, MetricTarget, flat_table, table_of_runs, table_of_setups
 from gnewton.report.runs import Run, find_runs
 from gnewton.report.setups import Setup, group_runs
+from gnewton.report.significance import notes_on_means, table_of_means, tables_of_means
 from gnewton.report.tables import Table, as_markdown, build_tables
 from gnewton.runfiles import ENDED
 
@@ -27,6 +28,7 @@ class Comparison:
         targets: the target of each set-up by label; None for a set-up without one.
         runs: one row per run, see :func:`gnewton.report.measures.table_of_runs`.
         table: one row per set-up, see :func:`gnewton.report.measures.table_of_setups`.
+        means: one row per metric and set-up, see :func:`gnewton.report.significance.table_of_means`.
         hardware: a line about the hardware of the runs.
         notes: remarks for the reader, a line each.
     """
@@ -35,6 +37,7 @@ class Comparison:
     targets: dict[str, MetricTarget | None]
     runs: pd.DataFrame = field(repr=False)
     table: pd.DataFrame = field(repr=False)
+    means: pd.DataFrame = field(repr=False)
     hardware: str
     notes: list[str]
 
@@ -49,7 +52,7 @@ class Comparison:
 
     def tables(self) -> list[Table]:
         """The tables of the comparison, as text."""
-        return build_tables(self.table)
+        return [*build_tables(self.table), *tables_of_means(self.means)]
 
 
 def compare(
@@ -81,13 +84,14 @@ def compare(
         notes.append(
             "the runs differ in hardware or number format: their times mean little beside each other"
         )
-    table = table_of_setups(setups, runs, targets)
+    table, means = table_of_setups(setups, runs, targets), table_of_means(runs)
+    notes += notes_on_means(means)
     counted = [run for runs_of_problem in problems for run in runs_of_problem]
-    return Comparison(setups, targets, runs, table, describe(counted), notes)
+    return Comparison(setups, targets, runs, table, means, describe(counted), notes)
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write runs.csv, setups.csv and tables.md and return their paths.
+    """Write runs.csv, setups.csv, means.csv and tables.md and return their paths.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -95,6 +99,7 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     contents = {
         "runs.csv": comparison.runs.to_csv(index=False),
         "setups.csv": flat_table(comparison.table).to_csv(index=False),
+        "means.csv": comparison.means.to_csv(index=False),
         "tables.md": markdown_page(comparison),
     }
     return [write_file(folder / name, text) for name, text in contents.items()]

@@ -60,12 +60,12 @@ class MetricTarget:
         return f"{self.metric.replace('_', ' ')} {sign} {self.value:g}"
 
     def reached(self, run: Run) -> dict[str, float]:
-        """Training seconds, steps and epochs until the first row that reaches the target.
+        """Training seconds, steps and epochs until the first row after step 0 that reaches the target.
 
         They are infinite (:data:`MISSED`) if none does, and NaN if the run did not measure the metric.
         """
         columns = ("train_seconds", "step", "epoch")
-        metrics = run.metrics
+        metrics = run.trained
         measured = self.metric in metrics and bool(metrics[self.metric].notna().any())
         if not measured:
             value = math.nan if len(metrics) and run.status not in BROKEN else MISSED
@@ -153,8 +153,8 @@ def measure_run(run: Run, target: MetricTarget | None) -> dict[str, float]:
     if target is not None:
         reached = target.reached(run)
         values |= {name: reached[column] for name, column in TO_TARGET.items()}
-    if not run.metrics.empty:
-        last = run.metrics.iloc[-1]
+    if not run.trained.empty:
+        last = run.trained.iloc[-1]
         values |= {
             "epochs": float(last["epoch"]),
             "steps": float(last["step"]),
@@ -162,8 +162,7 @@ def measure_run(run: Run, target: MetricTarget | None) -> dict[str, float]:
         }
         if "peak_memory_mib" in last:
             values["peak_memory_mib"] = float(run.metrics["peak_memory_mib"].max())
-        if last["step"] > 0:
-            values["seconds_per_step"] = float(last["train_seconds"]) / float(last["step"])
+        values["seconds_per_step"] = float(last["train_seconds"]) / float(last["step"])
         values |= _shares(run, float(last["step"]), float(last["train_seconds"]))
         if run.status in ENDED:
             values |= {name: float(last[name]) for name in SCORES if name in last}

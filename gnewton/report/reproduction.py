@@ -128,6 +128,8 @@ def _compare(name: str, first: Run, second: Run, tolerance: float) -> LogCompari
     missing = sorted({step for step, _ in set(places) - set(others)})
     stops = tuple(step for step in missing if step in _resumed_at(first))
     extra = {step for step, _ in set(others) - set(places)}
+    if name == METRICS_FILE:
+        extra.discard(0)  # older runs have no row before the first step
     if first.status not in (*ENDED, *BROKEN):  # rows after its last one are not missing
         last = max((step for step, _ in places), default=-1)
         extra = {step for step in extra if step <= last}

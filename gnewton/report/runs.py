@@ -159,7 +159,7 @@ class Run:
         config: the resolved configuration, nested.
         environment: environment.json, empty if there is none.
         result: result.json, empty if there is none.
-        metrics: metrics.csv, one row per evaluated epoch.
+        metrics: metrics.csv: a row before the first step (older runs have none), one per evaluated epoch.
         rates: rates.csv; None for optimizers without rates and for runs without an update.
         steps: steps.csv, one row per logging period; empty for runs that wrote none.
     """
@@ -178,6 +178,11 @@ class Run:
     def status(self) -> str:
         """The status in result.json; "unfinished" if there is none."""
         return str(self.result.get("status", UNFINISHED))
+
+    @property
+    def trained(self) -> pd.DataFrame:
+        """The rows of metrics.csv after the first training step."""
+        return self.metrics[self.metrics["step"] > 0]
 
     @property
     def seed(self) -> int:

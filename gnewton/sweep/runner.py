@@ -40,6 +40,7 @@ class Orders:
         fail_fast: whether the first failure stops the sweep.
         bad: statuses that count as failures.
         say: receives each line of output.
+        remark: what to say after the line of a job that has ended; empty: nothing.
     """
 
     launcher: Launcher
@@ -49,6 +50,7 @@ class Orders:
     fail_fast: bool = False
     bad: tuple[str, ...] = BROKEN
     say: Callable[[str], None] = print
+    remark: Callable[[JobEnd], str] = lambda end: ""
 
 
 def run_sweep(manifest: Manifest, orders: Orders) -> None:
@@ -178,6 +180,8 @@ def _record(manifest: Manifest, end: JobEnd, stop: StopRequest, orders: Orders) 
     detail = end.error or end.value
     line = f"[{over}/{len(manifest.entries)}] {end.status}, {end.seconds:.1f} s: {manifest.title(entry)}"
     orders.say(f"{line}  ({detail})" if detail else line)
+    if remark := orders.remark(end):
+        orders.say(f"    {remark}")
     if end.status == FAILED:
         orders.say(f"    log: {short_path(job_folder(manifest.folder, entry) / LOG)}")
     if end.status in orders.bad and orders.fail_fast and not stop.requested:

@@ -83,31 +83,40 @@ class Patience:
     Attributes:
         best: the best value so far; None before the first.
         since: evaluations since then.
+        count: evaluations so far.
     """
 
     def __init__(self) -> None:
         self.best: float | None = None
         self.since = 0
+        self.count = 0
 
     def record(self, settings: EarlyStop, row: dict[str, Any]) -> None:
         """Take up a row of metrics.csv. A loss gets better downwards, an accuracy upwards."""
+        self.count += 1
         value = row[settings.metric]
         if value is None:
             return
-        sign = -1.0 if settings.metric.endswith("accuracy") else 1.0
+        sign = settings.sign
         if self.best is None or sign * value < sign * self.best:
             self.best, self.since = value, 0
         else:
             self.since += 1
 
     def is_over(self, settings: EarlyStop) -> bool:
-        """Whether the metric has got no better for too long."""
-        return settings.patience is not None and self.since >= settings.patience
+        """Whether the metric has got no better for too long, or lags behind."""
+        return (settings.patience is not None and self.since >= settings.patience) or self.lags(settings)
+
+    def lags(self, settings: EarlyStop) -> bool:
+        """Whether the best value so far is worse than the bound at the latest evaluation."""
+        if self.best is None or not 0 < self.count <= len(settings.bounds):
+            return False
+        return settings.sign * self.best > settings.sign * settings.bounds[self.count - 1]
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and the evaluations since."""
-        return {"best": self.best, "since": self.since}
+        """The best value, the evaluations since, and their number."""
+        return {"best": self.best, "since": self.since, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
-        self.best, self.since = state["best"], int(state["since"])
+        self.best, self.since, self.count = state["best"], int(state["since"]), int(state["count"])

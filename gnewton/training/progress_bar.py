@@ -62,7 +62,9 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 def summary_line(row: Mapping[str, Any]) -> str:
     """A row of metrics.csv as one line of text."""
-    parts = [f"epoch {row['epoch']:g}", f"step {row['step']}", f"running loss {row['running_loss']:.4g}"]
+    parts = [f"epoch {row['epoch']:g}", f"step {row['step']}"]
+    if row["running_loss"] is not None:
+        parts.append(f"running loss {row['running_loss']:.4g}")
     for name in ("train", "validation", "test"):
         loss, accuracy = row[f"{name}_loss"], row[f"{name}_accuracy"]
         if loss is not None:

@@ -87,7 +87,7 @@ class Target:
 
 @dataclass(kw_only=True)
 class EarlyStop:
-    """The metric whose standstill ends the run, and the number of evaluations that it may stand still."""
+    """The metric whose standstill, or whose lag behind other runs, ends the run."""
 
     metric: str = option(
         "validation_loss", help="a loss or accuracy of metrics.csv", choices=SCORES, role=Role.RESUMABLE
@@ -98,6 +98,22 @@ class EarlyStop:
         at_least=1,
         role=Role.RESUMABLE,
     )
+    bounds: list[float] = option(
+        [],
+        help="the run ends at the k-th evaluation if the best value so far is worse than the k-th of these",
+        role=Role.RESUMABLE,
+        before=[],
+    )
+
+    @property
+    def watches(self) -> bool:
+        """Whether the metric can end the run."""
+        return self.patience is not None or bool(self.bounds)
+
+    @property
+    def sign(self) -> float:
+        """Factor on the metric that makes lower values better."""
+        return -1.0 if self.metric.endswith("accuracy") else 1.0
 
 
 @dataclass(kw_only=True)
@@ -136,6 +152,13 @@ class TrainerSettings:
         None,
         help="longest gradient of all parameters together; a longer one is shortened to it; null: no limit",
         above=0,
+        before=None,
+    )
+    ema: float | None = option(
+        None,
+        help="decay per step of an average of the weights at which the model is evaluated; null: no average",
+        above=0,
+        below=1,
         before=None,
     )
     log_every: int = option(
@@ -220,7 +243,7 @@ class TrainerSettings:
             and not self.evaluation.train
         ):
             yield "target.metric", "needs trainer.evaluation.train=true"
-        watched = self.early_stop.metric if self.early_stop.patience is not None else ""
+        watched = self.early_stop.metric if self.early_stop.watches else ""
         if watched.startswith("train") and not self.evaluation.train:
             yield "early_stop.metric", "needs trainer.evaluation.train=true"
 

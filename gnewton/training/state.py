@@ -19,6 +19,7 @@ from gnewton.training.resources import Clocks, Throughput, peak_memory_mib
 from gnewton.training.runlog import RateLog
 from gnewton.training.steplog import StepLog
 from gnewton.training.training_step import Precision
+from gnewton.training.weight_average import WeightAverage
 
 
 class TrainingState:
@@ -30,6 +31,7 @@ class TrainingState:
         ceiling: judges the training losses.
         rate_log: collects updates of the rates; None for optimizers without rates.
         steps_per_epoch: training steps in an epoch.
+        average: of the weights; None: there is none.
 
     Attributes:
         epoch: whole epochs finished.
@@ -53,11 +55,13 @@ class TrainingState:
         ceiling: LossCeiling,
         rate_log: RateLog | None,
         steps_per_epoch: int,
+        average: WeightAverage | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.ceiling = ceiling
+        self.average = average
         self.steps_per_epoch = steps_per_epoch
         self.epoch = 0
         self.step = 0
@@ -82,7 +86,7 @@ class TrainingState:
         row: dict[str, Any] = {
             "epoch": self.epochs,
             "step": self.step,
-            "running_loss": self.meter.loss,
+            "running_loss": self.meter.loss if self.meter.samples else None,
             "running_accuracy": self.meter.accuracy(),
         }
         for name, score in scores.items():
@@ -110,6 +114,7 @@ class TrainingState:
             "patience": self.patience.state_dict(),
             "since_row": self.throughput.state_dict(),
             "updates": self._rate_log.updates if self._rate_log is not None else 0,
+            "average": self.average.state_dict() if self.average is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -117,6 +122,8 @@ class TrainingState:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.watch.restart()
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.scheduler.load_state_dict(state["scheduler"])
         self._precision.load_state_dict(state["passes"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from gnewton.training.runlog import RateLog, RunLog
 from gnewton.training.settings import EPOCHS, SECONDS, STEPS, Interval, TrainerSettings
 from gnewton.training.state import TrainingState
 from gnewton.training.training_step import Precision, TrainingStep
+from gnewton.training.weight_average import WeightAverage
 from gnewton.training.world import World
 
 log = logging.getLogger("gnewton")
@@ -86,6 +87,7 @@ class Trainer:
             ceiling=LossCeiling(settings.divergence, self.steps_per_epoch),
             rate_log=rate_log,
             steps_per_epoch=self.steps_per_epoch,
+            average=WeightAverage(model, settings.ema) if settings.ema is not None else None,
         )
         self.state.meter.answers = data.task.answers
         self._training_step = TrainingStep(
@@ -125,6 +127,8 @@ class Trainer:
             progress = stack.enter_context(ProgressBar(self.settings.progress, total, self.state.step))
             if self.state.ceiling.lacks_start:
                 self._measure_start()
+            if not self.state.outcome.metrics:
+                self._evaluate_start()
             if not self._resumed:
                 self._checkpoint(LAST)
             self._saved_at = time.monotonic()
@@ -168,10 +172,17 @@ class Trainer:
             )
         self.state.ceiling.start = score.loss
 
+    def _evaluate_start(self) -> None:
+        """Write the row of step 0. The target, an early stop and best.pt begin with the next one."""
+        with self.clocks.measure("evaluation"):
+            self.world.share_buffers(self.model)
+            scores = self._evaluate()
+        self._write_metrics(scores)
+
     def _status_at_start(self) -> str:
         """The status with which a resumed run has already ended under its present limits; else ``DONE``."""
         row = self.state.outcome.metrics
-        if not row or row["step"] != self.state.step:
+        if self.state.step == 0 or not row or row["step"] != self.state.step:
             return DONE
         if target_report(self.settings.target, row):
             return TARGET
@@ -217,6 +228,8 @@ class Trainer:
         self.state.meter.record(self.state.step, result.loss, result.correct, result.samples)
         self.state.throughput.add(result.samples)
         self.state.step += 1
+        if self.state.average is not None:
+            self.state.average.update()
 
     def _make_step_alone(self, batch: Batch) -> None:
         """Make one training step and check it at once; a fault undoes it, and the policy may leave it out."""
@@ -343,11 +356,8 @@ class Trainer:
             with self.clocks.measure("evaluation"):
                 self.world.share_buffers(self.model)
                 scores = self._evaluate()
-            with self.clocks.measure("logging"):
-                outcome.metrics = row = state.row(scores, self.clocks)
-                self._run_log.metrics(row)
-                log.info(summary_line(row))
-            check_scores(row)
+            self._write_metrics(scores)
+            check_scores(outcome.metrics)
         if whole:  # only now: if interrupted before, a resumed run evaluates this epoch again
             if not self.recipe.schedule.by_step:
                 self.recipe.schedule.advance(self.scheduler, state.meter.loss)
@@ -362,23 +372,39 @@ class Trainer:
             state.patience.record(settings.early_stop, outcome.metrics)
             if not last and state.patience.is_over(settings.early_stop):
                 outcome.status, last = STOPPED, True
-                log.info(
-                    "stopped early: %s no better than %.6g", settings.early_stop.metric, state.patience.best
-                )
+                lags = state.patience.lags(settings.early_stop)
+                text = f"{settings.early_stop.metric} no better than {state.patience.best:.6g}"
+                log.info("stopped early: %s%s", text, f" after {epochs:g} epochs" if lags else "")
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):
             self._checkpoint(LAST, even_above_ceiling=last)
 
+    def _write_metrics(self, scores: dict[str, Score]) -> None:
+        with self.clocks.measure("logging"):
+            self.state.outcome.metrics = row = self.state.row(scores, self.clocks)
+            self._run_log.metrics(row)
+            log.info(summary_line(row))
+
     def _evaluate(self) -> dict[str, Score]:
-        """The scores of all splits, at the parameters that the optimizer chooses.
+        """The scores of all splits, at the average of the weights or at the parameters the optimizer chooses.
 
         A signal ends the run between two batches if these are the parameters of training, else afterwards.
         """
-        if not self.recipe.evaluates_elsewhere:
+        if not self._evaluates_elsewhere:
             return evaluate_splits(self.model, self.data, self.settings.evaluation, self._stop_on_signal)
-        with self.recipe.evaluating(self.optimizer):
+        with self._evaluating():
+            self.world.share_buffers(self.model)  # those of the average too differ between processes
             scores = evaluate_splits(self.model, self.data, self.settings.evaluation, lambda: None)
         self._stop_on_signal()
         return scores
+
+    @property
+    def _evaluates_elsewhere(self) -> bool:
+        return self.recipe.evaluates_elsewhere or self.state.average is not None
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        """Within the block the parameters are those at which the model is evaluated."""
+        average = self.state.average
+        return average.in_force() if average is not None else self.recipe.evaluating(self.optimizer)
 
     def _keep_best(self, score: Score) -> None:
         value = score.loss if score.accuracy is None else -score.accuracy
@@ -387,7 +413,7 @@ class Trainer:
             return
         if value is not None and math.isfinite(value) and (best is None or value < best):
             self.state.best = value
-            with self.recipe.evaluating(self.optimizer):
+            with self._evaluating():
                 self._checkpoint(BEST)
             self._keep_sound_state()  # of the parameters of training
 
@@ -402,7 +428,9 @@ class Trainer:
         if not even_above_ceiling and self.world.any(above, self.device):
             return
         with self.clocks.measure("checkpoint"):
-            self._run_log.checkpoint(name, self.state_dict())
+            averaged = name == BEST and self._evaluates_elsewhere
+            weights = {"weights": "average" if averaged else "training"}
+            self._run_log.checkpoint(name, self.state_dict() | weights)
         self._saved_at = time.monotonic()
 
     def _checkpoint_due(self) -> bool:

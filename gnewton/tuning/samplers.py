@@ -20,10 +20,14 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class ScoredPoint:
-    """The settings of a trial that has ended, and its score: lower is better, infinite if it diverged."""
+    """The settings of a trial that has ended, and its score: lower is better, infinite if it diverged.
+
+    ``pruned``: the number of the evaluation at which the trial was pruned, and its score there; else None.
+    """
 
     point: Point
     score: float
+    pruned: tuple[int, float] | None = None
 
 
 class Sampler(ABC):
@@ -31,7 +35,6 @@ class Sampler(ABC):
 
     Args:
         seed: of the random numbers.
-        batch: number of trials placed at a time by samplers that learn from earlier ones.
 
     Attributes:
         learns: whether the scores of earlier trials are used.
@@ -39,13 +42,8 @@ class Sampler(ABC):
 
     learns = True
 
-    def __init__(self, seed: int, batch: int) -> None:
+    def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.batch = batch
-
-    def batch_size(self, trials: int) -> int:
-        """Number of trials placed at a time: all of them, unless the sampler learns from earlier ones."""
-        return self.batch if self.learns else trials
 
     @abstractmethod
     def place(self, space: Space, known: Sequence[ScoredPoint], count: int) -> list[Point]:
@@ -99,9 +97,7 @@ class OptunaSampler(Sampler):
         distributions = {dim.option: _distribution(dim) for dim in space.dimensions}
         for trial in known:
             params = {dim.option: _to_optuna(dim, trial.point[dim.option]) for dim in space.dimensions}
-            study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=distributions, value=trial.score)
-            )
+            study.add_trial(_trial(params, distributions, trial))
         proposals = [study.ask(distributions).params for _ in range(count)]
         return [
             {dim.option: _from_optuna(dim, params[dim.option]) for dim in space.dimensions}
@@ -124,6 +120,20 @@ def _distribution(dimension: Dimension) -> Any:
     if dimension.integer:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _trial(params: dict[str, Any], distributions: dict[str, Any], known: ScoredPoint) -> Any:
+    import optuna
+
+    if known.pruned is None:
+        return optuna.trial.create_trial(params=params, distributions=distributions, value=known.score)
+    place, score = known.pruned
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.PRUNED,
+        params=params,
+        distributions=distributions,
+        intermediate_values={place: score},
+    )
 
 
 def _to_optuna(dimension: Dimension, value: Any) -> Any:

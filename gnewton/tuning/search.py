@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 from gnewton.options import option, show
 from gnewton.report.measures import Spread, worst_of
 from gnewton.report.tables import Column, Table, as_text, significant
-from gnewton.runfiles import DIVERGED, FAILED, VALIDATION_SCORES
-from gnewton.sweep.job import Job
+from gnewton.runfiles import DIVERGED, DONE, FAILED, VALIDATION_SCORES
+from gnewton.sweep.job import Job, JobEnd
 from gnewton.sweep.manifest import NAME, Manifest
 from gnewton.sweep.runner import Orders, run_sweep
+from gnewton.tuning.pruning import PRUNERS, Pruner
 from gnewton.tuning.samplers import SAMPLERS, Point, Sampler, ScoredPoint
 from gnewton.tuning.space import SpaceSettings, overrides_of
 from gnewton.tuning.trials import (
+    PRUNED,
     Trial,
     TrialResult,
     best,
+    read_ended,
     read_results,
     write_csv,
     write_trials,
@@ -42,7 +46,15 @@ class TuneSettings:
         choices=tuple(SAMPLERS),
     )
     batch: int = option(
-        4, help="trials that optuna places at a time, from the ends of those before", at_least=1
+        4,
+        help="trials placed at a time, from the ends of those before, by optuna or with a pruner",
+        at_least=1,
+    )
+    pruner: str = option(
+        "none",
+        help="none: every trial has its whole length; median: one ends where its best value so far is worse "
+        "than the median of the earlier trials of its optimizer at the same evaluation",
+        choices=tuple(PRUNERS),
     )
     seed: int = option(0, help="of the sampler; the trials themselves have the seed of the run", at_least=0)
     metric: str = option(
@@ -92,9 +104,19 @@ class Search:
     compose: Compose
 
     @property
+    def pruner(self) -> Pruner:
+        """The rule by which trials end before their length is over."""
+        return PRUNERS[self.settings.pruner]()
+
+    @property
+    def learns(self) -> bool:
+        """Whether trials depend on the ends of earlier ones."""
+        return self.sampler.learns or self.pruner.prunes
+
+    @property
     def sampler(self) -> Sampler:
         """The sampler that places the trials."""
-        return SAMPLERS[self.settings.sampler](self.settings.seed, self.settings.batch)
+        return SAMPLERS[self.settings.sampler](self.settings.seed)
 
     def check(self) -> None:
         """Compose the corners of every space, so that no trial is refused later.
@@ -117,11 +139,12 @@ class Search:
         for contestant in self.contestants:
             results = known[contestant.optimizer]
             remaining = self.settings.trials - len(results)
-            count = min(remaining, self.sampler.batch_size(self.settings.trials))
-            history = [ScoredPoint(dict(result.trial.point), result.score) for result in results]
+            count = min(remaining, self.settings.batch if self.learns else remaining)
+            history = [_scored(result, self.settings.sign) for result in results]
             space = self.spaces.of(contestant.optimizer)
             points = self.sampler.place(space, history, count) if count else []
-            jobs = self.compose([[*contestant.overrides, *overrides_of(point)] for point in points])
+            bounds = self.pruner.overrides([result.course for result in results], self.settings.metric)
+            jobs = self.compose([[*contestant.overrides, *overrides_of(point), *bounds] for point in points])
             for number, (point, job) in enumerate(zip(points, jobs, strict=True), len(results) + 1):
                 trials.append(
                     Trial(contestant.optimizer, number, point, job, contestant.seed, contestant.budget)
@@ -144,8 +167,8 @@ class Search:
 def tune(folder: Path, search: Search, orders: Orders) -> None:
     """Run all trials and reruns that are not done yet, write the CSV files and print the result.
 
-    A trial that diverged has the worst score. A trial that failed or was killed ends the search, which can be
-    resumed: otherwise one winner would be chosen from fewer trials than the others.
+    A trial that diverged or was pruned has the worst score. One that failed or was killed ends the search,
+    which can be resumed: otherwise one winner would be chosen from fewer trials than the others.
 
     Args:
         folder: of the search; its subfolders trials/ and winners/ are the folders of two sweeps.
@@ -160,8 +183,11 @@ def tune(folder: Path, search: Search, orders: Orders) -> None:
     write_csv(folder / "space.csv", [row for name in names for row in search.spaces.of(name).rows()])
     manifest = open_manifest(folder / "trials")
     known: dict[str, list[TrialResult]] = {name: [] for name in names}
+    leaders = Leaders(search)
     while trials := search.next_trials(known):
-        for result in _run(trials, manifest, search, orders):
+        manifest.add(trial.job for trial in trials)
+        leaders.learn(trials, manifest)
+        for result in _run(trials, manifest, search, replace(orders, remark=leaders.watch(trials))):
             known[result.trial.optimizer].append(result)
         write_trials(folder / "trials.csv", _all(known), [], folder)
     winners = [best(results) for results in known.values()]
@@ -173,6 +199,49 @@ def tune(folder: Path, search: Search, orders: Orders) -> None:
     reruns = _run(search.reruns(winners), manifest, search, orders)
     write_winners(folder / "winners.csv", reruns, folder)
     orders.say("\n" + as_text([result_table(settings, known, winners, reruns)]))
+
+
+class Leaders:
+    """The best trial of each optimizer so far, for the lines that a search prints.
+
+    Args:
+        search: the search.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self._settings = search.settings
+        self._best: dict[str, float] = {}
+
+    def watch(self, trials: Sequence[Trial]) -> Callable[[JobEnd], str]:
+        """A function of the end of one of these trials: a remark if it is the best so far or was pruned."""
+        by_job = {trial.job.digest: trial for trial in trials}
+        return lambda end: self._remark(by_job[end.digest], end)
+
+    def learn(self, trials: Sequence[Trial], manifest: Manifest) -> None:
+        """Take note of trials that ended before the search was resumed."""
+        for trial in trials:
+            self._remark(trial, manifest.of(trial.job).end)
+
+    def _remark(self, trial: Trial, end: JobEnd) -> str:
+        settings = self._settings
+        if end.status != DONE or end.folder is None:
+            return ""
+        (result,) = read_ended([(trial, end.folder)], settings.metric, settings.sign)
+        if result.status == PRUNED:
+            return f"pruned after {result.last['epoch']:g} epochs"
+        if not result.score < self._best.get(trial.optimizer, math.inf):
+            return ""
+        self._best[trial.optimizer] = result.score
+        value = significant(settings.sign * result.score)
+        metric = settings.metric.replace("_", " ")
+        return f"best of {trial.optimizer} so far: {metric} {value} at {_settings_of(trial)}"
+
+
+def _scored(result: TrialResult, sign: int) -> ScoredPoint:
+    """What a sampler learns from a trial."""
+    values = [value for value in result.course.values if math.isfinite(value)]
+    pruned = (len(result.course.values), sign * values[-1]) if result.status == PRUNED and values else None
+    return ScoredPoint(dict(result.trial.point), result.score, pruned)
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -205,7 +274,7 @@ def result_table(
         rows.append(
             [
                 name,
-                ", ".join(f"{option}={show(value)}" for option, value in winner.trial.point.items()),
+                _settings_of(winner.trial),
                 _count(known[name]),
                 significant(settings.sign * winner.score) if winner.status != DIVERGED else DIVERGED,
                 *(column.cell(ends) for column in columns),
@@ -223,10 +292,15 @@ def result_table(
     return Table(title, headings, rows, [[False] * len(headings) for _ in rows])
 
 
+def _settings_of(trial: Trial) -> str:
+    return ", ".join(f"{option}={show(value)}" for option, value in trial.point.items())
+
+
 def _count(results: Sequence[TrialResult]) -> str:
-    """The number of trials, and how many of them diverged."""
-    diverged = sum(result.status == DIVERGED for result in results)
-    return f"{len(results)} ({diverged} diverged)" if diverged else str(len(results))
+    """The number of trials, and how many of them were pruned or diverged."""
+    counts = {status: sum(result.status == status for result in results) for status in (PRUNED, DIVERGED)}
+    parts = [f"{count} {status}" for status, count in counts.items() if count]
+    return f"{len(results)} ({', '.join(parts)})" if parts else str(len(results))
 
 
 def _run(trials: Sequence[Trial], manifest: Manifest, search: Search, orders: Orders) -> list[TrialResult]:

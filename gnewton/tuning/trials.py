@@ -13,10 +13,14 @@ import pandas as pd
 from gnewton.experiment.folder import write_text
 from gnewton.options import show
 from gnewton.report.runs import Run, read_run, require_end
-from gnewton.runfiles import DIVERGED, DONE, ENDED
+from gnewton.runfiles import DIVERGED, DONE, ENDED, STOPPED
 from gnewton.sweep.job import Job
 from gnewton.sweep.manifest import Manifest
+from gnewton.tuning.pruning import BOUNDS, Course
 from gnewton.tuning.space import BUDGET
+
+PRUNED = "pruned"
+"""Status of a trial that ended at a bound of its early stop."""
 
 _SHOWN = ("train_loss", "validation_loss", "validation_accuracy", "step", "epoch", "train_seconds")
 """Columns of the last row of metrics.csv that trials.csv repeats; none is of the test split."""
@@ -48,30 +52,32 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial that came to its end or diverged.
+    """A trial that came to its end, was pruned or diverged.
 
     Attributes:
         trial: the trial.
         run: its run folder, as read.
-        status: "done" or "diverged".
-        score: lower is better; infinite if the trial diverged.
+        status: "done", "pruned" or "diverged".
+        score: lower is better; infinite unless the trial is done.
+        course: its evaluations.
     """
 
     trial: Trial
     run: Run
     status: str
     score: float
+    course: Course = field(default_factory=lambda: Course((), whole=False))
 
     @property
     def last(self) -> dict[str, Any]:
         """The last row of metrics.csv; empty if there is none or the run diverged."""
-        if self.status != DONE or self.run.metrics.empty:
+        if self.status == DIVERGED or self.run.metrics.empty:
             return {}
         return dict(self.run.metrics.iloc[-1])
 
 
 def read_results(trials: Iterable[Trial], manifest: Manifest, metric: str, sign: int) -> list[TrialResult]:
-    """Read the runs of trials, each of which is done or diverged.
+    """Read the runs of trials, each of which is done, pruned or diverged.
 
     Args:
         trials: the trials; two with equal settings share a run.
@@ -82,19 +88,37 @@ def read_results(trials: Iterable[Trial], manifest: Manifest, metric: str, sign:
     Raises:
         InputError: if the files of a run cannot be read, or lack its end.
     """
-    results = []
+    ended = []
     for trial in trials:
         folder = manifest.of(trial.job).end.folder
         assert folder is not None, "a run that ended has a folder"
+        ended.append((trial, folder))
+    return read_ended(ended, metric, sign)
+
+
+def read_ended(ended: Iterable[tuple[Trial, Path]], metric: str, sign: int) -> list[TrialResult]:
+    """As :func:`read_results`, from the run folder of each trial."""
+    results = []
+    for trial, folder in ended:
         run = read_run(folder)
-        status = DONE if run.status in ENDED else DIVERGED
+        status = _status(trial, run)
         score = math.inf
-        if status == DONE:
+        if status != DIVERGED:
             require_end(run)
+        if status == DONE:
             value = float(run.metrics.iloc[-1][metric])
             score = sign * value if math.isfinite(value) else math.inf
-        results.append(TrialResult(trial, run, status, score))
+        values = run.trained[metric].astype(float).tolist() if metric in run.trained else []
+        course = Course(tuple(values), whole=status == DONE)
+        results.append(TrialResult(trial, run, status, score, course))
     return results
+
+
+def _status(trial: Trial, run: Run) -> str:
+    judged = any(text.startswith(f"{BOUNDS}=") for text in trial.job.overrides)
+    if run.status == STOPPED and judged:
+        return PRUNED
+    return DONE if run.status in ENDED else DIVERGED
 
 
 def best(trials: Sequence[TrialResult]) -> TrialResult:

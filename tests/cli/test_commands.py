@@ -147,7 +147,7 @@ def test_multirun_a_failing_job_keeps_the_others(cli, tmp_path):
     assert "trainer.batch_size=6000: must be <= 60" in answer.err
     assert "Traceback" not in answer.err
     (folder,) = (tmp_path / "outputs" / "mlp-digits-grouped_newton").iterdir()
-    assert len(pd.read_csv(folder / "metrics.csv")) == 1
+    assert len(pd.read_csv(folder / "metrics.csv")) == 2
 
 
 def test_multirun_refuses_an_unknown_choice_before_any_job(cli, tmp_path):

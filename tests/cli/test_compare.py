@@ -58,11 +58,11 @@ def test_real_runs_from_end_to_end(run, cli, tmp_path):
     assert (answer.code, answer.err) == (0, "")
     assert "To the target: train loss ≤ 100" in answer.out
     assert "grouped_newton   2 of 2" in answer.out
-    expected = ["runs.csv", "setups.csv", "tables.md", "report.html"]
+    expected = ["runs.csv", "setups.csv", "means.csv", "tables.md", "report.html"]
     plots = ["progress_epochs", "progress_seconds", "rates_grouped_newton", "profile"]
     expected += [f"{name}.{kind}" for name in plots for kind in ("png", "svg")]
     assert {path.name for path in (tmp_path / "comparison").iterdir()} == set(expected)
-    assert answer.out.splitlines()[-1].startswith("12 files in comparison: runs.csv, ")
+    assert answer.out.splitlines()[-1].startswith("13 files in comparison: runs.csv, ")
     assert cli(["compare", ".", "--no-plots"]).code == 0  # its own output is no run
 
 

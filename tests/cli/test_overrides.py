@@ -92,7 +92,7 @@ def test_names_and_folders_of_any_kind_from_end_to_end(cli, tmp_path, monkeypatc
     assert not (tmp_path / "~").exists()
     (folder,) = (tmp_path / "home" / "x").glob("größe=2/*")
     assert cli(["train", f"resume={folder}", "trainer.epochs=2"]).code == 0
-    assert (folder / "metrics.csv").read_text().count("\n") == 3
+    assert (folder / "metrics.csv").read_text().count("\n") == 4
     answer = cli(["rates", str(folder), "--batches=2", "--warmup=0", "--batch-size=20"])
     assert answer.code == 0
     pasted = answer.out.splitlines()[-1].removeprefix("use them with ")

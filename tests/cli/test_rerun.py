@@ -25,7 +25,7 @@ def test_a_run_is_reproduced_to_the_last_bit(cli, tmp_path):
     assert answer.out.splitlines()[2:] == [
         "environment:",
         "  the same",
-        "metrics.csv: 4 rows, 11 of 11 columns the same",
+        "metrics.csv: 5 rows, 11 of 11 columns the same",
         "steps.csv: 0 rows, 3 of 3 columns the same",  # fewer steps than a period has
         *[line for line in answer.out.splitlines() if line.startswith("rates.csv: ")],
         "reproduced: every value is the same",

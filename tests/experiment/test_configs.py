@@ -51,7 +51,7 @@ def _id(path):
 
 @pytest.mark.parametrize(("group", "choice"), PARTS)
 def test_every_choice_composes(compose, monkeypatch, group, choice):
-    if group == "logger":  # as if its package were there, which is an extra
+    if group == "logger" or choice == "soap":  # as if its package were there, which is an extra
         monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: re.__spec__)
     host = [f"optimizer={HOST[group]}"] if group in HOST else []
     config = compose([*host, f"{group}={choice}", *EXTRA.get(choice, [])])
@@ -83,6 +83,16 @@ def test_every_tuned_file_belongs_to_an_experiment_and_an_optimizer(compose, nam
     assert experiment in EXPERIMENTS
     assert optimizer in [choice.name for choice in config_groups()["optimizer"]]
     settings_from(compose([f"experiment={experiment}", f"optimizer={optimizer}"]))
+
+
+def test_what_quick_cuts_down_yields_to_the_command_line(compose):
+    experiment = ["experiment=vgg11_cifar10", "trainer=quick"]
+    trainer = compose(experiment).trainer
+    assert (trainer.batch_size, trainer.max_seconds, trainer.max_steps) == (20, 60, 100)
+    assert compose([*experiment, "trainer.batch_size=50"]).trainer.batch_size == 50
+    assert compose(["experiment=vgg11_cifar10"]).trainer.batch_size == 100
+    files = [path.stem.removeprefix("quick-") for path in (ROOT / "tuned" / "quick").glob("*.yaml")]
+    assert set(files) < set(EXPERIMENTS)
 
 
 def test_a_tuned_option_yields_to_the_command_line(compose):

@@ -99,7 +99,7 @@ def test_stop(name, kind, value, run, monkeypatch, tmp_path):
     assert result["step"] <= _at(name) + 2  # within the logging period
     if kind == "loss":
         assert str(caught.value) == f"the training loss is {value} at step {_at(name)}"
-    assert len(rows(folder / "metrics.csv")) == 1 + 1
+    assert len(rows(folder / "metrics.csv")) == 1 + 2
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_rollback(name, kind, run, at_half_the_rates, monkeypatch, tmp_path):
         report = run([*OPTIMIZERS[name], *LENGTH, "trainer.on_nonfinite=rollback"], tmp_path / "rollback")
     assert (report.outcome.status, report.outcome.rollbacks) == ("done", 1)
     assert_same_run(at_half_the_rates(name), report.folder)
-    table = pd.read_csv(report.folder / "metrics.csv")
+    table = pd.read_csv(report.folder / "metrics.csv")[1:].reset_index(drop=True)
     schedule = (1.0, 8 / 9, 2 / 9) if name.startswith("grouped_newton") else (1.0, 1.0, 1.0)
     expected = [factor * scale for factor, scale in zip(schedule, (1.0, 0.5, 0.5), strict=True)]
     assert list(table["lr"] / table["lr"][0]) == pytest.approx(expected, rel=1e-12)
@@ -213,7 +213,7 @@ def test_each_rollback_lowers_the_rates_further(run, monkeypatch):
     with poisoned(monkeypatch, "loss", lambda step: bool(bad) and step == bad[0] and bool(bad.pop(0))):
         report = run([*OPTIMIZERS["sgd"], *LENGTH, *options])
     assert report.outcome.rollbacks == 3
-    table = pd.read_csv(report.folder / "metrics.csv")
+    table = pd.read_csv(report.folder / "metrics.csv")[1:].reset_index(drop=True)
     assert list(table["lr"] / table["lr"][0]) == pytest.approx([1.0, 1e-3, 1e-3])
 
 
@@ -226,7 +226,7 @@ def test_rollback_has_a_limit(run, monkeypatch, tmp_path):
         run([*OPTIMIZERS["sgd"], *LENGTH, *options])
     folder = _only(tmp_path)
     _finite(folder)
-    assert len(rows(folder / "metrics.csv")) == 1 + 1
+    assert len(rows(folder / "metrics.csv")) == 1 + 2
 
 
 def test_rollback_tames_a_learning_rate_that_is_too_large(run):
@@ -295,7 +295,7 @@ def test_an_evaluation_that_is_not_finite(policy, run, monkeypatch, tmp_path):
     def evaluate(*arguments):
         scores = original(*arguments)
         made.append(0)
-        if len(made) == 2:
+        if len(made) == 3:
             scores["validation"] = type(scores["validation"])(math.nan, 0.5)
         return scores
 
@@ -304,7 +304,7 @@ def test_an_evaluation_that_is_not_finite(policy, run, monkeypatch, tmp_path):
     if policy == "rollback":
         report = run(overrides)
         assert (report.outcome.status, report.outcome.rollbacks) == ("done", 1)
-        assert [row[0] for row in rows(report.folder / "metrics.csv")[1:]] == ["1.0", "2.0", "3.0"]
+        assert [row[0] for row in rows(report.folder / "metrics.csv")[1:]] == ["0.0", "1.0", "2.0", "3.0"]
     else:
         with pytest.raises(Diverged, match="the validation loss is nan after step 6"):
             run(overrides)

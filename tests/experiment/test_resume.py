@@ -145,9 +145,12 @@ def test_interrupted_with_compiled_summaries(uninterrupted, broken_off, resumed,
 def test_interrupted_again_and_again(name, uninterrupted, broken_off, resumed, monkeypatch):
     """After a step, as an evaluation begins, at the end of an epoch, and within the last evaluation."""
     reference = uninterrupted(RUNS[name])
-    with in_evaluation(monkeypatch, 1, send(signal.SIGINT)):
+    with in_evaluation(monkeypatch, 1, send(signal.SIGTERM)):  # before the row of step 0
         folder = broken_off(RUNS[name])
     assert len(rows(folder / "metrics.csv")) == 1
+    with in_evaluation(monkeypatch, 2, send(signal.SIGINT)), pytest.raises(Interrupted):
+        resumed(folder)
+    assert len(rows(folder / "metrics.csv")) == 2
     per_epoch = 1 if name == "lbfgs" else 3
     for block in (
         after_step(monkeypatch, 1, send(signal.SIGUSR1)),
@@ -175,9 +178,19 @@ def test_killed_at_every_step(name, every, uninterrupted, run, resumed, monkeypa
     assert_same_run(reference, folder)
 
 
+def test_soap_is_resumed(uninterrupted, broken_off, resumed, monkeypatch):
+    pytest.importorskip("pytorch_optimizer")
+    overrides = ("optimizer=soap", "optimizer.period=2", *BASELINE)
+    reference = uninterrupted(overrides)
+    with after_step(monkeypatch, 4, send(signal.SIGTERM)):
+        folder = broken_off(overrides)
+    resumed(folder)
+    assert_same_run(reference, folder)
+
+
 def test_killed_in_an_evaluation(uninterrupted, run, resumed, monkeypatch, tmp_path):
     reference = uninterrupted(RUNS["grouped_newton"])
-    with in_evaluation(monkeypatch, 2, send(signal.SIGKILL)):
+    with in_evaluation(monkeypatch, 3, send(signal.SIGKILL)):
         assert killed(lambda: run([*RUNS["grouped_newton"], *LENGTH], tmp_path / "killed")) == signal.SIGKILL
     (folder,) = (tmp_path / "killed").glob("*/*")
     resumed(folder)

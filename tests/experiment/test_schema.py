@@ -22,7 +22,7 @@ ROLES = {
         *("trainer.checkpoint_every", "trainer.on_nonfinite", "trainer.divergence"),
         *("trainer.max_recoveries", "trainer.rollback_factor", "trainer.progress"),
         *("trainer.evaluation.every", "trainer.target.metric", "trainer.target.value"),
-        *("trainer.early_stop.metric", "trainer.early_stop.patience"),
+        *("trainer.early_stop.metric", "trainer.early_stop.patience", "trainer.early_stop.bounds"),
     },
     Role.COURSE: {
         *("trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.log_every"),

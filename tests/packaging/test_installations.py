@@ -50,8 +50,9 @@ def _trains(cwd: Path, path: Path | None = None) -> None:
     assert "name: mlp" in shown.stdout
     ended = _python(["-m", "gnewton", "train", *TWO_STEPS], cwd, path)
     assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.splitlines()[0].endswith("; loading torch")
     (metrics,) = cwd.glob("runs/*/*/metrics.csv")
-    assert list(pd.read_csv(metrics)["step"]) == [2]
+    assert list(pd.read_csv(metrics)["step"]) == [0, 2]
     compared = _python(["-m", "gnewton", "compare", "runs", "--html", "--no-plots"], cwd, path)
     assert compared.returncode == 0, compared.stderr
     assert (cwd / "runs" / "comparison" / "report.html").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -286,3 +287,14 @@ def test_a_note_says_that_runs_ended_at_different_epochs(tmp_path):
     assert not any("different numbers of epochs" in note for note in compare([tmp_path]).notes)
     write_run(tmp_path, "gn", grouped_newton(), rows=falling([0.3]))
     assert any("different numbers of epochs" in note for note in compare([tmp_path]).notes)
+
+
+def test_the_row_of_step_0_reaches_no_target_and_costs_nothing(tmp_path):
+    start = row(0, 0, 0.0, validation_loss=0.2)
+    folder = write_run(tmp_path, "one", rows=[start, *falling([0.9, 0.4], step=10)])
+    run = read_run(folder)
+    target = MetricTarget("validation_loss", 0.5)
+    assert target.reached(run) == {"train_seconds": 2.0, "step": 20.0, "epoch": 2.0}
+    assert target.reached(replace(run, metrics=run.metrics[:1]))["step"] == math.inf
+    values = measure_run(replace(run, metrics=run.metrics[:1]), None)
+    assert all(math.isnan(values[name]) for name in ("steps", "train_seconds", "seconds_per_step"))

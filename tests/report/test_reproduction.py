@@ -57,6 +57,14 @@ def test_rows_must_be_as_many_unless_the_first_run_did_not_end(tmp_path):
     assert next(log.lines()).startswith("metrics.csv: 1 and 2 rows")
 
 
+def test_an_older_run_has_no_row_of_step_0(tmp_path):
+    start = "0.0,0,2.3,0.1,0.0,,30.0"
+    (log,) = compare_logs(_run(tmp_path / "a"), _run(tmp_path / "b", [start, *ROWS]))
+    assert log.same
+    (log,) = compare_logs(_run(tmp_path / "c", [start, *ROWS]), _run(tmp_path / "d"))
+    assert log.lacking == (0,)
+
+
 def test_rows_are_matched_by_their_step(tmp_path):
     stop = "1.5,15,0.3,,1,1,1"
     resumed = {"resumed": [{"step": 15}]}

@@ -80,9 +80,9 @@ def _two_set_ups(tmp_path):
 
 def test_the_whole_text(tmp_path):
     """Everything that is printed, as it stands."""
-    assert (
-        as_text(_two_set_ups(tmp_path).tables())
-        == """\
+    text = as_text(_two_set_ups(tmp_path).tables())
+    assert text[: text.index("Mean validation accuracy")] == (
+        """\
 To the target: validation loss ≤ 0.5
 
 set-up          reached         training s               steps             epochs
@@ -109,7 +109,16 @@ Cost
 set-up          training s  ms/step
 -----------------------------------
 grouped_newton           2      100
-sgd                      2      100"""
+sgd                      2      100
+
+Mean validation loss over the seeds, and the difference from the best
+
+set-up          seeds            mean (95 %)  pairs    difference (95 %)  p, t  p, flips
+----------------------------------------------------------------------------------------
+grouped_newton      2   0.375 (-1.213…1.963)      –                    –     –         –
+sgd                 2  0.625 (-0.9633…2.213)      2  +0.25 (+0.25…+0.25)     –       0.5
+
+"""
     )
 
 
@@ -179,14 +188,14 @@ def test_markdown_survives_odd_names(tmp_path):
 def test_the_files(tmp_path):
     comparison = _two_set_ups(tmp_path)
     paths = write_tables(comparison, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == ["runs.csv", "setups.csv", "tables.md"]
+    assert [path.name for path in paths] == ["runs.csv", "setups.csv", "means.csv", "tables.md"]
     runs = pd.read_csv(paths[0])
     assert runs["target_steps"].tolist() == [20, 20, 20, INF]
     assert runs["folder"].map(lambda text: text.rpartition("/")[2]).tolist() == ["gn0", "gn1", "sgd0", "sgd1"]
     setups = pd.read_csv(paths[1])
     assert setups["validation_loss_median"].tolist() == [0.375, 0.625]
     assert setups["target_steps_median"].tolist() == [20, INF]
-    page = paths[2].read_text(encoding="utf-8")
+    page = paths[3].read_text(encoding="utf-8")
     assert page == markdown_page(comparison)
     for note in comparison.notes:
         assert f"- {note}\n" in page

@@ -45,7 +45,7 @@ def test_one_raises_one_is_killed_one_exits(cli, sweeps, monkeypatch):
     assert (answer.code, sweeps.statuses()) == (0, ["done"] * 4)
     runs, problems = find_runs([sweeps.folder])
     assert problems == []
-    assert [(run.seed, run.status, len(run.metrics)) for run in runs] == [(s, "done", 3) for s in range(4)]
+    assert [(run.seed, run.status, len(run.metrics)) for run in runs] == [(s, "done", 4) for s in range(4)]
 
 
 @pytest.mark.slow

@@ -31,8 +31,13 @@ from gnewton.training.training_step import add_gradient
 from tests.training import builders
 
 
-def _metrics(folder):
+def _all_metrics(folder):
     return pd.read_csv(folder / "metrics.csv")
+
+
+def _metrics(folder):
+    """Without the row of step 0."""
+    return _all_metrics(folder).query("step > 0").reset_index(drop=True)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 17, 100])
@@ -190,6 +195,28 @@ def test_a_target_stops_the_run(tmp_path, metric, value):
     assert load_checkpoint(tmp_path / "checkpoint" / "last.pt")["step"] == last["step"]
 
 
+def test_the_first_row_is_that_of_the_initial_weights(tmp_path):
+    data = builders.classification()
+    model = builders.network(data.task)
+    expected = {name: evaluate(model, data.task, getattr(data, name), 8) for name in ("train", "test")}
+    trainer = builders.trainer(tmp_path, data, model=model, epochs=1)
+    trainer.fit()
+    start, end = _all_metrics(tmp_path).to_dict("records")
+    assert (start["epoch"], start["step"], start["lr"]) == (0, 0, 0.1)
+    assert math.isnan(start["running_loss"])
+    assert math.isnan(start["running_accuracy"])
+    for name, score in expected.items():
+        assert (start[f"{name}_loss"], start[f"{name}_accuracy"]) == (score.loss, score.accuracy)
+    assert end["step"] == 3
+
+
+def test_initial_weights_reach_no_target_and_are_not_the_best(tmp_path):
+    target = Target(metric="train_loss", value=100.0)
+    outcome = builders.trainer(tmp_path, recipe=builders.sgd(lr=1e-9), epochs=3, target=target).fit()
+    assert (outcome.status, outcome.step) == ("target", 3)
+    assert load_checkpoint(tmp_path / "checkpoint" / "best.pt")["step"] == 3
+
+
 def test_an_unreached_target_is_not_reported(tmp_path):
     outcome = builders.trainer(tmp_path, target=Target(metric="test_loss", value=0.0)).fit()
     assert (outcome.status, outcome.target) == ("done", None)
@@ -237,11 +264,14 @@ def test_clocks_are_apart(tmp_path, monkeypatch):
     trainer.fit()
     metrics = _metrics(tmp_path)
     assert list(metrics["train_seconds"]) == [3, 6]
-    assert list(metrics["evaluation_seconds"]) == [100, 200]
+    assert list(metrics["evaluation_seconds"]) == [200, 300]
     assert list(metrics["samples_per_second"]) == [10, 10]
     assert list(metrics["checkpoint_seconds"]) == [10_000, 30_000]  # at the start; then best and last
     assert trainer.clocks.seconds["train"] == 6
-    assert trainer.clocks.seconds["logging"] == pytest.approx(0.02)
+    assert trainer.clocks.seconds["logging"] == pytest.approx(0.03)
+    start = _all_metrics(tmp_path).iloc[0]
+    assert (start["train_seconds"], start["evaluation_seconds"], start["checkpoint_seconds"]) == (0, 100, 0)
+    assert math.isnan(start["samples_per_second"])
 
 
 @pytest.mark.parametrize(

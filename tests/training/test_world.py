@@ -103,6 +103,7 @@ SHARED: dict[str, tuple[str, ...]] = {
         *("optimizer/direction=pair", "optimizer.cap=0.1"),
     ),
     "sgd": ("optimizer=sgd",),
+    "sgd average": ("optimizer=sgd", "trainer.ema=0.9"),
 }
 """Optimizers whose run on two processes must be that on one."""
 

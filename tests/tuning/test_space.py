@@ -81,29 +81,31 @@ def _score(point):
 def test_a_sampler_is_a_function_of_what_is_known(name):
     if name == "optuna":
         pytest.importorskip("optuna")
-    sampler = SAMPLERS[name](seed=3, batch=4)
+    sampler = SAMPLERS[name](seed=3)
     known = []
     while len(known) < 12:
         points = sampler.place(SPACE, known, 4)
-        assert points == SAMPLERS[name](seed=3, batch=4).place(SPACE, known, 4)
+        assert points == SAMPLERS[name](seed=3).place(SPACE, known, 4)
         for point in points:
             assert set(point) == {each.option for each in SPACE.dimensions}
             assert 1e-4 <= point["optimizer.lr"] <= 1
             assert point["optimizer.period"] in (1, 2, 3, 4)
             assert point["optimizer/schedule"] in ("constant", "cosine")
-            known.append(ScoredPoint(point, math.inf if point["optimizer.lr"] > 0.5 else _score(point)))
-    assert SAMPLERS[name](seed=4, batch=4).place(SPACE, known, 4) != points
-    assert sampler.batch_size(12) == (4 if name == "optuna" else 12)
+            pruned = (2, 7.0) if len(known) % 3 == 1 else None
+            bad = pruned or point["optimizer.lr"] > 0.5
+            known.append(ScoredPoint(point, math.inf if bad else _score(point), pruned))
+    assert SAMPLERS[name](seed=4).place(SPACE, known, 4) != points
+    assert sampler.learns == (name == "optuna")
 
 
 @pytest.mark.parametrize("name", ["sobol", "random"])
 def test_the_first_trials_do_not_depend_on_how_many_follow(name):
-    few, many = (SAMPLERS[name](0, 1).place(SPACE, [], count) for count in (5, 8))
+    few, many = (SAMPLERS[name](0).place(SPACE, [], count) for count in (5, 8))
     assert many[:5] == few
 
 
 def test_sobol_fills_every_part_of_the_space():
-    points = SAMPLERS["sobol"](0, 1).place(SPACE, [], 16)
+    points = SAMPLERS["sobol"](0).place(SPACE, [], 16)
     decades = [math.floor(4 * (math.log10(point["optimizer.lr"]) + 4)) for point in points]
     assert sorted(decades) == list(range(16)), "one in each sixteenth"
 

@@ -1,4 +1,4 @@
-"""Rivals without a learning rate to tune, from their authors' packages: Prodigy, D-Adaptation, schedule-free.
+"""Rivals of other packages: Prodigy, D-Adaptation and schedule-free, without a rate to tune, and SOAP.
 
 ``pip install 'gnewton[rivals]'`` installs the packages.
 """
@@ -148,3 +148,37 @@ class ScheduleFree(RivalRecipe):
         from gnewton.optim.evaluated_weights import schedule_free_average
 
         return schedule_free_average(optimizer)
+
+
+@OPTIMIZERS.register("soap")
+@dataclass(kw_only=True)
+class Soap(RivalRecipe):
+    """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024); its first step moves nothing."""
+
+    package: ClassVar[str] = "pytorch_optimizer"
+    kind: ClassVar[str] = "SOAP"
+
+    lr: float = option_of(RivalRecipe, "lr", 0.003, help="learning rate")
+    betas: list[float] = option_of(
+        RivalRecipe,
+        "betas",
+        [0.95, 0.95],
+        help="decays of the averages; the second also of the preconditioner",
+    )
+    weight_decay: float = option_of(
+        RivalRecipe,
+        "weight_decay",
+        0.01,
+        help="share of each parameter taken away per step, times the learning rate",
+    )
+    period: int = option(10, help="steps between two updates of the eigenbasis", at_least=1)
+    max_size: int = option(10_000, help="longest side of a tensor that gets a preconditioner", at_least=1)
+    vectors: bool = option(False, help="precondition tensors of one dimension, such as biases, too")
+
+    def settings(self) -> dict[str, Any]:
+        """SOAP's own options."""
+        return {
+            "precondition_frequency": self.period,
+            "max_precondition_dim": self.max_size,
+            "precondition_1d": self.vectors,
+        }

@@ -15,7 +15,7 @@ from tests.optim.options.test_baselines import problem_for
 from tests.optim.problems import classification, tanh_net
 from tests.recipes import recipe
 
-RIVALS = ("prodigy", "dadapt_adam", "schedule_free")
+RIVALS = ("prodigy", "dadapt_adam", "schedule_free", "soap")
 
 
 def theirs(name, parameters):
@@ -29,6 +29,12 @@ def theirs(name, parameters):
         from dadaptation import DAdaptAdam
 
         return DAdaptAdam(parameters, weight_decay=0.1, decouple=True)
+    if name == "soap":
+        from pytorch_optimizer import SOAP
+
+        return SOAP(
+            parameters, lr=0.01, betas=(0.9, 0.98), eps=1e-8, precondition_frequency=3, precondition_1d=True
+        )
     from schedulefree import AdamWScheduleFree
 
     made = AdamWScheduleFree(parameters, lr=0.01, warmup_steps=3)
@@ -41,6 +47,10 @@ OPTIONS = {
     "prodigy": ("optimizer.weight_decay=0.1", "optimizer.decoupled=false"),
     "dadapt_adam": ("optimizer.weight_decay=0.1", "optimizer.decoupled=true"),
     "schedule_free": ("optimizer.lr=0.01", "optimizer.warmup=3"),
+    "soap": (
+        *("optimizer.lr=0.01", "optimizer.betas=[0.9,0.98]"),
+        *("optimizer.period=3", "optimizer.vectors=true"),
+    ),
 }
 
 
@@ -55,6 +65,8 @@ def train(model, optimizer, steps):
 
 @pytest.mark.parametrize("name", ["muon", *RIVALS])
 def test_it_is_the_optimizer_that_it_names(name):
+    if name == "soap":
+        pytest.importorskip("pytorch_optimizer")
     ours, other = tanh_net(), tanh_net()
     chosen = recipe(OPTIMIZERS, "sgd", name, *OPTIONS[name])
     train(ours, chosen.build(problem_for(ours)), 25)

@@ -1,7 +1,8 @@
 """In place of `gnewton train` where only its files, signals and exit codes matter: no torch, no time.
 
 The loss is (log10 r + 2)² for the learning rate or step_size r, 1 / (1 + loss) is the accuracy; rates above
-0.5 diverge.
+0.5 diverge. There is a row for each of trainer.epochs, with losses that fall to it, and a run ends at
+trainer.early_stop.bounds.
 
 GNEWTON_STAND_IN says in JSON what becomes of the run with a seed: done (default), raise, kill, exit, exit0,
 bad_input, diverge, flaky (fails unless it is resumed), wait (until there is a file called go) or stubborn
@@ -11,6 +12,7 @@ bad_input, diverge, flaky (fails unless it is resumed), wait (until there is a f
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -74,6 +76,13 @@ if behaviour == "diverge" or rate > 0.5:
 loss = (math.log10(rate) + 2) ** 2
 accuracy = 1 / (1 + loss)
 columns = "epoch,step,train_seconds,train_loss,validation_loss,test_loss,validation_accuracy,test_accuracy"
-row = f"1.0,10,0.5,{loss},{loss},{loss},{accuracy},{accuracy}"
-(run / "metrics.csv").write_text(f"{columns}\n{row}\n")
-result(status="done", metrics={"validation_accuracy": 0.5})
+bounds = [float(bound) for bound in re.findall(r"[\d.e+-]+", overrides.get("trainer.early_stop.bounds", ""))]
+epochs, status, rows = int(overrides.get("trainer.epochs", "1")), "done", []
+for epoch in range(1, epochs + 1):
+    value = loss * epochs / epoch
+    rows.append(f"{epoch}.0,{10 * epoch},0.5,{value},{value},{value},{accuracy},{accuracy}")
+    if epoch < epochs and epoch <= len(bounds) and value > bounds[epoch - 1]:
+        status = "stopped"
+        break
+(run / "metrics.csv").write_text("\n".join([columns, *rows, ""]))
+result(status=status, metrics={"validation_accuracy": 0.5})
