@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: help setup run test faults lint types data sweep bench study study-quick gpu report docs-options clean
+.PHONY: help setup run test faults lint types data sweep bench study study-quick gpu report docs docs-options clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -54,6 +54,9 @@ gpu: $(STAMP) ## Run the tests and benchmarks that need a CUDA device (eight min
 
 report: $(STAMP) ## Tables, plots and a page of all runs under outputs/
 	$(BIN)/gnewton compare outputs --html
+
+docs: $(STAMP) ## Build the documentation site into outputs/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-options: $(STAMP) ## Write docs/options.md, the table of all options
 	$(BIN)/python -m scripts.options_page

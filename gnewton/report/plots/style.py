@@ -84,9 +84,11 @@ def log_scale(axis: Axes, which: str) -> None:
     ticks = axis.xaxis if which == "x" else axis.yaxis
     ticks.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     low, high = ticks.get_view_interval()
-    narrow = low > 0 and math.log10(high / low) < 1.5  # too few powers of ten: label 2, 3 and 5 as well
+    decades = math.log10(high / low) if low > 0 else math.inf
+    # too few powers of ten: label what lies between them as well
+    named = range(2, 9) if decades < 0.7 else (2, 3, 5) if decades < 1.5 else ()
     ticks.set_minor_formatter(
-        FuncFormatter(lambda value, _: _plain(value) if narrow and _leading(value) in (2, 3, 5) else "")
+        FuncFormatter(lambda value, _: _plain(value) if _leading(value) in named else "")
     )
 
 

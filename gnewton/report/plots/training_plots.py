@@ -207,7 +207,7 @@ def rates_figure(setup: Setup) -> Figure | None:
 
 def _colors(count: int) -> list[tuple[float, ...]]:
     """Colours from viridis, without its ends: they hold on white and on black."""
-    return [tuple(color) for color in colormaps["viridis"](np.linspace(0.3, 0.82, count))]
+    return [tuple(color) for color in colormaps["viridis"](np.linspace(0.38, 0.82, count))]
 
 
 def _scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
