@@ -82,6 +82,7 @@ def test_cfg_job_prints_a_configuration_that_can_be_read(cli, tmp_path):
         "seed",
         "output_root",
         "resume",
+        "imports",
         "model",
         "data",
         "partition",
