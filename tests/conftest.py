@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.quick_hydra import speed_up
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell starts background jobs so, and every subprocess of the tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,6 +49,13 @@ def _forks_may_differentiate() -> None:
     import torch
 
     torch.ones((), requires_grad=True).backward()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _configurations_cost_less() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        speed_up(patch)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -51,7 +51,7 @@ MODULES = _modules()
 def _imports(tree: ast.AST, *, for_types: bool = False) -> Iterator[str]:
     """Dotted names imported anywhere in a module, in functions too; those for type checkers only if asked."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not for_types:
+        if isinstance(node, ast.If) and not for_types and _checks_types(node.test):
             for other in node.orelse:
                 yield from _imports(other)
         elif isinstance(node, ast.Import):
@@ -59,8 +59,19 @@ def _imports(tree: ast.AST, *, for_types: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        else:
+        elif not isinstance(node, ast.expr):
             yield from _imports(node, for_types=for_types)
+
+
+def _checks_types(test: ast.expr) -> bool:
+    return any(
+        "TYPE_CHECKING" in (getattr(part, "id", ""), getattr(part, "attr", "")) for part in ast.walk(test)
+    )
+
+
+RUNTIME = {name: frozenset(_imports(tree)) for name, tree in MODULES.items()}
+WITH_TYPES = {name: frozenset(_imports(tree, for_types=True)) for name, tree in MODULES.items()}
+"""What each module imports, without and with the imports for type checkers."""
 
 
 def _home(name: str) -> str | None:
@@ -86,7 +97,7 @@ def test_nothing_imports_upwards(module):
     part = _part(module)
     if part is None:
         return  # the package itself offers names of several layers, on first use
-    for name in _imports(MODULES[module], for_types=True):
+    for name in WITH_TYPES[module]:
         other = _part(_home(name) or "")
         if other is not None and other != part:
             assert RANK[other] < RANK[part], f"{module} imports {name}"
@@ -97,7 +108,7 @@ def test_only_the_shell_knows_hydra(module):
     """Below the experiment nobody reads configurations; what is built takes plain values."""
     if _part(module) in ("experiment", "cli"):
         return
-    roots = {name.split(".")[0] for name in _imports(MODULES[module], for_types=True)}
+    roots = {name.split(".")[0] for name in WITH_TYPES[module]}
     assert not roots & FRAMEWORK
 
 
@@ -105,39 +116,33 @@ def test_only_the_shell_knows_hydra(module):
     "module", [name for name in sorted(MODULES) if _part(name) in ("partition", "summary", "cubic")]
 )
 def test_the_library_needs_neither_recipes_nor_registries_to_compute(module):
-    names = set(_imports(MODULES[module]))
+    names = RUNTIME[module]
     if module.endswith(("options", "partition")):
         return  # the recipes of the partitions
     assert not any(name.startswith(("gnewton.registry", "gnewton.options.option")) for name in names)
 
 
 def test_the_optimizer_itself_is_free_of_recipes():
-    for module, tree in MODULES.items():
+    for module, names in RUNTIME.items():
         if _part(module) == "optim" and not module.startswith("gnewton.optim.options"):
             assert not [
-                name
-                for name in _imports(tree)
-                if name.startswith(("gnewton.optim.options", "gnewton.registry"))
+                name for name in names if name.startswith(("gnewton.optim.options", "gnewton.registry"))
             ]
 
 
 def test_one_module_touches_the_internals_of_hydra():
     touching = [
         module
-        for module, tree in MODULES.items()
-        if any(name.startswith("hydra._internal") for name in _imports(tree, for_types=True))
+        for module, names in WITH_TYPES.items()
+        if any(name.startswith("hydra._internal") for name in names)
     ]
     assert touching == ["gnewton.cli.composer"]
 
 
 def test_there_are_no_cycles():
     edges = {
-        module: {
-            home
-            for name in _imports(tree, for_types=True)
-            if (home := _home(name)) not in (None, module, "gnewton")
-        }
-        for module, tree in MODULES.items()
+        module: {home for name in names if (home := _home(name)) not in (None, module, "gnewton")}
+        for module, names in WITH_TYPES.items()
     }
     done: set[str] = set()
 

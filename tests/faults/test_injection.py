@@ -13,17 +13,17 @@ from scripts.faults.__main__ import KINDS
 from scripts.faults.forks import warm_up
 
 FEW = {
-    "SIGKILL at a random moment": 12,
+    "SIGKILL at a random moment": 8,
     "SIGINT, SIGTERM or SIGUSR1 at a random moment": 6,
     "checkpoint cut off or changed": 4,
     "full disk": 4,
     "folder or file without permission": 7,
     "folder, file or data removed during the run": 5,
-    "32 processes at once, run folders": 320,
+    "32 processes at once, run folders": 96,
     "loss, gradient or summary not finite": 9,
     "out of memory": 4,
-    "hostile data file": 20,
-    "malformed overrides": 20,
+    "hostile data file": 8,
+    "malformed overrides": 12,
 }
 
 

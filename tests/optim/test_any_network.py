@@ -63,7 +63,7 @@ def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
 
 @pytest.mark.slow
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_a_training_goes_down_and_never_far_up(data: st.DataObject) -> None:
     logging.getLogger("gnewton").setLevel(logging.ERROR)
     model = data.draw(networks())

@@ -244,8 +244,13 @@ def test_the_loss_by_step_of_every_run_and_its_median(tmp_path):
 # ---- files
 
 
-def test_every_plot_is_an_image_in_both_formats(sweep, tmp_path):
-    paths = write_plots(sweep, tmp_path)
+@pytest.fixture(scope="module")
+def written(sweep, tmp_path_factory):
+    return write_plots(sweep, tmp_path_factory.mktemp("written"))
+
+
+def test_every_plot_is_an_image_in_both_formats(written):
+    paths = written
     stems = ["progress_epochs", "progress_seconds", "rates_grouped_newton", "sensitivity", "profile"]
     assert [path.name for path in paths] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
     for path in paths[::2]:
@@ -258,9 +263,9 @@ def test_every_plot_is_an_image_in_both_formats(sweep, tmp_path):
         assert len(root.findall(".//{http://www.w3.org/2000/svg}path")) > 20
 
 
-def test_the_same_runs_give_the_same_files(sweep, tmp_path):
-    first, again = write_plots(sweep, tmp_path / "a"), write_plots(sweep, tmp_path / "b")
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+def test_the_same_runs_give_the_same_files(written, sweep, tmp_path):
+    again = write_plots(sweep, tmp_path)
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
 
 
 def test_each_problem_has_plots_of_its_own(tmp_path):

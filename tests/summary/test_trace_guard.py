@@ -31,7 +31,8 @@ def pair(make, **options):
         n: torch.randn(p.shape, generator=generator, dtype=torch.float64) for n, p in model.named_parameters()
     }
     engines = [Summarizer(model, loss_fn, partition, **options)]
-    engines.append(Summarizer(model, loss_fn, partition, engine="reference"))
+    third = options.get("third", True)
+    engines.append(Summarizer(model, loss_fn, partition, third=third, engine="reference"))
     return model, direction, change, *engines
 
 
@@ -67,8 +68,9 @@ def test_the_summary_is_that_of_the_present_loss(name, parts):
 def test_compiled_passes_notice_as_well(name, monkeypatch):
     if name != "number_in_a_closure":  # the real compiler once: what is noticed does not depend on it
         monkeypatch.setattr(torch, "compile", lambda target, **options: target)
-    model, direction, change, fast, slow = pair(KINDS[name], engine="compiled")
-    for i in (4, 4, 5, 6):  # each change costs a compilation
+    # each change costs a compilation, and one without third derivatives less
+    model, direction, change, fast, slow = pair(KINDS[name], engine="compiled", third=False)
+    for i in (4, 4, 5) if name == "number_in_a_closure" else (4, 4, 5, 6):
         change(i)
         a = fast.summarize(INPUTS, TARGETS, direction)
         b = slow.summarize(INPUTS, TARGETS, direction)
@@ -196,9 +198,8 @@ def test_a_loss_that_never_stays_goes_to_the_reference_engine(caplog):
     assert sum("takes over" in record.message for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize("engine", ["values", "blank"])
-@pytest.mark.parametrize("name", zoo.CASES)
-def test_a_replay_writes_into_nothing_that_is_lent(name, engine):
+@pytest.mark.parametrize("name", zoo.DISTINCT)
+def test_a_replay_writes_into_nothing_that_is_lent(name):
     """Neither into the program's values nor into the draws that compiled passes will read."""
     model, loss_fn, inputs, targets, _ = zoo.make(name)
     problem = Problem(model, loss_fn, zoo.partitions(model)["per_tensor"])
@@ -208,17 +209,16 @@ def test_a_replay_writes_into_nothing_that_is_lent(name, engine):
     trees = (problem.constants(), inputs, targets)
     with without_side_effects(problem):
         values = forward(program, leaves, pytree.tree_leaves(trees))
-    if engine == "blank":
-        values = [v if step.random else None for v, step in zip(values, program.steps, strict=True)]
-    before = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), [values, trees])
-    names = trace_guard.OperationNames(program)
-    results = [
-        trace_guard.computed_name(problem, names, trees, leaves, values, blank=engine == "blank")
-        for _ in range(3)
-    ]
-    assert results[0] is not None
-    assert len(set(results)) == 1
-    pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves([values, trees]), strict=True)
-    for a, b in pairs:
-        if isinstance(a, torch.Tensor):
-            torch.testing.assert_close(a, b.detach(), rtol=0, atol=0, equal_nan=True)
+    drawn = [v if step.random else None for v, step in zip(values, program.steps, strict=True)]
+    for lent, blank in ((values, False), (drawn, True)):
+        before = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), [lent, trees])
+        names = trace_guard.OperationNames(program)
+        results = [
+            trace_guard.computed_name(problem, names, trees, leaves, lent, blank=blank) for _ in range(3)
+        ]
+        assert results[0] is not None
+        assert len(set(results)) == 1
+        pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves([lent, trees]), strict=True)
+        for a, b in pairs:
+            if isinstance(a, torch.Tensor):
+                torch.testing.assert_close(a, b.detach(), rtol=0, atol=0, equal_nan=True)

@@ -353,6 +353,17 @@ CASES = {
 }
 
 
+ALIKE = (
+    *("attention_dropout", "encoder_prenorm_gelu_eval", "masked_attention_dropout", "residual_gates"),
+    *("batch_norm_tanh", "batch_norm_plain", "norms_1d_eval", "layer_norm_inputs"),
+    *("mse", "bce_logits", "bce", "smooth_l1", "l1", "kl", "sum", "unreduced", "weighted", "rnn"),
+    *(name for name in CASES if name.startswith("act_") and not name.endswith(("_ReLU", "_GELU", "_PReLU"))),
+)
+DISTINCT = [name for name in CASES if name not in ALIKE]
+"""One case for each way through the rules, where their formulas are not what is tested: the others go the way
+of these (the activations that of ``functions``, the losses that of ``entrywise`` and ``cross_entropies``)."""
+
+
 def make(name, dtype=torch.float64, seed=0):
     """(model, loss, inputs, targets, direction) of a case."""
     build, data, loss_fn = CASES[name]
