@@ -28,6 +28,7 @@ class SummaryError(GnewtonError):
 
 
 _ZEROS: Any = None
+MOST_SQUARED = 512  # groups up to which the spread of every entry of the matrix over samples is formed
 SQUARES = ("samples", "gradient_squares", "hessian_squares")
 
 
@@ -52,7 +53,8 @@ class Summary:
         matrix: what ``hessian`` holds: "hessian", "gauss_newton" or "fisher".
         samples: number N of samples, where sums over them are known; else None, as the next two.
         gradient_squares: Σ_n c_n c_nᵀ, (S, S), with c_n the share of sample n in the gradient, Σ_n c_n = ḡ.
-        hessian_squares: Σ_n C_n ∘ C_n in the shape of ``hessian``, with C_n the share of sample n in it.
+        hessian_squares: Σ_n C_n ∘ C_n in the shape of ``hessian``, with C_n the share of sample n in it;
+            None for more than 512 groups.
     """
 
     gradient: Tensor
