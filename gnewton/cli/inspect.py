@@ -91,7 +91,7 @@ def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
         )
     order = [name for name, p in point.model.named_parameters() if p.requires_grad]
     if partition is not None:
-        order = [name for group in partition for name in group.parameters]
+        order = list(partition.parameters)
     state = recipe.proposal_state(point.optimizer_state) if point.optimizer_state is not None else None
     direction = OptimizerDirection(point.model, factory, order, state)
     return direction.advance(), direction.decay()

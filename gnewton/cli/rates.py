@@ -83,7 +83,9 @@ def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> lis
     from gnewton.inspection.measurement import OptimizerDirection
     from gnewton.inspection.suggestion import observe
     from gnewton.partition import Partition
+    from gnewton.partition.slices import require_whole
 
+    require_whole(point.partition.sliced, "gnewton rates")
     size = len(point.data.train)
     if options.batch_size is not None and options.batch_size > size and point.data.task.input_shape:
         raise InputError(

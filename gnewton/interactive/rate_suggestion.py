@@ -24,6 +24,7 @@ from gnewton.inspection.suggestion import (
 from gnewton.interactive.first_order import OptimizerChoice, optimizer_direction
 from gnewton.interactive.undisturbed import LoaderBatches, device_of, undisturbed
 from gnewton.partition import Partition, PartitionChoice, chosen_partition
+from gnewton.partition.slices import require_whole
 from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction, check_loss
 from gnewton.wrappers import named_parameters, unwrapped
@@ -168,6 +169,7 @@ def suggest_rates(
     check_number("proximal", proximal, at_least=0)
     check_number("internal_damping", internal_damping, at_least=0)
     groups = chosen_partition(model, partition)
+    require_whole(groups.sliced, "suggest_rates")
     endless = iter(LoaderBatches(loader, device_of(model), whole=forward is not None))
     with undisturbed(model, loss_fn, groups, forward):
         direction = optimizer_direction(model, optimizer)

@@ -16,7 +16,7 @@ from gnewton.errors import InputError
 from gnewton.optim.grouping import Grouping, dots
 from gnewton.optim.hyperparameters import MATRICES
 from gnewton.partition import Partition
-from gnewton.partition.groups import Group
+from gnewton.partition.slices import Group
 from gnewton.processes import rank, sum_over_processes, world_size
 from gnewton.summary import Summarizer
 from gnewton.summary.api import EngineName

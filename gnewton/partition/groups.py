@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,28 +10,11 @@ from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
 from gnewton.partition import schemes, slice_schemes
 from gnewton.partition.parameters import frozen_names, tied_hint, trainable_shapes, trainable_sizes
-from gnewton.partition.slices import Slice, Slicing, check_covered, slicings
+from gnewton.partition.slices import Group, Slice, Slicing, check_covered, slicings
 from gnewton.wrappers import plain_name
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Group:
-    """One group: its name, the parameters that it holds whole, in model order, how many scalars it holds, and
-    the slices of further parameters.
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    size: int
-    slices: tuple[Slice, ...] = ()
-
-    @property
-    def touched(self) -> tuple[str, ...]:
-        """The names of the parameters that it holds, whole or in part."""
-        return (*self.parameters, *(piece.parameter for piece in self.slices))
 
 
 class Partition:

@@ -1,15 +1,11 @@
-"""Groups that are slices of parameters: the entries whose index along one axis lies in some ranges."""
+"""One group of a partition: whole parameters, and slices, whose index along one axis lies in some ranges."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gnewton.errors import InputError
-
-if TYPE_CHECKING:
-    from gnewton.partition.groups import Group
 
 MOST_BY_TANGENTS = 256
 """The largest number of groups, some of them slices, whose tangents are carried one by one."""
@@ -35,6 +31,23 @@ class Slice:
     def __str__(self) -> str:
         before = ":," * self.axis
         return ", ".join(f"{self.parameter}[{before}{a}:{b}]" for a, b in self.ranges)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group: its name, the parameters that it holds whole, in model order, how many scalars it holds, and
+    the slices of further parameters.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    size: int
+    slices: tuple[Slice, ...] = ()
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The names of the parameters that it holds, whole or in part."""
+        return (*self.parameters, *(piece.parameter for piece in self.slices))
 
 
 @dataclass(frozen=True)

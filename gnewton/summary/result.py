@@ -100,7 +100,7 @@ class Summary:
     @property
     def gradient_covariance(self) -> Tensor | None:
         """The covariance of ḡ over batches of independent samples, (S, S); None where it is not known."""
-        if self.samples is None or self.gradient_squares is None:
+        if self.samples is None or self.samples <= 1 or self.gradient_squares is None:
             return None
         mean = torch.outer(self.gradient, self.gradient) / self.samples
         return (self.gradient_squares - mean) * (self.samples / (self.samples - 1))
@@ -114,7 +114,7 @@ class Summary:
     @property
     def hessian_error(self) -> Tensor | None:
         """The same of every entry of ``hessian``; for the Fisher matrix it includes the drawn labels."""
-        if self.samples is None or self.hessian_squares is None:
+        if self.samples is None or self.samples <= 1 or self.hessian_squares is None:
             return None
         spread = self.hessian_squares - self.hessian.square() / self.samples
         return (spread * (self.samples / (self.samples - 1))).clamp_min(0).sqrt()

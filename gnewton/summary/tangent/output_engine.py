@@ -156,7 +156,7 @@ class OutputEngine(OutputTangents):
         rounding = Rounding.of(plan.dtypes, loss.device)
         matrix, sizes, squares = _moments(formed, scaled, self._diagonal)
         known: dict[str, Any] = {}
-        if not joined and rows.samples > 1:
+        if not joined:
             known = {
                 "samples": loss.new_tensor(float(rows.samples)),
                 "gradient_squares": shares @ shares.T,
