@@ -113,6 +113,7 @@ def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> lis
         stream,
         batches=options.batches,
         warmup=options.warmup,
+        matrix=options.matrix,
     )
 
 
@@ -222,6 +223,8 @@ def _folder(point: Point, subject: Subject) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gnewton.cli.subject import add_matrix_option
+
     parser = Parser(
         prog="gnewton rates",
         description="Suggest a learning rate for each group, for SGD, Adam or AdamW: the cubic model of the "
@@ -239,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batches", type=at_least(1), default=30, metavar="N", help="to average over (default: %(default)s)"
     )
+    add_matrix_option(parser)
     parser.add_argument(
         "--batch-size",
         type=at_least(1),

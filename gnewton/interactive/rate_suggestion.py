@@ -129,6 +129,7 @@ def suggest_rates(
     forward: Forward | None = None,
     engine: EngineName = "auto",
     max_memory: int | None = None,
+    matrix: str = "hessian",
     seed: int = 0,
 ) -> SuggestedRates:
     """Learning rates for a first-order optimizer at the present weights, without any training.
@@ -155,6 +156,7 @@ def suggest_rates(
         step_size: λ_1 > 0, the factor on all rates.
         proximal: μ >= 0, which keeps the rates of groups near the common one.
         internal_damping: λ_int >= 0, the weight of the cubic term.
+        matrix: of the summaries, "hessian", "gauss_newton" or "fisher" (:func:`gnewton.summarize`).
         seed: of the resampling behind the spread.
 
     Raises:
@@ -186,6 +188,7 @@ def suggest_rates(
                 forward=forward,
                 engine=engine,
                 max_memory=max_memory,
+                matrix=matrix,
             )
         finally:
             direction.close()
