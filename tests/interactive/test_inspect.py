@@ -81,6 +81,6 @@ def test_the_matrix_is_the_chosen_one_and_named_in_the_figures(matrix):
     gap = np.abs(found.hessian.to_numpy() - summary.hessian.numpy()).max() / scale
     assert (gap < 1e-9) == (matrix == "gauss_newton")
     assert found.groups["third"].to_numpy() == pytest.approx(summary.third.numpy(), rel=1e-9, abs=1e-12)
-    titles = [axis.get_title() for axis in found.heat_map().axes]
+    titles = [axis.get_title(loc="left") + axis.get_title() for axis in found.heat_map().axes]
     assert any({"gauss_newton": "Gauss–Newton", "fisher": "Fisher"}[matrix] in text for text in titles)
     assert f"H̄ is the {matrix} matrix" in repr(found)
