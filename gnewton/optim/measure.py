@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from gnewton.arguments import check_name
 from gnewton.errors import InputError
-from gnewton.optim.grouping import Grouping, dots
+from gnewton.optim.grouping import Grouping
 from gnewton.optim.hyperparameters import MATRICES
 from gnewton.partition import Partition
 from gnewton.partition.slices import Group

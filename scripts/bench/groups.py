@@ -64,7 +64,7 @@ def jvp_matrix(model: nn.Module, x: Tensor, y: Tensor, stacked: dict[str, Tensor
 
 def curvlinops_matrix(model: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
     """U Ḡ Uᵀ by one product for each row of U, (S, P)."""
-    from curvlinops import GGNLinearOperator
+    from curvlinops import GGNLinearOperator  # type: ignore[import-untyped]
 
     parameters = list(model.parameters())
     operator = GGNLinearOperator(

@@ -13,7 +13,6 @@ from gnewton import GroupedNewton, Partition, suggest_rates
 from gnewton.errors import InputError
 from gnewton.optim.finite_step import Plan, combined, take
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.outer_newton import OuterNewton
 from gnewton.partition import Slice
 
 
@@ -127,19 +126,3 @@ def test_what_needs_whole_tensors_refuses_slices() -> None:
     _, optimizer, _ = train(1, "per_channel")
     with pytest.raises(InputError, match="add_param_group needs groups of whole tensors"):
         optimizer.add_param_group({"params": []})
-
-
-def test_the_outer_step_takes_slices() -> None:
-    ours, theirs = [], []
-    for made, partition in ((ours, layers_as_slices), (theirs, Partition.by_layer)):
-        model, inputs, targets = problem()
-        optimizer = OuterNewton(
-            model, F.cross_entropy, partition(model), inner=lambda p: torch.optim.SGD(p, lr=0.1), period=3
-        )
-        for _ in range(6):
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), targets).backward()
-            optimizer.step(batch=(inputs, targets))
-        made.extend(model.parameters())
-    for p, q in zip(ours, theirs, strict=True):
-        assert torch.allclose(p, q)
