@@ -74,6 +74,7 @@ def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str
         direction,
         internal_damping=damping,
         decay=decay,
+        matrix=options.matrix,
     )
     return inspection, samples
 
@@ -91,7 +92,7 @@ def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
         )
     order = [name for name, p in point.model.named_parameters() if p.requires_grad]
     if partition is not None:
-        order = [name for group in partition for name in group.parameters]
+        order = list(partition.parameters)
     state = recipe.proposal_state(point.optimizer_state) if point.optimizer_state is not None else None
     direction = OptimizerDirection(point.model, factory, order, state)
     return direction.advance(), direction.decay()
@@ -129,6 +130,7 @@ def _about(point: Point, options: argparse.Namespace, samples: str) -> dict[str,
         "data": point.settings.data.name,
         "step": point.step,
         "partition": point.settings.partition.name,
+        "matrix": options.matrix,
         "direction": options.direction if options.direction == GRADIENT else point.settings.optimizer.name,
         "taken_on": samples,
         "mode": "evaluation" if options.evaluation else "training",
@@ -144,6 +146,8 @@ def _folder(point: Point, subject: Subject) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gnewton.cli.subject import add_matrix_option
+
     parser = Parser(
         prog="gnewton inspect",
         description="The gradient, Hessian and third derivative of the loss along the partition at a point, "
@@ -159,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         "that make the initial weights; beside a run: partition=, data.root=, trainer.device=",
     )
     add_sample_options(parser)
+    add_matrix_option(parser)
     parser.add_argument("--full", action="store_true", help="all training samples, without augmentation")
     parser.add_argument(
         "--direction",

@@ -83,7 +83,9 @@ def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> lis
     from gnewton.inspection.measurement import OptimizerDirection
     from gnewton.inspection.suggestion import observe
     from gnewton.partition import Partition
+    from gnewton.partition.slices import require_whole
 
+    require_whole(point.partition.sliced, "gnewton rates")
     size = len(point.data.train)
     if options.batch_size is not None and options.batch_size > size and point.data.task.input_shape:
         raise InputError(
@@ -111,6 +113,7 @@ def _observe(point: Point, subject: Subject, options: argparse.Namespace) -> lis
         stream,
         batches=options.batches,
         warmup=options.warmup,
+        matrix=options.matrix,
     )
 
 
@@ -220,6 +223,8 @@ def _folder(point: Point, subject: Subject) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gnewton.cli.subject import add_matrix_option
+
     parser = Parser(
         prog="gnewton rates",
         description="Suggest a learning rate for each group, for SGD, Adam or AdamW: the cubic model of the "
@@ -237,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batches", type=at_least(1), default=30, metavar="N", help="to average over (default: %(default)s)"
     )
+    add_matrix_option(parser)
     parser.add_argument(
         "--batch-size",
         type=at_least(1),

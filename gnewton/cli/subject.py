@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,19 @@ def parse_subject(words: Sequence[str], command: str, *, idle: Role, also: Seque
     chosen = Composer().compose(with_choices_of(folder, overrides))
     config = changed(folder, chosen, overrides, (*options_with(Role.VIEW), *also), str(folder))
     return Subject(config, tuple(overrides), folder, checkpoint)
+
+
+def add_matrix_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--matrix``."""
+    from gnewton.optim.hyperparameters import MATRICES
+
+    parser.add_argument(
+        "--matrix",
+        choices=MATRICES,
+        default="hessian",
+        help="in place of the Hessian: gauss_newton, without the curvature of the outputs, or fisher, its "
+        "estimate from one drawn label a sample (default: %(default)s)",
+    )
 
 
 def is_path(word: str) -> bool:

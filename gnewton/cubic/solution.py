@@ -70,7 +70,8 @@ class CubicSolution:
             non-negative rates), in units in which every ``|H̄_ss| + (λ/2) r d_s²`` is one:
             ``‖M(r)η − ḡ‖ / (‖ḡ‖ + ‖η‖)``. It does not change when groups are rescaled.
         curvature_margin: smallest eigenvalue of ``D⁻¹M(r)D⁻¹``, relative to the size of the terms that add
-            up to it (without a cubic term: of ``H̄`` scaled to a unit diagonal). Non-negative means that no
+            up to it (without a cubic term: of ``H̄`` scaled to a unit diagonal; to a hundredth for over 256
+            groups, where Cholesky's factorisation proves its sign). Non-negative means that no
             other stationary point is lower; within rounding, ``-1e-8`` is accepted.
         iterations: evaluations of the secular equation (of the projected Newton method for non-negative
             rates).

@@ -90,4 +90,4 @@ def _share(values: Floats, mask: npt.NDArray[np.bool_]) -> float:
 def group_depths(model: nn.Module, partition: Partition) -> tuple[int, ...]:
     """The layer of each group, counted from 0 in model order; the first layer of a group that has several."""
     depth = {name: i for i, names in enumerate(by_layer(model).values()) for name in names}
-    return tuple(min(depth[name] for name in group.parameters) for group in partition)
+    return tuple(min(depth[name] for name in group.touched) for group in partition)

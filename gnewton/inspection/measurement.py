@@ -63,6 +63,7 @@ class PointMeasurer:
         grouping = Grouping(model, partition)
         self._names = grouping.names
         self._measurer = Measurer(Objective(model, loss_fn, **options), grouping)
+        self._measured = 0
 
     def mean(
         self,
@@ -87,7 +88,8 @@ class PointMeasurer:
         samples = count = 0
         silent = None
         for inputs, targets in batches:
-            measured = self._measurer.measure(inputs, targets, [u], factors)
+            measured = self._measurer.measure(inputs, targets, [u], factors, seed=self._measured)
+            self._measured += 1
             weight = batch_size(inputs, targets)
             loss = torch.tensor(measured.loss, dtype=torch.float64)
             parts = [weight * part for part in (measured.gradient, measured.hessian, measured.third, loss)]

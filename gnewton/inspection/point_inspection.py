@@ -237,7 +237,9 @@ def _json(inspection: Inspection, about: Mapping[str, Any]) -> bytes:
         "batches": inspection.batches,
         "internal_damping": inspection.internal_damping,
         "statuses": {rates.name: rates.status for rates in inspection.rates},
-        "groups": {group.name: list(group.parameters) for group in inspection.partition},
+        "groups": {
+            group.name: [*group.parameters, *map(str, group.slices)] for group in inspection.partition
+        },
     }
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -141,6 +141,7 @@ def inspect(
     forward: Forward | None = None,
     engine: EngineName = "auto",
     max_memory: int | None = None,
+    matrix: str = "hessian",
 ) -> LossInspection:
     """The loss around the present weights, along a partition (docs/inspect.md).
 
@@ -156,6 +157,7 @@ def inspect(
         direction: u: None for the gradient of these batches, tensors by parameter name, or an optimizer of
             the model (also a name or a function that builds one), whose next step with this gradient is u.
         internal_damping: λ_int >= 0 of the rates with the cubic term.
+        matrix: "hessian", or "gauss_newton" or "fisher" in its place (:func:`gnewton.summarize`).
 
     Raises:
         InputError: for an argument out of range, or a loader without batches.
@@ -183,6 +185,7 @@ def inspect(
             forward=forward,
             engine=engine,
             max_memory=max_memory,
+            matrix=matrix,
         )
     name = type(model).__name__
     count = f"{found.batches} batch{'es' if found.batches > 1 else ''}, {found.samples:,} samples"
@@ -190,6 +193,7 @@ def inspect(
         "title": f"{name} on {count}",
         "point": f"{name}, present weights",
         "model": name,
+        "matrix": matrix,
         "direction": label,
         "taken_on": count,
         "mode": "training" if model.training else "evaluation",

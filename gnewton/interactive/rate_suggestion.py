@@ -24,6 +24,7 @@ from gnewton.inspection.suggestion import (
 from gnewton.interactive.first_order import OptimizerChoice, optimizer_direction
 from gnewton.interactive.undisturbed import LoaderBatches, device_of, undisturbed
 from gnewton.partition import Partition, PartitionChoice, chosen_partition
+from gnewton.partition.slices import require_whole
 from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction, check_loss
 from gnewton.wrappers import named_parameters, unwrapped
@@ -128,6 +129,7 @@ def suggest_rates(
     forward: Forward | None = None,
     engine: EngineName = "auto",
     max_memory: int | None = None,
+    matrix: str = "hessian",
     seed: int = 0,
 ) -> SuggestedRates:
     """Learning rates for a first-order optimizer at the present weights, without any training.
@@ -154,6 +156,7 @@ def suggest_rates(
         step_size: λ_1 > 0, the factor on all rates.
         proximal: μ >= 0, which keeps the rates of groups near the common one.
         internal_damping: λ_int >= 0, the weight of the cubic term.
+        matrix: of the summaries, "hessian", "gauss_newton" or "fisher" (:func:`gnewton.summarize`).
         seed: of the resampling behind the spread.
 
     Raises:
@@ -168,6 +171,7 @@ def suggest_rates(
     check_number("proximal", proximal, at_least=0)
     check_number("internal_damping", internal_damping, at_least=0)
     groups = chosen_partition(model, partition)
+    require_whole(groups.sliced, "suggest_rates")
     endless = iter(LoaderBatches(loader, device_of(model), whole=forward is not None))
     with undisturbed(model, loss_fn, groups, forward):
         direction = optimizer_direction(model, optimizer)
@@ -184,6 +188,7 @@ def suggest_rates(
                 forward=forward,
                 engine=engine,
                 max_memory=max_memory,
+                matrix=matrix,
             )
         finally:
             direction.close()

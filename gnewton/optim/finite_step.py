@@ -24,13 +24,13 @@ class Plan:
             worth (:mod:`gnewton.optim.fresh`); None: all are 1.
     """
 
-    rates: Sequence[float]
+    rates: Sequence[float] | Tensor
     limits: Tensor | None = None
     weights: Sequence[Sequence[float]] | None = None
 
     def per_parameter(self, j: int, count: int, grouping: Grouping) -> list[float]:
         """The rate of direction j for each parameter."""
-        etas = [self.rates[owner * count + j] for owner in grouping.owner]
+        etas = [float(self.rates[owner * count + j]) for owner in grouping.owner]
         if self.weights is None:
             return etas
         return [eta / w for eta, w in zip(etas, self.weights[j], strict=True)]
@@ -54,7 +54,9 @@ def take(directions: Sequence[Sequence[Tensor]], plan: Plan, grouping: Grouping)
     elif finite:  # on the CPU passes over memory dominate, and reading the flag is free
         for direction, etas in zip(directions, rates, strict=True):
             for parameter, u, eta in zip(grouping.parameters, direction, etas, strict=True):
-                if eta != 0:
+                if isinstance(eta, Tensor):
+                    parameter.addcmul_(u, eta, value=-1.0)
+                elif eta != 0:
                     parameter.sub_(u, alpha=float(eta))
     return finite
 
@@ -75,6 +77,8 @@ def _effective(
 
     The second result is whether the step is finite, a scalar bool from the lengths that the limits need.
     """
+    if grouping.partition.sliced:
+        return _effective_slices(directions, plan, grouping)
     rates: list[Sequence[Any]] = []
     total: Tensor | None = None
     for j, direction in enumerate(directions):
@@ -92,6 +96,30 @@ def _effective(
             rates.append([eta * factor for eta, factor in zip(etas, factors.tolist(), strict=True)])
     assert total is not None
     return rates, total.isfinite().all()
+
+
+def _effective_slices(
+    directions: Sequence[Sequence[Tensor]], plan: Plan, grouping: Grouping
+) -> tuple[list[Sequence[Any]], Tensor]:
+    """:func:`_effective` where groups are slices: a rate is a tensor that is broadcast over its parameter."""
+    count = len(directions)
+    device = grouping.parameters[0].device
+    damped = torch.as_tensor(plan.rates, dtype=torch.float64).to(device)
+    rates: list[Sequence[Any]] = []
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for j, direction in enumerate(directions):
+        etas = damped[j::count]
+        weights = [1.0] * len(direction) if plan.weights is None else plan.weights[j]
+        worth = (
+            direction if all(w == 1 for w in weights) else torch._foreach_div(list(direction), list(weights))
+        )
+        lengths = grouping.norms(worth) * etas.abs()
+        total = total + lengths.sum()
+        if plan.limits is not None:
+            etas = etas * shortened(lengths, plan.limits[j::count])
+        spread = grouping.broadcast(etas.to(direction[0].dtype))
+        rates.append([eta if w == 1 else eta / w for eta, w in zip(spread, weights, strict=True)])
+    return rates, total.isfinite()
 
 
 def shortened(lengths: Tensor, limits: Tensor) -> Tensor:

@@ -41,7 +41,9 @@ from gnewton.optim.rates_in_force import RatesInForce
 from gnewton.optim.safeguard import Safeguard, WithheldSteps
 from gnewton.optim.solvers import Solver
 from gnewton.partition import PartitionChoice, chosen_partition
+from gnewton.partition.slices import require_whole
 from gnewton.summary.api import EngineName
+from gnewton.summary.group_parts import check_carried
 from gnewton.summary.problem import Forward, LossFunction, check_loss
 from gnewton.wrappers import unwrapped
 
@@ -71,6 +73,7 @@ class GroupedNewton(BoundOptimizer):
 
     Each group of the partition is one entry of ``param_groups``, with its ``name``, its step size λ_1 as
     ``lr`` (so that torch's schedulers act on it) and its rate η_s as ``rate``, a list for several directions.
+    Where groups are slices of tensors there is a single entry, whose ``rate`` lists the rates of all groups.
 
     Example::
 
@@ -192,13 +195,13 @@ class GroupedNewton(BoundOptimizer):
         self.partition = chosen_partition(model, partition)
         self._grouping = Grouping(model, self.partition)
         named = dict(zip(self._grouping.names, self._grouping.parameters, strict=True))
-        super().__init__(
-            [
-                {"params": [named[n] for n in group.parameters], "name": group.name, "rate": 0.0}
-                for group in self.partition
-            ],
-            {"lr": step_size},
-        )
+        entries_of_torch = [
+            {"params": [named[n] for n in group.parameters], "name": group.name, "rate": 0.0}
+            for group in self.partition
+        ]
+        if self.partition.sliced:  # torch has no groups of slices
+            entries_of_torch = [{"params": list(named.values()), "name": "slices", "rate": 0.0}]
+        super().__init__(entries_of_torch, {"lr": step_size})
         self._directions = Directions(named.items(), direction, maximize=maximize)
         count = len(self._directions.labels)
         self._rule = RateRule(
@@ -217,6 +220,8 @@ class GroupedNewton(BoundOptimizer):
             controller = Progress() if total_steps is None else Progress(lowest=ANNEALED)
         self._controller = controller
         self._controller.begin(step_size, period)
+        if matrix == "hessian" or self._rule.needs_third:
+            check_carried(self.partition, "the Hessian or third derivatives")
         self._objective = Objective(model, loss_fn, forward, maximize, engine, max_memory, matrix)
         self._fresh = along == "fresh"
         self._rates = RatesInForce(self.param_groups, self._grouping, count, cap=cap, fresh=self._fresh)
@@ -303,7 +308,8 @@ class GroupedNewton(BoundOptimizer):
         directions, measured_along = self._directions.update(fresh=due and self._fresh)
         kept = not due or self._update_rates(measured_along, batch, warming_up)
         if kept and (not warming_up or self._since > 0):  # old groups do not wait for the rate of a new one
-            plan = self._rates.plan(self._taken(), self._directions)
+            damped = self._damped() if self.partition.sliced else self._taken()
+            plan = self._rates.plan(damped, self._directions)
             self._withheld.count(take(directions, plan, self._grouping))
         self._steps += 1
         return loss
@@ -412,8 +418,8 @@ class GroupedNewton(BoundOptimizer):
 
     def _lr(self) -> list[float]:
         """λ_1 of each entry, before the controller, the safeguard and the end of the run."""
-        count = len(self._directions.labels)
-        return [float(group["lr"]) for group in self.param_groups for _ in range(count)]
+        count = len(self._names) // len(self.param_groups)
+        return [lr for group in self.param_groups for lr in [float(group["lr"])] * count]
 
     def _scale(self) -> float:
         """The factor on λ_1 of the safeguard and of what remains of the run."""
@@ -428,6 +434,11 @@ class GroupedNewton(BoundOptimizer):
     def _taken(self) -> list[float]:
         """λ_1 η of each entry."""
         return [lr * rate for lr, rate in zip(self._step_size(), self._rates.values, strict=True)]
+
+    def _damped(self) -> Tensor:
+        """:meth:`_taken` of the single entry that holds the groups of slices, float64."""
+        factor = float(self.param_groups[0]["lr"]) * self._controller.step_size * self._scale()
+        return factor * self._eta()
 
     def _eta(self) -> Tensor:
         """η of each entry, float64."""
@@ -459,6 +470,7 @@ class GroupedNewton(BoundOptimizer):
         if not self._built:  # torch's constructor adds the groups of the partition
             super().add_param_group(param_group)
             return
+        require_whole(self.partition.sliced, "add_param_group")
         new = growth(self._objective.model, self.partition, param_group, self.defaults["lr"])
         directions = self._directions.extended(new.named)
         still = 0.0 if len(directions.labels) == 1 else [0.0] * len(directions.labels)

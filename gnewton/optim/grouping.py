@@ -28,7 +28,8 @@ class Grouping:
 
     Attributes:
         names, parameters: the names and the parameters, in the order of the partition.
-        owner: index of the group of each parameter.
+        pieces: of each parameter, the axis along which it is divided among groups, None where it is whole.
+        owner: index of the group of each piece: of a whole parameter, or of an index along that axis.
 
     Raises:
         InputError: if the partition belongs to another model, or the parameters lie on several devices.
@@ -36,13 +37,24 @@ class Grouping:
 
     def __init__(self, model: nn.Module, partition: Partition) -> None:
         named = trainable(model)
-        if set(named) != set(partition.index):
-            misfit = difference(set(named), set(partition.index), _MISSING)
+        if set(named) != set(partition.parameters):
+            misfit = difference(set(named), set(partition.parameters), _MISSING)
             raise InputError(f"partition: it was built for another model: {misfit}")
         self.partition = partition
-        self.names = [name for group in partition for name in group.parameters]
+        self.names = list(partition.parameters)
         self.parameters: list[Tensor] = [named[name] for name in self.names]
-        self.owner = [partition.index[name] for name in self.names]
+        slicings = [partition.slicing.get(name) for name in self.names]
+        self.pieces = [None if slicing is None else slicing.axis for slicing in slicings]
+        owners = [
+            (partition.index[name],) if slicing is None else slicing.owners
+            for name, slicing in zip(self.names, slicings, strict=True)
+        ]
+        self.owner = [s for part in owners for s in part]
+        self._counts = [len(part) for part in owners]
+        self._views = [
+            () if slicing is None else slicing.view(p.dim())
+            for slicing, p in zip(slicings, self.parameters, strict=True)
+        ]
         check_one_device(self.parameters)
         self._trained = Trained(model, named, holder="partition", missing=_MISSING)
         self._owner = torch.tensor(self.owner, device=self.parameters[0].device)
@@ -56,16 +68,47 @@ class Grouping:
         self._trained.check()
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums over each group of one value per parameter, (S,)."""
+        """Sums over each group of one value per piece, (S,)."""
         return values.new_zeros(len(self.partition)).index_add_(0, self._owner, values)
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
         """‖P_s t‖ for tensors in the shapes of the parameters, float64, (S,)."""
-        return self.sums(squares(tensors)).sqrt()
+        if not self.partition.sliced:
+            return self.sums(squares(tensors)).sqrt()
+        parts = zip(tensors, self.pieces, strict=True)
+        return self.sums(torch.cat([_lengths(t.detach(), axis) for t, axis in parts]).square()).sqrt()
+
+    def dots(self, a: Sequence[Tensor], b: Sequence[Tensor], factors: Tensor) -> Tensor:
+        """Σ_i f_i ⟨P_s a_i, P_s b_i⟩ over the parameters i with factors f, float64, (S,)."""
+        if not self.partition.sliced:
+            return self.sums(factors * dots(a, b))
+        parts = zip(a, b, self.pieces, factors.unbind(), strict=True)
+        return self.sums(torch.cat([f * _pieces(x.detach() * y.detach(), axis) for x, y, axis, f in parts]))
 
     def spread(self, values: Tensor) -> Tensor:
-        """The value of its group for each parameter, (P,)."""
+        """The value of its group for each piece."""
         return values[self._owner]
+
+    def broadcast(self, values: Tensor) -> list[Tensor]:
+        """The values of the groups, (S,), as a tensor for each parameter that is broadcast over it."""
+        parts = self.spread(values).split(self._counts)
+        return [part.view(shape) for part, shape in zip(parts, self._views, strict=True)]
+
+
+def _pieces(terms: Tensor, axis: int | None) -> Tensor:
+    """The sum over each piece, float64."""
+    if axis is None:
+        return terms.sum(dtype=torch.float64).reshape(1)
+    return terms.sum([i for i in range(terms.dim()) if i != axis], dtype=torch.float64).reshape(-1)
+
+
+def _lengths(t: Tensor, axis: int | None) -> Tensor:
+    """The length of each piece, float64."""
+    rest = [i for i in range(t.dim()) if i != axis]
+    if axis is not None and not rest:
+        return t.abs().double()
+    norm = torch.linalg.vector_norm(t) if axis is None else torch.linalg.vector_norm(t, dim=rest)
+    return norm.double().reshape(-1)
 
 
 def squares(tensors: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 from gnewton.arguments import check_name
 from gnewton.errors import InputError
-from gnewton.optim.grouping import Grouping, dots
+from gnewton.optim.grouping import Grouping
 from gnewton.optim.hyperparameters import MATRICES
 from gnewton.partition import Partition
-from gnewton.partition.groups import Group
+from gnewton.partition.slices import Group
 from gnewton.processes import rank, sum_over_processes, world_size
 from gnewton.summary import Summarizer
 from gnewton.summary.api import EngineName
@@ -206,9 +206,10 @@ class Measurer:
     def _decay(self, directions: Sequence[Sequence[Tensor]], factors: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (R,) and Hessian (R, R) of Σ (wd/2)‖θ_i‖² along the directions."""
         grouping = self._grouping
-        slopes = [grouping.sums(factors * dots(grouping.parameters, u)) for u in directions]
-        blocks = [[grouping.sums(factors * dots(u, v)) for v in directions] for u in directions]
-        hessian = torch.block_diag(*torch.stack([torch.stack(row) for row in blocks]).permute(2, 0, 1))
+        slopes = [grouping.dots(grouping.parameters, u, factors) for u in directions]
+        blocks = [[grouping.dots(u, v, factors) for v in directions] for u in directions]
+        by_group = torch.stack([torch.stack(row) for row in blocks]).permute(2, 0, 1)
+        hessian = by_group.flatten().diag() if len(directions) == 1 else torch.block_diag(*by_group)
         return torch.stack(slopes, 1).flatten(), hessian
 
 
@@ -251,7 +252,12 @@ class Stack(Carrier):
         """The pairs (group, copy), named ``group:label``, with the copies of one group next to each other."""
         names = iter(entries(partition, labels))
         return Partition(
-            Group(next(names), tuple(self.name(p, j) for p in group.parameters), group.size)
+            Group(
+                next(names),
+                tuple(self.name(p, j) for p in group.parameters),
+                group.size,
+                tuple(replace(part, parameter=self.name(part.parameter, j)) for part in group.slices),
+            )
             for group in partition
             for j in range(len(labels))
         )

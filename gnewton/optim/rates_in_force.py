@@ -54,8 +54,8 @@ class TrustRadius:
 
     def fit(self, grouping: Grouping) -> None:
         """Take these groups from now on; the radius stays."""
-        counts = torch.tensor([float(p.numel()) for p in grouping.parameters], dtype=torch.float64)
-        self._floor = FLOOR * grouping.sums(counts.to(grouping.parameters[0].device)).sqrt().cpu()
+        counts = torch.tensor([float(group.size) for group in grouping.partition], dtype=torch.float64)
+        self._floor = FLOOR * counts.sqrt()
 
     def lengths(self, sizes: Tensor, *, bounded: bool) -> Tensor:
         """The longest step of each group, (S,).
@@ -89,7 +89,8 @@ class RatesInForce:
     (:mod:`gnewton.optim.fresh`); it changes from step to step.
 
     Args:
-        param_groups: of the optimizer; ``rate`` of each holds η_s, or a list with several directions.
+        param_groups: of the optimizer; ``rate`` of each holds η_s, or a list with several directions. Where
+            groups are slices there is one entry, whose ``rate`` lists the rates of all.
         grouping: the groups.
         directions: the number k of directions.
         cap: of the trust radius; None: none.
@@ -111,11 +112,13 @@ class RatesInForce:
         self.trust = TrustRadius(cap, grouping) if cap is not None else None
         self._groups = param_groups
         self._directions = directions
+        self._per_entry = len(grouping.partition) * directions // len(param_groups)
+        self._listed = directions > 1 or grouping.partition.sliced
         self._fresh = fresh
         self._device = grouping.parameters[0].device
         self._limits: Tensor | None = None
         self._reference: list[list[float]] | None = None  # weights at the update, where v is not measured
-        self.set([0.0] * (len(param_groups) * directions))
+        self.set([0.0] * (len(grouping.partition) * directions))
 
     @property
     def values(self) -> list[float]:
@@ -125,9 +128,9 @@ class RatesInForce:
 
     def set(self, rates: Sequence[float]) -> None:
         """Put η of each entry in force; limits and weights stay."""
-        count = self._directions
+        count = self._per_entry
         for s, group in enumerate(self._groups):
-            group["rate"] = rates[s] if count == 1 else list(rates[s * count : (s + 1) * count])
+            group["rate"] = list(rates[s * count : (s + 1) * count]) if self._listed else rates[s]
 
     def hold(self, rates: Sequence[float]) -> None:
         """Put η of each entry in force without limits."""
@@ -173,7 +176,7 @@ class RatesInForce:
         self._limits = trusted.to(self._device)
         return replace(solved, rates=rates)
 
-    def plan(self, damped: list[float], directions: Directions) -> Plan:
+    def plan(self, damped: list[float] | Tensor, directions: Directions) -> Plan:
         """The next step: the damped rates ``damped``, their limits and the current weights."""
         if self._fresh:
             return Plan(damped, self._limits, directions.weights())

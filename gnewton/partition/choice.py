@@ -28,10 +28,12 @@ NAMED: dict[str, Callable[[nn.Module], Partition]] = {
     "single": Partition.single,
     "weights_biases": Partition.weights_biases,
     "by_layer": Partition.by_layer,
+    "per_channel": Partition.per_channel,
+    "per_head": Partition.per_head,
 }
 """The schemes without options."""
 
-_COUNTED = ("blocks", "alternate")
+_COUNTED = {"blocks": "k", "alternate": "k", "row_blocks": "rows"}
 
 
 def chosen_partition(model: nn.Module, choice: PartitionChoice) -> Partition:
@@ -54,7 +56,7 @@ def chosen_partition(model: nn.Module, choice: PartitionChoice) -> Partition:
     if isinstance(choice, str):
         if choice in NAMED:
             return NAMED[choice](model)
-        counted = f"; pass Partition.{choice}(model, k)" if choice in _COUNTED else ""
+        counted = f"; pass Partition.{choice}(model, {_COUNTED[choice]})" if choice in _COUNTED else ""
         raise InputError(f"partition={choice}: {allowed}{counted or did_you_mean(choice, NAMED)}")
     if isinstance(choice, (Mapping, list, tuple)):
         entries = list(choice.values()) if isinstance(choice, Mapping) else list(choice)

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
-from gnewton.partition import schemes
-from gnewton.partition.parameters import frozen_names, tied_hint, trainable_sizes
+from gnewton.partition import schemes, slice_schemes
+from gnewton.partition.parameters import frozen_names, tied_hint, trainable_shapes, trainable_sizes
+from gnewton.partition.slices import Group, Slice, Slicing, check_covered, slicings
 from gnewton.wrappers import plain_name
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Group:
-    """One group: its name, the names of its parameters in model order, and how many scalars they hold."""
-
-    name: str
-    parameters: tuple[str, ...]
-    size: int
 
 
 class Partition:
@@ -34,7 +25,9 @@ class Partition:
     are understood). A tied parameter appears once, under its first name; frozen parameters
     (``requires_grad=False``) belong to no group. Build one with
     :meth:`from_names` or with one of the named schemes: :meth:`per_tensor`, :meth:`single`,
-    :meth:`weights_biases`, :meth:`by_layer`, :meth:`blocks`, :meth:`alternate`, :meth:`patterns`.
+    :meth:`weights_biases`, :meth:`by_layer`, :meth:`blocks`, :meth:`alternate`, :meth:`patterns`. The groups
+    of :meth:`per_channel`, :meth:`row_blocks`, :meth:`per_head` and :meth:`from_slices` are slices of
+    parameters.
 
     Args:
         groups: the groups, in the order that every summary uses for its rows and columns.
@@ -69,6 +62,33 @@ class Partition:
             raise InputError(f"partition: no group holds {listing(missing)}")
         return cls(members)
 
+    @classmethod
+    def from_slices(cls, model: nn.Module, groups: Mapping[str, Sequence[str | Slice]]) -> Partition:
+        """Build a partition from parameter names and slices of parameters.
+
+        Args:
+            model: the model, every entry of whose trainable parameters must be in exactly one group.
+            groups: the parameters and slices of each group, by the name of the group.
+
+        Raises:
+            InputError: as for :meth:`from_names`, and for slices that overlap or leave a gap.
+        """
+        claims, shapes = _Claims(model), trainable_shapes(model)
+        members = []
+        for position, (label, entries) in enumerate(groups.items()):
+            pieces = tuple(entry for entry in entries if isinstance(entry, Slice))
+            names = [entry for entry in entries if isinstance(entry, str)]
+            group = claims.group(label, names, position) if names or not pieces else Group(label, (), 0)
+            for piece in pieces:
+                claims.slice(label, piece)
+            size = sum(claims.size(piece.parameter) // shapes[piece.parameter][piece.axis] * len(piece)
+                       for piece in pieces)  # fmt: skip
+            members.append(Group(label, group.parameters, group.size + size, pieces))
+        if claims.missing:
+            raise InputError(f"partition: no group holds {listing(claims.missing)}")
+        check_covered(members, shapes)
+        return cls(members)
+
     def extended(self, model: nn.Module, names: Sequence[str], label: str | None = None) -> Partition:
         """These groups and one more at the end.
 
@@ -82,7 +102,7 @@ class Partition:
             InputError: as for :meth:`from_names`, or if a group has that name already.
         """
         claims = _Claims(model)
-        claims.owner = {name: group.name for group in self for name in group.parameters}
+        claims.owner = {name: group.name for group in self for name in group.touched}
         return Partition([*self, claims.group(label, names, len(self))])
 
     @classmethod
@@ -140,15 +160,59 @@ class Partition:
         """
         return cls.from_names(model, schemes.patterns(model, expressions, rest))
 
-    @property
+    @classmethod
+    def per_channel(cls, model: nn.Module) -> Partition:
+        """One group per output channel or neuron, its row of the weight and its bias (``conv1[3]``)."""
+        return cls.from_slices(model, slice_schemes.per_channel(model))
+
+    @classmethod
+    def row_blocks(cls, model: nn.Module, rows: int) -> Partition:
+        """One group per block of ``rows`` output channels of a layer (``conv1[0:64]``).
+
+        Raises:
+            InputError: if there is not at least one row.
+        """
+        return cls.from_slices(model, slice_schemes.row_blocks(model, rows))
+
+    @classmethod
+    def per_head(cls, model: nn.Module) -> Partition:
+        """One group per attention head (``attention.head0``), and one per tensor for everything else.
+
+        Raises:
+            InputError: if no attention is recognised.
+        """
+        return cls.from_slices(model, slice_schemes.per_head(model))
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the groups, in order."""
         return tuple(group.name for group in self.groups)
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Position of the group that holds each parameter, by parameter name."""
+        """Position of the group that holds each whole parameter, by parameter name."""
         return {name: s for s, group in enumerate(self.groups) for name in group.parameters}
+
+    @cached_property
+    def slicing(self) -> dict[str, Slicing]:
+        """How each parameter that is held in slices is divided, by parameter name."""
+        return slicings(self.groups)
+
+    @property
+    def sliced(self) -> bool:
+        """Whether a group is a slice of a parameter."""
+        return bool(self.slicing)
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters, each once, in the order in which groups hold them."""
+        return tuple(dict.fromkeys(name for group in self.groups for name in group.touched))
+
+    @cached_property
+    def holders(self) -> dict[str, tuple[int, ...]]:
+        """Positions of the groups that hold a part of each parameter, ascending, by parameter name."""
+        parts = {name: tuple(sorted(set(slicing.owners))) for name, slicing in self.slicing.items()}
+        return {name: (s,) for name, s in self.index.items()} | parts
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -170,7 +234,11 @@ class Partition:
         width = max(len(group.name) for group in self)
         count = "1 group" if len(self) == 1 else f"{len(self)} groups"
         lines = [f"{count}, {sum(group.size for group in self):,} parameters"]
-        lines += [f"  {g.name:<{width}}  {g.size:>12,}  {listing(g.parameters, 4)}" for g in self]
+        held = [listing([*group.parameters, *map(str, group.slices)], 4) for group in self]
+        rows = zip(self, held, strict=True)
+        lines += [f"  {group.name:<{width}}  {group.size:>12,}  {text}" for group, text in rows]
+        if self.sliced and len(lines) > _SHOWN:
+            lines[_SHOWN:-1] = [f"  … {len(lines) - _SHOWN - 1:,} more groups"]
         return "\n".join(lines)
 
 
@@ -182,6 +250,7 @@ class _Claims:
         self._model = model
         self._sizes = trainable_sizes(model)
         self._frozen = frozen_names(model)
+        self._sliced: set[str] = set()
         self._order = {name: position for position, name in enumerate(self._sizes)}
 
     @property
@@ -200,6 +269,16 @@ class _Claims:
         in_order = tuple(sorted(names, key=self._order.__getitem__))
         return Group(title, in_order, sum(self._sizes[name] for name in in_order))
 
+    def size(self, name: str) -> int:
+        """Number of scalars of a parameter."""
+        return self._sizes[name]
+
+    def slice(self, title: str, piece: Slice) -> None:
+        """Claim a slice of a parameter."""
+        if piece.parameter not in self._sliced:
+            self._claim(title, piece.parameter)
+            self._sliced.add(piece.parameter)
+
     def _known(self, name: str) -> str:
         """``name`` without the prefix of a wrapper of the model."""
         return name if name in self._order or name in self._frozen else plain_name(self._model, name)
@@ -215,6 +294,9 @@ class _Claims:
             where = f"twice in '{title}'" if other == title else f"in both '{other}' and '{title}'"
             raise InputError(f"partition: '{name}' is {where}")
         self.owner[name] = title
+
+
+_SHOWN = 40  # lines of a description with slices
 
 
 def _check_names(groups: tuple[Group, ...]) -> None:

@@ -26,6 +26,12 @@ def trainable_sizes(model: nn.Module) -> dict[str, int]:
     return sizes
 
 
+def trainable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of each trainable parameter, as :func:`trainable_sizes`."""
+    trainable_sizes(model)
+    return {name: tuple(p.shape) for name, p in _named(model).items() if p.requires_grad}
+
+
 def frozen_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that are not trained (``requires_grad=False``)."""
     return frozenset(name for name, p in _named(model).items() if not p.requires_grad)

@@ -94,6 +94,38 @@ class Alternate(PartitionRecipe):
         return Partition.alternate(model, self.k)
 
 
+@PARTITIONS.register("per_channel")
+@dataclass(kw_only=True)
+class PerChannel(PartitionRecipe):
+    """One group per output channel or neuron."""
+
+    def build(self, model: nn.Module) -> Partition:
+        """See :meth:`Partition.per_channel`."""
+        return Partition.per_channel(model)
+
+
+@PARTITIONS.register("per_head")
+@dataclass(kw_only=True)
+class PerHead(PartitionRecipe):
+    """One group per attention head, one per tensor for everything else."""
+
+    def build(self, model: nn.Module) -> Partition:
+        """See :meth:`Partition.per_head`."""
+        return Partition.per_head(model)
+
+
+@PARTITIONS.register("row_blocks")
+@dataclass(kw_only=True)
+class RowBlocks(PartitionRecipe):
+    """One group per block of output channels of a layer."""
+
+    rows: int = option(64, help="number of output channels in a block", at_least=1)
+
+    def build(self, model: nn.Module) -> Partition:
+        """See :meth:`Partition.row_blocks`."""
+        return Partition.row_blocks(model, self.rows)
+
+
 @PARTITIONS.register("patterns")
 @dataclass(kw_only=True)
 class Patterns(PartitionRecipe):

@@ -55,6 +55,11 @@ class InspectionFiles:
     distances: pd.DataFrame
 
     @property
+    def matrix(self) -> str:
+        """What H̄ is: "hessian", "gauss_newton" or "fisher"."""
+        return str(self.about.get("matrix", "hessian"))
+
+    @property
     def names(self) -> list[str]:
         """Names of the groups."""
         return [str(name) for name in self.groups["group"]]
@@ -85,13 +90,17 @@ def parsed_inspection(files: Mapping[str, bytes]) -> InspectionFiles:
     return InspectionFiles(about, groups, hessian, scaled, spectrum, distances)
 
 
+def _of_matrix(matrix: str) -> str:
+    return "" if matrix == "hessian" else f"; H̄ is the {matrix} matrix"
+
+
 def describe_inspection(files: InspectionFiles) -> str:
     """The point, a table of the groups, the ends of the solves, and the mass of H̄ off its diagonal."""
     about = files.about
     head = (
         f"{about['point']}\n"
         f"on {about['taken_on']}, model in {about['mode']} mode, direction u: {about['direction']}; "
-        f"loss {about['loss']:.6g}"
+        f"loss {about['loss']:.6g}{_of_matrix(files.matrix)}"
     )
     return "\n\n".join([head, _table(files), _endings(files), _mass(files)])
 

@@ -16,10 +16,11 @@ from gnewton.processes import mean_over_processes, sum_over_processes, world_siz
 from gnewton.summary.batch import hidden
 from gnewton.summary.cut import MATRICES, CutProblem
 from gnewton.summary.device_memory import is_exhausted
+from gnewton.summary.group_parts import check_carried
 from gnewton.summary.output_reference import reference_gauss_newton
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_summary, reference_tensor
-from gnewton.summary.result import Summary
+from gnewton.summary.result import MOST_SQUARED, Summary
 from gnewton.summary.tangent.engine import TangentEngine
 from gnewton.summary.tangent.output_engine import OutputEngine
 from gnewton.summary.tangent.program import TraceError
@@ -103,6 +104,12 @@ class Summarizer:
             check_flag(f"summary: {name}", flag)
         kind = Problem if curvature == "hessian" else CutProblem
         self.problem = kind(model, loss_fn, chosen_partition(model, partition), forward)
+        if curvature == "hessian" and engine != "reference":
+            check_carried(self.problem.partition, "the Hessian or third derivatives")
+        if engine == "compiled" and self.problem.partition.sliced:
+            raise InputError(
+                "summary: engine=compiled: groups that are slices are not compiled; use engine=auto"
+            )
         self.curvature = curvature
         self.third = third
         self.engine = engine
@@ -216,6 +223,8 @@ class Summarizer:
             "gradient_squares": summary.loss.new_zeros(size, size),
             "hessian_squares": torch.zeros_like(summary.hessian),
         }
+        if size > MOST_SQUARED:
+            known.pop("hessian_squares", None)
         factors = [1.0 if name == "samples" else weight**2 for name in known]
         counts = summary.loss.new_tensor([weight, float(bool(squares))])
         sent = [entries * weight for entries in parts.values()]

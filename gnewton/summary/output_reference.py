@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
 from gnewton.summary.cut import CutProblem, tangents_of
+from gnewton.summary.group_parts import GroupDirections, check_carried
 from gnewton.summary.isolation import without_side_effects
 from gnewton.summary.problem import Request
 from gnewton.summary.reference import gradient_noise
@@ -32,25 +33,6 @@ NOT_CONVEX = (
 )
 
 
-def group_rows(problem: CutProblem, request: Request, names: list[str]) -> list[list[Tensor | None]]:
-    """The directions P_s u, each as a list in the order of ``names``, with None for zero."""
-    index = problem.partition.index
-    return [
-        [request.direction[name] if index[name] == s else None for name in names]
-        for s in range(len(problem.partition))
-    ]
-
-
-def gradient_along(rows: list[list[Tensor | None]], grads: Any, device: torch.device) -> Tensor:
-    """⟨g, P_s u⟩ for every group, (S,), float64."""
-    entries = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    for s, row in enumerate(rows):
-        for u, g in zip(row, grads, strict=True):
-            if u is not None and g is not None:
-                entries[s] += (u * g).sum(dtype=torch.float64)
-    return entries
-
-
 def reference_gauss_newton(problem: CutProblem, request: Request, *, diagonal: bool = False) -> Summary:
     """Gradient and Gauss–Newton matrix of a batch, at the cost of about 2S backward passes.
 
@@ -63,17 +45,18 @@ def reference_gauss_newton(problem: CutProblem, request: Request, *, diagonal: b
         InputError: if the loss is linear in the outputs, or not convex in them.
     """
     device = problem.device()
+    check_carried(problem.partition, "the Gauss–Newton matrix by the reference engine")
     with without_side_effects(problem), SmoothNorms():
         leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
         parameters = list(leaves.values())
-        rows = group_rows(problem, request, list(leaves))
+        rows = GroupDirections(problem.partition, request.direction, list(leaves))
         trees = (problem.constants(), *request.batch)
         copies = pytree.tree_map_only(Tensor, torch.clone, trees)
         loss, *outputs = problem.results(leaves, *copies)
         grads: Any = [None] * len(parameters)
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        gradient = gradient_along(rows, grads, device)
+        gradient = rows.gradient(grads, device)
         tangents = tangents_of(outputs, parameters, rows)
     with without_side_effects(problem), SmoothNorms():
         cut = [z.detach().requires_grad_() for z in outputs]

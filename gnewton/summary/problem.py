@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from gnewton.errors import InputError
 from gnewton.options import listing
 from gnewton.partition import Partition
+from gnewton.partition.slices import check_covered
 from gnewton.summary.batch import batch_size, call, closed, cut, divisible, opened
 from gnewton.wrappers import named_parameters, plain_name, uncompiled, unwrapped
 
@@ -114,9 +115,12 @@ class Problem:
         if self.forward is not None and not callable(self.forward):
             raise InputError("forward: must be a function (model, batch) -> outputs")
         known = set(self.parameters())
-        if known != set(self.partition.index):
-            wrong = sorted(known ^ set(self.partition.index))
+        if known != set(self.partition.parameters):
+            wrong = sorted(known ^ set(self.partition.parameters))
             raise InputError(f"summary: model and partition disagree about {listing(wrong)}")
+        if self.partition.sliced:
+            shapes = {name: tuple(p.shape) for name, p in self.parameters().items()}
+            check_covered(self.partition, shapes)
 
     @cached_property
     def _carrier(self) -> Carrier:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
+from gnewton.summary.group_parts import sums_by_group
 from gnewton.summary.isolation import without_side_effects
 from gnewton.summary.problem import Problem, Request
 from gnewton.summary.result import COARSE, PRODUCT, Rounding, Summary, SummaryError
@@ -51,10 +52,10 @@ class _Derivatives:
     """Differentiates scalars with respect to the parameters and contracts the result with u, per group."""
 
     def __init__(self, problem: Problem, leaves: dict[str, Tensor], direction: Mapping[str, Tensor]) -> None:
-        index = problem.partition.index
+        self._partition = problem.partition
+        self._names = list(leaves)
         self.leaves = list(leaves.values())
         self.direction = [direction[name] for name in leaves]
-        self.group = [index[name] for name in leaves]
         self.size = len(problem.partition)
 
     def along(self, scalar: Tensor, *, graph: bool, groups: range | None = None) -> list[Tensor | None]:
@@ -62,7 +63,12 @@ class _Derivatives:
         result: list[Tensor | None] = [None] * self.size
         if not scalar.requires_grad:
             return result
-        chosen = [i for i, s in enumerate(self.group) if groups is None or s in groups]
+        holders = self._partition.holders
+        chosen = [
+            i
+            for i, name in enumerate(self._names)
+            if groups is None or any(s in groups for s in holders[name])
+        ]
         with _named_gaps():
             grads = torch.autograd.grad(
                 scalar,
@@ -75,10 +81,11 @@ class _Derivatives:
             if grad is None:
                 continue
             # the sum over the parameters of a group in float64; the graph keeps the model's precision
-            term = (grad * self.direction[i]).sum(dtype=torch.float64)
-            s = self.group[i]
-            known = result[s]
-            result[s] = term if known is None else known + term
+            held, sums = sums_by_group(self._partition, self._names[i], grad * self.direction[i])
+            for s, term in zip(held, sums.unbind(), strict=True):
+                if groups is None or s in groups:
+                    known = result[s]
+                    result[s] = term if known is None else known + term
         return result
 
     def sized(self, scalar: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
@@ -87,11 +94,13 @@ class _Derivatives:
         sizes = torch.zeros_like(entries)
         if scalar.requires_grad:
             grads = torch.autograd.grad(scalar, self.leaves, allow_unused=True)
-            for grad, u, s in zip(grads, self.direction, self.group, strict=True):
+            for name, grad, u in zip(self._names, grads, self.direction, strict=True):
                 if grad is not None:
                     terms = (grad * u).double()
-                    entries[s] += terms.sum()
-                    sizes[s] += terms.abs().sum() * rounding.inner(terms.numel())
+                    groups, sums = sums_by_group(self._partition, name, terms)
+                    entries[list(groups)] += sums
+                    lengths = sums_by_group(self._partition, name, terms.abs())[1]
+                    sizes[list(groups)] += lengths * rounding.inner(terms.numel())
         return entries, sizes
 
 

@@ -28,6 +28,7 @@ class SummaryError(GnewtonError):
 
 
 _ZEROS: Any = None
+MOST_SQUARED = 512  # groups up to which the spread of every entry of the matrix over samples is formed
 SQUARES = ("samples", "gradient_squares", "hessian_squares")
 
 
@@ -52,7 +53,8 @@ class Summary:
         matrix: what ``hessian`` holds: "hessian", "gauss_newton" or "fisher".
         samples: number N of samples, where sums over them are known; else None, as the next two.
         gradient_squares: Σ_n c_n c_nᵀ, (S, S), with c_n the share of sample n in the gradient, Σ_n c_n = ḡ.
-        hessian_squares: Σ_n C_n ∘ C_n in the shape of ``hessian``, with C_n the share of sample n in it.
+        hessian_squares: Σ_n C_n ∘ C_n in the shape of ``hessian``, with C_n the share of sample n in it;
+            None for more than 512 groups.
     """
 
     gradient: Tensor
@@ -98,7 +100,7 @@ class Summary:
     @property
     def gradient_covariance(self) -> Tensor | None:
         """The covariance of ḡ over batches of independent samples, (S, S); None where it is not known."""
-        if self.samples is None or self.gradient_squares is None:
+        if self.samples is None or self.samples <= 1 or self.gradient_squares is None:
             return None
         mean = torch.outer(self.gradient, self.gradient) / self.samples
         return (self.gradient_squares - mean) * (self.samples / (self.samples - 1))
@@ -112,7 +114,7 @@ class Summary:
     @property
     def hessian_error(self) -> Tensor | None:
         """The same of every entry of ``hessian``; for the Fisher matrix it includes the drawn labels."""
-        if self.samples is None or self.hessian_squares is None:
+        if self.samples is None or self.samples <= 1 or self.hessian_squares is None:
             return None
         spread = self.hessian_squares - self.hessian.square() / self.samples
         return (spread * (self.samples / (self.samples - 1))).clamp_min(0).sqrt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -193,7 +194,7 @@ class RateLog:
             "summary_seconds": update.summary_seconds,
             "solve_seconds": update.solve_seconds,
         }
-        return [
+        rows: list[dict[str, object]] = [
             {
                 **shared,
                 "group": group,
@@ -206,6 +207,33 @@ class RateLog:
             }
             for group, rate, step_size, gradient, curvature, third, silent in columns
         ]
+        return rows if len(rows) <= MOST_ROWS else _by_layer(rows)
+
+
+MOST_ROWS = 256
+"""Rows of an update in rates.csv; the groups of larger partitions are joined layer by layer."""
+
+_SUMS = ("gradient", "curvature", "third")
+
+
+def _by_layer(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """One row for the groups of each layer, whose names agree up to the bracket or the number of the head.
+
+    Rates are means, derivatives are sums over the groups, and ``silent`` is whether all of them are.
+    """
+    layers: dict[str, list[dict[str, object]]] = {}
+    for row in rows:
+        layers.setdefault(re.sub(r"(\[[\d:]+\]|\.head\d+)(?=$|:)", "", str(row["group"])), []).append(row)
+    return [_joined(layer, members) for layer, members in layers.items()]
+
+
+def _joined(layer: str, members: list[dict[str, object]]) -> dict[str, object]:
+    def known(name: str) -> list[float]:
+        return [value for row in members if isinstance(value := row[name], float)]
+
+    sums = {name: math.fsum(known(name)) if known(name) else None for name in _SUMS}
+    means = {name: math.fsum(known(name)) / len(members) for name in ("rate", "step_size")}
+    return {**members[0], "group": layer, **means, **sums, "silent": all(row["silent"] for row in members)}
 
 
 def _number(value: float) -> float | None:

@@ -67,3 +67,20 @@ def test_figures_files_and_html(tmp_path):
 def test_an_empty_loader_is_refused():
     with pytest.raises(InputError, match="loader: it holds no batch"):
         gnewton.inspect(tanh_net(), cross_entropy, [])
+
+
+@pytest.mark.parametrize("matrix", ["gauss_newton", "fisher"])
+def test_the_matrix_is_the_chosen_one_and_named_in_the_figures(matrix):
+    model, (x, y) = tanh_net(), LOADER[0]
+    gradient = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+    found = gnewton.inspect(model, cross_entropy, LOADER[:1], "per_channel", matrix=matrix)
+    summary = gnewton.summarize(
+        model, cross_entropy, x, y, "per_channel", gradient, curvature="gauss_newton", third=True
+    )
+    scale = np.abs(summary.hessian.numpy()).max()
+    gap = np.abs(found.hessian.to_numpy() - summary.hessian.numpy()).max() / scale
+    assert (gap < 1e-9) == (matrix == "gauss_newton")
+    assert found.groups["third"].to_numpy() == pytest.approx(summary.third.numpy(), rel=1e-9, abs=1e-12)
+    titles = [axis.get_title(loc="left") + axis.get_title() for axis in found.heat_map().axes]
+    assert any({"gauss_newton": "Gauss–Newton", "fisher": "Fisher"}[matrix] in text for text in titles)
+    assert f"H̄ is the {matrix} matrix" in repr(found)

@@ -42,6 +42,14 @@ def write_inspection_plots(files: InspectionFiles, folder: Path) -> list[Path]:
     return [path for name, plot in figures.items() if plot is not None for path in save(plot, folder / name)]
 
 
+_MATRICES = {"hessian": "H̄", "gauss_newton": "Gauss–Newton matrix", "fisher": "Fisher matrix"}
+
+
+def matrix_name(files: InspectionFiles) -> str:
+    """What the matrix of an inspection is called in its figures."""
+    return _MATRICES[files.matrix]
+
+
 def hessian_figure(files: InspectionFiles) -> Figure:
     """H̄ on a signed logarithmic scale, and the correlation-scaled H̄ on a linear one, symmetric about zero."""
     size = len(files.names)
@@ -52,10 +60,10 @@ def hessian_figure(files: InspectionFiles) -> Figure:
     threshold = _threshold(files.hessian)
     norm = SymLogNorm(threshold, linscale=0.5, vmin=-largest, vmax=largest, base=10)
     _heat_map(canvas, left, files, files.hessian, norm)
-    title(left, "H̄, signed log scale")
+    title(left, f"{matrix_name(files)}, signed log scale")
     bound = min(max(1.0, float(np.abs(files.scaled).max())), SATURATION)
     _heat_map(canvas, right, files, files.scaled, Normalize(-bound, bound))
-    title(right, "H̄_st / √|H̄_ss H̄_tt|")
+    title(right, "correlation-scaled" if files.matrix != "hessian" else "H̄_st / √|H̄_ss H̄_tt|")
     right.set_yticklabels([])
     _head(canvas, files)
     return canvas
@@ -124,10 +132,11 @@ def _remark(files: InspectionFiles, rule: str) -> str:
 def spectrum_figure(files: InspectionFiles) -> Figure:
     """The eigenvalues of H̄ along unit directions (signed log) and of the scaled H̄ (linear)."""
     canvas, axes = figure(1, 2, width=4.2, height=3.0)
+    named = matrix_name(files)
     for axis, column, name in zip(
         axes[0],
         ("per_length", "scaled"),
-        ("of H̄ along unit directions", "of the correlation-scaled H̄"),
+        (f"of {named} along unit directions", f"of the correlation-scaled {named}"),
         strict=True,
     ):
         values = np.sort(files.spectrum[column].to_numpy(dtype=float))[::-1]
@@ -165,7 +174,9 @@ def distances_figure(files: InspectionFiles) -> Figure | None:
     axis.set_xticks(layers[:: max(1, len(layers) // 12)])
     total, scaled = rows["share"].sum(), rows["scaled_share"].sum()
     legend_below(
-        canvas, [first, second], [f"H̄: {total:.0%} off the diagonal", f"correlation-scaled: {scaled:.0%}"]
+        canvas,
+        [first, second],
+        [f"{matrix_name(files)}: {total:.0%} off the diagonal", f"correlation-scaled: {scaled:.0%}"],
     )
     _head(canvas, files)
     return canvas

@@ -12,7 +12,7 @@ of each entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,10 @@ from gnewton.summary.tangent.output_factors import OutputLoss, sample_scales
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import aten
 from gnewton.summary.tangent.rules.rule import OperationSite
+from gnewton.summary.tangent.slice_rows import Place, Seeds, add_slices, find_slices, place_of
 from gnewton.summary.tangent.tangent import Rows, Tangent
 
 GATE = 8  # operations on an entry that cost as much as one entry of an element-wise pass
-Place = tuple[int, bool]
-"""The axis of a value along which samples lie, and whether the entries of a sample follow each other."""
 
 
 @dataclass
@@ -47,6 +46,7 @@ class RowPlan:
         entries: for each of the latter, the steps whose value receives adjoints (its outputs, or itself).
         width: number of outputs of a sample.
         places: where the samples lie in the values of these steps; None while unknown.
+        slots: where the slices of sliced parameters lie, by step and parameter; None while unknown.
         coupled: whether samples are coupled.
     """
 
@@ -57,6 +57,7 @@ class RowPlan:
     entries: dict[int, tuple[int, ...]]
     width: int
     places: dict[int, Place] = field(default_factory=dict)
+    slots: dict[tuple[int, str], Place] | None = None
     coupled: bool | None = None
 
     @property
@@ -107,7 +108,7 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
     steps = plan.program.steps
     started: list[frozenset[int]] = [frozenset()] * len(steps)
     for name, i in plan.program.parameters.items():
-        started[i] = frozenset((plan.groups[name],))
+        started[i] = frozenset(plan.groups[name])
     by_rows = by_tangents = 0.0
     model = model_part(plan.program)
     entering = set(rows.steps)
@@ -167,29 +168,13 @@ def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator
     for j, pair in zip(rows.sought, found, strict=True):
         if pair is None:
             continue
-        place = _place(pair, scales, tolerance)
+        place = place_of(pair, scales, tolerance)
         if place is None or (j in rows.places and rows.places[j] != place):
             rows.coupled = True
             return False
         places[j] = place
     rows.places = rows.places | places
     return True
-
-
-def _place(pair: Tensor, scales: Tensor, tolerance: float) -> Place | None:
-    one, other = pair[0], pair[1]
-    allowed = tolerance * one.abs().amax() * scales.abs().amax()
-    for axis, length in enumerate(one.shape):
-        if length == 0 or length % len(scales):
-            continue
-        repeats = length // len(scales)
-        for together in (True, False) if repeats > 1 else (True,):
-            line = scales.repeat_interleave(repeats) if together else scales.repeat(repeats)
-            shape = [1] * one.dim()
-            shape[axis] = length
-            if bool(((other - line.view(shape) * one).abs() <= allowed).all()):
-                return axis, together
-    return None
 
 
 def form_rows(
@@ -225,12 +210,20 @@ def form_rows(
         at = slice(start, min(start + chunk, len(stack)))
         with torch.enable_grad():
             found = dict(zip(rows.sought, adjoints_of(rows, values, stack[at]), strict=True))
-        for j, tangent in _seeds(plan, rows, values, direction):
+        if plan.slicing:
+            places = dict.fromkeys(rows.sought) if joined else rows.places
+            add_slices(
+                plan, seeds_of(plan, rows, values), direction, found, places, rows.slots or {},
+                result[:, :, at], noise if start == 0 else None,
+            )  # fmt: skip
+            continue
+        starts = {name: plan.seeds(name, u) for name, u in direction.items() if name in plan.groups}
+        for j, moving in seeds_of(plan, rows, values)(starts, size):
             adjoint = found.get(j)
             if adjoint is None:
                 continue
             spread = _by_sample(adjoint, (0, True) if joined else rows.places[j], samples)
-            for groups, part in tangent.first.by_part():
+            for groups, part in moving.by_part():
                 moved = _by_sample(part, (0, True) if joined else rows.places[j], samples)
                 index = torch.tensor(groups, device=stack.device)
                 result[:, :, at].index_add_(0, index, _inner(moved, spread))
@@ -258,16 +251,38 @@ def _by_sample(stack: Tensor, place: Place, samples: int) -> Tensor:
     return moved.unflatten(1, (repeats, samples)).transpose(1, 2).reshape(count, samples, -1)
 
 
-def _seeds(plan: PassPlan, rows: RowPlan, values: list[Any], direction: Mapping[str, Tensor]) -> Any:
+def find_slots(
+    plan: PassPlan,
+    rows: RowPlan,
+    values: list[Any],
+    direction: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Find the slices of sliced parameters in every value where these meet the data."""
+    if plan.slicing:
+        rows.slots = find_slices(plan, seeds_of(plan, rows, values), direction, generator)
+
+
+def seeds_of(plan: PassPlan, rows: RowPlan, values: list[Any]) -> Seeds:
     """The tangents of the steps where parameters meet the data, by step, from the parameters alone."""
+
+    def push(starts: Mapping[str, Rows], size: int) -> Iterator[tuple[int, Rows]]:
+        for j, tangent in _pushed(plan, rows, values, starts, size):
+            yield j, tangent.first
+
+    return push
+
+
+def _pushed(
+    plan: PassPlan, rows: RowPlan, values: list[Any], starts: Mapping[str, Rows], size: int
+) -> Iterator[tuple[int, Tangent]]:
     program = plan.program
-    device = next(iter(direction.values())).device
-    sums = Accumulator(len(plan.order), device, diagonal=True, third=False, rounding=Rounding(0.0))
+    device = values[rows.at].device
+    sums = Accumulator(size, device, diagonal=True, third=False, rounding=Rounding(0.0))
     tangents: dict[int, Any] = {}
     for name, i in program.parameters.items():
-        if program.steps[i].active:
-            row = Rows((plan.groups[name],), [direction[name].unsqueeze(0)], owned=False)
-            tangents[i] = Tangent(row)
+        if program.steps[i].active and name in starts:
+            tangents[i] = Tangent(starts[name])
     for i in rows.steps:
         step = program.steps[i]
         if step.output is not None:

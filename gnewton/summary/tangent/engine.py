@@ -107,18 +107,21 @@ class TangentEngine:
         """The summary, in as many parts of the batch as the memory requires."""
         whole = self.traces.get(request)
         samples = request.divisible
-        parts = min(max(self._parts(whole), whole.parts), samples)
+        parts = min(max(self._parts(self._bytes(whole, request)), whole.parts), samples)
         while (summary := self._attempt(whole, request, parts)) is None:
             whole.parts = parts = self._more_parts(whole, samples, parts)
         return summary
 
-    def _parts(self, whole: Trace) -> int:
-        """The number of parts of a batch that should fit, by the memory of its tangents."""
+    def _bytes(self, whole: Trace, request: Request) -> int:
+        """The memory that the summary of a whole batch takes beyond a training step."""
+        return whole.bytes
+
+    def _parts(self, size: int) -> int:
+        """The number of parts of a batch that should fit, by the memory of the whole."""
         limit = self.max_memory
         if limit is None:
-            large = whole.bytes > SMALL
-            limit = int(SHARE * free_memory(self.problem.device())) if large else whole.bytes
-        return math.ceil(whole.bytes / max(limit, 1))
+            limit = int(SHARE * free_memory(self.problem.device())) if size > SMALL else size
+        return math.ceil(size / max(limit, 1))
 
     def _attempt(self, whole: Trace, request: Request, parts: int) -> Summary | None:
         """The summary of the batch in ``parts``; None if memory is exhausted.

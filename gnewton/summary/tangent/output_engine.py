@@ -12,10 +12,18 @@ from torch import Tensor
 
 from gnewton.errors import InputError
 from gnewton.summary.cut import CutProblem
+from gnewton.summary.group_parts import check_carried
 from gnewton.summary.output_reference import FLAT
 from gnewton.summary.problem import Request
-from gnewton.summary.result import Rounding, Summary
-from gnewton.summary.tangent.adjoint_rows import RowPlan, find_places, form_rows, make_row_plan, operations
+from gnewton.summary.result import MOST_SQUARED, Rounding, Summary
+from gnewton.summary.tangent.adjoint_rows import (
+    RowPlan,
+    find_places,
+    find_slots,
+    form_rows,
+    make_row_plan,
+    operations,
+)
 from gnewton.summary.tangent.cut_plan import model_part
 from gnewton.summary.tangent.output_factors import Columns
 from gnewton.summary.tangent.output_tangents import OutputTangents
@@ -23,6 +31,8 @@ from gnewton.summary.tangent.passes import forward
 from gnewton.summary.tangent.trace_cache import Trace
 
 log = logging.getLogger(__name__)
+
+COPIES = 4  # of the rows and the matrix, at the same time
 
 Way = Literal["auto", "rows", "tangents"]
 
@@ -53,11 +63,26 @@ class OutputEngine(OutputTangents):
 
     def _summarize_whole(self, trace: Trace, request: Request) -> Summary:
         summary = self._by_rows(trace, request, {})
-        return super()._summarize_whole(trace, request) if summary is None else summary
+        if summary is None:
+            check_carried(self.problem.partition, f"the {self.matrix} matrix without rows of samples")
+            return super()._summarize_whole(trace, request)
+        return summary
 
     def _summarize_part(self, trace: Trace, part: Request, draws: Mapping[int, Tensor]) -> Summary:
         summary = self._by_rows(trace, part, draws)
-        return super()._summarize_part(trace, part, draws) if summary is None else summary
+        if summary is None:
+            check_carried(self.problem.partition, f"the {self.matrix} matrix without rows of samples")
+            return super()._summarize_part(trace, part, draws)
+        return summary
+
+    def _bytes(self, whole: Trace, request: Request) -> int:
+        """The memory of the rows, in the ways of several copies, or that of the tangents."""
+        rows = self._plan(whole, request)
+        if rows is None or rows.coupled or (self.matrix != "fisher" and not self._cheaper(whole, rows)):
+            return super()._bytes(whole, request)
+        columns = self._draws + 1 if self.matrix == "fisher" else rows.width
+        size = len(whole.plan.order)
+        return 8 * COPIES * size * (rows.samples * columns + size)
 
     def _plan(self, trace: Trace, request: Request) -> RowPlan | None:
         """The plan of the rows, where they are possible and take fewer operations."""
@@ -100,6 +125,9 @@ class OutputEngine(OutputTangents):
                     "summary: samples are coupled: the %s matrix is formed without rows of samples",
                     self.matrix,
                 )
+        if calls & (calls - 1) == 0:
+            generator = torch.Generator(values[rows.at].device).manual_seed(calls)
+            find_slots(trace.plan, rows, values, request.direction, generator)
         if rows.coupled and not fisher:
             return None
         self.last_way = "rows"
@@ -120,7 +148,7 @@ class OutputEngine(OutputTangents):
             plan, rows, values, columns.stack, request.direction, joined=joined, limit=limit
         )
         index = torch.tensor(plan.positions, device=formed.device)
-        formed, noise = formed.double()[index], noise[index]
+        formed, noise = formed[index].double(), noise[index]
         shares = formed[:, :, 0]
         weights = columns.weights[:, :1].T if joined else columns.weights.T
         scaled = formed * weights
@@ -128,12 +156,13 @@ class OutputEngine(OutputTangents):
         rounding = Rounding.of(plan.dtypes, loss.device)
         matrix, sizes, squares = _moments(formed, scaled, self._diagonal)
         known: dict[str, Any] = {}
-        if not joined and rows.samples > 1:
+        if not joined:
             known = {
                 "samples": loss.new_tensor(float(rows.samples)),
                 "gradient_squares": shares @ shares.T,
                 "hessian_squares": squares,
             }
+            known = {name: entries for name, entries in known.items() if entries is not None}
         return Summary(
             gradient=shares.sum(1),
             hessian=matrix,
@@ -146,12 +175,18 @@ class OutputEngine(OutputTangents):
         )
 
 
-def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Tensor]:
-    """Σ_nk w r rᵀ, the sum of the magnitudes of its terms, and Σ_n of the squares of Σ_k w r rᵀ."""
+def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Any]:
+    """Σ_nk w r rᵀ, the sum of the magnitudes of its terms, and Σ_n of the squares of Σ_k w r rᵀ.
+
+    With many groups the second is a bound, by the inequality of Cauchy and Schwarz, and the third is None.
+    """
     if diagonal:
         every = (scaled * formed).sum(2)
         return every.sum(1), every.abs().sum(1), every.square().sum(1)
     matrix = scaled.flatten(1) @ formed.flatten(1).T
+    if len(matrix) > MOST_SQUARED:
+        roots = (scaled * formed).sum((1, 2)).clamp_min(0).sqrt()
+        return (matrix + matrix.T) / 2, torch.outer(roots, roots), None
     sizes = scaled.abs().flatten(1) @ formed.abs().flatten(1).T
     squares = torch.zeros_like(matrix)
     width = max(1, (1 << 22) // max(len(matrix) ** 2, 1))

@@ -14,7 +14,7 @@ from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import CONSTANT, FLAT, Program, Step, TraceError
 from gnewton.summary.tangent.rules.rule import OperationSite
-from gnewton.summary.tangent.tangent import Rows, Tangent
+from gnewton.summary.tangent.tangent import Tangent
 
 aten = torch.ops.aten
 
@@ -152,7 +152,8 @@ def _backward(
     with torch.no_grad():
         for name, grad in zip(names, grads[len(sought) :], strict=True):
             if grad is not None:
-                sums.add_gradient((plan.groups[name],), direction[name].unsqueeze(0), grad)
+                rows = plan.seeds(name, direction[name])
+                sums.add_gradient(rows.groups, rows.parts[0], grad)
     return adjoints
 
 
@@ -168,8 +169,7 @@ def _push_tangents(
     tangents: dict[int, Any] = {}
     for name, i in program.parameters.items():
         if program.steps[i].active:
-            row = Rows((plan.groups[name],), [direction[name].unsqueeze(0)], owned=False)
-            tangents[i] = Tangent(row, leaf=name in plan.taken)
+            tangents[i] = Tangent(plan.seeds(name, direction[name]), leaf=name in plan.taken)
     for i, step in enumerate(program.steps):
         if step.active and step.op is not None:
             passed = _push_step(plan, i, values, adjoints, tangents, sums)

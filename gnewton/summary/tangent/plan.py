@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from gnewton.partition import Partition
+from gnewton.partition.slices import Slicing
 from gnewton.summary.result import Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.program import Program, Ref
 from gnewton.summary.tangent.rules import RULES, TangentRule, general_rule
+from gnewton.summary.tangent.tangent import Rows
 
 _GENERAL = TangentRule(general_rule, adjoint=True)
 
@@ -26,7 +29,8 @@ class PassPlan:
         third: whether second-order tangents are carried and third derivatives formed.
         diagonal: whether only the diagonal of the Hessian is kept.
         order: group numbers of the partition in the order in which the program first uses them.
-        groups: position in ``order`` of the group of each trainable parameter.
+        groups: positions in ``order`` of the groups of each trainable parameter, ascending.
+        slicing: how each parameter that is held in slices is divided among these positions.
         rules: the rule of each active step.
         adjoints: steps whose adjoint is read.
         taken: parameters whose share of the gradient the rules add, so that it needs no backward pass.
@@ -39,7 +43,8 @@ class PassPlan:
     third: bool
     diagonal: bool
     order: tuple[int, ...]
-    groups: dict[str, int]
+    groups: dict[str, tuple[int, ...]]
+    slicing: dict[str, Slicing]
     rules: dict[int, TangentRule]
     adjoints: tuple[int, ...]
     taken: frozenset[str]
@@ -56,6 +61,16 @@ class PassPlan:
             third=self.third,
             rounding=Rounding.of(self.dtypes, device),
         )
+
+    def seeds(self, name: str, u: Tensor) -> Rows:
+        """P_s u of a parameter for each of its groups s, from its direction u."""
+        groups = self.groups[name]
+        if name not in self.slicing:
+            return Rows(groups, [u.unsqueeze(0)], owned=False)
+        slicing = self.slicing[name]
+        owners = torch.tensor(slicing.owners, device=u.device)
+        mine = owners == torch.tensor(groups, device=u.device)[:, None]
+        return Rows(groups, [mine.view(-1, *slicing.view(u.dim())) * u], owned=False)
 
     @property
     def random_steps(self) -> list[int]:
@@ -84,8 +99,9 @@ def make_plan(program: Program, partition: Partition, *, third: bool, diagonal: 
             outputs[step.reads[0]] = (*outputs.get(step.reads[0], ()), i)
     starts: dict[int, int] = {}
     for name, i in program.parameters.items():
-        group, first = partition.index[name], min(active_readers[i], default=len(steps))
-        starts[group] = min(starts.get(group, first), first)
+        first = min(active_readers[i], default=len(steps))
+        for group in partition.holders[name]:
+            starts[group] = min(starts.get(group, first), first)
     order = tuple(sorted(range(len(partition)), key=lambda s: (starts.get(s, len(steps)), s)))
     rank = {s: position for position, s in enumerate(order)}
     taken = frozenset(
@@ -97,7 +113,11 @@ def make_plan(program: Program, partition: Partition, *, third: bool, diagonal: 
         third=third,
         diagonal=diagonal,
         order=order,
-        groups={name: rank[partition.index[name]] for name in program.parameters},
+        groups={name: tuple(sorted(rank[s] for s in partition.holders[name])) for name in program.parameters},
+        slicing={
+            name: Slicing(slicing.axis, tuple(rank[s] for s in slicing.owners))
+            for name, slicing in partition.slicing.items()
+        },
         rules=rules,
         adjoints=tuple(i for i, rule in rules.items() if rule.adjoint or i in shares),
         taken=taken,
@@ -145,7 +165,7 @@ def tangent_bytes(plan: PassPlan) -> int:
     steps, copies = program.steps, 2 if plan.third else 1
     started: list[frozenset[int]] = [frozenset()] * len(steps)
     for name, i in program.parameters.items():
-        started[i] = frozenset((plan.groups[name],))
+        started[i] = frozenset(plan.groups[name])
     held = [0] * len(steps)
     entries = [0] * len(steps)
     live = peak = 0

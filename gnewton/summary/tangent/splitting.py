@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.summary.group_parts import sums_by_group
 from gnewton.summary.problem import Problem, Request
 from gnewton.summary.result import Summary
 from gnewton.summary.tangent.passes import forward
@@ -136,9 +137,10 @@ class Splitter:
         size = torch.zeros_like(summary.gradient)
         for name, grad in zip(leaves, grads, strict=True):
             if grad is not None:
-                s = self._problem.partition.index[name]
-                gradient[s] += (grad * request.direction[name]).sum()
-                size[s] += grad.norm() * request.direction[name].norm()
+                u = request.direction[name]
+                groups, shares = sums_by_group(self._problem.partition, name, grad * u)
+                gradient[list(groups)] += shares
+                size[list(groups)] += (grad.norm() * u.norm()).double()
         tolerance = 1e-8 if loss.dtype == torch.float64 else 1e-4
         near = (gradient - summary.gradient).abs() <= tolerance * size + 1e-30
         return bool(near.all() & ((loss - summary.loss).abs() <= tolerance * loss.abs()))
