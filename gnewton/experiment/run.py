@@ -43,7 +43,7 @@ from gnewton.training.world import World, join_world
 
 log = logging.getLogger("gnewton")
 
-CHECKPOINT_FORMAT = "10"
+CHECKPOINT_FORMAT = "11"
 """Changes with the content of a checkpoint: one of another format cannot be continued."""
 
 

@@ -32,7 +32,7 @@ class Outcome:
     @property
     def lost(self) -> bool:
         """Whether the run ended without a final value."""
-        return self.run is None or self.status in (DIVERGED, FAILED) or self.run.metrics.empty
+        return self.run is None or self.status in (DIVERGED, FAILED) or self.run.trained.empty
 
 
 def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) -> list[Outcome]:
