@@ -7,10 +7,9 @@ import math
 import numpy as np
 import torch
 
-from gnewton.cubic.inputs import checked
 from gnewton.cubic.model import curvature_units
 from gnewton.cubic.solution import Array
-from gnewton.cubic.solve import solve_cubic
+from gnewton.cubic.solve import checked, solve_cubic
 from gnewton.errors import InputError
 
 _FLOOR = 1e-2  # least eigenvalue of the positive definite Hessian, in units of the largest

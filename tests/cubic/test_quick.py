@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gnewton.cubic import CubicStatus, solve_cubic
-from gnewton.cubic.inputs import all_finite
 from gnewton.cubic.model import EPSILON, scaled
+from gnewton.cubic.solve import all_finite
 from gnewton.cubic.spectrum import plain_spectrum
 from gnewton.cubic.tridiagonal import _Reduction, quick_candidate
 from gnewton.cubic.unconstrained import _from, single_candidate
