@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gnewton.data import fetch
-from gnewton.data.arrays import Arrays
+from gnewton.data.arrays import Arrays, check
 from gnewton.data.augment import Augmenter
 from gnewton.data.dataset_options import DIGITS_SAMPLES, INPUT, Digits, InMemoryRecipe, PublicImages
 from gnewton.data.splits import DataSet
 from gnewton.data.tensors import Scaling, TensorSplit
 from gnewton.errors import InputError
 from gnewton.tasks import Classification, Reconstruction, Regression, Task
+
+if TYPE_CHECKING:
+    from gnewton.data.dataset_options import Tabular
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -224,3 +228,20 @@ def _targets(targets: np.ndarray, device: torch.device, dtype: torch.dtype) -> T
     if targets.dtype.kind == "f":
         return torch.from_numpy(targets.reshape(len(targets), -1).astype(np.float64)).to(dtype).to(device)
     return torch.from_numpy(targets.astype(np.int64)).to(device)
+
+
+def build_tabular(options: Tabular, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
+    """One of the tables, the test part held out first.
+
+    Targets of a regression are centred and divided by their deviation over the samples beside the test part.
+    """
+    from sklearn import datasets
+
+    stored = getattr(datasets, f"load_{options.table}")()
+    features, targets = stored.data.astype(np.float64), stored.target
+    rest, test = divide(len(features), options.test, None, options.split_seed)
+    if targets.dtype.kind == "f":
+        targets = (targets - targets[rest].mean()) / targets[rest].std()
+    arrays = Arrays(features[rest], targets[rest], features[test], targets[test])
+    check(arrays, f"data.table={options.table}")
+    return assemble(options, arrays, device=device, dtype=dtype, seed=seed)

@@ -208,7 +208,7 @@ TABLES = {"breast_cancer": 569, "wine": 178, "diabetes": 442}
 class Tabular(InMemoryRecipe):
     """Rows of measurements that come with scikit-learn: two or three classes, or a regression."""
 
-    builder = "gnewton.data.tabular:build_tabular"
+    builder = "gnewton.data.assemble:build_tabular"
 
     table: str = option(
         "breast_cancer",
@@ -293,7 +293,7 @@ class TinyText(DataRecipe):
 class Teacher(DataRecipe):
     """Regression on the answers of a random network to Gaussian inputs, plus noise."""
 
-    builder = "gnewton.data.teacher:build_teacher"
+    builder = "gnewton.data.generated:build_teacher"
 
     inputs: int = option(20, help="numbers in one input", at_least=1)
     outputs: int = option(5, help="numbers in one target, of mean square about 1", at_least=1)
@@ -349,7 +349,7 @@ class FolderAugment:
 class ImageNet(DataRecipe):
     """The images ``root/train/CLASS/*`` and, as the test split, ``root/val/CLASS/*``, read by workers."""
 
-    builder = "gnewton.data.folders:build_folders"
+    builder = "gnewton.data.image_folders:build_folders"
 
     root: str = option(
         "${oc.env:GNEWTON_DATA,data}/imagenet",
@@ -384,7 +384,7 @@ class ImageNet(DataRecipe):
 class NoData(DataRecipe):
     """No samples, for a function to minimise: an epoch is a number of steps, every batch is empty."""
 
-    builder = "gnewton.data.empty:build_empty"
+    builder = "gnewton.data.generated:build_empty"
 
     steps_per_epoch: int = option(
         100, help="steps that count as one epoch: one row of metrics.csv each", at_least=1

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from gnewton.data.dataset_options import Poisson
-from gnewton.data.order import mixed_seed
 from gnewton.data.splits import DataSet
-from gnewton.data.tensors import Scaling, TensorSplit
+from gnewton.data.tensors import Scaling, TensorSplit, mixed_seed
 from gnewton.tasks import Regression
 
 

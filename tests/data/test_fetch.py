@@ -23,7 +23,7 @@ import torchvision
 
 from gnewton.data import fetch
 from gnewton.data.arrays import NAMES, Arrays
-from gnewton.data.fetch import cache, catalogue, clients, decode, obtain, upstream
+from gnewton.data.fetch import cache, catalogue, obtain, packages
 from gnewton.data.fetch.cache import Unavailable, digest
 from gnewton.errors import InputError
 from tests.data.cases import CPU, recipe
@@ -106,8 +106,8 @@ class FakeClients:
 @pytest.fixture
 def programs(monkeypatch):
     fake = FakeClients()
-    monkeypatch.setattr(clients.shutil, "which", fake.which)
-    monkeypatch.setattr(clients.subprocess, "run", fake.run)
+    monkeypatch.setattr(packages.shutil, "which", fake.which)
+    monkeypatch.setattr(packages.subprocess, "run", fake.run)
     return fake
 
 
@@ -243,7 +243,7 @@ def test_a_download_by_torchvision_is_used(tmp_path, programs, tiny, monkeypatch
             )
             self.targets = self.targets.tolist()
 
-    monkeypatch.setattr(upstream, "_dataset_class", lambda entry: Downloads)
+    monkeypatch.setattr(obtain, "_dataset_class", lambda entry: Downloads)
     monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: io.BytesIO())
     assert equal(fetch.load("tiny", tmp_path), ARRAYS)
     assert programs.commands == []
@@ -381,13 +381,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, programs, tiny):
 
 def test_a_server_that_never_answers_costs_a_bounded_time(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(upstream, "_ANSWER", 0.1)
+    monkeypatch.setattr(obtain, "_ANSWER", 0.1)
     monkeypatch.setattr(
         urllib.request, "urlopen", lambda request, timeout: (release.wait(20), io.BytesIO())[1]
     )
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"no answer from its servers \(0.1 s passed\)"):
-        upstream._require_answer(iter(["https://nowhere.invalid/file"]))
+        obtain._require_answer(iter(["https://nowhere.invalid/file"]))
     assert time.monotonic() - started < 2
     release.set()
 
@@ -412,7 +412,7 @@ def test_unknown_names_get_a_suggestion():
 )
 def test_idx_headers_are_not_believed(content, reason):
     with pytest.raises(Unavailable) as raised:
-        decode.idx_array(content)
+        packages.idx_array(content)
     assert reason in str(raised.value)
 
 
@@ -432,7 +432,7 @@ def test_strips_become_images_in_order():
     files["test_batch.png"] = png(opaque[15:])
     files["train_lables.json"] = json.dumps(list(range(15))).encode()
     files["test_lables.json"] = b"[7, 8, 9]"
-    arrays = decode.strip_set(files.__getitem__)
+    arrays = packages.strip_set(files.__getitem__)
     assert equal(
         arrays,
         Arrays(images[:15], np.arange(15, dtype=np.uint8), images[15:], np.arange(7, 10, dtype=np.uint8)),
@@ -444,7 +444,7 @@ def test_strips_become_images_in_order():
 )
 def test_pictures_that_are_no_strips_are_refused(content):
     with pytest.raises(Unavailable):
-        decode.strip_images(content)
+        packages.strip_images(content)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_pictures_that_are_no_strips_are_refused(content):
 )
 def test_labels_that_are_no_list_of_bytes_are_refused(content):
     with pytest.raises(Unavailable):
-        decode._labels(content)
+        packages._labels(content)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnewton.data.image_files import ImageFiles, crop_box
+from gnewton.data.image_folders import ImageFiles, crop_box
 from gnewton.errors import InputError
 from gnewton.tasks import Classification
 from tests.data.cases import CPU, build, recipe, same

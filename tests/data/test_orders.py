@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnewton.data.augment import Augmenter
-from gnewton.data.order import mixed_seed
+from gnewton.data.tensors import mixed_seed
 from gnewton.errors import InputError
 from tests.data.cases import same, split
 
