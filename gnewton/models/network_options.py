@@ -89,7 +89,7 @@ class NetworkRecipe(ModelRecipe):
     def build(self, task: Task) -> nn.Module:
         """See :meth:`ModelRecipe.build`."""
         network = super().build(task)
-        imported("gnewton.models.network_parts:initialise")(network, self.sigma_w, self.scaling)
+        imported("gnewton.models.sequential:initialise")(network, self.sigma_w, self.scaling)
         return network
 
 
@@ -103,7 +103,7 @@ class Mlp(NetworkRecipe):
         activation: after each hidden layer.
     """
 
-    builder = "gnewton.models.dense:mlp"
+    builder = "gnewton.models.sequential:mlp"
 
     widths: list[str] = option(
         ["1024", "200", "100"],
@@ -136,7 +136,7 @@ class AutoEncoder(NetworkRecipe):
         activation: after each hidden layer.
     """
 
-    builder = "gnewton.models.dense:autoencoder"
+    builder = "gnewton.models.sequential:autoencoder"
 
     widths: list[str] = option(
         ["1000", "500", "250"],
@@ -163,7 +163,7 @@ class LeNet(NetworkRecipe):
         pooling: of each convolution's 2×2 windows, ``max`` or ``average``.
     """
 
-    builder = "gnewton.models.convolutional:lenet"
+    builder = "gnewton.models.sequential:lenet"
 
     activation: str = option_of(Mlp, "activation", help="after each layer but the last")
     pooling: str = option(
@@ -188,7 +188,7 @@ class Vgg(NetworkRecipe):
         activation: after each layer but the last.
     """
 
-    builder = "gnewton.models.convolutional:vgg"
+    builder = "gnewton.models.sequential:vgg"
 
     layout: str = option(
         "A",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.models.network_options import Pinn
-from gnewton.models.network_parts import mismatch
+from gnewton.models.sequential import mismatch
 from gnewton.models.widths import expand_widths
 from gnewton.tasks import Regression, Task
 

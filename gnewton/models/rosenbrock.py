@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.models.network_options import Rosenbrock
-from gnewton.models.network_parts import mismatch
+from gnewton.models.sequential import mismatch
 from gnewton.tasks import Minimisation, Task
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.models.network_options import Transformer
-from gnewton.models.network_parts import mismatch
+from gnewton.models.sequential import mismatch
 from gnewton.tasks import Task, TokenClassification
 
 EMBEDDING_DEVIATION = 0.02

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from gnewton.models.network_options import ResNet, Vit
-from gnewton.models.network_parts import image_shape, mismatch
+from gnewton.models.sequential import image_shape, mismatch
 from gnewton.tasks import Task
 
 

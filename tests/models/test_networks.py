@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gnewton.errors import InputError
 from gnewton.models.network_options import ACTIVATIONS
-from gnewton.models.network_parts import fan_in, layers
+from gnewton.models.sequential import fan_in, layers
 from gnewton.models.vision import SelfAttention
 from gnewton.models.widths import expand_widths
 from gnewton.summary.smooth import SmoothNorms

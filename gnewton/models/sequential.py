@@ -1,16 +1,18 @@
-"""Layers shared by the networks, their initialisation and NTK scaling, and checks of the input shape."""
+"""Sequential networks (perceptron, auto-encoder, LeNet, VGG), and the layers that all networks share."""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gnewton.errors import InputError
-from gnewton.models.network_options import ACTIVATIONS
-from gnewton.tasks import Task, TokenClassification
+from gnewton.models.network_options import ACTIVATIONS, VGG_LAYOUTS, AutoEncoder, LeNet, Mlp, Vgg
+from gnewton.models.widths import expand_widths
+from gnewton.tasks import Reconstruction, Task, TokenClassification
 
 Layer = nn.Linear | nn.Conv2d
 NamedLayers = Iterator[tuple[str, nn.Module]]
@@ -121,3 +123,63 @@ def mismatch(name: str, needs: str, task: Task) -> InputError:
     return InputError(
         f"model={name}: needs {needs}; data gives {offer} (task: {type(task).__name__.lower()})"
     )
+
+
+def mlp(options: Mlp, task: Task) -> nn.Sequential:
+    """Flatten, ``hidden1`` …, ``output``: (N, *input_shape) -> (N, outputs)."""
+    inputs, widths = input_size(options.name, task), expand_widths(options.widths)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    layers.update(linear_layers(inputs, widths, options.activation, "hidden", ("output", task.outputs)))
+    return nn.Sequential(layers)
+
+
+def autoencoder(options: AutoEncoder, task: Task) -> nn.Sequential:
+    """``encoder1`` …, linear ``code``, ``decoder1`` …, ``output``: (N, *input_shape) -> (N, pixels)."""
+    if not isinstance(task, Reconstruction) or task.outputs != task.input_size:
+        raise mismatch(options.name, "data whose target is the input (task: reconstruction)", task)
+    inputs, widths = input_size(options.name, task), expand_widths(options.widths)
+    code, act = options.code, options.activation
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    layers.update(linear_layers(inputs, widths, act, "encoder", ("code", code)))
+    layers.update(linear_layers(code, widths[::-1], act, "decoder", ("output", inputs)))
+    return nn.Sequential(layers)
+
+
+def lenet(options: LeNet, task: Task) -> nn.Sequential:
+    """``conv1``, ``conv2``, ``linear1``, ``linear2``, ``output``, for images of at least 16×16 pixels."""
+    channels, height, width = image_shape(options.name, task, least=16)
+    act = options.activation
+    pool = nn.MaxPool2d if options.pooling == "max" else nn.AvgPool2d
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, (before, after) in enumerate([(channels, 6), (6, 16)], start=1):
+        layers[f"conv{number}"] = nn.Conv2d(before, after, kernel_size=5)
+        layers[f"conv{number}_{act}"] = activation(act)
+        layers[f"pool{number}"] = pool(2)
+        height, width = (height - 4) // 2, (width - 4) // 2
+    layers["flatten"] = nn.Flatten()
+    output = ("output", task.outputs)
+    layers.update(linear_layers(16 * height * width, [120, 84], act, "linear", output))
+    return nn.Sequential(layers)
+
+
+def vgg(options: Vgg, task: Task) -> nn.Sequential:
+    """``conv1`` …, ``linear1`` …, ``output``, for images with a side of at least 2^stages pixels."""
+    stages, act = VGG_LAYOUTS[options.layout], options.activation
+    before, height, width = image_shape(options.name, task, least=2 ** len(stages))
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    number = 0
+    for stage, channels in enumerate(stages, start=1):
+        for after in channels:
+            number += 1
+            layers[f"conv{number}"] = nn.Conv2d(before, after, kernel_size=3, padding=1)
+            if options.batch_norm:
+                layers[f"norm{number}"] = nn.BatchNorm2d(after)
+            layers[f"conv{number}_{act}"] = activation(act)
+            before = after
+        layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        height, width = height // 2, width // 2
+    layers["flatten"] = nn.Flatten()
+    widths = expand_widths(options.classifier)
+    output = ("output", task.outputs)
+    layers.update(linear_layers(before * height * width, widths, act, "linear", output))
+    return nn.Sequential(layers)
