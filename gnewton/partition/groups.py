@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
 from gnewton.partition import schemes, slice_schemes
-from gnewton.partition.parameters import frozen_names, tied_hint, trainable_shapes, trainable_sizes
+from gnewton.partition.schemes import frozen_names, tied_hint, trainable_shapes, trainable_sizes
 from gnewton.partition.slices import Group, Slice, Slicing, check_covered, slicings
 from gnewton.wrappers import plain_name
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gnewton.errors import InputError
-from gnewton.partition.parameters import trainable_shapes
+from gnewton.partition.schemes import trainable_shapes
 from gnewton.partition.slices import Slice
 from gnewton.wrappers import unwrapped
 
