@@ -17,7 +17,7 @@ PACKAGE = Path(gnewton.__file__).parent
 LAYERS = [
     {"errors", "runfiles"},
     {"options"},
-    {"registry", "tasks", "processes", "compilation", "wrappers", "arguments"},
+    {"registry", "tasks", "backend", "wrappers", "arguments"},
     {"partition", "cubic"},
     {"summary"},
     {"data", "models", "optim", "loggers"},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gnewton.compilation import missing
+from gnewton.backend import compiler_failure
 from gnewton.data.fetch import available
 from gnewton.data.fetch.cache import Unavailable, cached_file, read_cached
 from gnewton.data.fetch.catalogue import CATALOGUE
@@ -35,7 +35,7 @@ def devices() -> Iterator[Finding]:
         yield Finding(Level.GOOD, "cuda", f"no device (torch is built {built})")
     if torch.backends.mps.is_available():
         yield Finding(Level.GOOD, "mps", f"{platform.machine()} (float32 only)")
-    lacks = missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    lacks = compiler_failure(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     message = f"only needed if asked for, and not here: {lacks}" if lacks else "works"
     yield Finding(Level.GOOD, "torch.compile", message)
 

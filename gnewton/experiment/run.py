@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 import gnewton
-from gnewton.compilation import require_compiler
+from gnewton.backend import require_compiler
 from gnewton.errors import GnewtonError, InputError
 from gnewton.experiment.build import Parts, build_parts, choose_device, prepare_torch, problem_of
 from gnewton.experiment.environment import describe_environment

@@ -12,12 +12,12 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from gnewton.arguments import check_name
+from gnewton.backend import rank, sum_over_processes, world_size
 from gnewton.errors import InputError
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.hyperparameters import MATRICES
 from gnewton.partition import Partition
 from gnewton.partition.slices import Group
-from gnewton.processes import rank, sum_over_processes, world_size
 from gnewton.summary import Summarizer
 from gnewton.summary.api import EngineName
 from gnewton.summary.batch import batch_size, opened

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.arguments import check_flag, check_name, check_number, check_whole, explained
+from gnewton.backend import is_exhausted, mean_over_processes, sum_over_processes, world_size
 from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
-from gnewton.processes import mean_over_processes, sum_over_processes, world_size
 from gnewton.summary.batch import hidden
 from gnewton.summary.cut import MATRICES, CutProblem
-from gnewton.summary.device_memory import is_exhausted
 from gnewton.summary.group_parts import check_carried
 from gnewton.summary.output_reference import reference_gauss_newton
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from gnewton.backend import is_exhausted
 from gnewton.errors import OutOfMemory
 from gnewton.runfiles import CLOCKS
-from gnewton.summary.device_memory import is_exhausted
 
 NAMES = tuple(name.removesuffix("_seconds") for name in CLOCKS)
 """Training, evaluation, logging and checkpoints are timed apart."""

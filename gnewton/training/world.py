@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gnewton.backend import rank, sum_over_processes
 from gnewton.data.splits import Batch, BatchStream
 from gnewton.errors import InputError
-from gnewton.processes import rank, sum_over_processes
 
 
 class World:

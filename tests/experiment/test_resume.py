@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from gnewton.compilation import missing
+from gnewton.backend import missing
 from gnewton.errors import InputError, Interrupted
 from gnewton.runfiles import LAST, PREVIOUS
 from gnewton.training.checkpoint import load_checkpoint

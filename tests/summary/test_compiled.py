@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton import Partition, summarize
-from gnewton.compilation import missing
+from gnewton.backend import compiler_failure
 from gnewton.errors import InputError, OutOfMemory
 from gnewton.summary import Summarizer, SummaryError
 from gnewton.summary.api import EngineName
@@ -73,7 +73,7 @@ def test_the_graph_of_the_passes_gives_the_summary(name: str, recorder: Recorder
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_the_real_compiler_gives_the_summary(dtype: torch.dtype, tolerance: float) -> None:
-    if reason := missing(torch.device("cpu")):
+    if reason := compiler_failure(torch.device("cpu")):
         pytest.skip(reason)
     model, inputs, targets, direction = network()
     model, inputs = model.to(dtype), inputs.to(dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from gnewton.processes import mean_over_processes
+from gnewton.backend import mean_over_processes
 from gnewton.summary import Summarizer, summarize
 from tests.processes import process_group
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnewton.compilation import missing
+from gnewton.backend import missing
 from gnewton.experiment.prepare import prepare
 from gnewton.experiment.run import run as run_experiment
 from gnewton.tasks import Classification

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from gnewton.backend import world_size
 from gnewton.errors import InputError
 from gnewton.optim.kfac.kronecker_blocks import Layer, Module
 from gnewton.optim.kfac.likelihoods import Sampler
 from gnewton.optim.kfac.preconditioner import LowRankGradient
 from gnewton.optim.kfac.statistics import Basis, Sums
-from gnewton.processes import world_size
 
 _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
 """Autograd nodes of a linear layer on a matrix, with the positions of the gradients of bias and weight."""

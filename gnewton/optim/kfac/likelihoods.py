@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gnewton.backend import rank
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean
-from gnewton.processes import rank
 
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 """(outputs, generator) -> δ, of the shape of the outputs, with samples along the first axis."""

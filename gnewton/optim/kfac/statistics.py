@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gnewton.backend import sum_over_processes, world_size
 from gnewton.optim.kfac.kronecker_blocks import Layer, Module, rows
-from gnewton.processes import sum_over_processes, world_size
 
 _SQUARES_NUMBERS = 2**25
 """Most numbers in the gradients of single samples that are held at once."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from gnewton.backend import is_exhausted
 from gnewton.errors import first_line
-from gnewton.summary.device_memory import is_exhausted
 from gnewton.summary.tangent.accumulator import TOTALS
 from gnewton.summary.tangent.passes import Arguments, Passes, run_passes
 from gnewton.summary.tangent.plan import PassPlan

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.compilation import require_compiler
+from gnewton.backend import free_memory, is_exhausted, require_compiler
 from gnewton.errors import OutOfMemory
-from gnewton.summary.device_memory import free_memory, is_exhausted
 from gnewton.summary.isolation import exact_products, preserve_random_streams, without_side_effects
 from gnewton.summary.problem import Problem, Request
 from gnewton.summary.result import SLOPE, Summary, SummaryError

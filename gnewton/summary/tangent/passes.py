@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.summary.device_memory import is_exhausted
+from gnewton.backend import is_exhausted
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import CONSTANT, FLAT, Program, Step, TraceError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gnewton.summary.device_memory import is_exhausted
+from gnewton.backend import is_exhausted
 from gnewton.summary.isolation import preserve_random_streams, without_side_effects
 from gnewton.summary.problem import Problem, Request
 from gnewton.summary.tangent import checks

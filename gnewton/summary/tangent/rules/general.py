@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from gnewton.summary.device_memory import is_exhausted
+from gnewton.backend import is_exhausted
 from gnewton.summary.tangent.accumulator import being_compiled, flat
 from gnewton.summary.tangent.rules.reverse import OperationDerivatives, disagree, numbers_of, reverse_parts
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads

@@ -1,0 +1,121 @@
+"""What torch offers on this machine: the processes that share a batch, the compiler, and free memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gnewton.errors import InputError, first_line
+
+if dist.is_available():
+    # Optimizers of torch and tracing import this module. Its functions take the process group of that moment
+    # as a default argument. Imported after init_process_group, it would keep the group and Gloo's threads
+    # alive beyond destroy_process_group, and a thread that runs while the interpreter ends aborts it.
+    import torch.distributed.nn
+
+
+def world_size() -> int:
+    """The number of processes; 1 where torch.distributed is not initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of each tensor over all processes, by one all-reduce; the tensors themselves in one process.
+
+    Args:
+        tensors: of one type and device, in the same shapes in every process.
+    """
+    if world_size() == 1:
+        return list(tensors)
+    packed = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(packed)
+    pieces = packed.split([tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def mean_over_processes(tensors: Sequence[Tensor], samples: int) -> list[Tensor]:
+    """The means over the global batch of tensors that are means over each process's own ``samples``."""
+    if world_size() == 1:
+        return list(tensors)
+    count = tensors[0].new_tensor(samples)
+    *sums, total = sum_over_processes([*(tensor * samples for tensor in tensors), count])
+    return [piece / total for piece in sums]
+
+
+def require_compiler(device: torch.device, option: str, instead: str) -> None:
+    """Check that torch.compile works on a device.
+
+    Args:
+        option: the option that needs it, as the user wrote it.
+        instead: the value to use without a compiler.
+
+    Raises:
+        InputError: if it does not; the message names the option and the reason.
+    """
+    reason = compiler_failure(device)
+    if reason:
+        raise InputError(f"{option}: torch.compile does not work on this machine ({reason}); use {instead}")
+
+
+def compiler_failure(device: torch.device) -> str:
+    """The reason why torch.compile does not work on a device, in torch's words; empty where it works.
+
+    A small function is compiled and run, since only that shows it.
+    """
+    with _quiet():
+        try:
+            probe: Any = torch.compile(_probe)
+            probe(torch.ones(2, device=device))
+        except Exception as error:  # of the compiler, the linker, Triton, …: these have no common type
+            return first_line(error, with_type=True)
+    return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that a machine with CUDA's tools has no device."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _probe(x: Tensor) -> Tensor:
+    return torch.sin(x) + 1
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes on a device; a large number where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an exception means that memory is exhausted; torch has no type for that on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
