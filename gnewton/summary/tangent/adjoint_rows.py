@@ -22,9 +22,8 @@ from torch.linalg import vector_norm
 
 from gnewton.summary.result import PRODUCT, Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
-from gnewton.summary.tangent.cut_plan import boundary, model_part
 from gnewton.summary.tangent.output_factors import OutputLoss, sample_scales
-from gnewton.summary.tangent.plan import PassPlan
+from gnewton.summary.tangent.plan import PassPlan, boundary, model_part
 from gnewton.summary.tangent.program import aten
 from gnewton.summary.tangent.rules.rule import OperationSite
 from gnewton.summary.tangent.slice_rows import Place, Seeds, add_slices, find_slices, place_of

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnewton.summary.isolation import plain_kernels, without_side_effects
 from gnewton.summary.problem import Problem
-from gnewton.summary.tangent.decompositions import DECOMPOSITIONS
+from gnewton.summary.smooth import DECOMPOSITIONS
 from gnewton.summary.tangent.lowering import ordinary
 from gnewton.summary.tangent.program import Form, Program, Ref, Step, draw_like, equal_tensors
 from gnewton.summary.tangent.tracing import traceable

@@ -23,8 +23,7 @@ from torch.utils import _pytree as pytree
 from gnewton.errors import InputError, first_line
 from gnewton.summary.isolation import plain_kernels, preserve_random_streams, without_side_effects
 from gnewton.summary.problem import Problem
-from gnewton.summary.smooth import FunctionMode, unchunked
-from gnewton.summary.tangent.decompositions import DECOMPOSITIONS
+from gnewton.summary.smooth import DECOMPOSITIONS, FunctionMode, unchunked
 from gnewton.summary.tangent.lowering import program_of
 from gnewton.summary.tangent.program import CONSTANT, Program, TraceError
 

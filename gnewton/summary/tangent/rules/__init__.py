@@ -1,14 +1,6 @@
 """The rules of the tangent engine, one module per family of operations; importing this fills the table."""
 
-from gnewton.summary.tangent.rules import (
-    bilinear,
-    elementwise,
-    linear,
-    losses,
-    normalisation,
-    product,
-    softmax,
-)
+from gnewton.summary.tangent.rules import bilinear, elementwise, linear, losses, normalisation, product
 from gnewton.summary.tangent.rules.general import general_rule
 from gnewton.summary.tangent.rules.rule import RULES, TangentRule, rule
 

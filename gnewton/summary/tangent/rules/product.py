@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.tangent.accumulator import Accumulator, flat, row_dots
-from gnewton.summary.tangent.rules.pointwise import push
+from gnewton.summary.tangent.rules.elementwise import push
 from gnewton.summary.tangent.rules.rule import OperationSite, overloads, rule
 from gnewton.summary.tangent.tangent import Rows, Tangent, total
 
