@@ -31,8 +31,7 @@ from gnewton.experiment.check import settings_from
 from gnewton.experiment.locate import config_folder
 from gnewton.experiment.schema import register_schemas
 from gnewton.optim.options import OptimizerRecipe, TrainingProblem
-from gnewton.optim.options.kfac import KFACRecipe
-from gnewton.optim.options.newton import GroupedNewtonRecipe
+from gnewton.optim.options.second_order import GroupedNewtonRecipe, KFACRecipe
 from gnewton.partition import Partition
 
 Batch = tuple[Tensor, Tensor]

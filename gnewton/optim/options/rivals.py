@@ -145,7 +145,7 @@ class ScheduleFree(RivalRecipe):
 
     def evaluating(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
         """Within the block the parameters are the average x."""
-        from gnewton.optim.evaluated_weights import schedule_free_average
+        from gnewton.optim.bound_optimizer import schedule_free_average
 
         return schedule_free_average(optimizer)
 
