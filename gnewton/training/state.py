@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from gnewton.training.checkpoint import random_states, set_random_states
-from gnewton.training.divergence import LossCeiling
 from gnewton.training.ending import Outcome, Patience
 from gnewton.training.evaluate import Score
-from gnewton.training.faults import Watch
-from gnewton.training.meter import Meter
+from gnewton.training.faults import LossCeiling, Watch
+from gnewton.training.meter import Meter, StepLog
 from gnewton.training.resources import Clocks, Throughput, peak_memory_mib
 from gnewton.training.runlog import RateLog
-from gnewton.training.steplog import StepLog
 from gnewton.training.training_step import Precision
 from gnewton.training.weight_average import WeightAverage
 

@@ -20,10 +20,17 @@ from gnewton.loggers import Logger
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, DONE, LAST, LIMIT, STOPPED, TARGET
 from gnewton.training.checkpoint import random_states, restore_newest, set_random_states
-from gnewton.training.divergence import SAMPLES, LossCeiling
 from gnewton.training.ending import Outcome, StopSignals, target_report
 from gnewton.training.evaluate import Score, evaluate, evaluate_splits
-from gnewton.training.faults import RECOVERIES, Action, StepFault, check_scores, lower_rates
+from gnewton.training.faults import (
+    RECOVERIES,
+    SAMPLES,
+    Action,
+    LossCeiling,
+    StepFault,
+    check_scores,
+    lower_rates,
+)
 from gnewton.training.progress_bar import ProgressBar, learning_rates, summary_line
 from gnewton.training.resources import Clocks, memory_suffices, reset_peak_memory
 from gnewton.training.runlog import RateLog, RunLog

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gnewton.training.divergence import LossCeiling
+from gnewton.training.faults import LossCeiling
 
 
 def ceiling(start: float, losses: list[float], epoch: int = 20, factor: float | None = 10.0) -> LossCeiling:
