@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from gnewton.cli.choices import all_groups
 from gnewton.cli.composer import Composer
 from gnewton.cli.option_help import DescribedOption, describe_options
-from gnewton.experiment.locate import config_folder
+from gnewton.experiment.places import config_folder
 from gnewton.experiment.schema import Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"

@@ -81,7 +81,7 @@ def compose() -> Callable[..., DictConfig]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from gnewton.experiment.locate import config_folder
+    from gnewton.experiment.places import config_folder
     from gnewton.experiment.schema import register_schemas
 
     register_schemas()

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gnewton.experiment.locate import config_folder
+from gnewton.experiment.places import config_folder
 from gnewton.registry import OWN_PARTS
 
 _INTERNAL = ("hydra", "tuned")  # never chosen on the command line

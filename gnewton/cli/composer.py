@@ -20,12 +20,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from gnewton.cli.choices import COMMAND_GROUPS, config_groups
 from gnewton.cli.explain import explained
 from gnewton.errors import InputError
-from gnewton.experiment.check import missing, settings_from
 from gnewton.experiment.folder import config_hash
-from gnewton.experiment.inline import inlined
-from gnewton.experiment.locate import config_folder
 from gnewton.experiment.overrides import Override, expand_home, parse_overrides
 from gnewton.experiment.own_parts import imports_of, use_imports
+from gnewton.experiment.places import config_folder, inlined
+from gnewton.experiment.prepare import missing, settings_from
 from gnewton.experiment.resume import saved_config
 from gnewton.experiment.schema import REGISTRIES, register_schemas
 from gnewton.loggers import LOGGERS

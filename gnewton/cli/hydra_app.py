@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from gnewton.cli.composer import for_resumed_run, split_flags
 from gnewton.cli.explain import REFUSALS, explain
 from gnewton.errors import FULL_ERROR, GnewtonError, InputError, Interrupted
-from gnewton.experiment.locate import config_folder
 from gnewton.experiment.overrides import Override
+from gnewton.experiment.places import config_folder
 from gnewton.experiment.schema import register_schemas
 
 Task = Callable[[DictConfig, list[str]], None]

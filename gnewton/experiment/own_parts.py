@@ -26,8 +26,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.errors import InputError, first_line
-from gnewton.experiment.locate import config_folder
 from gnewton.experiment.overrides import Override, forget_options
+from gnewton.experiment.places import config_folder
 from gnewton.experiment.schema import REGISTRIES, store_schema
 from gnewton.plugins import PARTS
 from gnewton.registry import OWN_PARTS, OwnPart, Registry

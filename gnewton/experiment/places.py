@@ -1,4 +1,8 @@
-"""The paths in a configuration: they are not part of the identity of a run, so files may move. Torch-free."""
+"""The files that a configuration names: they may move, since paths are not part of a run's identity.
+
+Files of learning rates are read into the configuration, so that the saved one is complete. Here as well:
+where the YAML files lie. Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import gnewton
 from gnewton.data import DATA
 from gnewton.errors import InputError
+from gnewton.optim.options.baselines import read_rates
 from gnewton.options import Role, declaration
 from gnewton.runfiles import ENVIRONMENT_FILE
 
@@ -118,3 +124,41 @@ def _default_root(data: str) -> Path | None:
         return Path(str(OmegaConf.structured(DATA[data]).root)).expanduser()
     except (InputError, OmegaConfBaseException):  # a choice of the user's own, or data without a folder
         return None
+
+
+RATES = "optimizer.rates"
+
+
+def inlined(config: DictConfig) -> DictConfig:
+    """The configuration with the content of a file of learning rates in place of its path.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    path = OmegaConf.select(config, RATES)
+    if not isinstance(path, str):
+        return config
+    try:
+        rates = read_rates(Path(path).expanduser())
+    except InputError as error:
+        raise InputError(f"{RATES}={path}: {error}") from error
+    config = config.copy()
+    OmegaConf.update(config, RATES, rates, merge=False)
+    return config
+
+
+def config_folder() -> Path:
+    """Absolute path of the folder with config.yaml.
+
+    A wheel carries it as ``gnewton/configs``; a checkout or an editable install has it beside the package.
+
+    Raises:
+        InputError: if neither is there.
+    """
+    package = Path(gnewton.__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise InputError(
+        f"configs: config.yaml is neither in {package / 'configs'} nor in {package.parent / 'configs'}"
+    )

@@ -14,7 +14,7 @@ from torch import nn
 from gnewton.data.splits import DataSet
 from gnewton.errors import InputError
 from gnewton.experiment.build import build_parts, choose_device, prepare_torch, problem_of, split
-from gnewton.experiment.check import settings_from
+from gnewton.experiment.prepare import settings_from
 from gnewton.experiment.resume import recorded_digest
 from gnewton.experiment.schema import Settings
 from gnewton.optim.options import TrainingProblem

@@ -13,10 +13,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gnewton.errors import InputError, first_line
 from gnewton.experiment.folder import digest_of, resolved
-from gnewton.experiment.inline import inlined
 from gnewton.experiment.overrides import Override
 from gnewton.experiment.own_parts import OPTION, imports_of, use_saved_imports
-from gnewton.experiment.places import absolute, find_places, places, require_places
+from gnewton.experiment.places import absolute, find_places, inlined, places, require_places
 from gnewton.experiment.schema import REGISTRIES, Settings, options_with, schema_of_saved
 from gnewton.options import Role, present_name
 from gnewton.registry import Registry

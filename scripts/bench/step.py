@@ -27,8 +27,8 @@ from summary import CASES, CLOCKS, Case, clock, write_table
 from torch import Tensor, nn
 
 from gnewton.cli.choices import config_groups
-from gnewton.experiment.check import settings_from
-from gnewton.experiment.locate import config_folder
+from gnewton.experiment.places import config_folder
+from gnewton.experiment.prepare import settings_from
 from gnewton.experiment.schema import register_schemas
 from gnewton.optim.options import OptimizerRecipe, TrainingProblem
 from gnewton.optim.options.second_order import GroupedNewtonRecipe, KFACRecipe

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from gnewton.cli.choices import config_groups
 from gnewton.errors import InputError
-from gnewton.experiment.check import settings_from
-from gnewton.experiment.locate import config_folder
+from gnewton.experiment.places import config_folder
+from gnewton.experiment.prepare import settings_from
 from gnewton.experiment.schema import REGISTRIES, Settings
 from gnewton.options import declaration, default_of
 from gnewton.sweep.launchers import LAUNCHERS

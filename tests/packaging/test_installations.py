@@ -34,7 +34,7 @@ def _where(cwd: Path, path: Path | None) -> tuple[Path, Path]:
     """The package and the configuration that are in use there."""
     program = """
 import gnewton
-from gnewton.experiment.locate import config_folder
+from gnewton.experiment.places import config_folder
 print(gnewton.__file__)
 print(config_folder())
 """

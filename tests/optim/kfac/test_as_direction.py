@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gnewton import KFAC, GroupedNewton, Partition
 from gnewton.errors import InputError
-from gnewton.experiment.check import settings_from
+from gnewton.experiment.prepare import settings_from
 from gnewton.optim.options import TrainingProblem
 from tests.optim.problems import classification, tanh_net
 
