@@ -111,7 +111,7 @@ class LossInspection:
         return describe_inspection(self._tables())
 
     def _repr_html_(self) -> str:
-        from gnewton.interactive.html import fragment
+        from gnewton.report.plots.style import fragment
 
         figures = [self.heat_map(), self.plot_rates(), self.plot_spectrum()]
         title = f"{self._about['title']}: loss {self.inspection.loss:.6g}"

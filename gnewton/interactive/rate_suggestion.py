@@ -75,7 +75,7 @@ class SuggestedRates:
 
     def plot(self) -> Figure:
         """The rate of each group with its 10 and 90 % quantiles, and the rate of all parameters."""
-        from gnewton.report.plots.suggestion_plot import suggestion_figure
+        from gnewton.report.plots.inspection_plots import suggestion_figure
 
         return suggestion_figure(self.to_frame())
 
@@ -96,7 +96,7 @@ class SuggestedRates:
         return f"{self._title()}\n{self.to_frame().to_string(max_rows=60, float_format=lambda x: f'{x:.3g}')}"
 
     def _repr_html_(self) -> str:
-        from gnewton.interactive.html import fragment
+        from gnewton.report.plots.style import fragment
 
         return fragment(self._title(), self.to_frame(), [self.plot()])
 

@@ -14,8 +14,12 @@ from matplotlib.image import imread
 
 from gnewton.errors import InputError
 from gnewton.report.comparison import compare
-from gnewton.report.plots.comparison_plots import comparison_plots, write_plots
-from gnewton.report.plots.study_plots import profile_figure, sensitivity_figure
+from gnewton.report.plots.comparison_plots import (
+    comparison_plots,
+    profile_figure,
+    sensitivity_figure,
+    write_plots,
+)
 from gnewton.report.plots.style import COLORS, DASHES, looks, save, slug
 from gnewton.report.plots.training_plots import LEGEND_UP_TO, progress_figure, rates_figure, step_figure
 from gnewton.report.studies import find_profile, find_sensitivities

@@ -1,14 +1,16 @@
-"""The style of all plots, and their files."""
+"""The style of all plots, their files, and figures with tables as HTML for notebooks."""
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,6 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from gnewton.report.comparison import write_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#5A5A5A")
 """The palette of Okabe and Ito for colour-blind readers; its yellow and black are replaced by two colours
@@ -142,3 +147,22 @@ def rendered(canvas: Figure, suffix: str) -> bytes:
 def slug(text: str) -> str:
     """A text made fit for a file name."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_")[:80] or "plot"
+
+
+ROWS = 60
+"""Rows of a table that are shown; the middle of a longer one is left out."""
+
+
+def fragment(title: str, table: pd.DataFrame, figures: Iterable[Figure]) -> str:
+    """A title, a table with three digits and figures as embedded PNG images."""
+
+    shown = table.to_html(max_rows=ROWS, float_format=lambda value: f"{value:.3g}", na_rep="–", border=0)
+    images = [
+        f'<img style="max-width:100%" alt="" src="data:image/png;base64,{_encoded(rendered(plot, "png"))}">'
+        for plot in figures
+    ]
+    return "\n".join([f"<div><p>{html.escape(title)}</p>", shown, *images, "</div>"])
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
