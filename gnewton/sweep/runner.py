@@ -16,8 +16,7 @@ from gnewton.runfiles import BROKEN, DONE, FAILED, INTERRUPTED, PENDING
 from gnewton.sweep.job import FINAL, JobEnd, find_run, read_job_end, signal_name
 from gnewton.sweep.launchers import Launcher
 from gnewton.sweep.manifest import Entry, Manifest
-from gnewton.sweep.stop import StopOnSignals, StopRequest
-from gnewton.sweep.worker import LOG, JobTask
+from gnewton.sweep.worker import LOG, JobTask, StopOnSignals, StopRequest
 
 DESCRIPTION = "sweep.json"
 

@@ -13,8 +13,7 @@ from gnewton.cli.composer import Composer
 from gnewton.experiment.overrides import parse_overrides
 from gnewton.sweep.job import Job
 from gnewton.sweep.launchers import LAUNCHERS
-from gnewton.sweep.stop import StopRequest
-from gnewton.sweep.worker import JobTask
+from gnewton.sweep.worker import JobTask, StopRequest
 from tests.sweep.test_sweep import FAULTS
 
 SLURM = ["launcher=slurm", "launcher.cluster=local", "launcher.gpus=0", "launcher.threads=1"]

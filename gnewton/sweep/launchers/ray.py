@@ -11,8 +11,7 @@ from gnewton.errors import InputError
 from gnewton.options import option
 from gnewton.sweep.job import JobEnd
 from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, require_package
-from gnewton.sweep.stop import StopRequest, without_interrupts
-from gnewton.sweep.worker import JobTask, run_task
+from gnewton.sweep.worker import JobTask, StopRequest, run_task, without_interrupts
 
 PACKAGE = EXTRA = "ray"
 

@@ -13,8 +13,7 @@ from gnewton.options import option, option_of
 from gnewton.runfiles import PENDING
 from gnewton.sweep.job import JobEnd
 from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, make_slots, require_package
-from gnewton.sweep.stop import StopRequest, without_interrupts
-from gnewton.sweep.worker import INTERVAL, JobTask, run_task
+from gnewton.sweep.worker import INTERVAL, JobTask, StopRequest, run_task, without_interrupts
 
 PACKAGE, EXTRA = "submitit", "slurm"
 
