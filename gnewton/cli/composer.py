@@ -31,7 +31,7 @@ from gnewton.loggers import LOGGERS
 from gnewton.options import validate
 from gnewton.registry import Registry, imported
 from gnewton.runfiles import CONFIG_FILE
-from gnewton.sweep.job import Job
+from gnewton.sweep.manifest import Job
 
 NOT_SWEPT = {
     "resume": "a sweep makes new runs; continue one with gnewton {command} --resume DIR",

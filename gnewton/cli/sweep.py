@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gnewton.cli.composer import Composer
     from gnewton.experiment.overrides import Override
-    from gnewton.sweep.job import Job
+    from gnewton.sweep.manifest import Job
     from gnewton.sweep.runner import Orders
 
 GROUPS = ("launcher",)

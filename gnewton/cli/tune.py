@@ -103,7 +103,7 @@ def _search(
         InputError: if the optimizers would have different budgets.
     """
     from gnewton.experiment.overrides import Override
-    from gnewton.sweep.job import Job
+    from gnewton.sweep.manifest import Job
     from gnewton.tuning.search import Search
 
     of_search = [override for override in of_command if override.is_within(*_FIXED)]

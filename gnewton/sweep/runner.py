@@ -13,9 +13,8 @@ from typing import Any
 from gnewton.errors import GnewtonError, InputError, Interrupted
 from gnewton.experiment.folder import try_hold, write_json
 from gnewton.runfiles import BROKEN, DONE, FAILED, INTERRUPTED, PENDING
-from gnewton.sweep.job import FINAL, JobEnd, find_run, read_job_end, signal_name
 from gnewton.sweep.launchers import Launcher
-from gnewton.sweep.manifest import Entry, Manifest
+from gnewton.sweep.manifest import FINAL, Entry, JobEnd, Manifest, find_run, read_job_end, signal_name
 from gnewton.sweep.worker import LOG, JobTask, StopOnSignals, StopRequest
 
 DESCRIPTION = "sweep.json"

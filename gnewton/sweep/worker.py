@@ -21,7 +21,7 @@ from typing import NamedTuple
 from gnewton.experiment.folder import try_hold
 from gnewton.options import quoted
 from gnewton.runfiles import FAILED, PENDING
-from gnewton.sweep.job import FINAL, Job, JobEnd, find_run, last_line, read_job_end
+from gnewton.sweep.manifest import FINAL, Job, JobEnd, find_run, last_line, read_job_end
 
 _KILL = "kill"
 

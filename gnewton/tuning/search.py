@@ -12,12 +12,10 @@ from gnewton.options import option, show
 from gnewton.report.measures import Spread, worst_of
 from gnewton.report.tables import Column, Table, as_text, significant
 from gnewton.runfiles import DIVERGED, DONE, FAILED, VALIDATION_SCORES
-from gnewton.sweep.job import Job, JobEnd
-from gnewton.sweep.manifest import NAME, Manifest
+from gnewton.sweep.manifest import NAME, Job, JobEnd, Manifest
 from gnewton.sweep.runner import Orders, run_sweep
 from gnewton.tuning.pruning import PRUNERS, Pruner
-from gnewton.tuning.samplers import SAMPLERS, Point, Sampler, ScoredPoint
-from gnewton.tuning.space import SpaceSettings, overrides_of
+from gnewton.tuning.space import SAMPLERS, Point, Sampler, ScoredPoint, SpaceSettings, overrides_of
 from gnewton.tuning.trials import (
     PRUNED,
     Trial,

@@ -14,8 +14,7 @@ from gnewton.experiment.folder import write_text
 from gnewton.options import show
 from gnewton.report.runs import Run, read_run, require_end
 from gnewton.runfiles import DIVERGED, DONE, ENDED, STOPPED
-from gnewton.sweep.job import Job
-from gnewton.sweep.manifest import Manifest
+from gnewton.sweep.manifest import Job, Manifest
 from gnewton.tuning.pruning import BOUNDS, Course
 from gnewton.tuning.space import BUDGET
 

@@ -11,8 +11,8 @@ import pytest
 
 from gnewton.cli.composer import Composer
 from gnewton.experiment.overrides import parse_overrides
-from gnewton.sweep.job import Job
 from gnewton.sweep.launchers import LAUNCHERS
+from gnewton.sweep.manifest import Job
 from gnewton.sweep.worker import JobTask, StopRequest
 from tests.sweep.test_sweep import FAULTS
 

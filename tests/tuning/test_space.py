@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.errors import InputError
-from gnewton.tuning.samplers import SAMPLERS, ScoredPoint
-from gnewton.tuning.space import Dimension, Space, overrides_of
+from gnewton.tuning.space import SAMPLERS, Dimension, ScoredPoint, Space, overrides_of
 
 SPACE = Space.parse(
     "sgd",

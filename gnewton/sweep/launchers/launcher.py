@@ -18,7 +18,7 @@ from gnewton.errors import InputError
 from gnewton.options import option, option_of
 from gnewton.registry import Registry
 from gnewton.runfiles import FAILED
-from gnewton.sweep.job import JobEnd
+from gnewton.sweep.manifest import JobEnd
 from gnewton.sweep.worker import VISIBLE, JobTask, Slot, StopRequest, run_task
 
 THREADS = "OMP_NUM_THREADS"
