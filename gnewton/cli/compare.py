@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser, path
+from gnewton.cli.commands import Parser, path
 
 if TYPE_CHECKING:
     from gnewton.report.comparison import Comparison

@@ -8,8 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gnewton.cli import sweep, tune
-from gnewton.cli.commands import COMMANDS
-from gnewton.cli.parser import Parser
+from gnewton.cli.commands import COMMANDS, Parser
 from gnewton.errors import InputError
 
 if TYPE_CHECKING:

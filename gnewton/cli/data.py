@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from gnewton.cli.parser import Parser, path
+from gnewton.cli.commands import Parser, path
 
 
 def run(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser, path
+from gnewton.cli.commands import Parser, path
 from gnewton.registry import imported
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnewton.cli.parser import Parser, at_least, finite, path
+from gnewton.cli.commands import Parser, at_least, finite, path
 from gnewton.errors import InputError
 from gnewton.options import Role
 

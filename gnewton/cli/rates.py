@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser, at_least, finite, former, path
+from gnewton.cli.commands import Parser, at_least, finite, former, path
 from gnewton.errors import InputError
 from gnewton.options import Role, quoted
 

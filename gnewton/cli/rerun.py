@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnewton.cli.parser import Parser, path
+from gnewton.cli.commands import Parser, path
 from gnewton.errors import Diverged, GnewtonError, InputError
 
 if TYPE_CHECKING:

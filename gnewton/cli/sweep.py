@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gnewton
-from gnewton.cli.parser import Parser, path
+from gnewton.cli.commands import Parser, path
 from gnewton.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnewton.cli.choices import COMMAND_GROUPS
-from gnewton.cli.parser import Parser
+from gnewton.cli.commands import Parser
 from gnewton.cli.sweep import (
     add_options,
     check_unchanged,

@@ -15,8 +15,13 @@ from gnewton.arguments import check_number, check_whole, explained
 from gnewton.errors import InputError
 from gnewton.inspection.measurement import mean_gradient
 from gnewton.inspection.point_inspection import Inspection, inspect_point, inspection_files
-from gnewton.interactive.first_order import OptimizerChoice, optimizer_direction
-from gnewton.interactive.undisturbed import LoaderBatches, device_of, undisturbed
+from gnewton.interactive.user_parts import (
+    LoaderBatches,
+    OptimizerChoice,
+    device_of,
+    optimizer_direction,
+    undisturbed,
+)
 from gnewton.optim.bound_optimizer import Batch
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.report.inspection_report import RATES, InspectionFiles, describe_inspection, parsed_inspection

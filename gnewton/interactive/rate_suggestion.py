@@ -21,8 +21,13 @@ from gnewton.inspection.suggestion import (
     suggest,
     suggestion_files,
 )
-from gnewton.interactive.first_order import OptimizerChoice, optimizer_direction
-from gnewton.interactive.undisturbed import LoaderBatches, device_of, undisturbed
+from gnewton.interactive.user_parts import (
+    LoaderBatches,
+    OptimizerChoice,
+    device_of,
+    optimizer_direction,
+    undisturbed,
+)
 from gnewton.partition import Partition, PartitionChoice, chosen_partition
 from gnewton.partition.slices import require_whole
 from gnewton.summary.api import EngineName
