@@ -1,4 +1,4 @@
-"""The commands by name, and the parser of their arguments.
+"""The commands by name, the parser of their arguments, and ``import=FILE``: parts of the user's own.
 
 A new command is a module with ``run(arguments) -> int`` and a line in this table.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 
@@ -118,3 +120,40 @@ def finite(low: float, *, above: bool = False) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+WORDS = ("import=", "imports=")
+
+
+def with_imports(arguments: Sequence[str]) -> list[str]:
+    """Load the own parts that the arguments of a command name, and those of installed packages.
+
+    Returns:
+        the arguments, with one ``imports=[…]`` of absolute paths in place of every ``import=…``.
+
+    Raises:
+        InputError: see :func:`~gnewton.experiment.own_parts.use_imports`.
+    """
+    if not any(word.startswith(WORDS) for word in arguments) and not _installed():
+        return list(arguments)
+    from gnewton.experiment.own_parts import OPTION, absolute_imports, use_entry_points, use_imports
+    from gnewton.options import quoted
+
+    for problem in use_entry_points():
+        print(f"gnewton: {problem}", file=sys.stderr)
+    words = [word for word in arguments if word.startswith(WORDS)]
+    if not words:
+        return list(arguments)
+    entries = list(
+        dict.fromkeys(entry for word in words for entry in absolute_imports(word.partition("=")[2]))
+    )
+    use_imports(entries)
+    override = f"{OPTION}=[{','.join(map(quoted, entries))}]"
+    first = list(arguments).index(words[0])
+    rest = [word for word in arguments[first:] if word not in words]
+    return [*arguments[:first], override, *rest]
+
+
+def _installed() -> bool:
+    """Whether an installed package has parts to offer."""
+    return any(group.startswith("gnewton.") for group in entry_points().groups)

@@ -54,7 +54,7 @@ def complete(arguments: list[str]) -> int:
 
 def _without_imports(line: str) -> str:
     """The line without its ``import=``, whose parts are loaded, unless they cannot be."""
-    from gnewton.cli.own_imports import WORDS, with_imports
+    from gnewton.cli.commands import WORDS, with_imports
 
     imports = [word for word in line.split()[2:] if word.startswith(WORDS)]
     with suppress(InputError):

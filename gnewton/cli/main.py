@@ -72,7 +72,7 @@ def _with_own_parts(command: str, arguments: list[str]) -> list[str]:
     """The arguments of a command, the own parts that they name loaded; ``import=`` becomes ``imports=``."""
     if command not in OF_RUNS:
         return arguments
-    from gnewton.cli.own_imports import with_imports
+    from gnewton.cli.commands import with_imports
 
     return with_imports(arguments)
 

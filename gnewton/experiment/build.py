@@ -22,7 +22,7 @@ from gnewton.training.settings import TrainerSettings
 from gnewton.training.world import SharedStream, World
 
 if TYPE_CHECKING:
-    from gnewton.optim.rate_update import RateUpdate
+    from gnewton.optim.rate_rule import RateUpdate
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -35,8 +35,7 @@ from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
 from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
 from gnewton.optim.measure import Measured, Measurer, Objective, entries
-from gnewton.optim.rate_rule import INVALID, NegativeRates, RateRule, Solved, invalid, unmeasured
-from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.rate_rule import INVALID, NegativeRates, RateRule, RateUpdate, Solved, invalid, unmeasured
 from gnewton.optim.rates_in_force import RatesInForce
 from gnewton.optim.safeguard import Safeguard, WithheldSteps
 from gnewton.optim.solvers import Solver

@@ -28,7 +28,7 @@ from gnewton.training.checkpoint import remove_leftovers, save_checkpoint
 from gnewton.training.csvlog import CsvLog, check_log
 
 if TYPE_CHECKING:
-    from gnewton.optim.rate_update import RateUpdate
+    from gnewton.optim.rate_rule import RateUpdate
 
 
 class RunLog:

@@ -14,7 +14,7 @@ from torch import nn
 from gnewton import GroupedNewton
 from gnewton.errors import InputError
 from gnewton.optim.controllers import Constant, Progress, trend
-from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.rate_rule import RateUpdate
 from tests.optim.problems import classification, tanh_net
 
 

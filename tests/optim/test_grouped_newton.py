@@ -27,7 +27,7 @@ from gnewton.optim.controllers import Constant, Progress
 from gnewton.optim.grouped_newton import ANNEALED, annealed
 from gnewton.optim.options import OPTIMIZERS
 from gnewton.optim.options.components import TrapezoidSchedule
-from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.rate_rule import RateUpdate
 from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
 from tests.recipes import recipe
 

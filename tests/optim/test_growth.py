@@ -17,7 +17,7 @@ from gnewton.errors import InputError
 from gnewton.optim.averaging import ExponentialAveraging, StaticAveraging, UniformAveraging
 from gnewton.optim.directions import muon_with_adamw
 from gnewton.optim.kfac import KFAC
-from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.shadow_direction import DirectionFactory
 from tests.optim.problems import EXACT, Stream, classification, tanh_net
 

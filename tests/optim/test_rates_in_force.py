@@ -11,7 +11,7 @@ from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim.finite_step import Plan, _combined, _effective
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.rates_in_force import FIRST, FLOOR, GROWTH, LEAST, TrustRadius
 from tests.optim.problems import classification, tanh_net
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gnewton import GroupedNewton
 from gnewton.errors import OutOfMemory
 from gnewton.optim.controllers import Constant
-from gnewton.optim.rate_update import RateUpdate
+from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.safeguard import FALL, WINDOW, Safeguard
 from gnewton.summary.result import SummaryError
 from tests.optim.problems import classification, tanh_net

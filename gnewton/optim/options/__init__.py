@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gnewton.optim.averaging import Averaging
     from gnewton.optim.controllers import Controller
-    from gnewton.optim.rate_update import RateUpdate
+    from gnewton.optim.rate_rule import RateUpdate
     from gnewton.optim.shadow_direction import DirectionFactory
     from gnewton.partition import Partition
 
