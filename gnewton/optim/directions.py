@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -83,9 +84,25 @@ NAMED: dict[str, DirectionFactory] = {
 }
 """Directions by name, with the same options as on the command line (``optimizer/direction=…``)."""
 
-PAIR: dict[str, DirectionFactory] = {"gradient": NAMED["gradient"], "adam": ADAM}
-"""The pair of directions that trained best: each group has a rate for the gradient of the batch and one for
-Adam's step (docs/results/directions.md)."""
+
+@dataclass(frozen=True)
+class Shared:
+    """A direction, beside others, with one rate for all groups: one more number in a summary, not S more.
+
+    Attributes:
+        factory: builds the optimizer, as for any other direction.
+    """
+
+    factory: DirectionFactory
+
+    def __call__(self, named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+        """The optimizer of (name, tensor) pairs."""
+        return self.factory(named)
+
+
+PAIR: dict[str, DirectionFactory] = {"gradient": Shared(NAMED["gradient"]), "adam": ADAM}
+"""The pair of directions that trained best: one rate for the gradient of the batch, common to all groups, and
+a rate of each group for Adam's step (docs/results/directions.md)."""
 
 DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
 """A name, "pair" for :data:`PAIR`, a factory, or a mapping from labels to names or factories."""
@@ -100,10 +117,15 @@ def chosen_directions(choice: DirectionChoice) -> dict[str, DirectionFactory]:
     if choice == "pair":
         return dict(PAIR)
     if not isinstance(choice, Mapping):
+        if isinstance(choice, Shared):
+            raise InputError("direction: a shared one needs another beside it; or choose partition=single")
         return {"": _factory("direction", choice)}
     if not choice:
         raise InputError("direction: the mapping is empty; at least one direction is needed")
-    return {label: _factory(f"direction['{label}']", member) for label, member in choice.items()}
+    factories = {label: _factory(f"direction['{label}']", member) for label, member in choice.items()}
+    if all(isinstance(factory, Shared) for factory in factories.values()):
+        raise InputError("direction: one at least must not be shared, so that every group has a rate")
+    return factories
 
 
 def check_factory(argument: str, choice: Any) -> None:
@@ -155,6 +177,7 @@ class Directions:
 
     Attributes:
         labels: labels of the methods; a single one has the empty label.
+        shared: numbers of the methods with one rate for all groups.
 
     Raises:
         InputError: if the mapping is empty, or as for
@@ -171,6 +194,7 @@ class Directions:
         named = list(parameters)
         factories = chosen_directions(choice)
         self.labels = tuple(factories)
+        self.shared = tuple(j for j, f in enumerate(factories.values()) if isinstance(f, Shared))
         self.members = [ShadowDirection(named, factory, maximize=maximize) for factory in factories.values()]
         self.quadratic_decay()
 

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,8 +97,9 @@ class GroupedNewton(BoundOptimizer):
             torch optimizer takes, to an optimizer; by default Adam. Its weight decay is part of u
             (:class:`~gnewton.optim.shadow_direction.ShadowDirection`), a coupled one also of the loss. With
             several methods by label, ``{"gradient": …, "momentum": …}``, every group has a rate for each of
-            them: the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem.
-            "pair" is the gradient and Adam's step (docs/results/directions.md).
+            them: the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem. One that is
+            :class:`~gnewton.optim.directions.Shared` has one rate for all groups. "pair" is the gradient,
+            shared, and Adam's step (docs/results/directions.md).
         along: the direction of the summary. "fresh": v, the part of u that the current gradient adds
             (:mod:`gnewton.optim.fresh`), best measured on its own batch; "step": u itself.
         period: number of training steps between two updates of the rates, at least 1.
@@ -241,9 +243,13 @@ class GroupedNewton(BoundOptimizer):
     @property
     def rates(self) -> dict[str, float]:
         """λ_1 η_s, the learning rate in force, by the name of the group; with several directions η_sj by
-        ``group:label``.
+        ``group:label``, and ``all:label`` for a shared one.
         """
-        return dict(zip(self._names, self._taken(), strict=True))
+        taken = self._taken()
+        return {
+            name: taken[place]
+            for name, place in zip(self._measurer.names, self._measurer.places.tolist(), strict=True)
+        }
 
     @property
     def fallbacks(self) -> int:
@@ -270,11 +276,13 @@ class GroupedNewton(BoundOptimizer):
         Raises:
             InputError: if there is not one rate per group and direction.
         """
-        count = len(self._names)
+        count = len(self._measurer.names)
         values = [float(rates)] * count if isinstance(rates, (int, float)) else [float(eta) for eta in rates]
         if len(values) != count:
             raise InputError(f"hold: rates must be one number, or {count} of them; got {len(values)}")
-        self._rates.hold(values)
+        entries_held = torch.zeros(len(self._names), dtype=torch.float64)
+        entries_held[self._measurer.places] = torch.tensor(values, dtype=torch.float64)
+        self._rates.hold(self._spread(entries_held).tolist())
         self._held = True
 
     def release(self) -> None:
@@ -342,9 +350,9 @@ class GroupedNewton(BoundOptimizer):
             self._on_update(
                 RateUpdate(
                     step=self._steps,
-                    solved=solved,
+                    solved=solved.at(self._measurer.places),
                     names=self._measurer.names,
-                    step_size=self._step_size(),
+                    step_size=[self._step_size()[place] for place in self._measurer.places.tolist()],
                     loss=_mean([summary.loss for summary in measured]),
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,
@@ -406,7 +414,15 @@ class GroupedNewton(BoundOptimizer):
         if not warming_up:
             self._controller.observe(self._measurer.sign * measured[-1].loss)
         silent = torch.stack([summary.silent for summary in measured]).all(0)
-        return self._rule.solve(average, measured[-1].norms, silent=silent)
+        solved = self._rule.solve(average, measured[-1].norms, silent=silent)
+        return replace(solved, rates=self._spread(solved.rates))
+
+    def _spread(self, rates: Tensor) -> Tensor:
+        """The rates with that of each shared direction, which the first group has, in every group."""
+        by_group = rates.view(-1, len(self._directions.labels)).clone()
+        for j in self._directions.shared:
+            by_group[:, j] = by_group[0, j]
+        return by_group.flatten()
 
     def _enforce(self, solved: Solved, measured: Measured) -> Solved:
         """Put rates in force with the limits of their steps."""
@@ -500,6 +516,7 @@ class GroupedNewton(BoundOptimizer):
             self._objective,
             self._grouping,
             labels=self._directions.labels,
+            shared=self._directions.shared,
             third=self._rule.needs_third,
             diagonal=self._rule.solver.diagonal,
         )

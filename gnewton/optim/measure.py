@@ -31,10 +31,13 @@ class Measured:
     """A summary of the objective that is minimised, float64 on the CPU.
 
     The entries are pairs (group s, direction j) of k directions u_1 … u_k, with j running faster, R = S·k.
+    A direction that all groups share is measured as a whole: its numbers stand at the first group, and its
+    other entries are zero.
 
     Attributes:
         gradient, hessian, third: ḡ (R,), H̄ (R, R) or its diagonal (R,), D3 (R,): zeros if not measured.
-        norms: ‖P_s u_j‖, (R,).
+        norms: ‖P_s u_j‖, (R,); of a shared direction ‖u_j‖ at the first group.
+        lengths: ‖P_s u_j‖ of every entry, (R,).
         silent: entries that cannot be told from rounding noise, (R,), bool: along every direction of the
             group the gradient is within its noise level, or the curvature has contributions and is within
             its own (:class:`~gnewton.summary.result.Summary`).
@@ -46,6 +49,7 @@ class Measured:
     hessian: Tensor
     third: Tensor
     norms: Tensor
+    lengths: Tensor
     silent: Tensor
     sizes: Tensor
     loss: float
@@ -89,10 +93,13 @@ class Measurer:
         objective: ±L.
         grouping: the groups of the model's parameters.
         labels: names of the directions of one summary; a single direction has the empty name.
+        shared: numbers of the directions that are measured as a whole, not group by group.
         third, diagonal: as in :class:`gnewton.summary.Summarizer`.
 
     Attributes:
-        names: names of the entries of a summary: the groups, or ``group:direction`` for several directions.
+        names: names of the numbers of a summary: the groups, ``group:direction`` for several directions, and
+            ``all:direction`` for a shared one.
+        places: where these numbers stand among the R entries.
         sign: −1 if the objective is maximised, else 1.
     """
 
@@ -102,6 +109,7 @@ class Measurer:
         grouping: Grouping,
         *,
         labels: tuple[str, ...] = ("",),
+        shared: tuple[int, ...] = (),
         third: bool = True,
         diagonal: bool = False,
     ) -> None:
@@ -110,12 +118,14 @@ class Measurer:
         self._problem = Problem(model, loss_fn, grouping.partition, forward)
         several = len(labels) > 1
         whole: nn.Module = Stack(model, len(labels)) if several else model
-        partition = whole.partition(grouping.partition, labels) if isinstance(whole, Stack) else None
+        partition = whole.partition(grouping.partition, labels, shared) if isinstance(whole, Stack) else None
         self._names = [
             [whole.name(name, j) if isinstance(whole, Stack) else name for name in grouping.names]
             for j in range(len(labels))
         ]
         self.names = (partition or grouping.partition).names
+        self.places = torch.tensor(places(len(grouping.partition), len(labels), shared))
+        self._shared = shared
         self.sign = -1.0 if objective.maximize else 1.0
         self._summarizer = Summarizer(
             whole,
@@ -155,27 +165,40 @@ class Measurer:
         hessian_noise = hessian_noise if hessian_noise.dim() == 1 else hessian_noise.diagonal()
         gradient, hessian = self.sign * summary.gradient, self.sign * summary.hessian
         third = torch.zeros_like(gradient) if summary.third is None else self.sign * summary.third
+        norms = torch.stack([self._grouping.norms(u) for u in directions], 1)
+        lengths = norms.flatten()
+        if self._shared:
+            gradient, hessian, third, gradient_noise, hessian_noise = self._placed(
+                gradient, hessian, third, gradient_noise, hessian_noise
+            )
+            norms = norms.clone()
+            for j in self._shared:
+                norms[0, j], norms[1:, j] = torch.linalg.vector_norm(norms[:, j]), 0.0
         if any(decay):
             slope, bend = self._decay(directions, gradient.new_tensor(list(decay)))
             gradient = gradient + slope
             hessian = hessian + (bend.diagonal() if hessian.dim() == 1 else bend)
         curvature = hessian if hessian.dim() == 1 else hessian.diagonal()
         # one of several directions may be at its minimum and still matter through its interactions
-        flat = (gradient.abs() <= gradient_noise).view(-1, len(directions)).all(1)
-        silent = flat.repeat_interleave(len(directions))
-        silent = silent | ((hessian_noise > 0) & (curvature.abs() <= hessian_noise))
-        norms = torch.stack([self._grouping.norms(u) for u in directions], 1).flatten()
+        flat = (gradient.abs() <= gradient_noise).view(-1, len(directions))
+        own = [j for j in range(len(directions)) if j not in self._shared]
+        flat[:, own] = flat[:, own].all(1, keepdim=True)
+        silent = flat.flatten() | ((hessian_noise > 0) & (curvature.abs() <= hessian_noise))
         sizes = self._grouping.norms(self._grouping.parameters)
-        pieces = [gradient, hessian.flatten(), third, norms, silent.double(), sizes, summary.loss.reshape(1)]
+        pieces = [
+            *(gradient, hessian.flatten(), third, norms.flatten(), lengths, silent.double()),
+            *(sizes, summary.loss.reshape(1)),
+        ]
         parts = torch.cat(pieces).cpu().split([piece.numel() for piece in pieces])
         return Measured(
             gradient=parts[0],
             hessian=parts[1].view(hessian.shape),
             third=parts[2],
             norms=parts[3],
-            silent=parts[4].bool(),
-            sizes=parts[5],
-            loss=float(parts[6]),
+            lengths=parts[4],
+            silent=parts[5].bool(),
+            sizes=parts[6],
+            loss=float(parts[7]),
         )
 
     def objective(self, inputs: Any, targets: Any, parameters: Sequence[Tensor]) -> float:
@@ -190,6 +213,23 @@ class Measurer:
         loss = self._loss(dict(zip(self._grouping.names, parameters, strict=True)), (inputs, targets))
         total, weight = sum_over_processes([loss * count, torch.full_like(loss, count)])
         return self.sign * float(total / weight)
+
+    def _placed(
+        self, gradient: Tensor, hessian: Tensor, third: Tensor, gradient_noise: Tensor, hessian_noise: Tensor
+    ) -> list[Tensor]:
+        """The numbers of a summary at their places among the R entries, zeros elsewhere."""
+        size = len(self._grouping.partition) * len(self._names)
+        at = self.places.to(gradient.device)
+        vectors = [
+            vector.new_zeros(size).index_copy(0, at, vector)
+            for vector in (gradient, third, gradient_noise, hessian_noise)
+        ]
+        if hessian.dim() == 1:
+            matrix = hessian.new_zeros(size).index_copy(0, at, hessian)
+        else:
+            matrix = hessian.new_zeros(size, size)
+            matrix[at.unsqueeze(1), at] = hessian
+        return [vectors[0], matrix, *vectors[1:]]
 
     def _generator(self, seed: int) -> torch.Generator | None:
         if self._summarizer.curvature != "fisher":
@@ -210,7 +250,14 @@ class Measurer:
         blocks = [[grouping.dots(u, v, factors) for v in directions] for u in directions]
         by_group = torch.stack([torch.stack(row) for row in blocks]).permute(2, 0, 1)
         hessian = by_group.flatten().diag() if len(directions) == 1 else torch.block_diag(*by_group)
-        return torch.stack(slopes, 1).flatten(), hessian
+        gradient = torch.stack(slopes, 1).flatten()
+        for j in self._shared:  # the whole stands at the first group
+            mine = slice(j, None, len(directions))
+            for whole in (gradient, hessian, hessian.T):
+                total = whole[mine].sum(0)
+                whole[mine] = 0.0
+                whole[j] = total
+        return gradient, hessian
 
 
 class Stack(Carrier):
@@ -248,19 +295,35 @@ class Stack(Carrier):
         """The name, in this model, of a copy of a parameter of the base."""
         return f"base.{parameter}" if copy == 0 else f"others.{copy - 1}.{self._order[parameter]}"
 
-    def partition(self, partition: Partition, labels: tuple[str, ...]) -> Partition:
-        """The pairs (group, copy), named ``group:label``, with the copies of one group next to each other."""
-        names = iter(entries(partition, labels))
-        return Partition(
-            Group(
-                next(names),
+    def partition(
+        self, partition: Partition, labels: tuple[str, ...], shared: tuple[int, ...] = ()
+    ) -> Partition:
+        """The pairs (group, copy), named ``group:label``, with the copies of one group next to each other.
+
+        A copy in ``shared`` is one group, ``all:label``, among those of the first group.
+        """
+        names, groups = entries(partition, labels), list(partition)
+
+        def pair(s: int, j: int) -> Group:
+            if j in shared:
+                whole = dict.fromkeys(name for group in partition for name in group.touched)
+                copies = tuple(self.name(name, j) for name in whole)
+                return Group(f"all:{labels[j]}", copies, sum(group.size for group in partition))
+            group = groups[s]
+            return Group(
+                names[s * len(labels) + j],
                 tuple(self.name(p, j) for p in group.parameters),
                 group.size,
                 tuple(replace(part, parameter=self.name(part.parameter, j)) for part in group.slices),
             )
-            for group in partition
-            for j in range(len(labels))
-        )
+
+        pairs = [divmod(place, len(labels)) for place in places(len(partition), len(labels), shared)]
+        return Partition(pair(s, j) for s, j in pairs)
+
+
+def places(groups: int, directions: int, shared: tuple[int, ...]) -> list[int]:
+    """The entries (s, j) that have a number of their own: of a shared direction, that of the first group."""
+    return [s * directions + j for s in range(groups) for j in range(directions) if s == 0 or j not in shared]
 
 
 def entries(partition: Partition, labels: tuple[str, ...]) -> tuple[str, ...]:

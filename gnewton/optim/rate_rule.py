@@ -68,6 +68,17 @@ class Solved:
     capped: int = 0
     silent: Tensor | None = None
 
+    def at(self, places: Tensor) -> Solved:
+        """The same with only the entries at ``places``, as a log shows them."""
+        return replace(
+            self,
+            rates=self.rates[places],
+            gradient=self.gradient[places],
+            curvature=self.curvature[places],
+            third=self.third[places],
+            silent=None if self.silent is None else self.silent[places],
+        )
+
 
 def invalid(rates: Tensor, gradient: Tensor, hessian: Tensor, third: Tensor) -> Solved:
     """The rates in force once more, for a summary that is not finite."""

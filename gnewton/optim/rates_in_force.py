@@ -153,7 +153,7 @@ class RatesInForce:
             ``solved`` with the number of entries that the trust radius shortens.
         """
         self.set(solved.rates.tolist())
-        lengths = solved.rates.abs() * torch.tensor(step_size, dtype=torch.float64) * measured.norms
+        lengths = solved.rates.abs() * torch.tensor(step_size, dtype=torch.float64) * measured.lengths
         capped = 0
         if self.trust is not None:
             trusted = self._trusted(self.trust, measured, bounded=not solved.solution.fell_back)
@@ -166,7 +166,7 @@ class RatesInForce:
 
     def start(self, solved: Solved, measured: Measured, step_size: list[float]) -> Solved:
         """If no summary has been finite yet: rates whose steps are as long as the least trust radius."""
-        lengths = measured.norms
+        lengths = measured.lengths
         if self.trust is None or self._limits is not None or not bool(lengths.isfinite().all()):
             return solved
         trusted = torch.where(lengths > 0, self._trusted(self.trust, measured, bounded=False), 0.0)

@@ -106,12 +106,18 @@ def test_the_loss_by_step_is_the_mean_of_the_running_loss(folder, run):
     assert steps["lr"].tolist() == metrics["lr"].tolist()
 
 
-def test_two_directions_have_two_rates_in_every_group(run):
+def test_two_directions_have_a_rate_for_all_groups_or_two_in_every_group(run):
     folder = run([*SMALL, "optimizer/direction=pair", "trainer.epochs=1"]).folder
     rates = pd.read_csv(folder / "rates.csv")
-    assert list(rates["group"][:4]) == [
+    assert list(rates["group"][:3]) == ["all:gradient", "hidden1.weight:adam", "hidden1.bias:adam"]
+    assert (rates.groupby("update").size() == 5).all()
+    apart = run(
+        [*SMALL, "optimizer/direction=pair", "optimizer.direction.shared=false", "trainer.epochs=1"]
+    ).folder
+    rates = pd.read_csv(apart / "rates.csv")
+    assert list(rates["group"][:3]) == [
         *("hidden1.weight:gradient", "hidden1.weight:adam"),
-        *("hidden1.bias:gradient", "hidden1.bias:adam"),
+        "hidden1.bias:gradient",
     ]
     assert (rates.groupby("update").size() == 8).all()
 

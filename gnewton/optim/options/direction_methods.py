@@ -170,12 +170,13 @@ class MuonDirection(_AdamFamily):
 @DIRECTIONS.register("pair")
 @dataclass(kw_only=True)
 class PairDirection(DirectionRecipe):
-    """Two first-order methods; each group has one rate for each of them."""
+    """Two first-order methods; each group has a rate for each of them, or one of the second alone."""
 
     single: ClassVar[bool] = False
 
     first: DirectionRecipe = option(help="one of the two methods")
     second: DirectionRecipe = option(help="the other one")
+    shared: bool = option(True, help="one rate for the first method, common to all groups", before=False)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Pairs cannot be nested."""
@@ -185,11 +186,13 @@ class PairDirection(DirectionRecipe):
 
     def build(self, problem: TrainingProblem) -> Mapping[str, DirectionFactory]:
         """Both methods, labelled by their names, or ``first`` and ``second`` if these are equal."""
+        from gnewton.optim.directions import Shared
+
         names = (self.first.name, self.second.name)
         labels = names if names[0] != names[1] else ("first", "second")
         built = {}
         for label, recipe in zip(labels, (self.first, self.second), strict=True):
             factory = recipe.build(problem)
             assert callable(factory)
-            built[label] = factory
+            built[label] = Shared(factory) if self.shared and not built else factory
         return built
