@@ -35,7 +35,7 @@ from gnewton.optim.directions import ADAM, DirectionChoice, Directions
 from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
 from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
-from gnewton.optim.measure import Measured, Measurer, Objective, entries
+from gnewton.optim.measure import Measured, Measurer, Objective, entries, numbered
 from gnewton.optim.rate_rule import INVALID, NegativeRates, RateRule, RateUpdate, Solved, invalid, unmeasured
 from gnewton.optim.rates_in_force import RatesInForce
 from gnewton.optim.safeguard import Safeguard, WithheldSteps
@@ -246,10 +246,7 @@ class GroupedNewton(BoundOptimizer):
         ``group:label``, and ``all:label`` for a shared one.
         """
         taken = self._taken()
-        return {
-            name: taken[place]
-            for name, place in zip(self._measurer.names, self._measurer.places.tolist(), strict=True)
-        }
+        return {name: taken[place] for name, place in self._numbered().items()}
 
     @property
     def fallbacks(self) -> int:
@@ -276,13 +273,14 @@ class GroupedNewton(BoundOptimizer):
         Raises:
             InputError: if there is not one rate per group and direction.
         """
-        count = len(self._measurer.names)
+        places = list(self._numbered().values())
+        count = len(places)
         values = [float(rates)] * count if isinstance(rates, (int, float)) else [float(eta) for eta in rates]
         if len(values) != count:
             raise InputError(f"hold: rates must be one number, or {count} of them; got {len(values)}")
-        entries_held = torch.zeros(len(self._names), dtype=torch.float64)
-        entries_held[self._measurer.places] = torch.tensor(values, dtype=torch.float64)
-        self._rates.hold(self._spread(entries_held).tolist())
+        held = torch.zeros(len(self._names), dtype=torch.float64)
+        held[places] = torch.tensor(values, dtype=torch.float64)
+        self._rates.hold(self._spread(held).tolist())
         self._held = True
 
     def release(self) -> None:
@@ -347,12 +345,13 @@ class GroupedNewton(BoundOptimizer):
             solved = unmeasured(self._eta())
         self._updated = self._steps
         if self._on_update is not None:
+            numbered, step_size = self._numbered(), self._step_size()
             self._on_update(
                 RateUpdate(
                     step=self._steps,
-                    solved=solved.at(self._measurer.places),
-                    names=self._measurer.names,
-                    step_size=[self._step_size()[place] for place in self._measurer.places.tolist()],
+                    solved=solved.at(list(numbered.values())),
+                    names=tuple(numbered),
+                    step_size=[step_size[place] for place in numbered.values()],
                     loss=_mean([summary.loss for summary in measured]),
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,
@@ -461,8 +460,12 @@ class GroupedNewton(BoundOptimizer):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """Names of the entries of a summary."""
+        """Names of the pairs of a group and a direction."""
         return entries(self.partition, self._directions.labels)
+
+    def _numbered(self) -> dict[str, int]:
+        """The places of the rates that differ, by name: a shared direction has one of them."""
+        return numbered(self.partition, self._directions.labels, self._directions.shared)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters of the model, as one more group behind the others.

@@ -99,7 +99,6 @@ class Measurer:
     Attributes:
         names: names of the numbers of a summary: the groups, ``group:direction`` for several directions, and
             ``all:direction`` for a shared one.
-        places: where these numbers stand among the R entries.
         sign: −1 if the objective is maximised, else 1.
     """
 
@@ -124,7 +123,7 @@ class Measurer:
             for j in range(len(labels))
         ]
         self.names = (partition or grouping.partition).names
-        self.places = torch.tensor(places(len(grouping.partition), len(labels), shared))
+        self._places = torch.tensor(places(len(grouping.partition), len(labels), shared))
         self._shared = shared
         self.sign = -1.0 if objective.maximize else 1.0
         self._summarizer = Summarizer(
@@ -219,7 +218,7 @@ class Measurer:
     ) -> list[Tensor]:
         """The numbers of a summary at their places among the R entries, zeros elsewhere."""
         size = len(self._grouping.partition) * len(self._names)
-        at = self.places.to(gradient.device)
+        at = self._places.to(gradient.device)
         vectors = [
             vector.new_zeros(size).index_copy(0, at, vector)
             for vector in (gradient, third, gradient_noise, hessian_noise)
@@ -324,6 +323,15 @@ class Stack(Carrier):
 def places(groups: int, directions: int, shared: tuple[int, ...]) -> list[int]:
     """The entries (s, j) that have a number of their own: of a shared direction, that of the first group."""
     return [s * directions + j for s in range(groups) for j in range(directions) if s == 0 or j not in shared]
+
+
+def numbered(partition: Partition, labels: tuple[str, ...], shared: tuple[int, ...]) -> dict[str, int]:
+    """The places of the entries that have a number of their own, by name; a shared one is ``all:label``."""
+    names, count = entries(partition, labels), len(labels)
+    return {
+        f"all:{labels[place % count]}" if place % count in shared else names[place]: place
+        for place in places(len(partition), count, shared)
+    }
 
 
 def entries(partition: Partition, labels: tuple[str, ...]) -> tuple[str, ...]:

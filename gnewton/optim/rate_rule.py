@@ -68,7 +68,7 @@ class Solved:
     capped: int = 0
     silent: Tensor | None = None
 
-    def at(self, places: Tensor) -> Solved:
+    def at(self, places: list[int]) -> Solved:
         """The same with only the entries at ``places``, as a log shows them."""
         return replace(
             self,

@@ -190,7 +190,7 @@ class PairDirection(DirectionRecipe):
 
         names = (self.first.name, self.second.name)
         labels = names if names[0] != names[1] else ("first", "second")
-        built = {}
+        built: dict[str, DirectionFactory] = {}
         for label, recipe in zip(labels, (self.first, self.second), strict=True):
             factory = recipe.build(problem)
             assert callable(factory)
