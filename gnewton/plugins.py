@@ -101,12 +101,12 @@ class ArrayRecipe(InMemoryRecipe):
 
 def model(name: str) -> Callable[[type[PartT]], type[PartT]]:
     """Decorator: a :class:`ModelRecipe` is ``model=name``. Its ``build(task)`` returns the network."""
-    return _registering(MODELS, name)
+    return registering(MODELS, name)
 
 
 def dataset(name: str) -> Callable[[type[PartT]], type[PartT]]:
     """Decorator: an :class:`ArrayRecipe` or :class:`DataRecipe` is ``data=name``."""
-    return _registering(DATA, name)
+    return registering(DATA, name)
 
 
 def optimizer(name: str) -> Callable[[type[PartT]], type[PartT]]:
@@ -115,25 +115,30 @@ def optimizer(name: str) -> Callable[[type[PartT]], type[PartT]]:
     A :class:`FirstOrderRecipe` needs ``method()`` alone, which returns the class with its arguments; it has
     learning rates of groups, and ``gnewton rates`` suggests them.
     """
-    return _registering(OPTIMIZERS, name)
+    return registering(OPTIMIZERS, name)
 
 
 def partition(name: str) -> Callable[[type[PartT]], type[PartT]]:
     """Decorator: a :class:`PartitionRecipe` is ``partition=name``; ``build(model)`` returns the groups."""
-    return _registering(PARTITIONS, name)
+    return registering(PARTITIONS, name)
 
 
 def direction(name: str) -> Callable[[type[PartT]], type[PartT]]:
     """Decorator: a :class:`DirectionRecipe` is ``optimizer/direction=name`` of GroupedNewton."""
-    return _registering(DIRECTIONS, name)
+    return registering(DIRECTIONS, name)
 
 
 def controller(name: str) -> Callable[[type[PartT]], type[PartT]]:
     """Decorator: a :class:`ControllerRecipe` is ``optimizer/controller=name`` of GroupedNewton."""
-    return _registering(CONTROLLERS, name)
+    return registering(CONTROLLERS, name)
 
 
-def _registering(registry: Registry, name: str) -> Callable[[type[PartT]], type[PartT]]:
+def registering(registry: Registry, name: str) -> Callable[[type[PartT]], type[PartT]]:
+    """Decorator: a recipe, made a dataclass if it is none, is the choice ``name`` of a registry.
+
+    Raises:
+        InputError: if the name is taken, or cannot be written on a command line.
+    """
     if not re.fullmatch(r"[A-Za-z_][\w-]*", name):
         raise InputError(f"{registry.kind}={name}: a name consists of letters, digits, _ and -")
 

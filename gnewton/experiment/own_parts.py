@@ -26,10 +26,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gnewton.errors import InputError, first_line
-from gnewton.experiment.overrides import Override, forget_options
+from gnewton.experiment.overrides import Override, expand_home, forget_options
 from gnewton.experiment.places import config_folder
 from gnewton.experiment.schema import REGISTRIES, store_schema
-from gnewton.plugins import PARTS
+from gnewton.plugins import PARTS, registering
 from gnewton.registry import OWN_PARTS, OwnPart, Registry
 
 OPTION = "imports"
@@ -62,7 +62,13 @@ def absolute_imports(text: str) -> list[str]:
         return []
     if not all(entries):
         raise InputError(f"import={text}: must be a Python file, the name of a module, or a list of them")
-    return [str(Path(entry).expanduser().absolute()) if _is_file(entry) else entry for entry in entries]
+    return [_absolute(entry) if _is_file(entry) else entry for entry in entries]
+
+
+def _absolute(entry: str) -> str:
+    """The one absolute path of a file, so that two ways to write it load it once; links to files are kept."""
+    file = Path(expand_home(entry))
+    return str(file.parent.resolve() / file.name)
 
 
 def imports_of(overrides: Sequence[Override]) -> list[str] | None:
@@ -154,28 +160,28 @@ def _collect(key: str, argument: str, execute: Callable[[], None]) -> None:
     """Run code that registers parts, and make what it registered choices."""
     before = {registry.kind: set(registry.names()) for registry in REGISTRIES}
     parts: list[OwnPart] = []
+    whole = False
     try:
-        execute()
+        try:
+            execute()
+        finally:
+            for registry in REGISTRIES:
+                new = set(registry.names()) - before[registry.kind]
+                parts += [OwnPart(registry, name, registry[name]) for name in sorted(new)]
+            _loaded.setdefault(key, []).extend(parts)
+            OWN_PARTS.extend(parts)
+            forget_options()
+        for part in parts:
+            _make_choice(part)
+        whole = True
     except InputError as error:
         raise InputError(f"{argument}: {_line_of(error, argument)}{error}") from error
     except (Exception, SystemExit) as error:
         reason = first_line(error, with_type=True)
         raise InputError(f"{argument}: {_line_of(error, argument)}{reason}") from error
     finally:
-        for registry in REGISTRIES:
-            new = set(registry.names()) - before[registry.kind]
-            parts += [OwnPart(registry, name, registry[name]) for name in sorted(new)]
-        _loaded.setdefault(key, []).extend(parts)
-        OWN_PARTS.extend(parts)
-        forget_options()
-        if sys.exc_info()[0] is not None:
+        if not whole:
             _forget_parts(key, parts)
-    try:
-        for part in parts:
-            _make_choice(part)
-    except InputError as error:
-        _forget_parts(key, parts)
-        raise InputError(f"{argument}: {error}") from error
 
 
 def _execute(entry: str) -> None:
@@ -212,7 +218,7 @@ def _execute_point(registry: Registry, point: EntryPoint) -> None:
     """Load an entry point: a recipe, or a module that registers some."""
     target = point.load()
     if isinstance(target, type) and target not in dict(registry.items()).values():
-        registry.register(point.name)(target)
+        registering(registry, point.name)(target)
 
 
 def _line_of(error: BaseException, argument: str) -> str:

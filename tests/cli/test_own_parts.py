@@ -130,6 +130,8 @@ def test_entries_are_absolute():
         "x.y",
     ]
     assert absolute_imports("[]") == []
+    assert absolute_imports("gone/../a.py") == absolute_imports("./a.py") == absolute_imports("a.py")
+    assert absolute_imports("~no_such_user/a.py") == [str(Path("~no_such_user/a.py").absolute())]
 
 
 REFUSED = {
@@ -192,8 +194,8 @@ def test_entry_points_of_an_installed_package(own, monkeypatch, tmp_path, capsys
     )
     (site / "ringed_parts.py").write_text(EXAMPLE)
     (site / "ringed_net.py").write_text(
-        "from dataclasses import dataclass\nfrom gnewton.plugins import ModelRecipe, option\n"
-        "@dataclass(kw_only=True)\nclass Plain(ModelRecipe):\n    width: int = option(4, help='units')\n"
+        "from gnewton.plugins import ModelRecipe, option\n"
+        "class Plain(ModelRecipe):\n    width: int = option(4, help='units')\n"
     )
     monkeypatch.syspath_prepend(str(site))
     answer = own(["train", "model=plain_net", "data=rings", "optimizer=lion", "--cfg", "job"])
