@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from gnewton.cli.composer import Composer
+from gnewton.errors import InputError
 from gnewton.experiment.overrides import parse_overrides
 from gnewton.report.runs import Run
 from gnewton.runfiles import DIVERGED, DONE
@@ -120,3 +121,18 @@ def test_the_table_has_medians_spread_lost_runs_and_ratios(tmp_path: Path) -> No
 def test_a_geometric_mean_with_a_lost_run_is_infinite() -> None:
     assert geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
     assert geometric_mean([0.5, math.inf]) == math.inf
+    assert geometric_mean([0.5, 0.0, math.nan]) == 0.0  # of a reference that was lost, or lost as well
+    assert math.isnan(geometric_mean([]))
+
+
+def test_a_part_of_the_plan_keeps_the_reference_and_refuses_unknown_names() -> None:
+    plan = Plan.read("quick")
+    part = plan.only(["digits"], ["grouped_newton, kfac"])
+    assert list(part.tasks) == ["digits"]
+    assert [method.name for method in part.methods] == ["grouped_newton, kfac", plan.reference]
+    for tasks, methods, message in (
+        (["digit"], [], "--only digit: must be one of "),
+        ([], ["adam,kfac"], "--methods adam,kfac: must be one of "),
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            plan.only(tasks, methods)

@@ -21,6 +21,9 @@ EXACT_UP_TO = 16
 
 DRAWS = 100_000
 
+ROUNDING = 1e-9
+"""Relative difference below which numbers count as equal: a difference of two values has lost some digits."""
+
 COLUMNS = (
     *("problem", "metric", "setup", "seeds", "mean", "low", "high", "reference", "pairs"),
     *("difference", "difference_low", "difference_high", "p_t", "p_flips"),
@@ -74,7 +77,7 @@ class PairedTest:
     def between(cls, first: Mapping[int, float], second: Mapping[int, float]) -> PairedTest:
         """From the value of each seed; fewer than two shared seeds, or an infinite value, give NaN.
 
-        So does Student's test where all differences are equal and not zero.
+        So does Student's test where all differences are equal (up to rounding) and not zero.
         """
         seeds = sorted(first.keys() & second.keys())
         with np.errstate(invalid="ignore"):  # ∞ − ∞ if both runs broke down
@@ -89,7 +92,7 @@ def _student(values: Sequence[float]) -> float:
     from scipy.stats import t
 
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    if error == 0:  # equal differences say nothing about their spread
+    if error <= ROUNDING * max(map(abs, values)):  # equal differences say nothing about their spread
         return math.nan if any(values) else 1.0
     return float(2 * t.sf(abs(float(np.mean(values))) / error, len(values) - 1))
 
@@ -104,7 +107,7 @@ def _sign_flips(values: Sequence[float]) -> float:
         signs[0] = 1.0  # what was observed is one of them
         sums = np.abs(signs @ np.asarray(values))
     observed = abs(float(np.sum(values)))
-    return float(np.mean(sums >= observed * (1 - 1e-12)))
+    return float(np.mean(sums >= observed - ROUNDING * float(np.sum(np.abs(values)))))
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from gnewton.errors import InputError
+from gnewton.options import did_you_mean
+
 SEARCH, FINAL = "search", "final"
 """The stages: every setting of the tuned methods on one seed, then the best of each on fresh seeds."""
 
@@ -109,7 +112,22 @@ class Plan:
         )
 
     def only(self, tasks: list[str], methods: list[str]) -> Plan:
-        """The part of the plan with these tasks and methods; empty lists mean all."""
+        """The part of the plan with these tasks and methods; empty lists mean all.
+
+        The reference stays, since the others are measured against it.
+
+        Raises:
+            InputError: for a task or a method that the plan does not have.
+        """
+        known = {"--only": list(self.tasks), "--methods": [method.name for method in self.methods]}
+        for option, names in (("--only", tasks), ("--methods", methods)):
+            for name in names:
+                if name not in known[option]:
+                    allowed = "; ".join(known[option])
+                    raise InputError(
+                        f"{option} {name}: must be one of {allowed}{did_you_mean(name, known[option])}"
+                    )
+        methods = [*methods, self.reference] if methods else []
         return Plan(
             {task: value for task, value in self.tasks.items() if not tasks or task in tasks},
             tuple(method for method in self.methods if not methods or method.name in methods),

@@ -93,9 +93,9 @@ def ratios(results: pd.DataFrame, other: str, method: str) -> pd.Series:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """The geometric mean; infinite if one of the values is."""
-    values = list(values)
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+    """The geometric mean; infinite if one of the values is, unless another is 0; NaN without any."""
+    logarithms = [math.log(value) if value > 0 else -math.inf for value in values if not math.isnan(value)]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
 def _last(outcomes: Iterable[Outcome], column: str) -> float:

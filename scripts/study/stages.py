@@ -60,7 +60,7 @@ def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) ->
         manifest.add(jobs.values())
         try:
             run_sweep(
-                manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=lambda line: print(line, flush=True))
+                manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=_say)
             )
         except SweepFailed as error:  # a failed run is a result too
             print(error, flush=True)

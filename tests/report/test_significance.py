@@ -73,6 +73,14 @@ def test_pairs_that_cannot_be_compared():
     assert math.isnan(PairedTest.between({0: 2.0, 1: 2.0}, {0: 1.0, 1: 1.0}).t)
 
 
+def test_rounding_decides_nothing():
+    equal = PairedTest.between({0: 0.3, 1: 0.4, 2: 0.7}, {0: 0.2, 1: 0.3, 2: 0.6})  # 0.1 up to rounding
+    assert math.isnan(equal.t)
+    assert equal.flips == 0.25
+    none = PairedTest.between({0: 0.1, 1: 0.2, 2: -0.3}, dict.fromkeys(range(3), 0.0))  # their sum is 3e-17
+    assert none.flips == 1.0
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
     assert holm([0.9, 0.8]) == [1.0, 1.0]
