@@ -124,11 +124,13 @@ def _search(
             raise InputError(
                 f"{override.text}: has no effect, tune.sampler={options['tune'].sampler} places all at once"
             )
-    for override in of_runs if search.pruner.prunes else ():
-        if override.is_within("trainer.early_stop"):
-            raise InputError(
-                f"{override.text}: belongs to tune.pruner={options['tune'].pruner}; leave it out"
-            )
+    if search.pruner.prunes:
+        pruner = f"tune.pruner={options['tune'].pruner}"
+        for override in of_runs:
+            if override.is_within("trainer.early_stop"):
+                raise InputError(f"{override.text}: belongs to {pruner}; leave it out")
+        for patience in {run.config.trainer.early_stop.patience for run in composed} - {None}:
+            raise InputError(f"trainer.early_stop.patience={patience}: must be null with {pruner}")
     search.check()
     return search, Path(composed[0].config.output_root).expanduser()
 

@@ -93,7 +93,7 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Setup], list[str]]:
     setups: dict[str, Setup] = {}
     files: dict[str, Any] = {}
     for run in runs:
-        options = {key: value for key, value in flatten(run.config).items() if _counts(key)}
+        options = {key: value for key, value in flatten(run.config).items() if _counts(key, value)}
         digest = run.environment.get("data_digest")
         if digest is not None and "data.path" in options:  # the same data, whatever their path
             options["data.path"] = files.setdefault(str(digest), options["data.path"])
@@ -124,8 +124,10 @@ def identity(options: dict[str, Any]) -> str:
     )
 
 
-def _counts(key: str) -> bool:
-    return key not in IGNORED and key.split(".")[0] != "logger"
+def _counts(key: str, value: Any) -> bool:
+    """Whether an option tells set-ups apart; an empty list of a solver is as good as none."""
+    part = key.split(".")[0]
+    return key not in IGNORED and part != "logger" and (value != [] or part in PROBLEM)
 
 
 def _one_run_per_seed(setup: Setup) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,10 +80,10 @@ class MedianPruner(Pruner):
             return []
         medians = []
         for values in zip(*whole, strict=False):
-            finite = [value for value in values if value == value]
+            finite = [value for value in values if math.isfinite(value)]
             if not finite:
                 break
-            medians.append(float(f"{median(finite):.6g}"))
+            medians.append(float(median(finite)))  # every digit: a trial that ties with it goes on
         return medians
 
 

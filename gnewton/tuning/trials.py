@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from gnewton.errors import InputError
 from gnewton.experiment.folder import write_text
 from gnewton.options import show
 from gnewton.report.runs import Run, read_run, require_end
-from gnewton.runfiles import DIVERGED, DONE, ENDED, STOPPED
+from gnewton.runfiles import DIVERGED, DONE, ENDED, STOPPED, VALIDATION_SCORES
 from gnewton.sweep.manifest import Job, Manifest
 from gnewton.tuning.pruning import BOUNDS, Course
 from gnewton.tuning.space import BUDGET
@@ -85,14 +86,20 @@ def read_results(trials: Iterable[Trial], manifest: Manifest, metric: str, sign:
         sign: factor on the metric that makes lower values better.
 
     Raises:
-        InputError: if the files of a run cannot be read, or lack its end.
+        InputError: if the files of a run cannot be read, or lack its end, or it has not measured the metric.
     """
     ended = []
     for trial in trials:
         folder = manifest.of(trial.job).end.folder
         assert folder is not None, "a run that ended has a folder"
         ended.append((trial, folder))
-    return read_ended(ended, metric, sign)
+    results = read_ended(ended, metric, sign)
+    for result in results:
+        if result.status == DONE and math.isnan(float(result.run.metrics.iloc[-1][metric])):
+            measured = [name for name in VALIDATION_SCORES if result.run.metrics[name].notna().any()]
+            hint = f"measured: {', '.join(measured)}" if measured else "there is no validation split"
+            raise InputError(f"tune.metric={metric}: {result.run.folder} has not measured it; {hint}")
+    return results
 
 
 def read_ended(ended: Iterable[tuple[Trial, Path]], metric: str, sign: int) -> list[TrialResult]:

@@ -7,9 +7,14 @@ import random
 import pandas as pd
 import pytest
 
+from gnewton.errors import InputError
+from gnewton.runfiles import DONE
+from gnewton.sweep.manifest import Entry, Job, JobEnd, Manifest
 from gnewton.training.ending import Patience
 from gnewton.training.settings import EarlyStop
 from gnewton.tuning.pruning import STARTUP, Course, MedianPruner, NoPruner
+from gnewton.tuning.trials import Trial, read_results
+from tests.report.builders import falling, write_run
 
 EVALUATIONS = 6
 
@@ -54,6 +59,14 @@ def test_no_trial_is_judged_before_enough_have_come_to_their_end():
         "trainer.early_stop.bounds=[1.0,0.5]",
     ]
     assert NoPruner().bounds(courses) == []
+
+
+def test_a_trial_that_ties_with_the_median_goes_on():
+    tied = Course((2.302583092994046,), whole=True)
+    settings = EarlyStop(bounds=MedianPruner().bounds([tied] * STARTUP))
+    patience = Patience()
+    patience.record(settings, {settings.metric: tied.values[0]})
+    assert not patience.is_over(settings)
 
 
 @pytest.fixture
@@ -111,3 +124,23 @@ def _final(trials):
 def test_bad_input(cli, sweeps, argument, message):
     answer = cli([*ARGUMENTS, argument])
     assert (answer.code, message in answer.err) == (2, True), answer.err
+
+
+def test_the_patience_of_an_own_file_is_refused(cli, sweeps, tmp_path):
+    (tmp_path / "mine" / "trainer").mkdir(parents=True)
+    text = "defaults: [default, _self_]\nname: patient\nearly_stop: {patience: 2}\n"
+    (tmp_path / "mine" / "trainer" / "patient.yaml").write_text(text)
+    answer = cli([*ARGUMENTS[:-2], "--config-dir", "mine", "trainer=patient", "tune.pruner=median"])
+    assert answer.code == 2
+    assert "trainer.early_stop.patience=2: must be null with tune.pruner=median" in answer.err
+
+
+def test_a_metric_that_no_run_measures_chooses_no_winner(tmp_path):
+    run = write_run(tmp_path, "runs/a", rows=falling([1.0, 0.5]))
+    job = Job("digest", ())
+    manifest = Manifest(tmp_path, [Entry(1, job, JobEnd("digest", DONE, folder=run))])
+    trials = [Trial("sgd", 1, {}, job, 0)]
+    assert read_results(trials, manifest, "validation_loss", 1)[0].score == 0.5
+    message = r"^tune.metric=validation_accuracy: .*a has not measured it; measured: validation_loss$"
+    with pytest.raises(InputError, match=message):
+        read_results(trials, manifest, "validation_accuracy", -1)
