@@ -1,6 +1,6 @@
 """Run a study, or continue it, and write its report.
 
-python -m scripts.study [quick|full] [--only digits,mlp_mnist] [--methods "adam; kfac"] [--jobs 2] [--root DIR]
+python -m scripts.study [quick|full] [--only digits,mlp_mnist] [--methods "kfac; sgd"] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.study", description=__doc__)
     parser.add_argument("plan", nargs="?", choices=("quick", "full"), default="quick")
     parser.add_argument("--only", default="", help="tasks, comma-separated")
-    parser.add_argument("--methods", default="", help="methods, semicolon-separated; the reference is always run")
+    parser.add_argument(
+        "--methods", default="", help="methods, semicolon-separated; the reference is always run"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; for times that compare: 1")
     parser.add_argument("--root", type=Path, default=Path("outputs/study"))
     options = parser.parse_args()

@@ -59,9 +59,7 @@ def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) ->
         manifest = Manifest.load(folder) if (folder / NAME).is_file() else Manifest(folder)
         manifest.add(jobs.values())
         try:
-            run_sweep(
-                manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=_say)
-            )
+            run_sweep(manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=_say))
         except SweepFailed as error:  # a failed run is a result too
             print(error, flush=True)
     return [_outcome(manifest, trial, jobs[trial].digest) for trial in trials]
