@@ -279,7 +279,9 @@ class TinyText(DataRecipe):
         """Parts that the text is too short for."""
         blocks = (TEXT_CHARACTERS - 1) // max(self.block, 1)
         training = blocks - self.validation - self.test
-        if training < 1:
+        if blocks < 3:
+            yield "block", f"must be <= {(TEXT_CHARACTERS - 1) // 3}, for a block in each of the three parts"
+        elif training < 1:
             yield (
                 "test",
                 f"must be < {blocks}, the blocks of the text, together with validation={self.validation}",

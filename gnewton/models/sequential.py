@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -120,9 +121,8 @@ def image_shape(name: str, task: Task, *, least: int = 1) -> tuple[int, int, int
 def mismatch(name: str, needs: str, task: Task) -> InputError:
     """The error of a network ``name`` that needs what the data of ``task`` do not offer."""
     offer = f"inputs of shape {task.input_shape}" if task.input_shape else "no inputs"
-    return InputError(
-        f"model={name}: needs {needs}; data gives {offer} (task: {type(task).__name__.lower()})"
-    )
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(task).__name__).lower()
+    return InputError(f"model={name}: needs {needs}; data gives {offer} (task: {kind})")
 
 
 def mlp(options: Mlp, task: Task) -> nn.Sequential:
