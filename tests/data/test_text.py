@@ -64,7 +64,7 @@ def test_a_subset_is_the_beginning_and_moves_nothing_else():
         (["data.block=100000"], "data.block=100000: must be <= 66664, for a block in each"),
         (["data.subset=2725"], "data.subset=2725: must be <= 2724"),
         (["data.block=0"], "data.block=0: must be a whole number >= 1"),
-        (["model=mlp"], r"model=mlp: needs inputs that are numbers.*data gives inputs of shape \(64,\) \(task: token cl"),
+        (["model=mlp"], r"model=mlp: needs inputs that are numbers.*shape \(64,\) \(task: token cl"),
         (["model=lenet"], "model=lenet: needs images"),
         (["model=transformer", "model.width=6"], "model.width=6: must be a multiple of heads=4"),
         (["model=transformer", "data=digits"], "model=transformer: needs tokens, as in data=tiny_text"),
