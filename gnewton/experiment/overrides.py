@@ -87,27 +87,34 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
     ``name=a=b`` and ``resume=outputs/größe/RUN`` arrive without those that Hydra's grammar asks for.
 
     Raises:
-        InputError: for one that names no option.
+        InputError: for one that names no option, or the home folder of a user that there is not.
     """
     return [_in_grammar(Override.parse(text)) for text in texts]
 
 
 def expand_home(text: str) -> str:
-    """A path, which may be in quotes, with ``~`` replaced by the home folder."""
+    """A path, which may be in quotes, with ``~`` replaced by the home folder.
+
+    Raises:
+        InputError: if the path begins with ``~NAME`` and there is no such user.
+    """
     match = re.fullmatch(r"(['\"]?)(~[\w.-]*(?:/.*)?)", text)
     if match is None:
         return text
     try:
         return match[1] + str(Path(match[2].rstrip("'\"")).expanduser()) + match[1]
-    except RuntimeError:  # no such user
-        return text
+    except RuntimeError:
+        raise InputError(f"{text}: there is no such user") from None
 
 
 def _in_grammar(override: Override) -> Override:
     if override.value is None or override.key not in _texts():
         return override
     if override.key in _paths() and "~" in override.value:
-        override = _with_value(override, ",".join(map(expand_home, override.value.split(","))))
+        try:
+            override = _with_value(override, ",".join(map(expand_home, override.value.split(","))))
+        except InputError as error:
+            raise InputError(f"{override.key}={error}") from None
     parts = (override.value or "").split(",")
     if _hydra_takes(override.text) or not all(part.strip() for part in parts):
         return override

@@ -52,7 +52,7 @@ def absolute_imports(text: str) -> list[str]:
     """The entries of ``import=text``, a file, a module or a list of them in brackets; files absolute.
 
     Raises:
-        InputError: for an empty entry.
+        InputError: for an empty entry, or the home folder of a user that there is not.
     """
     listed = re.fullmatch(r"\s*\[(.*)\]\s*", text, re.DOTALL)
     if listed is None and "," in text:
@@ -67,7 +67,10 @@ def absolute_imports(text: str) -> list[str]:
 
 def _absolute(entry: str) -> str:
     """The one absolute path of a file, so that two ways to write it load it once; links to files are kept."""
-    file = Path(expand_home(entry))
+    try:
+        file = Path(expand_home(entry))
+    except InputError as error:
+        raise InputError(f"import={error}") from None
     return str(file.parent.resolve() / file.name)
 
 

@@ -107,6 +107,7 @@ TABLE: list[tuple[str, str]] = [
     ("train +new.key=1", "+new.key=1: no such option"),
     ("train +optimizer.foo=1", "+optimizer.foo=1: no such option"),
     ("train ++trainer.foo=1", "++trainer.foo=1: no such option"),
+    ("train output_root=~no_such_user/x", "output_root=~no_such_user/x: there is no such user"),
     ("train ~model", "~model: every group and option is needed"),
     ("train ~trainer.epochs", "~trainer.epochs: every group and option is needed"),
     ("train ~foo", "~foo: every group and option is needed"),

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from gnewton.errors import InputError
 from gnewton.experiment.own_parts import absolute_imports, forget_all
 from gnewton.registry import OWN_PARTS
 
@@ -131,7 +132,8 @@ def test_entries_are_absolute():
     ]
     assert absolute_imports("[]") == []
     assert absolute_imports("gone/../a.py") == absolute_imports("./a.py") == absolute_imports("a.py")
-    assert absolute_imports("~no_such_user/a.py") == [str(Path("~no_such_user/a.py").absolute())]
+    with pytest.raises(InputError, match=r"^import=~no_such_user/a.py: there is no such user"):
+        absolute_imports("~no_such_user/a.py")
 
 
 REFUSED = {
