@@ -144,9 +144,13 @@ def use_entry_points() -> list[str]:
 
 
 def digests(entries: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the imported files by their names, for the record of a run."""
-    files = [Path(entry) for entry in entries if _is_file(entry)]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    """SHA-256 of the imported files by their names (paths where two share one), for the record of a run."""
+    files = [file for entry in entries if _is_file(entry) and (file := Path(entry)).is_file()]
+    names = [file.name for file in files]
+    return {
+        file.name if names.count(file.name) == 1 else str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
 
 
 def forget_all() -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gnewton.errors import InputError
-from gnewton.experiment.own_parts import absolute_imports, forget_all
+from gnewton.experiment.own_parts import absolute_imports, digests, forget_all
 from gnewton.registry import OWN_PARTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -134,6 +134,14 @@ def test_entries_are_absolute():
     assert absolute_imports("gone/../a.py") == absolute_imports("./a.py") == absolute_imports("a.py")
     with pytest.raises(InputError, match=r"^import=~no_such_user/a.py: there is no such user"):
         absolute_imports("~no_such_user/a.py")
+
+
+def test_two_files_of_one_name_have_two_digests(tmp_path):
+    files = [tmp_path / place for place in ("a/p.py", "b/p.py", "q.py")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(str(file))
+    assert list(digests([*map(str, files), "some.module"])) == [str(files[0]), str(files[1]), "q.py"]
 
 
 REFUSED = {
