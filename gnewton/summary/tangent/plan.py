@@ -68,9 +68,9 @@ class PassPlan:
             rounding=Rounding.of(self.dtypes, device),
         )
 
-    def seeds(self, name: str, u: Tensor) -> Rows:
-        """P_s u of a parameter for each of its groups s, from its direction u."""
-        groups = self.groups[name]
+    def seeds(self, name: str, u: Tensor, only: slice = slice(None)) -> Rows:
+        """P_s u of a parameter for each of its groups s, or for some of them, from its direction u."""
+        groups = self.groups[name][only]
         if name not in self.slicing:
             return Rows(groups, [u.unsqueeze(0)], owned=False)
         slicing = self.slicing[name]

@@ -26,7 +26,7 @@ Seeds = Callable[[Mapping[str, Rows], int], Iterator[tuple[int, Rows]]]
 """From the first tangents of the parameters, and a bound on their numbers, to those of the steps where
 parameters meet the data."""
 
-TOGETHER = 64  # slices that are pushed one by one, at a time
+ENTRIES = 1 << 25  # of a stack of slices that are pushed one by one
 WORK = 1 << 21  # entries of a product of all columns at a time
 
 
@@ -77,7 +77,7 @@ def find_slices(
             name, pair = names[number], moved.pick((2 * number, 2 * number + 1))
             tolerance = 1e3 * torch.finfo(pair.dtype).eps
             place = place_of(pair, scales[name], tolerance)
-            if place is not None:
+            if place is not None and bool(pair[0].any()):  # zeros show nothing
                 found[j, name] = place
     return found
 
@@ -124,10 +124,11 @@ def add_slices(
             owners = plan.groups[name] if slot is None else plan.slicing[name].owners
             _add(plan, moved.pick((k,)), adjoint, owners, places[j], slot, samples, result, noise)
     for name, at in mixed.items():
-        stack = plan.seeds(name, direction[name])
-        for start in range(0, len(stack), TOGETHER):
-            groups = stack.groups[start : start + TOGETHER]
-            part = Rows(tuple(range(len(groups))), [stack.parts[0][start : start + TOGETHER]], owned=False)
+        together = max(1, ENTRIES // max(direction[name].numel(), 1))
+        for start in range(0, len(plan.groups[name]), together):
+            stack = plan.seeds(name, direction[name], slice(start, start + together))
+            groups = stack.groups
+            part = Rows(tuple(range(len(groups))), stack.parts, owned=False)
             for j, moved in seeds({name: part}, len(groups)):
                 adjoint = adjoints.get(j)
                 if j not in at or adjoint is None:
