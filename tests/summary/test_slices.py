@@ -13,6 +13,7 @@ from torch.func import functional_call
 from gnewton import Partition
 from gnewton.errors import InputError
 from gnewton.summary import Summarizer, summarize
+from gnewton.summary.tangent import slice_rows
 
 
 class Attention(nn.Module):
@@ -129,6 +130,43 @@ def test_engines_agree_with_the_dense_matrices(kind: str, scheme: str) -> None:
         assert near(summary.gradient, gradient)
     options = {"curvature": "gauss_newton", "engine": "reference"}
     assert near(summarize(model, F.cross_entropy, x, y, partition, direction, **options).hessian, dense)
+
+
+def test_mixed_slices_are_pushed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y, direction = problem("tied")
+    options = {"curvature": "gauss_newton", "engine": "tangent"}
+    whole = summarize(model, F.cross_entropy, x, y, "per_channel", direction, **options)
+    monkeypatch.setattr(slice_rows, "ENTRIES", 50)
+    few = summarize(model, F.cross_entropy, x, y, "per_channel", direction, **options)
+    assert near(few.hessian, whole.hessian)
+    assert near(few.gradient, whole.gradient)
+
+
+def test_zeros_do_not_show_where_slices_lie() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(4), nn.Flatten(), nn.Linear(16, 3)).double()
+    x, y = torch.randn(6, 4, 4, dtype=torch.float64), torch.randint(3, (6,))
+    direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    made, fresh = (
+        Summarizer(model, F.cross_entropy, "per_channel", curvature="gauss_newton", engine="tangent")
+        for _ in range(2)
+    )
+    made.tangent_engine.way = fresh.tangent_engine.way = "rows"  # type: ignore[attr-defined]
+    for _ in range(2):
+        made.summarize(torch.zeros_like(x), y, direction)
+    assert near(made.summarize(x, y, direction).hessian, fresh.summarize(x, y, direction).hessian)
+
+
+@pytest.mark.parametrize(("rows", "way"), [(64, "tangents"), (8, "rows")])
+def test_the_way_with_fewer_operations_is_taken(rows: int, way: str) -> None:
+    """With nine columns, two groups are fewer; nothing goes back through the first layer, so ten are more."""
+    model = nn.Sequential(nn.Linear(256, 64), nn.Tanh(), nn.Linear(64, 10))
+    x, y = torch.randn(100, 256), torch.randint(10, (100,))
+    direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    partition = Partition.row_blocks(model, rows)
+    made = Summarizer(model, F.cross_entropy, partition, curvature="gauss_newton", engine="tangent")
+    made.summarize(x, y, direction)
+    assert made.tangent_engine.last_way == way  # type: ignore[attr-defined]
 
 
 def test_third_derivatives_agree() -> None:

@@ -103,23 +103,33 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
 
 
 def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, float]:
-    """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs."""
+    """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs.
+
+    No backward pass leads through a step that parameters alone enter, such as the first layer. The tangents
+    form every slice of a parameter and its product with the gradient: three passes over its entries.
+    """
     steps = plan.program.steps
     started: list[frozenset[int]] = [frozenset()] * len(steps)
+    by_rows = by_tangents = 0.0
     for name, i in plan.program.parameters.items():
         started[i] = frozenset(plan.groups[name])
-    by_rows = by_tangents = 0.0
+        if name in plan.slicing:
+            by_tangents += 3.0 * _work(plan, i) * len(started[i])
     model = model_part(plan.program)
     entering = set(rows.steps)
+    own = set(plan.program.parameters.values()) | entering - set(rows.entries)  # of parameters alone
     for i, step in enumerate(steps):
         if not step.active or i not in model or step.op is None:
             continue
         started[i] = frozenset().union(*(started[j] for j in step.reads))
-        if step.output is not None:
+        if step.output is not None or plan.rules[i].view:
             continue
         size = float(_work(plan, i))
         by_tangents += size * len(started[i])
-        by_rows += size * columns + (size if i in entering else 0.0)
+        if any(steps[j].active and j not in own for j in step.reads):
+            by_rows += size * columns
+        if i in entering:
+            by_rows += size
     return by_rows, by_tangents
 
 
