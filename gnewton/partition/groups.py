@@ -10,7 +10,7 @@ from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
 from gnewton.partition import schemes, slice_schemes
 from gnewton.partition.schemes import frozen_names, tied_hint, trainable_shapes, trainable_sizes
-from gnewton.partition.slices import Group, Slice, Slicing, check_covered, slicings
+from gnewton.partition.slices import Group, Slice, Slicing, check_covered, check_slice, slicings
 from gnewton.wrappers import plain_name
 
 if TYPE_CHECKING:
@@ -74,13 +74,14 @@ class Partition:
             InputError: as for :meth:`from_names`, and for slices that overlap or leave a gap.
         """
         claims, shapes = _Claims(model), trainable_shapes(model)
-        members = []
+        members: list[Group] = []
         for position, (label, entries) in enumerate(groups.items()):
             pieces = tuple(entry for entry in entries if isinstance(entry, Slice))
             names = [entry for entry in entries if isinstance(entry, str)]
             group = claims.group(label, names, position) if names or not pieces else Group(label, (), 0)
             for piece in pieces:
                 claims.slice(label, piece)
+                check_slice(piece, shapes[piece.parameter])
             size = sum(claims.size(piece.parameter) // shapes[piece.parameter][piece.axis] * len(piece)
                        for piece in pieces)  # fmt: skip
             members.append(Group(label, group.parameters, group.size + size, pieces))

@@ -17,7 +17,8 @@ SlicedGroups = dict[str, list["str | Slice"]]
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _INWARD = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "to_q", "to_k", "to_v", "q", "k", "v")
-_PACKED = ("in_proj", "qkv", "to_qkv", "query_key_value", "qkv_proj")
+_PACKED = ("in_proj", "qkv", "to_qkv", "qkv_proj")
+_BY_HEAD = ("query_key_value",)  # q, k and v of a head follow each other, as in GPT-NeoX and BLOOM
 _OUTWARD = ("out_proj", "o_proj", "proj", "to_out.0", "to_out", "out", "dense")
 _PACKED_LEAVES = ("in_proj_weight", "in_proj_bias")
 _LEAVES = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -123,7 +124,7 @@ def _attention(prefix: str, shapes: dict[str, tuple[int, ...]], heads: int) -> l
             yield prefix + leaf, 0, 1
         for layer in _PACKED:
             yield from ((f"{prefix}{layer}.{kind}", 0, 3) for kind in ("weight", "bias"))
-        for layer in _INWARD:
+        for layer in (*_BY_HEAD, *_INWARD):
             yield from ((f"{prefix}{layer}.{kind}", 0, 1) for kind in ("weight", "bias"))
         for layer in _OUTWARD:
             yield f"{prefix}{layer}.weight", 1, 1

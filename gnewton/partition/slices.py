@@ -99,6 +99,23 @@ def slicings(groups: Iterable[Group]) -> dict[str, Slicing]:
     }
 
 
+def check_slice(piece: Slice, shape: tuple[int, ...]) -> None:
+    """Check that a slice is a part of a parameter of this shape.
+
+    Raises:
+        InputError: if it is not, or is empty.
+    """
+    if not 0 <= piece.axis < len(shape):
+        raise InputError(
+            f"partition: axis={piece.axis} of a slice of '{piece.parameter}': must be from 0 to {len(shape) - 1}"
+        )
+    if not len(piece) or not all(0 <= a < b <= shape[piece.axis] for a, b in piece.ranges):
+        raise InputError(
+            f"partition: ranges={piece.ranges} of a slice of '{piece.parameter}': must be pairs "
+            f"0 <= start < stop <= {shape[piece.axis]}"
+        )
+
+
 def check_covered(groups: Iterable[Group], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Check that the slices of each parameter hold all of it.
 

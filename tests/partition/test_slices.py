@@ -85,6 +85,14 @@ def test_a_head_holds_its_rows_and_its_columns(kind: str) -> None:
     assert partition.groups[-1].parameters == (outward.replace("weight", "bias"),)
 
 
+def test_a_joint_projection_by_head_is_cut_by_head() -> None:
+    model = nn.Module()
+    model.num_heads = 2
+    model.query_key_value, model.dense = nn.Linear(4, 12), nn.Linear(4, 4)
+    first = Partition.per_head(model).groups[0].slices
+    assert first[0] == Slice("query_key_value.weight", 0, ((0, 6),))
+
+
 def test_the_description_of_many_groups_is_short() -> None:
     text = Partition.per_channel(nn.Linear(2, 500)).describe()
     assert len(text.splitlines()) < 50
@@ -105,6 +113,9 @@ WRONG: dict[str, tuple[dict[str, list[Any]], str]] = {
     ),
     "both": ({"a": [*whole], "b": [Slice("0.bias", 0, ((0, 3),))]}, "is in both 'a' and 'b'"),
     "missing": ({"a": ["0.weight"]}, "no group holds 0.bias"),
+    "axis": ({"a": [Slice("0.weight", -1, ((0, 2),)), "0.bias"]}, "axis=-1 .* must be from 0 to 1"),
+    "nothing": ({"a": [Slice("0.weight", 0, ((1, 1),)), "0.bias"]}, "0 <= start < stop <= 3"),
+    "beyond": ({"a": [Slice("0.weight", 0, ((0, 4),)), "0.bias"]}, "0 <= start < stop <= 3"),
 }
 
 
