@@ -105,9 +105,11 @@ def test_training_goes_down(build: Callable[[], nn.Module], direction: str, devi
 
 @pytest.mark.cuda
 @needs_cuda
-def test_a_step_between_updates_does_not_wait_for_the_device() -> None:
+@pytest.mark.parametrize("partition", ["per_tensor", "per_channel"])
+def test_a_step_between_updates_does_not_wait_for_the_device(partition: str) -> None:
     model, inputs, targets = task(dense, "cuda", torch.float32)
-    optimizer = GroupedNewton(model, F.cross_entropy, period=10)
+    options = {} if partition == "per_tensor" else {"matrix": "gauss_newton", "solver": "ridge"}
+    optimizer = GroupedNewton(model, F.cross_entropy, partition, period=10, **options)
     try:
         for step in range(20):
             optimizer.zero_grad()

@@ -104,7 +104,7 @@ def _effective_slices(
     """:func:`_effective` where groups are slices: a rate is a tensor that is broadcast over its parameter."""
     count = len(directions)
     device = grouping.parameters[0].device
-    damped = torch.as_tensor(plan.rates, dtype=torch.float64).to(device)
+    damped = torch.as_tensor(plan.rates, dtype=torch.float64).to(device, non_blocking=True)
     rates: list[Sequence[Any]] = []
     total = torch.zeros((), dtype=torch.float64, device=device)
     for j, direction in enumerate(directions):
