@@ -84,6 +84,6 @@ def check_carried(partition: Partition, what: str) -> None:
     if partition.sliced and len(partition) > MOST_BY_TANGENTS:
         raise InputError(
             f"summary: {what} of {len(partition):,} groups, some of them slices of tensors: must be at most "
-            f"{MOST_BY_TANGENTS}; take the Gauss–Newton or the Fisher matrix without third derivatives "
-            "(optimizer.curvature.matrix=gauss_newton optimizer.solver=ridge)"
+            f"{MOST_BY_TANGENTS}; more take the Gauss–Newton or the Fisher matrix without third derivatives "
+            "(gnewton train optimizer.curvature.matrix=gauss_newton optimizer.solver=ridge)"
         )

@@ -1,4 +1,4 @@
-"""The result: derivatives of the loss along a direction, group by group, with their rounding errors.
+"""The result: derivatives along a direction, group by group, with their rounding errors, and their table.
 
 An inner product ⟨a, b⟩ of n entries has an error of a small multiple of unit · ‖a‖ ‖b‖, where ``unit`` is the
 relative rounding error of a number (docs/engine.md, "Rounding"). The errors of the entries of an adjoint have
@@ -175,15 +175,12 @@ class Summary:
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each group: gradient, curvature, third and the noise of each."""
-
         return group_frame(self.parts(), self.names)
 
     def __repr__(self) -> str:
-
         return as_text(title(len(self), float(self.loss)), self.to_frame())
 
     def _repr_html_(self) -> str:
-
         return as_html(title(len(self), float(self.loss)), self.to_frame())
 
 

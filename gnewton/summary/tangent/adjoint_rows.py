@@ -105,8 +105,10 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
 def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, float]:
     """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs.
 
-    No backward pass leads through a step that parameters alone enter, such as the first layer. The tangents
-    form every slice of a parameter and its product with the gradient: three passes over its entries.
+    With slices, the tangents form every slice of a parameter and its product with the gradient, in three
+    passes over its entries, and the rows are not charged for steps that no backward pass leads through: those that
+    parameters alone enter, such as the first layer, and views. Without slices these count: tangents are then
+    preferred where both ways are close, since they also take losses that are convex only on average.
     """
     steps = plan.program.steps
     started: list[frozenset[int]] = [frozenset()] * len(steps)
@@ -122,11 +124,11 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
         if not step.active or i not in model or step.op is None:
             continue
         started[i] = frozenset().union(*(started[j] for j in step.reads))
-        if step.output is not None or plan.rules[i].view:
+        if step.output is not None or (plan.slicing and plan.rules[i].view):
             continue
         size = float(_work(plan, i))
         by_tangents += size * len(started[i])
-        if any(steps[j].active and j not in own for j in step.reads):
+        if not plan.slicing or any(steps[j].active and j not in own for j in step.reads):
             by_rows += size * columns
         if i in entering:
             by_rows += size
