@@ -1,13 +1,9 @@
-"""The base of the optimizers of this package: bound to one model, with batches to measure curvature on.
-
-Beside it stand the weights of a schedule-free optimizer while its model is evaluated.
-"""
+"""The base of the optimizers of this package: bound to one model, with batches to measure curvature on."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -194,24 +190,3 @@ class CurvatureBatches:
         self._iterator = None
         if position is not None and hasattr(self._source, "position"):
             self._source.position = position  # type: ignore[union-attr]
-
-
-@contextmanager
-def schedule_free_average(optimizer: Any) -> Iterator[None]:
-    """Within the block the parameters of a schedule-free optimizer are its average x.
-
-    Its own ``train()`` returns to y up to rounding, so that a run would depend on when it was evaluated: the
-    parameters are put back as they were, bit for bit.
-
-    Args:
-        optimizer: of the package schedulefree.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = [p.detach().clone() for p in parameters]
-    optimizer.eval()
-    try:
-        yield
-    finally:
-        optimizer.train()
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, kept)

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -145,9 +145,7 @@ class ScheduleFree(RivalRecipe):
 
     def evaluating(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
         """Within the block the parameters are the average x."""
-        from gnewton.optim.bound_optimizer import schedule_free_average
-
-        return schedule_free_average(optimizer)
+        return _at_average(optimizer)
 
 
 @OPTIMIZERS.register("soap")
@@ -182,3 +180,26 @@ class Soap(RivalRecipe):
             "max_precondition_dim": self.max_size,
             "precondition_1d": self.vectors,
         }
+
+
+@contextmanager
+def _at_average(optimizer: Any) -> Iterator[None]:
+    """Within the block the parameters of a schedule-free optimizer are its average x.
+
+    Its own ``train()`` returns to y up to rounding, so that a run would depend on when it was evaluated: the
+    parameters are put back as they were, bit for bit.
+
+    Args:
+        optimizer: of the package schedulefree.
+    """
+    import torch
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [p.detach().clone() for p in parameters]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, kept)
