@@ -1,4 +1,4 @@
-"""Partitions: the parameters of a model split into a few disjoint, covering groups."""
+"""Partitions: the parameters of a model split into disjoint, covering groups."""
 
 from gnewton.partition.choice import PartitionChoice, chosen_partition
 from gnewton.partition.groups import Partition

@@ -74,7 +74,7 @@ class Partition:
             InputError: as for :meth:`from_names`, and for slices that overlap or leave a gap.
         """
         claims, shapes = _Claims(model), trainable_shapes(model)
-        members: list[Group] = []
+        members = []
         for position, (label, entries) in enumerate(groups.items()):
             pieces = tuple(entry for entry in entries if isinstance(entry, Slice))
             names = [entry for entry in entries if isinstance(entry, str)]

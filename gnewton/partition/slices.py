@@ -107,7 +107,8 @@ def check_slice(piece: Slice, shape: tuple[int, ...]) -> None:
     """
     if not 0 <= piece.axis < len(shape):
         raise InputError(
-            f"partition: axis={piece.axis} of a slice of '{piece.parameter}': must be from 0 to {len(shape) - 1}"
+            f"partition: axis={piece.axis} of a slice of '{piece.parameter}': must be from 0 to "
+            f"{len(shape) - 1}"
         )
     if not len(piece) or not all(0 <= a < b <= shape[piece.axis] for a, b in piece.ranges):
         raise InputError(

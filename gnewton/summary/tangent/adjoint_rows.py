@@ -106,9 +106,9 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
     """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs.
 
     With slices, the tangents form every slice of a parameter and its product with the gradient, in three
-    passes over its entries, and the rows are not charged for steps that no backward pass leads through: those that
-    parameters alone enter, such as the first layer, and views. Without slices these count: tangents are then
-    preferred where both ways are close, since they also take losses that are convex only on average.
+    passes over its entries, and the rows are not charged for steps that no backward pass leads through: those
+    that parameters alone enter, such as the first layer, and views. Without slices these count: tangents are
+    then preferred where both ways are close, since they also take losses that are convex only on average.
     """
     steps = plan.program.steps
     started: list[frozenset[int]] = [frozenset()] * len(steps)
