@@ -87,8 +87,8 @@ def _proposed(point: Point) -> tuple[dict[str, Tensor], dict[str, float]]:
     factory = recipe.proposal(point.problem)
     if factory is None:
         raise InputError(
-            f"inspect: --direction={OPTIMIZER}: optimizer={recipe.name} has no direction that is known, "
-            f"or several; use {GRADIENT}"
+            f"inspect: --direction={OPTIMIZER}: optimizer={recipe.name} has no direction that is known; "
+            f"use {GRADIENT}"
         )
     order = [name for name, p in point.model.named_parameters() if p.requires_grad]
     if partition is not None:

@@ -180,11 +180,7 @@ def test_a_function_without_data(inspected):
         (["--direction=x"], "argument --direction: invalid choice: 'x'"),
         (
             ["optimizer=lbfgs", "--direction=optimizer"],
-            "optimizer=lbfgs has no direction that is known, or several",
-        ),
-        (
-            ["optimizer/direction=pair", "--direction=optimizer"],
-            "optimizer=grouped_newton has no direction that is known, or several",
+            "optimizer=lbfgs has no direction that is known; use gradient",
         ),
     ],
 )
