@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from gnewton.backend import missing
+from gnewton.backend import compiler_failure
 from gnewton.errors import InputError, Interrupted
 from gnewton.runfiles import LAST, PREVIOUS
 from gnewton.training.checkpoint import load_checkpoint
@@ -129,7 +129,7 @@ def test_interrupted_within_an_epoch(name, uninterrupted, broken_off, resumed, m
 
 @pytest.mark.slow
 def test_interrupted_with_compiled_summaries(uninterrupted, broken_off, resumed, monkeypatch):
-    if reason := missing(torch.device("cpu")):
+    if reason := compiler_failure(torch.device("cpu")):
         pytest.skip(reason)
     overrides = (*RUNS["grouped_newton"], "optimizer.curvature.engine=compiled")
     reference = uninterrupted(overrides)

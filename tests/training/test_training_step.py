@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnewton.backend import missing
+from gnewton.backend import compiler_failure
 from gnewton.experiment.prepare import prepare
 from gnewton.experiment.run import run as run_experiment
 from gnewton.tasks import Classification
@@ -156,7 +156,7 @@ def test_runs_through_the_compiler_are_the_same_runs(
 
 @pytest.mark.slow
 def test_the_real_compiler_gives_the_same_steps(run: Callable[..., Any]) -> None:
-    if reason := missing(torch.device("cpu")):
+    if reason := compiler_failure(torch.device("cpu")):
         pytest.skip(reason)
     common = ["optimizer=sgd", *SMALL_BASELINE, "trainer.epochs=2"]
     plain, through = run(common), run([*common, "trainer.compile=true"])

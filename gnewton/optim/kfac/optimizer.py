@@ -65,7 +65,8 @@ class KFAC(BoundOptimizer):
         inverse_period: T_inv, number of steps between two updates of the inverses, >= 1.
         fisher: "true" draws labels from the model's own predictions, "empirical" takes the gradients of the
             loss itself, which must then be a mean over samples (in pieces: weighted by their share).
-        likelihood: the loss of the training: "categorical" (cross-entropy), "gaussian" (mean
+        likelihood: the loss of the training: "categorical" (cross-entropy), "categorical_last" (with
+            the classes along the last axis), "gaussian" (mean
             squared error), "bernoulli" (binary cross-entropy with logits), or a function that draws
             (:mod:`gnewton.optim.kfac.likelihoods`). Not used by the empirical Fisher.
         preconditioner: "inverse" as above, "eigen" (λ added to the products of eigenvalues) or "ekfac".

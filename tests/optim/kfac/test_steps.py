@@ -382,7 +382,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "statistics_period": ({"statistics_period": 0}, "statistics_period=0: must be an integer >= 1"),
     "inverse_period": ({"inverse_period": 1.5}, "inverse_period=1.5: must be an integer >= 1"),
     "fisher": ({"fisher": "exact"}, "fisher=exact: must be one of true, empirical"),
-    "likelihood": ({"likelihood": "poisson"}, "likelihood=poisson: must be one of categorical, categorical_last, gaussian"),
+    "likelihood": (
+        {"likelihood": "poisson"},
+        "likelihood=poisson: must be one of categorical, categorical_last, gaussian",
+    ),
     "preconditioner": ({"preconditioner": "lu"}, "preconditioner=lu: must be one of inverse, eigen, ekfac"),
     "start": ({"start": "zero"}, "start=zero: must be one of first, identity"),
     "scaling": ({"scaling": "none"}, "scaling=none: must be one of standard, reference"),
