@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="inject only kinds whose name holds this text")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments, places and values")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a fork does not inherit the threads that a parallel loop would wait for
     print(f"gnewton {gnewton.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     print("\n| fault | injected | survived | seconds |\n|---|---|---|---|", flush=True)
     failures: list[str] = []
