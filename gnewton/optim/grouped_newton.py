@@ -432,7 +432,7 @@ class GroupedNewton(BoundOptimizer):
 
     def _lr(self) -> list[float]:
         """λ_1 of each entry, before the controller, the safeguard and the end of the run."""
-        count = len(self._names) // len(self.param_groups)
+        count = len(self.partition) * len(self._directions.labels) // len(self.param_groups)
         return [lr for group in self.param_groups for lr in [float(group["lr"])] * count]
 
     def _scale(self) -> float:

@@ -123,7 +123,7 @@ class Measurer:
             for j in range(len(labels))
         ]
         self.names = (partition or grouping.partition).names
-        self._places = torch.tensor(places(len(grouping.partition), len(labels), shared))
+        self._places = torch.tensor(list(numbered(grouping.partition, labels, shared).values()))
         self._shared = shared
         self.sign = -1.0 if objective.maximize else 1.0
         self._summarizer = Summarizer(
@@ -167,8 +167,8 @@ class Measurer:
         norms = torch.stack([self._grouping.norms(u) for u in directions], 1)
         lengths = norms.flatten()
         if self._shared:
-            gradient, hessian, third, gradient_noise, hessian_noise = self._placed(
-                gradient, hessian, third, gradient_noise, hessian_noise
+            gradient, hessian, third, gradient_noise, hessian_noise = map(
+                self._placed, (gradient, hessian, third, gradient_noise, hessian_noise)
             )
             norms = norms.clone()
             for j in self._shared:
@@ -213,22 +213,13 @@ class Measurer:
         total, weight = sum_over_processes([loss * count, torch.full_like(loss, count)])
         return self.sign * float(total / weight)
 
-    def _placed(
-        self, gradient: Tensor, hessian: Tensor, third: Tensor, gradient_noise: Tensor, hessian_noise: Tensor
-    ) -> list[Tensor]:
-        """The numbers of a summary at their places among the R entries, zeros elsewhere."""
+    def _placed(self, numbers: Tensor) -> Tensor:
+        """A vector or matrix of a summary with its numbers at their places among the R entries, else zero."""
         size = len(self._grouping.partition) * len(self._names)
-        at = self._places.to(gradient.device)
-        vectors = [
-            vector.new_zeros(size).index_copy(0, at, vector)
-            for vector in (gradient, third, gradient_noise, hessian_noise)
-        ]
-        if hessian.dim() == 1:
-            matrix = hessian.new_zeros(size).index_copy(0, at, hessian)
-        else:
-            matrix = hessian.new_zeros(size, size)
-            matrix[at.unsqueeze(1), at] = hessian
-        return [vectors[0], matrix, *vectors[1:]]
+        at = self._places.to(numbers.device)
+        placed = numbers.new_zeros([size] * numbers.dim())
+        placed[(at,) if numbers.dim() == 1 else (at.unsqueeze(1), at)] = numbers
+        return placed
 
     def _generator(self, seed: int) -> torch.Generator | None:
         if self._summarizer.curvature != "fisher":
@@ -301,37 +292,38 @@ class Stack(Carrier):
 
         A copy in ``shared`` is one group, ``all:label``, among those of the first group.
         """
-        names, groups = entries(partition, labels), list(partition)
+        groups = list(partition)
 
-        def pair(s: int, j: int) -> Group:
+        def pair(name: str, s: int, j: int) -> Group:
             if j in shared:
-                whole = dict.fromkeys(name for group in partition for name in group.touched)
-                copies = tuple(self.name(name, j) for name in whole)
-                return Group(f"all:{labels[j]}", copies, sum(group.size for group in partition))
+                whole = dict.fromkeys(parameter for group in groups for parameter in group.touched)
+                copies = tuple(self.name(parameter, j) for parameter in whole)
+                return Group(name, copies, sum(group.size for group in groups))
             group = groups[s]
             return Group(
-                names[s * len(labels) + j],
+                name,
                 tuple(self.name(p, j) for p in group.parameters),
                 group.size,
                 tuple(replace(part, parameter=self.name(part.parameter, j)) for part in group.slices),
             )
 
-        pairs = [divmod(place, len(labels)) for place in places(len(partition), len(labels), shared)]
-        return Partition(pair(s, j) for s, j in pairs)
-
-
-def places(groups: int, directions: int, shared: tuple[int, ...]) -> list[int]:
-    """The entries (s, j) that have a number of their own: of a shared direction, that of the first group."""
-    return [s * directions + j for s in range(groups) for j in range(directions) if s == 0 or j not in shared]
+        pairs = numbered(partition, labels, shared).items()
+        return Partition(pair(name, *divmod(place, len(labels))) for name, place in pairs)
 
 
 def numbered(partition: Partition, labels: tuple[str, ...], shared: tuple[int, ...]) -> dict[str, int]:
-    """The places of the entries that have a number of their own, by name; a shared one is ``all:label``."""
-    names, count = entries(partition, labels), len(labels)
-    return {
-        f"all:{labels[place % count]}" if place % count in shared else names[place]: place
-        for place in places(len(partition), count, shared)
-    }
+    """The places of the entries that have a number of their own, by name.
+
+    Of a shared direction that is the entry of the first group, called ``all:label``.
+    """
+    numbers = {}
+    for place, name in enumerate(entries(partition, labels)):
+        s, j = divmod(place, len(labels))
+        if j not in shared:
+            numbers[name] = place
+        elif s == 0:
+            numbers[f"all:{labels[j]}"] = place
+    return numbers
 
 
 def entries(partition: Partition, labels: tuple[str, ...]) -> tuple[str, ...]:
