@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +128,10 @@ class Plan:
                         f"{option} {name}: must be one of {allowed}{did_you_mean(name, known[option])}"
                     )
         methods = [*methods, self.reference] if methods else []
-        return Plan(
-            {task: value for task, value in self.tasks.items() if not tasks or task in tasks},
-            tuple(method for method in self.methods if not methods or method.name in methods),
-            self.reference,
-            self.common,
-            self.search_seed,
-            self.seeds,
+        return replace(
+            self,
+            tasks={task: value for task, value in self.tasks.items() if not tasks or task in tasks},
+            methods=tuple(method for method in self.methods if not methods or method.name in methods),
         )
 
     def search(self) -> list[Trial]:

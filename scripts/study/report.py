@@ -13,7 +13,9 @@ import pandas as pd
 import torch
 
 import gnewton
+from gnewton.report.plots.comparison_plots import profile_figure
 from gnewton.report.plots.style import figure, legend_below, looks, save, title
+from gnewton.report.studies import Profile
 from scripts.study.plan import Plan
 from scripts.study.results import final_loss, geometric_mean, ratios, trailing_loss
 from scripts.study.stages import Outcome
@@ -114,21 +116,8 @@ def _curves(stem: Path, plan: Plan, finals: Sequence[Outcome]) -> None:
 
 def _profile(stem: Path, plan: Plan, results: pd.DataFrame) -> None:
     """The share of tasks on which a method ends within a factor of the least loss (Dolan and Moré, 2002)."""
-    losses = results.pivot_table(
-        index="task", columns="method", values="train_loss", sort=False, dropna=False
-    )
-    relative = losses.div(losses.min(axis=1), axis=0)
-    canvas, axes = figure(1, 1, width=5.5, height=3.6)
-    axis = np.asarray(axes).flat[0]
-    factors = np.geomspace(1, 16, 400)
-    names = [method.name for method in plan.methods]
-    handles = [
-        axis.plot(factors, [(relative[name] <= factor).mean() for factor in factors], **style)[0]
-        for name, style in zip(names, looks(len(names)), strict=True)
-    ]
-    axis.set_xscale("log", base=2)
-    axis.set_ylim(-0.03, 1.05)
-    axis.set_xlabel("factor to the least final training loss")
-    axis.set_ylabel("share of tasks")
-    legend_below(canvas, handles, names)
+    losses = results.pivot(index="task", columns="method", values="train_loss")
+    losses = losses[[method.name for method in plan.methods]]
+    canvas = profile_figure([Profile("train_loss", losses.div(losses.min(axis=1), axis=0))])
+    assert canvas is not None
     save(canvas, stem)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gnewton.cli.composer import Composer
 from gnewton.experiment.overrides import parse_overrides
 from gnewton.report.runs import Run, read_run
 from gnewton.runfiles import DIVERGED, FAILED
-from gnewton.sweep.manifest import NAME, Manifest
+from gnewton.sweep.manifest import NAME, JobEnd, Manifest
 from gnewton.sweep.runner import Orders, SweepFailed, locked, run_sweep
 from scripts.study.plan import Trial
 
@@ -59,16 +60,11 @@ def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) ->
         manifest = Manifest.load(folder) if (folder / NAME).is_file() else Manifest(folder)
         manifest.add(jobs.values())
         try:
-            run_sweep(manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=_say))
+            run_sweep(manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=partial(print, flush=True)))
         except SweepFailed as error:  # a failed run is a result too
             print(error, flush=True)
-    return [_outcome(manifest, trial, jobs[trial].digest) for trial in trials]
+    return [_outcome(trial, manifest.of(jobs[trial]).end) for trial in trials]
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _outcome(manifest: Manifest, trial: Trial, digest: str) -> Outcome:
-    end = next(entry.end for entry in manifest.entries if entry.job.digest == digest)
+def _outcome(trial: Trial, end: JobEnd) -> Outcome:
     return Outcome(trial, end.status, None if end.folder is None else read_run(end.folder))

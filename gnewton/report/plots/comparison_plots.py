@@ -21,7 +21,13 @@ from gnewton.report.studies import Profile, Sensitivity, find_profile, find_sens
 
 _LOST_HEIGHT = 0.97  # where diverged runs are marked, as a share of the height of the axes
 
-_NAMES = {"target_seconds": "training seconds", "target_steps": "steps", "target_epochs": "epochs"}
+_COSTS = {
+    "target_seconds": ("fewest", "training seconds"),
+    "target_steps": ("fewest", "steps"),
+    "target_epochs": ("fewest", "epochs"),
+    "train_loss": ("least", "final training loss"),
+}
+"""What a profile compares, in words: the best of it, and its name."""
 
 
 def sensitivity_figure(metric: str, methods: Sequence[Sensitivity]) -> Figure | None:
@@ -119,10 +125,11 @@ def profile_figure(profiles: Sequence[Profile]) -> Figure | None:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_xlim(1, profile.end)
         axis.set_ylim(-0.03, 1.05)
-        axis.set_xlabel("factor τ to the fewest " + _NAMES[profile.measure])
+        best, cost = _COSTS[profile.measure]
+        axis.set_xlabel(f"factor τ to the {best} {cost}")
         axis.set_ylabel("share of instances")
         count = len(profile.ratios)
-        title(axis, f"{_NAMES[profile.measure]}, {count} instance{'s' if count != 1 else ''}")
+        title(axis, f"{cost}, {count} instance{'s' if count != 1 else ''}")
     legend_below(canvas, handles, solvers)
     return canvas
 
