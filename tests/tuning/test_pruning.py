@@ -69,17 +69,6 @@ def test_a_trial_that_ties_with_the_median_goes_on():
     assert not patience.is_over(settings)
 
 
-@pytest.fixture
-def search(tmp_path):
-    """search() -> the folder of the only search."""
-
-    def found():
-        (folder,) = (tmp_path / "outputs" / "tune").iterdir()
-        return folder
-
-    return found
-
-
 ARGUMENTS = [
     "tune",
     "optimizer=sgd",

@@ -10,17 +10,6 @@ from tests.sweep.conftest import until
 SMALL = ["optimizer=sgd,grouped_newton", "tune.trials=3", "tune.repeats=2", "trainer.max_steps=10"]
 
 
-@pytest.fixture
-def search(tmp_path):
-    """search() -> the folder of the only search."""
-
-    def found():
-        (folder,) = (tmp_path / "outputs" / "tune").iterdir()
-        return folder
-
-    return found
-
-
 def _trials(folder):
     return pd.read_csv(folder / "trials.csv")
 
