@@ -1,6 +1,7 @@
 """What a training step of each optimizer costs, in steps of SGD (docs/performance.md).
 
     python scripts/bench/step.py [--only mlp,lenet] [--optimizers kfac] [--repeats 5] [--threads 1]
+    python scripts/bench/step.py --optimizers "grouped_newton optimizer/direction=pair"
 
 Every optimizer is the one that ``optimizer=NAME`` chooses, on its own copy of the network; those that take
 the whole training set per step are left out. They take turns in one process, a few steps each. Steps of one
@@ -146,23 +147,25 @@ def frequencies(periods: dict[str, int]) -> dict[str, float]:
     return {**shares, PLAIN: 1 - sum(shares.values())}
 
 
-def recipes(wanted: set[str], *, compiled: bool) -> dict[str, OptimizerRecipe]:
+def recipes(wanted: list[str], *, compiled: bool) -> dict[str, OptimizerRecipe]:
     """The chosen optimizers, SGD before all others, with the options that their files give them.
 
     Args:
-        wanted: names; empty: all.
+        wanted: names, each followed by the overrides that it has, if any, after spaces; empty: all names.
         compiled: whether to add each GroupedNewton once more, with compiled summaries.
     """
     register_schemas()
     names = [choice.name for choice in config_groups()["optimizer"]]
-    unknown = wanted - set(names)
+    unknown = {entry.split()[0] for entry in wanted} - set(names)
     if unknown:
         raise SystemExit(f"--optimizers={','.join(sorted(unknown))}: must be some of {', '.join(names)}")
     found = {}
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        for name in ["sgd", *(name for name in names if name != "sgd")]:
-            recipe = settings_from(compose("config", overrides=[f"optimizer={name}"])).optimizer
-            if name == "sgd" or (name in wanted if wanted else not recipe.full_batch):
+        others = sorted(wanted or names, key=lambda entry: names.index(entry.split()[0]))
+        for name in ["sgd", *(entry for entry in others if entry != "sgd")]:
+            overrides = f"optimizer={name}".split()
+            recipe = settings_from(compose("config", overrides=overrides)).optimizer
+            if wanted or not recipe.full_batch:
                 found[name] = recipe
                 if compiled and isinstance(recipe, GroupedNewtonRecipe):
                     engine = replace(recipe.curvature, engine="compiled")
@@ -214,7 +217,9 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="networks, comma-separated")
     parser.add_argument(
-        "--optimizers", default="", help="choices of optimizer=, comma-separated; SGD is always there"
+        "--optimizers",
+        default="",
+        help="choices of optimizer=, comma-separated, each with overrides after spaces; SGD is always there",
     )
     parser.add_argument("--compiled", action="store_true", help="GroupedNewton with compiled summaries too")
     parser.add_argument("--device", default="cpu")
@@ -232,7 +237,7 @@ def main() -> None:
     device = torch.device(options.device)
     if options.cpu_time and (device.type != "cpu" or torch.get_num_threads() > 1):
         raise SystemExit("--cpu-time: needs --device cpu --threads 1")
-    chosen = recipes(set(filter(None, options.optimizers.split(","))), compiled=options.compiled)
+    chosen = recipes(list(filter(None, options.optimizers.split(","))), compiled=options.compiled)
     rows = []
     print(HEADER)
     for case in NETWORKS:
