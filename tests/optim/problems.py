@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton.optim.controllers import Constant
@@ -49,6 +51,20 @@ def classification(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     inputs = torch.randn(count, 4, generator=generator, dtype=torch.float64)
     teacher = torch.randn(4, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     return inputs, (inputs @ teacher).argmax(1)
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Any,
+    loss_fn: Callable[..., Tensor] = F.cross_entropy,
+) -> float:
+    """One training step on a batch, which is that of the summary as well; the loss before it."""
+    optimizer.zero_grad()
+    loss = loss_fn(model(batch[0]), batch[1])
+    loss.backward()
+    optimizer.step(batch=batch)  # type: ignore[call-arg]
+    return float(loss.detach())
 
 
 class Stream:

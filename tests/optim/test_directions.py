@@ -18,7 +18,7 @@ from gnewton.optim.averaging import NoAveraging
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer, Objective, Stack
 from gnewton.summary import Summarizer
-from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, tanh_net, value
+from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, take_step, tanh_net, value
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
@@ -192,12 +192,6 @@ def test_coupled_weight_decay_enters_every_entry() -> None:
     zero = torch.zeros(4, dtype=torch.float64)
     torch.testing.assert_close(found.gradient - plain.gradient, torch.func.grad(regular)(zero))
     torch.testing.assert_close(found.hessian - plain.hessian, torch.func.hessian(regular)(zero))
-
-
-def take_step(model: nn.Module, optimizer: GroupedNewton, batch: Any, loss_fn: Any) -> None:
-    optimizer.zero_grad()
-    loss_fn(model(batch[0]), batch[1]).backward()
-    optimizer.step(batch=batch)
 
 
 def test_gradient_and_last_step_with_one_group_are_conjugate_gradients() -> None:

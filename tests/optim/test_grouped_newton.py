@@ -28,7 +28,7 @@ from gnewton.optim.grouped_newton import ANNEALED, annealed
 from gnewton.optim.options import OPTIMIZERS
 from gnewton.optim.options.components import TrapezoidSchedule
 from gnewton.optim.rate_rule import RateUpdate
-from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, tanh_net, value
+from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, take_step, tanh_net, value
 from tests.recipes import recipe
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)
@@ -47,16 +47,6 @@ BARE: dict[str, Any] = {
 }
 PLAIN: dict[str, Any] = {"shrinkage": 0.0, "proximal": 0.0, "averaging": NoAveraging(), "warmup": 0}
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
-
-
-def take_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, loss_fn: Callable[..., Tensor]
-) -> float:
-    optimizer.zero_grad()
-    loss = loss_fn(model(batch[0]), batch[1])
-    loss.backward()
-    optimizer.step(batch=batch)  # type: ignore[call-arg]
-    return float(loss.detach())
 
 
 def flat(model: nn.Module) -> Tensor:

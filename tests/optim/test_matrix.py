@@ -13,6 +13,7 @@ from gnewton import GroupedNewton
 from gnewton.errors import InputError
 from gnewton.optim.hyperparameters import MATRICES
 from gnewton.summary import cut, summarize
+from tests.optim.problems import take_step
 
 
 def problem() -> tuple[nn.Module, Tensor, Tensor]:
@@ -34,9 +35,7 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step(batch=(inputs, targets))
+        take_step(model, optimizer, (inputs, targets))
     return model, updates, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 

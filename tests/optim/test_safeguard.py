@@ -19,17 +19,11 @@ from gnewton.optim.controllers import Constant
 from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.safeguard import FALL, WINDOW, Safeguard
 from gnewton.summary.result import SummaryError
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import classification, take_step, tanh_net
 
 
 def flat(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def take_step(model: nn.Module, optimizer: GroupedNewton, batch: Any) -> None:
-    optimizer.zero_grad()
-    F.cross_entropy(model(batch[0]), batch[1]).backward()
-    optimizer.step(batch=batch)
 
 
 # --- the band ----------------------------------------

@@ -17,7 +17,7 @@ from gnewton.optim.controllers import Constant
 from gnewton.optim.directions import Shared
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer, Objective
-from tests.optim.problems import EXACT, classification, tanh_net
+from tests.optim.problems import EXACT, classification, take_step, tanh_net
 from tests.optim.test_directions import directions
 
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -113,9 +113,7 @@ def test_every_group_has_the_shared_rate_and_a_resumed_training_is_the_same() ->
 
     def train(network: Any, method: Any, steps: int) -> None:
         for _ in range(steps):
-            method.zero_grad()
-            F.cross_entropy(network(inputs), targets).backward()
-            method.step(batch=(inputs, targets))
+            take_step(network, method, (inputs, targets))
 
     train(model, optimizer, 5)
     by_group = [group["rate"] for group in optimizer.param_groups]

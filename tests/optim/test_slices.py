@@ -14,6 +14,7 @@ from gnewton.errors import InputError
 from gnewton.optim.finite_step import Plan, take
 from gnewton.optim.grouping import Grouping
 from gnewton.partition import Slice
+from tests.optim.problems import take_step
 
 
 def problem(width: int = 6) -> tuple[nn.Module, Tensor, Tensor]:
@@ -32,9 +33,7 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step(batch=(inputs, targets))
+        take_step(model, optimizer, (inputs, targets))
     return model, optimizer, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
