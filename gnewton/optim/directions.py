@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnewton.arguments import shown
 from gnewton.errors import InputError
 from gnewton.optim.inner_optimizers import CompositeOptimizer
+from gnewton.optim.kfac.direction import watching
 from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
 from gnewton.options import did_you_mean
 
@@ -105,24 +106,32 @@ PAIR: dict[str, DirectionFactory] = {"gradient": Shared(NAMED["gradient"]), "ada
 a rate of each group for Adam's step (docs/results/directions.md)."""
 
 DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
-"""A name, "pair" for :data:`PAIR`, a factory, or a mapping from labels to names or factories."""
+"""A name, "pair" for :data:`PAIR`, "kfac" for K-FAC's step (:mod:`gnewton.optim.kfac.direction`), a factory, or
+a mapping from labels to names or factories."""
 
 
-def chosen_directions(choice: DirectionChoice) -> dict[str, DirectionFactory]:
+def chosen_directions(
+    choice: DirectionChoice, model: nn.Module, loss_fn: Callable[..., Any]
+) -> dict[str, DirectionFactory]:
     """The factories that ``choice`` names, by label; a single one has the empty label.
+
+    Args:
+        choice: what is to be built.
+        model, loss_fn: for a direction that watches the network.
 
     Raises:
         InputError: for an unknown name, an optimizer instead of a factory, or any other object.
     """
+    known = {**NAMED, "kfac": watching(model, loss_fn)}
     if choice == "pair":
         return dict(PAIR)
     if not isinstance(choice, Mapping):
         if isinstance(choice, Shared):
             raise InputError("direction: a shared one needs another beside it; or choose partition=single")
-        return {"": _factory("direction", choice)}
+        return {"": _factory("direction", choice, known)}
     if not choice:
         raise InputError("direction: the mapping is empty; at least one direction is needed")
-    factories = {label: _factory(f"direction['{label}']", member) for label, member in choice.items()}
+    factories = {label: _factory(f"direction['{label}']", member, known) for label, member in choice.items()}
     if all(isinstance(factory, Shared) for factory in factories.values()):
         raise InputError("direction: one at least must not be shared, so that every group has a rate")
     return factories
@@ -147,16 +156,15 @@ def check_factory(argument: str, choice: Any) -> None:
         )
 
 
-def _factory(argument: str, choice: Any) -> DirectionFactory:
+def _factory(argument: str, choice: Any, known: Mapping[str, DirectionFactory]) -> DirectionFactory:
     if isinstance(choice, str):
-        if choice not in NAMED:
-            names = [*NAMED, "pair"]
-            kfac = "; pass lambda named: KFAC(model, params=named)" if choice == "kfac" else ""
+        if choice not in known:
+            names = [*known, "pair"]
             raise InputError(
                 f"{argument}={choice}: must be one of {', '.join(names)}, or a function from (name, tensor) "
-                f"pairs to an optimizer{kfac or did_you_mean(choice, names)}"
+                f"pairs to an optimizer{did_you_mean(choice, names)}"
             )
-        return NAMED[choice]
+        return known[choice]
     if isinstance(choice, (list, tuple)):
         raise InputError(
             f"{argument}=<{type(choice).__name__}>: several directions are given by name, as in "
@@ -173,6 +181,7 @@ class Directions:
     Args:
         parameters: (name, parameter) pairs whose ``.grad`` feeds the directions.
         choice: a name, a factory, or several of them by label (:data:`DirectionChoice`).
+        model, loss_fn: of the training, for a direction that watches the network.
         maximize: as in :class:`~gnewton.optim.shadow_direction.ShadowDirection`.
 
     Attributes:
@@ -189,10 +198,12 @@ class Directions:
         parameters: Iterable[tuple[str, Tensor]],
         choice: DirectionChoice,
         *,
+        model: nn.Module,
+        loss_fn: Callable[..., Any],
         maximize: bool = False,
     ) -> None:
         named = list(parameters)
-        factories = chosen_directions(choice)
+        factories = chosen_directions(choice, model, loss_fn)
         self.labels = tuple(factories)
         self.shared = tuple(j for j, f in enumerate(factories.values()) if isinstance(f, Shared))
         self.members = [ShadowDirection(named, factory, maximize=maximize) for factory in factories.values()]

@@ -31,7 +31,7 @@ from gnewton.optim.bound_optimizer import (
     saved_part,
 )
 from gnewton.optim.controllers import Controller, Progress
-from gnewton.optim.directions import ADAM, DirectionChoice, Directions
+from gnewton.optim.directions import DirectionChoice, Directions
 from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
 from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
@@ -154,7 +154,7 @@ class GroupedNewton(BoundOptimizer):
         loss_fn: LossFunction,
         partition: PartitionChoice = None,
         *,
-        direction: DirectionChoice = ADAM,
+        direction: DirectionChoice = "pair",
         along: str = "fresh",
         period: int = 10,
         step_size: float = 1.0,
@@ -178,7 +178,7 @@ class GroupedNewton(BoundOptimizer):
         maximize: bool = False,
         on_update: Callable[[RateUpdate], None] | None = None,
     ) -> None:
-        model = unwrapped(model)
+        watched, model = model, unwrapped(model)
         check_loss(loss_fn)
         check_options(
             GroupedNewtonHyperparameters,
@@ -203,7 +203,9 @@ class GroupedNewton(BoundOptimizer):
         if self.partition.sliced:  # torch has no groups of slices
             entries_of_torch = [{"params": list(named.values()), "name": "slices", "rate": 0.0}]
         super().__init__(entries_of_torch, {"lr": step_size})
-        self._directions = Directions(named.items(), direction, maximize=maximize)
+        self._directions = Directions(
+            named.items(), direction, model=watched, loss_fn=loss_fn, maximize=maximize
+        )
         count = len(self._directions.labels)
         self._rule = RateRule(
             len(self.partition) * count,

@@ -18,7 +18,6 @@ import torch
 import yaml
 
 from gnewton import GroupedNewton
-from gnewton.optim.kfac import KFAC
 from scripts.zoo.tasks import TASKS
 
 
@@ -34,9 +33,6 @@ def run(name: str, seed: int, options: dict[str, Any], adam: float | None, steps
         if adam is not None:
             optimizer: Any = torch.optim.Adam(task.model.parameters(), lr=adam)
         else:
-            options = dict(options)
-            if options.get("direction") == "kfac":  # the others go by their names
-                options["direction"] = lambda named: KFAC(task.model, params=named, lr=1.0)
             optimizer = GroupedNewton(task.model, task.loss_fn, **options)
         for _ in range(steps):
             chosen = torch.randperm(len(task.inputs))[: task.batch]

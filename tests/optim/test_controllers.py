@@ -128,7 +128,7 @@ def test_it_is_what_an_optimizer_has_by_default() -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(batch[0]), batch[1]).backward()
         optimizer.step(batch=batch)
-    assert updates[0].step_size == [1.0] * 6
+    assert updates[0].step_size == [1.0] * 7  # six groups and the gradient
     assert updates[-1].step_size[0] == pytest.approx(1.2**6)
 
 
@@ -141,7 +141,7 @@ def test_where_no_summary_is_finite_the_first_radius_is_gone(caplog: pytest.LogC
         return (torch.cdist(outputs, outputs) - torch.cdist(targets, targets)).square().mean()
 
     updates = list[RateUpdate]()
-    optimizer = GroupedNewton(model, loss_fn, on_update=updates.append)
+    optimizer = GroupedNewton(model, loss_fn, direction="adam", on_update=updates.append)
     targets = inputs[:, :2] * 3
     losses = []
     for _ in range(100):

@@ -136,7 +136,7 @@ def _next_update(step: int) -> int:
 def test_rates_that_overflow_a_step_move_nothing() -> None:
     model = tanh_net()
     updates: list[RateUpdate] = []
-    options: dict[str, Any] = {"period": 10, "warmup": 0, "on_update": updates.append}
+    options: dict[str, Any] = {"direction": "adam", "period": 10, "on_update": updates.append}
     optimizer = GroupedNewton(model, F.cross_entropy, **options)
     _step(model, optimizer)
     before = copy.deepcopy(list(model.parameters()))

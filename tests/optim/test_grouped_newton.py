@@ -112,14 +112,15 @@ def test_constant_rates_are_the_inner_optimizer() -> None:
 
 def test_held_rates_stay_until_they_are_released() -> None:
     model, batch, updates = tanh_net(), classification(20), []
-    optimizer = GroupedNewton(model, F.cross_entropy, period=1, on_update=updates.append)
+    options: dict[str, Any] = {"direction": "adam", "period": 1}
+    optimizer = GroupedNewton(model, F.cross_entropy, on_update=updates.append, **options)
     take_step(model, optimizer, batch, F.cross_entropy)
     held = [0.01 * (s + 1) for s in range(len(optimizer.partition))]
     optimizer.hold(held)
     step_size = [group["lr"] * optimizer._controller.step_size for group in optimizer.param_groups]
     for _ in range(3):
         take_step(model, optimizer, batch, F.cross_entropy)
-    twin = GroupedNewton(copy.deepcopy(model), F.cross_entropy, period=1)
+    twin = GroupedNewton(copy.deepcopy(model), F.cross_entropy, **options)
     twin.load_state_dict(optimizer.state_dict())
     expected = [lr * eta for lr, eta in zip(step_size, held, strict=True)]
     assert list(optimizer.rates.values()) == pytest.approx(expected)
@@ -277,8 +278,9 @@ def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixtu
     optimizer = GroupedNewton(model, F.cross_entropy, **options)
     for k in range(8):
         take_step(model, optimizer, classification(20), F.cross_entropy)
-        eta = [group["rate"] for group in optimizer.param_groups]
+        gradient, adam = zip(*(group["rate"] for group in optimizer.param_groups), strict=True)
         factor = 0.5 * min(1.0, 2 * (1 - (k + 1) / 8))  # that of the next step
+        eta = [gradient[0], *adam]
         assert list(optimizer.rates.values()) == pytest.approx([factor * rate for rate in eta], abs=1e-15)
     warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert not warnings
@@ -585,8 +587,10 @@ def test_misuse_is_refused_with_a_reason() -> None:
 def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     chosen = recipe(OPTIMIZERS, "grouped_newton", "grouped_newton")
     optimizer = GroupedNewton(tanh_net(), F.cross_entropy)
-    rule, inner = optimizer._rule, optimizer._directions.members[0].inner.param_groups[0]
-    assert (chosen.direction.name, chosen.averaging.name) == ("adam", "exponential")
+    rule, inner = optimizer._rule, optimizer._directions.members[1].inner.param_groups[0]
+    assert (chosen.direction.name, chosen.averaging.name) == ("pair", "exponential")
+    assert (chosen.direction.first.name, chosen.direction.second.name) == optimizer._directions.labels
+    assert optimizer._directions.shared == ((0,) if chosen.direction.shared else ())
     assert optimizer.defaults["lr"] == chosen.step_size
     assert (optimizer._period, optimizer._warmup) == (chosen.period, chosen.warmup)
     for name in ("internal_damping", "shrinkage", "proximal", "normalise"):
@@ -594,7 +598,7 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     assert rule.negative_rates.value == chosen.negative_rates
     assert isinstance(rule.averaging, ExponentialAveraging)
     assert rule.averaging._coefficient == chosen.averaging.coefficient
-    assert (list(inner["betas"]), inner["eps"]) == (chosen.direction.betas, chosen.direction.eps)
+    assert (list(inner["betas"]), inner["eps"]) == (chosen.direction.second.betas, chosen.direction.second.eps)
     assert chosen.curvature.source == "training"
     assert optimizer._rates.trust is not None
     assert (optimizer._rates.trust.cap, optimizer._safeguard is not None) == (

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.utils._pytree import tree_leaves
 
 from gnewton.backend import world_size
 from gnewton.errors import InputError
@@ -158,14 +159,16 @@ class Capture:
         if not self._calls:
             return
         calls, self._calls = self._calls, []
+        if self._sampler is None:
+            self._pass.samples = _samples(output, args)
+            return
         if not isinstance(output, Tensor) or output.dim() == 0:
             raise InputError(
-                "model: KFAC needs a model that returns one tensor, samples along its first axis"
+                "model: KFAC with fisher=true needs a model that returns one tensor, samples along its first "
+                "axis; fisher=empirical takes any"
             )
-        if not output.requires_grad:
-            return
-        self._pass.samples = len(output)
-        if self._sampler is not None:
+        if output.requires_grad:
+            self._pass.samples = len(output)
             self._propagate(self._sampler, output, calls)
 
     @torch.no_grad()
@@ -210,6 +213,14 @@ class Capture:
         ):
             kept = self._rows[layer] = _Rows(inputs)
             output.grad_fn.register_hook(partial(_keep_rows, kept, places))  # type: ignore[union-attr]
+
+
+def _samples(output: Any, args: Any) -> int:
+    """The length of the first tensor with axes in what the model returned, or took."""
+    for leaf in tree_leaves((output, args)):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return len(leaf)
+    return 1
 
 
 def _keep_rows(kept: _Rows, places: tuple[int | None, int], outgoing: Any, incoming: Any) -> None:

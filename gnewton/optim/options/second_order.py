@@ -223,15 +223,22 @@ class KFACRecipe(_Options, KFACHyperparameters, OptimizerRecipe):
 @DIRECTIONS.register("kfac")
 @dataclass(kw_only=True)
 class KFACDirection(_Options, DirectionRecipe):
-    """K-FAC's step."""
+    """K-FAC's step, and Adam's for the parameters that K-FAC does not treat."""
+
+    largest_factor: int = option(
+        8192, help="most rows of a factor; layers with a larger one are left to Adam", at_least=1
+    )
+    adam_scale: float = option(
+        0.03, help="length of Adam's step beside K-FAC's, as the learning rate of Adam", above=0
+    )
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
-        """KFAC at lr 1 on the run's model."""
-        from gnewton.optim.kfac import KFAC
+        """K-FAC at lr 1 on the layers of the run's model that it treats."""
+        from gnewton.optim.kfac.direction import kfac_direction
 
-        arguments = self.arguments(problem, "optimizer.direction")
-
-        def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-            return KFAC(problem.model, lr=1.0, params=named, **arguments)
-
-        return build
+        return kfac_direction(
+            problem.model,
+            largest_factor=self.largest_factor,
+            adam_scale=self.adam_scale,
+            **self.arguments(problem, "optimizer.direction"),
+        )

@@ -1,0 +1,94 @@
+"""K-FAC's step as a direction for any network: where K-FAC has no factors, Adam's step stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnewton.optim.inner_optimizers import CompositeOptimizer
+from gnewton.optim.kfac.kronecker_blocks import find_layers
+from gnewton.optim.kfac.optimizer import KFAC
+from gnewton.optim.shadow_direction import DirectionFactory
+from gnewton.wrappers import unwrapped
+
+ADAM_SCALE = 0.03
+"""Learning rate of Adam's step beside K-FAC's at 1. Tuned rates of the two lie about thirtyfold apart; with this
+factor one common rate serves both (docs/results/directions.md)."""
+
+LARGEST_FACTOR = 8192
+"""Most rows of a Kronecker factor. A factor of this size takes 256 MiB in float32, and its inverse as much."""
+
+_LIKELIHOODS: dict[Any, str] = {
+    F.cross_entropy: "categorical",
+    nn.CrossEntropyLoss: "categorical",
+    F.mse_loss: "gaussian",
+    nn.MSELoss: "gaussian",
+    F.binary_cross_entropy_with_logits: "bernoulli",
+    nn.BCEWithLogitsLoss: "bernoulli",
+}
+
+
+def likelihood_of(loss_fn: Callable[..., Any]) -> str | None:
+    """The likelihood of a loss of torch (:mod:`gnewton.optim.kfac.likelihoods`); None for any other function.
+
+    A sum in place of the mean has another scale, and thus none of them.
+    """
+    options = loss_fn.keywords if isinstance(loss_fn, partial) else getattr(loss_fn, "__dict__", {})
+    function = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+    key = type(function) if isinstance(function, nn.Module) else function
+    if options.get("reduction", "mean") != "mean" or not callable(key):
+        return None
+    try:
+        return _LIKELIHOODS.get(key)
+    except TypeError:  # a callable without a hash
+        return None
+
+
+def kfac_direction(
+    model: nn.Module, *, largest_factor: int = LARGEST_FACTOR, adam_scale: float = ADAM_SCALE, **options: Any
+) -> DirectionFactory:
+    """K-FAC on the layers that it treats, Adam on the other parameters: norms, embeddings, recurrent cells …
+
+    Args:
+        model: the network, which K-FAC watches by hooks.
+        largest_factor: layers with a larger factor on either side are left to Adam.
+        adam_scale: learning rate of Adam, where that of K-FAC is 1.
+        options: of :class:`~gnewton.optim.kfac.KFAC`, but for ``lr`` and ``params``.
+
+    Returns:
+        A function from (name, tensor) pairs to the optimizer, one of the two where the other has no parameter.
+    """
+
+    def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+        layers = [
+            layer
+            for layer in find_layers(unwrapped(model), [name for name, _ in named])
+            if max(layer.inputs, layer.outputs) <= largest_factor
+        ]
+        treated = {name for layer in layers for name in (layer.weight_name, layer.bias_name)}
+        parts: list[torch.optim.Optimizer] = []
+        if layers:
+            parts.append(KFAC(model, lr=1.0, params=[pair for pair in named if pair[0] in treated], **options))
+        others = [pair for pair in named if pair[0] not in treated]
+        if others:
+            decay = options.get("weight_decay", 0.0) / adam_scale  # as much of θ as K-FAC takes away
+            parts.append(torch.optim.AdamW(others, lr=adam_scale, weight_decay=decay))
+        return parts[0] if len(parts) == 1 else CompositeOptimizer(parts)
+
+    return build
+
+
+def watching(model: nn.Module, loss_fn: Callable[..., Any]) -> DirectionFactory:
+    """:func:`kfac_direction` with the defaults for a loss: labels are drawn if its likelihood is known.
+
+    Of any other loss K-FAC takes the gradients themselves (the empirical Fisher).
+    """
+    likelihood = likelihood_of(loss_fn)
+    if likelihood is None:
+        return kfac_direction(model, fisher="empirical")
+    return kfac_direction(model, likelihood=likelihood)
