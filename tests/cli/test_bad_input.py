@@ -162,6 +162,10 @@ TABLE: list[tuple[str, str]] = [
         "train optimizer/direction=pair optimizer/direction@optimizer.direction.first=pair",
         "optimizer.direction.first.name=pair: must be a single direction",
     ),
+    (
+        "train optimizer.direction.weight_decay=-1",
+        "optimizer.direction.weight_decay=-1.0: must be a finite number >= 0",
+    ),
     ("train optimizer/controller=progres", "did you mean 'progress'?"),
     ("train optimizer/controller=overshoot", "must be one of constant, progress, rising"),
     ("train optimizer=outer_newton", "optimizer=outer_newton: must be one of "),

@@ -142,7 +142,8 @@ def test_metrics_make_sense(folder):
 
 def test_rates_are_updates_times_groups(folder):
     table = pd.read_csv(folder / "rates.csv")
-    groups = ["hidden1.weight", "hidden1.bias", "output.weight", "output.bias"]
+    names = ["hidden1.weight", "hidden1.bias", "output.weight", "output.bias"]
+    groups = ["all:gradient", *(f"{name}:adam" for name in names)]
     assert list(table["group"]) == groups * len(table["update"].unique())
     assert list(table.groupby("update")["step"].first()) == [
         0,
@@ -154,7 +155,7 @@ def test_rates_are_updates_times_groups(folder):
         12,
         14,
     ]
-    assert (table.groupby("update").size() == 4).all()
+    assert (table.groupby("update").size() == len(groups)).all()
     assert not table["warmup"].any()
     assert table["rate"].abs().sum() > 0
 

@@ -162,7 +162,9 @@ def test_what_is_no_loss(name: str) -> None:
     refused(lambda: Summarizer(tanh_net(), loss_fn, "single"), message)
 
 
-ALLOWED = "must be one of average, gradient, sgd, adam, adamw, nadam, rmsprop, muon, kfac, pair, or a function"
+ALLOWED = (
+    "must be one of average, gradient, sgd, adam, adamw, nadam, rmsprop, muon, kfac, pair, or a function"
+)
 VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "direction": (lambda: newton(direction="adma"), f"direction=adma: {ALLOWED}"),
     "hint": (lambda: newton(direction="adma"), "did you mean 'adam'?"),

@@ -598,7 +598,10 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     assert rule.negative_rates.value == chosen.negative_rates
     assert isinstance(rule.averaging, ExponentialAveraging)
     assert rule.averaging._coefficient == chosen.averaging.coefficient
-    assert (list(inner["betas"]), inner["eps"]) == (chosen.direction.second.betas, chosen.direction.second.eps)
+    assert (list(inner["betas"]), inner["eps"]) == (
+        chosen.direction.second.betas,
+        chosen.direction.second.eps,
+    )
     assert chosen.curvature.source == "training"
     assert optimizer._rates.trust is not None
     assert (optimizer._rates.trust.cap, optimizer._safeguard is not None) == (

@@ -17,8 +17,10 @@ from gnewton.optim.controllers import Constant
 from gnewton.optim.directions import Shared
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer, Objective
+from gnewton.optim.options import OPTIMIZERS
 from tests.optim.problems import EXACT, classification, take_step, tanh_net
 from tests.optim.test_directions import directions
+from tests.recipes import recipe
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
@@ -139,6 +141,19 @@ def test_held_rates_are_given_by_the_names_of_the_rates() -> None:
     assert [group["rate"] for group in optimizer.param_groups] == [
         [0.5, pytest.approx(rate)] for rate in values[1:]
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "decays"), [((), (0.0, 0.3)), (("optimizer.direction.weight_decay=0.1",), (0.1, 0.1))]
+)
+def test_weight_decay_of_the_pair_is_that_of_both(
+    overrides: tuple[str, ...], decays: tuple[float, ...]
+) -> None:
+    second = "optimizer.direction.second.weight_decay=0.3"
+    chosen = recipe(OPTIMIZERS, "grouped_newton", "grouped_newton", second, *overrides)
+    members = chosen.direction.build(None).values()
+    named = [("w", torch.zeros(3))]
+    assert tuple(member(named).param_groups[0]["weight_decay"] for member in members) == decays
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def kfac_direction(
         treated = {name for layer in layers for name in (layer.weight_name, layer.bias_name)}
         parts: list[torch.optim.Optimizer] = []
         if layers:
-            parts.append(KFAC(model, lr=1.0, params=[pair for pair in named if pair[0] in treated], **options))
+            parts.append(
+                KFAC(model, lr=1.0, params=[pair for pair in named if pair[0] in treated], **options)
+            )
         others = [pair for pair in named if pair[0] not in treated]
         if others:
             decay = options.get("weight_decay", 0.0) / adam_scale  # as much of θ as K-FAC takes away

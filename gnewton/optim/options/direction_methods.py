@@ -6,7 +6,7 @@ Their learning rate is 1: the rates of GroupedNewton cancel its scale.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -177,12 +177,16 @@ class PairDirection(DirectionRecipe):
     first: DirectionRecipe = option(help="one of the two methods")
     second: DirectionRecipe = option(help="the other one")
     shared: bool = option(True, help="one rate for the first method, common to all groups", before=False)
+    weight_decay: float | None = option(None, help="that of both methods; null: as each has it", at_least=0)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Pairs cannot be nested."""
+        """Pairs cannot be nested, and weight decay needs two methods that have some."""
         for name in ("first", "second"):
-            if not getattr(self, name).single:
+            member = getattr(self, name)
+            if not member.single:
                 yield f"{name}.name", "must be a single direction"
+            elif self.weight_decay is not None and not hasattr(member, "weight_decay"):
+                yield "weight_decay", f"must be null, direction.{name}={member.name} has no weight decay"
 
     def build(self, problem: TrainingProblem) -> Mapping[str, DirectionFactory]:
         """Both methods, labelled by their names, or ``first`` and ``second`` if these are equal."""
@@ -192,6 +196,8 @@ class PairDirection(DirectionRecipe):
         labels = names if names[0] != names[1] else ("first", "second")
         built: dict[str, DirectionFactory] = {}
         for label, recipe in zip(labels, (self.first, self.second), strict=True):
+            if self.weight_decay is not None:
+                recipe = replace(recipe, weight_decay=self.weight_decay)  # type: ignore[call-arg]
             factory = recipe.build(problem)
             assert callable(factory)
             built[label] = Shared(factory) if self.shared and not built else factory

@@ -77,7 +77,9 @@ def test_each_parameter_takes_the_step_of_its_own_method() -> None:
     ("build", "kinds"),
     [
         pytest.param(tanh_net, (KFAC,), id="only treated layers"),
-        pytest.param(lambda: nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4)), (torch.optim.AdamW,), id="none"),
+        pytest.param(
+            lambda: nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4)), (torch.optim.AdamW,), id="none"
+        ),
         pytest.param(mixed, (KFAC, torch.optim.AdamW), id="both"),
     ],
 )

@@ -460,7 +460,9 @@ def test_an_output_that_is_no_batch_is_an_error() -> None:
 
     model = Sum()
     _optimizer = KFAC(model)
-    with pytest.raises(InputError, match="model: KFAC with fisher=true needs a model that returns one tensor"):
+    with pytest.raises(
+        InputError, match="model: KFAC with fisher=true needs a model that returns one tensor"
+    ):
         model(torch.randn(2, 4))
 
 
