@@ -106,8 +106,8 @@ PAIR: dict[str, DirectionFactory] = {"gradient": Shared(NAMED["gradient"]), "ada
 a rate of each group for Adam's step (docs/results/directions.md)."""
 
 DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
-"""A name, "pair" for :data:`PAIR`, "kfac" for K-FAC's step (:mod:`gnewton.optim.kfac.direction`), a factory, or
-a mapping from labels to names or factories."""
+"""A name, "pair" for :data:`PAIR`, "kfac" for K-FAC's step (:mod:`gnewton.optim.kfac.direction`), a factory,
+or a mapping from labels to names or factories."""
 
 
 def chosen_directions(

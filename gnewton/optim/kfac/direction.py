@@ -17,11 +17,11 @@ from gnewton.optim.shadow_direction import DirectionFactory
 from gnewton.wrappers import unwrapped
 
 ADAM_SCALE = 0.03
-"""Learning rate of Adam's step beside K-FAC's at 1. Tuned rates of the two lie about thirtyfold apart; with this
-factor one common rate serves both (docs/results/directions.md)."""
+"""Learning rate of Adam's step beside K-FAC's at 1. Tuned rates of the two lie about thirtyfold apart; with
+this factor one common rate serves both."""
 
 LARGEST_FACTOR = 8192
-"""Most rows of a Kronecker factor. A factor of this size takes 256 MiB in float32, and its inverse as much."""
+"""Most rows of a Kronecker factor. One of this size takes 256 MiB in float32, and its inverse as much."""
 
 _LIKELIHOODS: dict[Any, str] = {
     F.cross_entropy: "categorical",
@@ -52,7 +52,7 @@ def likelihood_of(loss_fn: Callable[..., Any]) -> str | None:
 def kfac_direction(
     model: nn.Module, *, largest_factor: int = LARGEST_FACTOR, adam_scale: float = ADAM_SCALE, **options: Any
 ) -> DirectionFactory:
-    """K-FAC on the layers that it treats, Adam on the other parameters: norms, embeddings, recurrent cells …
+    """K-FAC on the layers that it treats, Adam on all other parameters: norms, embeddings, recurrent cells.
 
     Args:
         model: the network, which K-FAC watches by hooks.
@@ -61,7 +61,7 @@ def kfac_direction(
         options: of :class:`~gnewton.optim.kfac.KFAC`, but for ``lr`` and ``params``.
 
     Returns:
-        A function from (name, tensor) pairs to the optimizer, one of the two where the other has no parameter.
+        A function from (name, tensor) pairs to the optimizer, one of the two if the other has no parameter.
     """
 
     def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:

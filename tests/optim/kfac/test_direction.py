@@ -1,4 +1,4 @@
-"""K-FAC's step as a direction by name: on layers that it treats, beside Adam's on the others, for any loss."""
+"""K-FAC's step as a direction by name: on the layers that it treats, beside Adam's on the others."""
 
 from __future__ import annotations
 
