@@ -18,7 +18,7 @@ class Plan:
     """The rates, limits and weights of a step.
 
     Attributes:
-        rates: damped η, (S·k,), with the directions of a group next to each other.
+        rates: λ_1 η, (S·k,), with the directions of a group next to each other.
         limits: the longest step of each entry, (S·k,), on the device of the parameters; None: no limits.
         weights: for each of u_1 … u_k and each parameter, the number of steps along v that a step along u is
             worth (:mod:`gnewton.optim.fresh`); None: all are 1.
@@ -104,11 +104,11 @@ def _effective_slices(
     """:func:`_effective` where groups are slices: a rate is a tensor that is broadcast over its parameter."""
     count = len(directions)
     device = grouping.parameters[0].device
-    damped = torch.as_tensor(plan.rates, dtype=torch.float64).to(device, non_blocking=True)
+    step_rates = torch.as_tensor(plan.rates, dtype=torch.float64).to(device, non_blocking=True)
     rates: list[Sequence[Any]] = []
     total = torch.zeros((), dtype=torch.float64, device=device)
     for j, direction in enumerate(directions):
-        etas = damped[j::count]
+        etas = step_rates[j::count]
         weights = [1.0] * len(direction) if plan.weights is None else plan.weights[j]
         worth = (
             direction if all(w == 1 for w in weights) else torch._foreach_div(list(direction), list(weights))

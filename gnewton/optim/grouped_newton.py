@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +17,9 @@ from gnewton.arguments import (
     check_whole,
     explained,
 )
-from gnewton.errors import GnewtonError, InputError, first_line
+from gnewton.errors import GnewtonError, InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.bound_optimizer import (
-    Batch,
     BoundOptimizer,
     CurvatureBatches,
     WarnOnce,
@@ -35,10 +31,11 @@ from gnewton.optim.directions import DirectionChoice, Directions
 from gnewton.optim.finite_step import take
 from gnewton.optim.grouping import Grouping, growth
 from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
-from gnewton.optim.measure import Measured, Measurer, Objective, entries, numbered
-from gnewton.optim.rate_rule import INVALID, NegativeRates, RateRule, RateUpdate, Solved, invalid, unmeasured
+from gnewton.optim.measure import Objective, entries, numbered, spread
+from gnewton.optim.rate_rule import NegativeRates, RateRule, RateUpdate
+from gnewton.optim.rate_updater import RateUpdater, UpdateSchedule
 from gnewton.optim.rates_in_force import RatesInForce
-from gnewton.optim.safeguard import Safeguard, WithheldSteps
+from gnewton.optim.safeguard import Safeguard
 from gnewton.optim.solvers import Solver
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.partition.slices import require_whole
@@ -207,7 +204,7 @@ class GroupedNewton(BoundOptimizer):
             named.items(), direction, model=watched, loss_fn=loss_fn, maximize=maximize
         )
         count = len(self._directions.labels)
-        self._rule = RateRule(
+        rule = RateRule(
             len(self.partition) * count,
             solver=solver,
             internal_damping=internal_damping,
@@ -218,28 +215,30 @@ class GroupedNewton(BoundOptimizer):
             normalise=normalise,
             directions=count,
         )
-        self._batches = CurvatureBatches(curvature, self._rule.averaging.batches, whole=forward is not None)
         if controller is None:
             controller = Progress() if total_steps is None else Progress(lowest=ANNEALED)
-        self._controller = controller
-        self._controller.begin(step_size, period)
-        if matrix == "hessian" or self._rule.needs_third:
+        controller.begin(step_size, period)
+        if matrix == "hessian" or rule.needs_third:
             check_carried(self.partition, "the Hessian or third derivatives")
         self._objective = Objective(model, loss_fn, forward, maximize, engine, max_memory, matrix)
         self._fresh = along == "fresh"
         self._rates = RatesInForce(self.param_groups, self._grouping, count, cap=cap, fresh=self._fresh)
-        self._safeguard = Safeguard(self._grouping.parameters) if safeguard else None
-        self._withheld = WithheldSteps(self._grouping.parameters[0].device)
-        self._period, self._warmup, self._total = period, warmup, total_steps
-        self._steps = 0
-        self._since = 0  # the step before which the last group was added
-        self._updated: int | None = None  # the step before which the last update was made
-        self._held = False  # whether the rates stay, without updates
-        self._outgrown = False  # whether groups have been added since the measurers were built
-        self._fallbacks = 0
-        self._on_update = on_update
+        self._schedule = UpdateSchedule(period, warmup, total_steps)
         self._warn = WarnOnce(log, "GroupedNewton")
-        self._build_measurers()
+        self._updater = RateUpdater(
+            self._objective,
+            self._directions,
+            self._grouping,
+            schedule=self._schedule,
+            rates=self._rates,
+            rule=rule,
+            controller=controller,
+            batches=CurvatureBatches(curvature, rule.averaging.batches, whole=forward is not None),
+            safeguard=Safeguard(self._grouping.parameters) if safeguard else None,
+            warn=self._warn,
+            on_update=on_update,
+        )
+        self._outgrown = False  # whether groups have been added that are not measured yet
         self._built = True
 
     @property
@@ -247,23 +246,23 @@ class GroupedNewton(BoundOptimizer):
         """λ_1 η_s, the learning rate in force, by the name of the group; with several directions η_sj by
         ``group:label``, and ``all:label`` for a shared one.
         """
-        taken = self._taken()
+        taken = self._rates.taken(self._updater.factor)
         return {name: taken[place] for name, place in self._numbered().items()}
 
     @property
     def fallbacks(self) -> int:
         """Number of updates so far in which the model had no minimiser."""
-        return self._fallbacks
+        return self._updater.fallbacks
 
     @property
     def rejected(self) -> int:
         """Number of updates so far that the safeguard has undone."""
-        return self._safeguard.rejected if self._safeguard is not None else 0
+        return self._updater.rejected
 
     @property
     def withheld(self) -> Tensor:
         """Number of steps so far that were not finite and so moved no parameter; a scalar on the device."""
-        return self._withheld.total
+        return self._updater.withheld.total
 
     def hold(self, rates: float | Sequence[float]) -> None:
         """Keep these rates from now on: no summary is taken, and no step is limited, until :meth:`release`.
@@ -282,12 +281,13 @@ class GroupedNewton(BoundOptimizer):
             raise InputError(f"hold: rates must be one number, or {count} of them; got {len(values)}")
         held = torch.zeros(len(self._names), dtype=torch.float64)
         held[places] = torch.tensor(values, dtype=torch.float64)
-        self._rates.hold(self._spread(held).tolist())
-        self._held = True
+        directions = self._directions
+        self._rates.hold(spread(held, len(directions.labels), directions.shared).tolist())
+        self._schedule.held = True
 
     def release(self) -> None:
         """Update the rates again after :meth:`hold`, at the next step that an update falls on."""
-        self._held = False
+        self._schedule.held = False
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
         """Make one training step from the gradients in ``.grad``.
@@ -306,159 +306,18 @@ class GroupedNewton(BoundOptimizer):
         """
         self._catch_up()
         self._grouping.check()
-        if self._total is not None and self._steps >= self._total:
-            self._warn(f"training goes on after total_steps={self._total}, where the rates have reached 0")
+        if self._schedule.ended:
+            total = self._schedule.total_steps
+            self._warn(f"training goes on after total_steps={total}, where the rates have reached 0")
         loss = evaluated(closure)
-        age = self._steps - self._since
-        warming_up = age < self._warmup and not self._held
-        due = not self._held and (warming_up or (age - self._warmup) % self._period == 0)
+        due, warming_up = self._schedule.due, self._schedule.warming_up
         directions, measured_along = self._directions.update(fresh=due and self._fresh)
-        kept = not due or self._update_rates(measured_along, batch, warming_up)
-        if kept and (not warming_up or self._since > 0):  # old groups do not wait for the rate of a new one
-            damped = self._damped() if self.partition.sliced else self._taken()
-            plan = self._rates.plan(damped, self._directions)
-            self._withheld.count(take(directions, plan, self._grouping))
-        self._steps += 1
+        kept = not due or self._updater.update(measured_along, batch)
+        if kept and (not warming_up or self._schedule.since > 0):  # old groups do not wait for a new one
+            plan = self._rates.plan(self._updater.factor, self._directions)
+            self._updater.withheld.count(take(directions, plan, self._grouping))
+        self._schedule.steps += 1
         return loss
-
-    def _update_rates(self, directions: list[list[Tensor]], batch: Any, warming_up: bool) -> bool:
-        """Measure along the directions and put new rates in force.
-
-        Returns:
-            False if the safeguard has returned to earlier parameters instead.
-        """
-        started = time.perf_counter()
-        decay = self._directions.quadratic_decay()
-        batches = self._batches.for_update(batch)
-        measured = self._measure(batches, directions, decay)
-        summarised = time.perf_counter()
-        withheld = self._withheld.since_update()
-        if withheld:
-            self._warn("steps that are not finite are withheld: a gradient holds NaN or inf, or overflows")
-        kept = self._judge(measured, batches, standing=0 < self._steps - (self._updated or 0) <= withheld)
-        if kept:
-            solved = self._solve(measured, warming_up)
-            self._fallbacks += solved.solution.fell_back
-            if withheld or solved.solution.status == INVALID:  # a direction may keep a NaN for ever
-                self._directions.renew(always=withheld > 0)
-            if measured and not warming_up:
-                solved = self._enforce(solved, measured[-1])
-        else:
-            solved = unmeasured(self._eta())
-        self._updated = self._steps
-        if self._on_update is not None:
-            numbered, step_size = self._numbered(), self._step_size()
-            self._on_update(
-                RateUpdate(
-                    step=self._steps,
-                    solved=solved.at(list(numbered.values())),
-                    names=tuple(numbered),
-                    step_size=[step_size[place] for place in numbered.values()],
-                    loss=_mean([summary.loss for summary in measured]),
-                    summary_seconds=summarised - started,
-                    solve_seconds=time.perf_counter() - summarised,
-                    warming_up=warming_up,
-                    rejected=self.rejected,
-                )
-            )
-        return kept
-
-    def _measure(
-        self, batches: list[Batch], directions: list[list[Tensor]], decay: list[float]
-    ) -> list[Measured]:
-        """A summary on each batch; none, and a warning, if one fails.
-
-        Raises:
-            Exception: the error of the summary, for an engine chosen by name, or if there are no rates yet.
-        """
-        try:
-            seeds = range(self._steps * len(batches), (self._steps + 1) * len(batches))
-            return [
-                self._measurer.measure(*batch, directions, decay, seed)
-                for batch, seed in zip(batches, seeds, strict=True)
-            ]
-        except InputError:
-            raise
-        except _FAILURES as error:
-            if self._objective.engine in ("tangent", "compiled") or self._updated is None:
-                raise
-            reason = first_line(error, with_type=True)
-        self._warn(f"no summary, so the rates in force stay: {reason}")
-        return []
-
-    def _judge(self, measured: list[Measured], batches: list[Batch], *, standing: bool) -> bool:
-        """Whether training may go on from here; otherwise it is back at the last good update."""
-        if self._safeguard is None or not measured:
-            return True
-        loss = _mean([self._measurer.sign * summary.loss for summary in measured])
-
-        def loss_at(parameters: list[Tensor]) -> float:
-            return _mean([self._measurer.objective(*batch, parameters) for batch in batches])
-
-        if self._safeguard.judge(loss, loss_at, standing=standing):
-            return True
-        self._directions.renew(always=True)
-        self._rates.shrink()
-        reason = "steps that were not finite" if standing else f"a loss of {loss:.3g}"
-        self._warn(f"after {reason} at step {self._steps} back to the last good parameters")
-        return False
-
-    def _solve(self, measured: list[Measured], warming_up: bool) -> Solved:
-        """New rates; the previous ones if there is no summary, or one that is not finite."""
-        if not measured:
-            return unmeasured(self._eta())
-        wrong = next((summary for summary in measured if not summary.finite), None)
-        if wrong is not None:
-            return invalid(self._eta(), wrong.gradient, wrong.hessian, wrong.third)
-        for summary in measured:
-            average = self._rule.observe(summary.gradient, summary.hessian, summary.third, summary.norms)
-        if not warming_up:
-            self._controller.observe(self._measurer.sign * measured[-1].loss)
-        silent = torch.stack([summary.silent for summary in measured]).all(0)
-        solved = self._rule.solve(average, measured[-1].norms, silent=silent)
-        return replace(solved, rates=self._spread(solved.rates))
-
-    def _spread(self, rates: Tensor) -> Tensor:
-        """The rates with that of each shared direction, which the first group has, in every group."""
-        by_group = rates.view(-1, len(self._directions.labels)).clone()
-        for j in self._directions.shared:
-            by_group[:, j] = by_group[0, j]
-        return by_group.flatten()
-
-    def _enforce(self, solved: Solved, measured: Measured) -> Solved:
-        """Put rates in force with the limits of their steps."""
-        if solved.solution.status == INVALID:
-            self._warn("a summary that is not finite leaves the rates in force as they are")
-            return self._rates.start(solved, measured, self._step_size())
-        return self._rates.enforce(solved, measured, self._step_size(), self._directions, self._period)
-
-    def _lr(self) -> list[float]:
-        """λ_1 of each entry, before the controller, the safeguard and the end of the run."""
-        count = len(self.partition) * len(self._directions.labels) // len(self.param_groups)
-        return [lr for group in self.param_groups for lr in [float(group["lr"])] * count]
-
-    def _scale(self) -> float:
-        """The factor on λ_1 of the safeguard and of what remains of the run."""
-        scale = self._safeguard.scale if self._safeguard is not None else 1.0
-        return scale if self._total is None else scale * annealed(self._steps / self._total)
-
-    def _step_size(self) -> list[float]:
-        """λ_1 of each entry, as the next step takes it."""
-        factor = self._controller.step_size * self._scale()
-        return [lr * factor for lr in self._lr()]
-
-    def _taken(self) -> list[float]:
-        """λ_1 η of each entry."""
-        return [lr * rate for lr, rate in zip(self._step_size(), self._rates.values, strict=True)]
-
-    def _damped(self) -> Tensor:
-        """:meth:`_taken` of the single entry that holds the groups of slices, float64."""
-        factor = float(self.param_groups[0]["lr"]) * self._controller.step_size * self._scale()
-        return factor * self._eta()
-
-    def _eta(self) -> Tensor:
-        """η of each entry, float64."""
-        return torch.tensor(self._rates.values, dtype=torch.float64)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -498,11 +357,9 @@ class GroupedNewton(BoundOptimizer):
         super().add_param_group({"params": parameters, "name": new.name, "rate": still, "lr": new.lr})
         self._directions.close()
         self._directions, self.partition = directions, new.partition
-        self._rule.restart(len(self._names))
+        self._updater.restart(len(self._names))
         self._rates.extend(directions)
-        if self._safeguard is not None:
-            self._safeguard.forget_parameters()
-        self._since = self._steps
+        self._schedule.since = self._schedule.steps
         self._outgrown = True
 
     def _catch_up(self) -> None:
@@ -511,39 +368,18 @@ class GroupedNewton(BoundOptimizer):
             return
         self._grouping = Grouping(self._objective.model, self.partition)
         self._rates.fit(self._grouping)
-        if self._safeguard is not None:
-            self._safeguard.fit(self._grouping.parameters)
-        self._build_measurers()
+        self._updater.fit(self._directions, self._grouping)
         self._outgrown = False
-
-    def _build_measurers(self) -> None:
-        self._measurer = Measurer(
-            self._objective,
-            self._grouping,
-            labels=self._directions.labels,
-            shared=self._directions.shared,
-            third=self._rule.needs_third,
-            diagonal=self._rule.solver.diagonal,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state and everything else that a training continues from."""
         state = super().state_dict()
-        safeguard = self._safeguard
         state["grouped_newton"] = {
             "groups": list(self._names),
-            "steps": self._steps,
-            "since": self._since,
-            "updated": self._updated,
-            "held": self._held,
-            "fallbacks": self._fallbacks,
-            "curvature_position": self._batches.position,
-            "rule": self._rule.state_dict(),
+            **self._schedule.state_dict(),
+            **self._updater.state_dict(),
             "directions": self._directions.state_dict(),
-            "controller": self._controller.state_dict(),
             "rates": self._rates.state_dict(),
-            "withheld": self._withheld.state_dict(),
-            "safeguard": None if safeguard is None else safeguard.state_dict(),
         }
         return state
 
@@ -556,23 +392,7 @@ class GroupedNewton(BoundOptimizer):
         saved = saved_part(state_dict, "grouped_newton", "GroupedNewton", self._names)
         self._catch_up()
         super().load_state_dict({"state": state_dict["state"], "param_groups": state_dict["param_groups"]})
-        self._steps, self._since, self._updated = saved["steps"], saved["since"], saved["updated"]
-        self._held, self._fallbacks = saved["held"], saved["fallbacks"]
-        self._batches.seek(saved["curvature_position"])
-        self._rule.load_state_dict(saved["rule"])
+        self._schedule.load_state_dict(saved)
+        self._updater.load_state_dict(saved)
         self._directions.load_state_dict(saved["directions"])
-        self._controller.load_state_dict(saved["controller"])
         self._rates.load_state_dict(saved["rates"], self.param_groups)
-        self._withheld.load_state_dict(saved["withheld"])
-        if self._safeguard is not None and saved["safeguard"] is not None:
-            self._safeguard.load_state_dict(saved["safeguard"])
-
-
-def annealed(progress: float) -> float:
-    """The factor on λ_1 after this share of a run: 1 in its first half, then on a line to 0."""
-    return min(1.0, max(0.0, 2 * (1 - progress)))
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean; NaN if there is no value, or one that is not finite."""
-    return math.fsum(values) / len(values) if values and all(map(math.isfinite, values)) else math.nan

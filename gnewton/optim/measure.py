@@ -326,6 +326,16 @@ def numbered(partition: Partition, labels: tuple[str, ...], shared: tuple[int, .
     return numbers
 
 
+def spread(rates: Tensor, directions: int, shared: tuple[int, ...]) -> Tensor:
+    """The rates of all entries, (S·k,), with that of each shared direction, which the first group has, in
+    every group.
+    """
+    by_group = rates.view(-1, directions).clone()
+    for j in shared:
+        by_group[:, j] = by_group[0, j]
+    return by_group.flatten()
+
+
 def entries(partition: Partition, labels: tuple[str, ...]) -> tuple[str, ...]:
     """Names of the pairs (group, direction); for a single direction those of the groups."""
     if len(labels) == 1:

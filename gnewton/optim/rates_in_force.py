@@ -113,7 +113,8 @@ class RatesInForce:
         self._groups = param_groups
         self._directions = directions
         self._per_entry = len(grouping.partition) * directions // len(param_groups)
-        self._listed = directions > 1 or grouping.partition.sliced
+        self._sliced = grouping.partition.sliced
+        self._listed = directions > 1 or self._sliced
         self._fresh = fresh
         self._device = grouping.parameters[0].device
         self._limits: Tensor | None = None
@@ -125,6 +126,18 @@ class RatesInForce:
         """η of each entry, before the step size λ_1."""
         rates = [group["rate"] for group in self._groups]
         return [eta for rate in rates for eta in rate] if isinstance(rates[0], list) else rates
+
+    def eta(self) -> Tensor:
+        """:attr:`values` as a tensor, (S·k,), float64."""
+        return torch.tensor(self.values, dtype=torch.float64)
+
+    def step_size(self, factor: float) -> list[float]:
+        """λ_1 of each entry: its ``lr`` times ``factor``."""
+        return [lr * factor for group in self._groups for lr in [float(group["lr"])] * self._per_entry]
+
+    def taken(self, factor: float) -> list[float]:
+        """λ_1 η of each entry."""
+        return [lr * rate for lr, rate in zip(self.step_size(factor), self.values, strict=True)]
 
     def set(self, rates: Sequence[float]) -> None:
         """Put η of each entry in force; limits and weights stay."""
@@ -176,17 +189,26 @@ class RatesInForce:
         self._limits = trusted.to(self._device)
         return replace(solved, rates=rates)
 
-    def plan(self, damped: list[float] | Tensor, directions: Directions) -> Plan:
-        """The next step: the damped rates ``damped``, their limits and the current weights."""
+    def plan(self, factor: float, directions: Directions) -> Plan:
+        """The next step: λ_1 η of each entry, the limits and the current weights.
+
+        Args:
+            factor: on the ``lr`` of each entry, which makes it λ_1.
+            directions: that the step follows.
+        """
+        if self._sliced:  # a single entry of torch holds all groups
+            taken: Sequence[float] | Tensor = float(self._groups[0]["lr"]) * factor * self.eta()
+        else:
+            taken = self.taken(factor)
         if self._fresh:
-            return Plan(damped, self._limits, directions.weights())
+            return Plan(taken, self._limits, directions.weights())
         if self._reference is None:
-            return Plan(damped, self._limits)
+            return Plan(taken, self._limits)
         weights = [
             [w / w0 for w, w0 in zip(now, then, strict=True)]
             for now, then in zip(directions.weights(), self._reference, strict=True)
         ]
-        return Plan(damped, self._limits, weights)
+        return Plan(taken, self._limits, weights)
 
     def extend(self, directions: Directions) -> None:
         """Take in one more group, which has the rate 0 until the next update."""

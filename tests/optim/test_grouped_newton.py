@@ -24,10 +24,11 @@ from gnewton.optim.averaging import (
     UniformAveraging,
 )
 from gnewton.optim.controllers import Constant, Progress
-from gnewton.optim.grouped_newton import ANNEALED, annealed
+from gnewton.optim.grouped_newton import ANNEALED
 from gnewton.optim.options import OPTIMIZERS
 from gnewton.optim.options.components import TrapezoidSchedule
 from gnewton.optim.rate_rule import RateUpdate
+from gnewton.optim.rate_updater import annealed
 from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, take_step, tanh_net, value
 from tests.recipes import recipe
 
@@ -117,7 +118,7 @@ def test_held_rates_stay_until_they_are_released() -> None:
     take_step(model, optimizer, batch, F.cross_entropy)
     held = [0.01 * (s + 1) for s in range(len(optimizer.partition))]
     optimizer.hold(held)
-    step_size = [group["lr"] * optimizer._controller.step_size for group in optimizer.param_groups]
+    step_size = [group["lr"] * optimizer._updater.controller.step_size for group in optimizer.param_groups]
     for _ in range(3):
         take_step(model, optimizer, batch, F.cross_entropy)
     twin = GroupedNewton(copy.deepcopy(model), F.cross_entropy, **options)
@@ -295,7 +296,7 @@ def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixtu
 def test_the_default_controller_lowers_the_step_size_only_where_no_end_is_known() -> None:
     for total_steps, lowest in ((None, 0.3), (8, 1.0)):
         optimizer = GroupedNewton(tanh_net(), F.cross_entropy, total_steps=total_steps)
-        controller = optimizer._controller
+        controller = optimizer._updater.controller
         assert isinstance(controller, Progress)
         assert controller._lowest == lowest
 
@@ -587,12 +588,12 @@ def test_misuse_is_refused_with_a_reason() -> None:
 def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     chosen = recipe(OPTIMIZERS, "grouped_newton", "grouped_newton")
     optimizer = GroupedNewton(tanh_net(), F.cross_entropy)
-    rule, inner = optimizer._rule, optimizer._directions.members[1].inner.param_groups[0]
+    rule, inner = optimizer._updater.rule, optimizer._directions.members[1].inner.param_groups[0]
     assert (chosen.direction.name, chosen.averaging.name) == ("pair", "exponential")
     assert (chosen.direction.first.name, chosen.direction.second.name) == optimizer._directions.labels
     assert optimizer._directions.shared == ((0,) if chosen.direction.shared else ())
     assert optimizer.defaults["lr"] == chosen.step_size
-    assert (optimizer._period, optimizer._warmup) == (chosen.period, chosen.warmup)
+    assert (optimizer._schedule.period, optimizer._schedule.warmup) == (chosen.period, chosen.warmup)
     for name in ("internal_damping", "shrinkage", "proximal", "normalise"):
         assert getattr(rule, name) == getattr(chosen, name)
     assert rule.negative_rates.value == chosen.negative_rates
@@ -604,7 +605,7 @@ def test_the_defaults_of_the_library_are_those_of_the_command_line() -> None:
     )
     assert chosen.curvature.source == "training"
     assert optimizer._rates.trust is not None
-    assert (optimizer._rates.trust.cap, optimizer._safeguard is not None) == (
+    assert (optimizer._rates.trust.cap, optimizer._updater.safeguard is not None) == (
         chosen.cap,
         chosen.safeguard,
     )

@@ -83,7 +83,7 @@ def test_the_rates_afterwards_are_those_of_an_optimizer_built_for_all_groups(nam
     options = {"direction": GRADIENT, "step_size": 1e-30, "period": 2}
     optimizer = build(model, on_update=updates.append, **options | RULES[name]())
     advance(model, optimizer, 0, 5)
-    optimizer._controller = copy.deepcopy(build(tanh_net(), **RULES[name]())._controller)
+    optimizer._updater.controller = build(tanh_net(), **RULES[name]())._updater.controller
     thaw(model, optimizer, 2, "middle")
     thaw(model, optimizer, 0)
     updates.clear()

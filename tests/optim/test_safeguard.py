@@ -99,7 +99,7 @@ def trained(steps: int, **options: Any) -> tuple[nn.Module, GroupedNewton, list[
 
 def test_parameters_that_were_thrown_away_come_back() -> None:
     model, optimizer, updates = trained(30, controller=Constant())
-    guard = optimizer._safeguard
+    guard = optimizer._updater.safeguard
     assert guard is not None
     assert guard.kept is not None
     kept = torch.cat([p.flatten() for p in guard.kept])
@@ -199,7 +199,7 @@ def test_a_summary_that_fails_leaves_the_rates_as_they_are(
     def fail(*arguments: Any) -> Any:
         raise error
 
-    optimizer._measurer.measure = fail  # type: ignore[method-assign]
+    optimizer._updater._measurer.measure = fail  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING):
         for step in range(6):
             take_step(model, optimizer, classification(30, seed=step))
@@ -216,7 +216,7 @@ def test_an_engine_that_was_asked_for_by_name_raises() -> None:
     def fail(*arguments: Any) -> Any:
         raise SummaryError("two gradients disagree")
 
-    optimizer._measurer.measure = fail  # type: ignore[method-assign]
+    optimizer._updater._measurer.measure = fail  # type: ignore[method-assign]
     with pytest.raises(SummaryError, match="two gradients disagree"):
         take_step(model, optimizer, classification(30))
 
@@ -229,7 +229,7 @@ def test_a_first_update_without_a_summary_is_an_error() -> None:
     def fail(*arguments: Any) -> Any:
         raise SummaryError("two gradients disagree")
 
-    optimizer._measurer.measure = fail  # type: ignore[method-assign]
+    optimizer._updater._measurer.measure = fail  # type: ignore[method-assign]
     with pytest.raises(SummaryError):
         take_step(model, optimizer, classification(30))
 
