@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import lapack
 
-from gnewton.cubic.certificate import natural_residual
 from gnewton.cubic.model import CubicModel
+from gnewton.cubic.solution import natural_residual
 
 _SEED = 0
 _ROUNDING = 1e-12
@@ -107,7 +107,7 @@ class Descent:
     Attributes:
         x: the last point, shape (S,), non-negative.
         value: the model there.
-        residual: its KKT residual (:func:`~gnewton.cubic.certificate.natural_residual`).
+        residual: its KKT residual (:func:`~gnewton.cubic.solution.natural_residual`).
         iterations: Newton steps taken.
         endless: whether it met a direction along which the model decreases without bound.
     """

@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from gnewton.cubic.certificate import curvature_margin, natural_residual
 from gnewton.cubic.descent import Descent, descend, falls_forever
 from gnewton.cubic.model import CubicModel, curvature_units
-from gnewton.cubic.solution import MARGIN_LIMIT, RESIDUAL_LIMIT, Candidate, CubicStatus
+from gnewton.cubic.solution import (
+    MARGIN_LIMIT,
+    RESIDUAL_LIMIT,
+    Candidate,
+    CubicStatus,
+    curvature_margin,
+    natural_residual,
+)
 from gnewton.cubic.unconstrained import semidefinite, unconstrained
 
 _SEED = 0

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gnewton.cubic.certificate import residual
 from gnewton.cubic.model import EPSILON, CubicModel
+from gnewton.cubic.solution import residual
 from gnewton.cubic.spectrum import Spectrum
 
 _MAX_ITERATIONS = 200

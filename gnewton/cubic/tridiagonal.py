@@ -7,9 +7,15 @@ import math
 import numpy as np
 from scipy.linalg import lapack
 
-from gnewton.cubic.certificate import curvature_margin, relative_size
 from gnewton.cubic.model import EPSILON, CubicModel
-from gnewton.cubic.solution import TRUSTED_NOISE, TRUSTED_RESIDUAL, Candidate, CubicStatus
+from gnewton.cubic.solution import (
+    TRUSTED_NOISE,
+    TRUSTED_RESIDUAL,
+    Candidate,
+    CubicStatus,
+    curvature_margin,
+    relative_size,
+)
 
 _MAX_ITERATIONS = 60
 _REFINEMENTS = 2

@@ -8,11 +8,18 @@ from dataclasses import replace
 import numpy as np
 from scipy.linalg import lapack
 
-from gnewton.cubic.certificate import curvature_margin, residual
 from gnewton.cubic.flat import without_flat_directions
 from gnewton.cubic.model import EPSILON, CubicModel, equilibration
 from gnewton.cubic.secular import minimiser, solve_secular
-from gnewton.cubic.solution import MARGIN_LIMIT, TRUSTED_NOISE, TRUSTED_RESIDUAL, Candidate, CubicStatus
+from gnewton.cubic.solution import (
+    MARGIN_LIMIT,
+    TRUSTED_NOISE,
+    TRUSTED_RESIDUAL,
+    Candidate,
+    CubicStatus,
+    curvature_margin,
+    residual,
+)
 from gnewton.cubic.spectrum import Factor, Spectrum, factorise, find_shift, plain_spectrum, shifted_spectrum
 from gnewton.cubic.tridiagonal import quick_candidate
 
