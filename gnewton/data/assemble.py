@@ -11,10 +11,9 @@ from torch import Tensor
 
 from gnewton.data import fetch
 from gnewton.data.arrays import Arrays, check
-from gnewton.data.augment import Augmenter
 from gnewton.data.dataset_options import DIGITS_SAMPLES, INPUT, Digits, InMemoryRecipe, PublicImages
 from gnewton.data.splits import DataSet
-from gnewton.data.tensors import Scaling, TensorSplit
+from gnewton.data.tensors import Augmenter, Scaling, TensorSplit
 from gnewton.errors import InputError
 from gnewton.tasks import Classification, Reconstruction, Regression, Task
 

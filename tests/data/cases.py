@@ -11,9 +11,8 @@ from omegaconf import OmegaConf
 
 from gnewton.data import DATA, DataRecipe
 from gnewton.data.arrays import Arrays
-from gnewton.data.augment import Augmenter
 from gnewton.data.splits import Batch, DataSet
-from gnewton.data.tensors import Scaling, TensorSplit
+from gnewton.data.tensors import Augmenter, Scaling, TensorSplit
 from gnewton.options import validate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

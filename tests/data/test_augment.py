@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gnewton.data.augment import Augmenter, CropDraws
+from gnewton.data.tensors import Augmenter, CropDraws
 
 
 def slow_augment(image: torch.Tensor, row: int, column: int, mirrored: bool, padding: int) -> torch.Tensor:

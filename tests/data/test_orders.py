@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnewton.data.augment import Augmenter
-from gnewton.data.tensors import mixed_seed
+from gnewton.data.tensors import Augmenter, mixed_seed
 from gnewton.errors import InputError
 from tests.data.cases import same, split
 
