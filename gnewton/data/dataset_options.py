@@ -326,7 +326,7 @@ class Poisson(DataRecipe):
     With −Δu = f inside and u = 0 on the boundary, u(x) = f(x)/(d k²π²).
     """
 
-    builder = "gnewton.data.poisson:build_poisson"
+    builder = "gnewton.data.generated:build_poisson"
 
     dimensions: int = option(2, help="d, numbers in a point", at_least=1, at_most=6)
     frequency: int = option(1, help="k, half waves of the source along each axis", at_least=1)
