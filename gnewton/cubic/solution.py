@@ -1,4 +1,8 @@
-"""The result of a solve: the rates, their status, and the certificate of the global minimiser."""
+"""The result of a solve: the rates, their status, and the certificate of the global minimiser.
+
+The certificate divides by zero in places and corrects the result afterwards;
+:func:`~gnewton.cubic.solve_cubic` silences numpy's warning.
+"""
 
 from __future__ import annotations
 

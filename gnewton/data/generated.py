@@ -1,4 +1,4 @@
-"""Data that no file holds: samples from a random network, points of a differential equation, empty batches."""
+"""Data that no file holds: a random network's samples, a differential equation's points, empty batches."""
 
 from __future__ import annotations
 
