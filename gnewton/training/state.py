@@ -11,13 +11,12 @@ from torch import nn
 
 from gnewton.training.checkpoint import random_states, set_random_states
 from gnewton.training.ending import Outcome, Patience
-from gnewton.training.evaluate import Score
+from gnewton.training.evaluate import Score, WeightAverage
 from gnewton.training.faults import LossCeiling, Watch
 from gnewton.training.meter import Meter, StepLog
 from gnewton.training.resources import Clocks, Throughput, peak_memory_mib
 from gnewton.training.runlog import RateLog
 from gnewton.training.training_step import Precision
-from gnewton.training.weight_average import WeightAverage
 
 
 class TrainingState:

@@ -21,7 +21,7 @@ from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, DONE, LAST, LIMIT, STOPPED, TARGET
 from gnewton.training.checkpoint import random_states, restore_newest, set_random_states
 from gnewton.training.ending import Outcome, StopSignals, target_report
-from gnewton.training.evaluate import Score, evaluate, evaluate_splits
+from gnewton.training.evaluate import Score, WeightAverage, evaluate, evaluate_splits
 from gnewton.training.faults import (
     RECOVERIES,
     SAMPLES,
@@ -37,7 +37,6 @@ from gnewton.training.runlog import RateLog, RunLog
 from gnewton.training.settings import EPOCHS, SECONDS, STEPS, Interval, TrainerSettings
 from gnewton.training.state import TrainingState
 from gnewton.training.training_step import Precision, TrainingStep
-from gnewton.training.weight_average import WeightAverage
 from gnewton.training.world import World
 
 log = logging.getLogger("gnewton")

@@ -12,8 +12,7 @@ from torch import nn
 
 from gnewton.errors import InputError
 from gnewton.training.checkpoint import load_checkpoint
-from gnewton.training.evaluate import evaluate
-from gnewton.training.weight_average import WeightAverage
+from gnewton.training.evaluate import WeightAverage, evaluate
 from tests.conftest import SMALL, SMALL_BASELINE
 from tests.training import builders
 
