@@ -14,7 +14,7 @@ from gnewton.data.text import OTHER, encoded, read_text
 from gnewton.errors import InputError
 from gnewton.tasks import TokenClassification
 from gnewton.training.evaluate import evaluate
-from gnewton.training.meter import Meter
+from gnewton.training.state import Meter
 from gnewton.training.training_step import add_gradient
 from tests.recipes import recipe
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gnewton.errors import Diverged
-from gnewton.training.meter import Meter
+from gnewton.training.state import Meter
 
 
 def test_meter_averages_by_samples():
