@@ -31,9 +31,8 @@ from gnewton.training.faults import (
     check_scores,
     lower_rates,
 )
-from gnewton.training.progress_bar import ProgressBar, learning_rates, summary_line
 from gnewton.training.resources import Clocks, memory_suffices, reset_peak_memory
-from gnewton.training.runlog import RateLog, RunLog
+from gnewton.training.runlog import ProgressBar, RateLog, RunLog, learning_rates, summary_line
 from gnewton.training.settings import EPOCHS, SECONDS, STEPS, Interval, TrainerSettings
 from gnewton.training.state import TrainingState
 from gnewton.training.training_step import Precision, TrainingStep

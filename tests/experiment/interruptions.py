@@ -16,7 +16,7 @@ import torch
 from gnewton.runfiles import LAST
 from gnewton.training import trainer as trainer_module
 from gnewton.training.checkpoint import load_checkpoint
-from gnewton.training.progress_bar import ProgressBar
+from gnewton.training.runlog import ProgressBar
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "csv.md"
 CLOCKS = set(re.findall(r"^\| `(\w+)` \| float \| (?:s|samples/s|MiB) \|", DOCUMENT.read_text("utf-8"), re.M))

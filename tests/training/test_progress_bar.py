@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from gnewton.training.progress_bar import ProgressBar, summary_line
+from gnewton.training.runlog import ProgressBar, summary_line
 from tests.conftest import SMALL
 
 RUN = ["train", *SMALL, "trainer.epochs=2", "trainer.device=cpu", "trainer.log_every=1"]
