@@ -14,10 +14,11 @@ from gnewton.report.tables import Column, Table, as_text, significant
 from gnewton.runfiles import DIVERGED, DONE, FAILED, VALIDATION_SCORES
 from gnewton.sweep.manifest import NAME, Job, JobEnd, Manifest
 from gnewton.sweep.runner import Orders, run_sweep
-from gnewton.tuning.pruning import PRUNERS, Pruner
 from gnewton.tuning.space import SAMPLERS, Point, Sampler, ScoredPoint, SpaceSettings, overrides_of
 from gnewton.tuning.trials import (
     PRUNED,
+    PRUNERS,
+    Pruner,
     Trial,
     TrialResult,
     best,

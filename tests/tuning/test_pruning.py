@@ -12,8 +12,7 @@ from gnewton.runfiles import DONE
 from gnewton.sweep.manifest import Entry, Job, JobEnd, Manifest
 from gnewton.training.ending import Patience
 from gnewton.training.settings import EarlyStop
-from gnewton.tuning.pruning import STARTUP, Course, MedianPruner, NoPruner
-from gnewton.tuning.trials import Trial, read_results
+from gnewton.tuning.trials import STARTUP, Course, MedianPruner, NoPruner, Trial, read_results
 from tests.report.builders import falling, write_run
 
 EVALUATIONS = 6
