@@ -14,9 +14,8 @@ from gnewton.backend import is_exhausted, mean_over_processes, sum_over_processe
 from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.batch import hidden
-from gnewton.summary.cut import MATRICES, CutProblem
+from gnewton.summary.cut import MATRICES, CutProblem, reference_gauss_newton
 from gnewton.summary.group_parts import check_carried
-from gnewton.summary.output_reference import reference_gauss_newton
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import MOST_SQUARED, Summary

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.summary.cut import CutProblem
+from gnewton.summary.cut import FLAT, CutProblem, check_convex
 from gnewton.summary.group_parts import check_carried
-from gnewton.summary.output_reference import FLAT, check_convex
 from gnewton.summary.problem import Request
 from gnewton.summary.result import MOST_SQUARED, Rounding, Summary
 from gnewton.summary.tangent.adjoint_rows import (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.summary.output_reference import FLAT, NOT_CONVEX
+from gnewton.summary.cut import FLAT, NOT_CONVEX
 from gnewton.summary.tangent.passes import call_step
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import Ref, aten
