@@ -122,7 +122,7 @@ def batches_of(point: Point, options: argparse.Namespace) -> tuple[Batches, str]
 
 
 def _about(point: Point, options: argparse.Namespace, samples: str) -> dict[str, Any]:
-    from gnewton.experiment.environment import describe_environment
+    from gnewton.backend import describe_environment
 
     return {
         "point": point.describe(),

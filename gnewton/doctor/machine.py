@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from gnewton.backend import compiler_failure
+from gnewton.backend import compiler_failure, processor
 from gnewton.data.fetch import available
 from gnewton.data.fetch.cache import Unavailable, cached_file, read_cached
 from gnewton.data.fetch.catalogue import CATALOGUE
 from gnewton.doctor.installation import Finding, Level
 from gnewton.errors import first_line
-from gnewton.experiment.environment import processor
 
 MINIMUM_FREE = 2**30
 """Bytes of free disk space below which a run may fail to write its files."""

@@ -16,10 +16,9 @@ import torch
 from omegaconf import OmegaConf
 
 import gnewton
-from gnewton.backend import require_compiler
+from gnewton.backend import describe_environment, require_compiler
 from gnewton.errors import GnewtonError, InputError
 from gnewton.experiment.build import Parts, build_parts, choose_device, prepare_torch, problem_of
-from gnewton.experiment.environment import describe_environment
 from gnewton.experiment.folder import (
     config_hash,
     create_run_folder,
