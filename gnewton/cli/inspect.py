@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gnewton.cli.subject import Subject
-    from gnewton.experiment.point import Point
+    from gnewton.experiment.build import Point
     from gnewton.inspection.measurement import Batches
     from gnewton.inspection.point_inspection import Inspection
 
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     from gnewton.cli.subject import parse_subject
 
     subject = parse_subject(options.subject, "inspect", idle=Role.BATCHES)
-    from gnewton.experiment.point import open_point
+    from gnewton.experiment.build import open_point
     from gnewton.inspection.point_inspection import inspection_files
     from gnewton.report.comparison import write_file
     from gnewton.report.inspection_report import describe_inspection, read_inspection

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gnewton.cli.subject import Subject
     from gnewton.data.splits import Batch
-    from gnewton.experiment.point import Point
+    from gnewton.experiment.build import Point
     from gnewton.inspection.suggestion import Observations, Suggestion
     from gnewton.optim.options.baselines import FirstOrderRecipe
 
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     """``gnewton rates RUN|CHECKPOINT|OVERRIDES``: a table, CSV and YAML; returns 0 or raises."""
     options = _parser().parse_intermixed_args(arguments)
     subject = _subject(options.subject)
-    from gnewton.experiment.point import open_point
+    from gnewton.experiment.build import open_point
     from gnewton.inspection.suggestion import suggest, suggestion_files
     from gnewton.report.comparison import write_file
 

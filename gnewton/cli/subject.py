@@ -55,7 +55,7 @@ def parse_subject(words: Sequence[str], command: str, *, idle: Role, also: Seque
     if not paths:
         _require_effect(overrides, command, idle)
         return Subject(Composer().compose(overrides), tuple(overrides), None, None)
-    from gnewton.experiment.point import run_of
+    from gnewton.experiment.build import run_of
     from gnewton.experiment.resume import changed
     from gnewton.experiment.schema import options_with
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from gnewton.experiment.build import CURVATURE_STREAM
-from gnewton.experiment.point import open_point
+from gnewton.experiment.build import CURVATURE_STREAM, open_point
 from gnewton.partition import Partition
 from gnewton.report.inspection_report import read_inspection
 from gnewton.report.plots.inspection_plots import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from gnewton.experiment.point import open_point
+from gnewton.experiment.build import open_point
 from tests.conftest import SMALL, SMALL_BASELINE
 
 TINY = ["model.widths=[8,6]", "data.subset=60", "trainer.batch_size=20", "trainer.device=cpu"]
