@@ -182,7 +182,7 @@ def _check(
     options: argparse.Namespace,
     suggestion: Suggestion,
 ) -> bytes:
-    from gnewton.experiment.short_runs import METRICS, RateChoice, try_rates
+    from gnewton.experiment.run import METRICS, RateChoice, try_rates
     from gnewton.inspection.point_inspection import csv_table
     from gnewton.report.tables import Table, as_text
 
