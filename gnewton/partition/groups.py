@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing
-from gnewton.partition import schemes, slice_schemes
+from gnewton.partition import schemes
 from gnewton.partition.schemes import frozen_names, tied_hint, trainable_shapes, trainable_sizes
 from gnewton.partition.slices import Group, Slice, Slicing, check_covered, check_slice, slicings
 from gnewton.wrappers import plain_name
@@ -164,7 +164,7 @@ class Partition:
     @classmethod
     def per_channel(cls, model: nn.Module) -> Partition:
         """One group per output channel or neuron, its row of the weight and its bias (``conv1[3]``)."""
-        return cls.from_slices(model, slice_schemes.per_channel(model))
+        return cls.from_slices(model, schemes.per_channel(model))
 
     @classmethod
     def row_blocks(cls, model: nn.Module, rows: int) -> Partition:
@@ -173,7 +173,7 @@ class Partition:
         Raises:
             InputError: if there is not at least one row.
         """
-        return cls.from_slices(model, slice_schemes.row_blocks(model, rows))
+        return cls.from_slices(model, schemes.row_blocks(model, rows))
 
     @classmethod
     def per_head(cls, model: nn.Module) -> Partition:
@@ -182,7 +182,7 @@ class Partition:
         Raises:
             InputError: if no attention is recognised.
         """
-        return cls.from_slices(model, slice_schemes.per_head(model))
+        return cls.from_slices(model, schemes.per_head(model))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
