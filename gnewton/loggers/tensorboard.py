@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnewton.loggers.logger import (
+from gnewton.loggers import (
     LOGGERS,
     METRICS,
     Logger,

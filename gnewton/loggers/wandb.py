@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gnewton.loggers.logger import (
+from gnewton.loggers import (
     LOGGERS,
     METRICS,
     Logger,

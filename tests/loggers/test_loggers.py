@@ -179,7 +179,7 @@ def test_a_missing_package_is_refused_before_any_work(cli, monkeypatch, tmp_path
     ],
 )
 def test_what_is_refused(cli, monkeypatch, overrides, message):
-    monkeypatch.setattr("gnewton.loggers.logger.LoggerRecipe.conflicts", lambda self: iter(()))
+    monkeypatch.setattr("gnewton.loggers.LoggerRecipe.conflicts", lambda self: iter(()))
     answer = cli(["train", *overrides])
     assert answer.code == 2
     assert message in answer.err
