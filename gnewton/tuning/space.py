@@ -15,7 +15,7 @@ import numpy as np
 
 from gnewton.errors import InputError
 from gnewton.options import listing, option, show
-from gnewton.sweep.launchers.launcher import require_package
+from gnewton.sweep.launchers import require_package
 
 DIGITS = 4
 """Significant digits of a sampled number: enough for tuning, and short enough to write down."""

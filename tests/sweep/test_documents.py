@@ -25,7 +25,7 @@ SHORT = ["tune.trials=2"]
 def test_it_is_accepted(command, cli, monkeypatch, tmp_path):
     (tmp_path / "mine" / "space").mkdir(parents=True)
     (tmp_path / "mine" / "space" / "wide.yaml").write_text(re.search(r"```yaml\n(.*?)```", DOCUMENT, re.S)[1])
-    monkeypatch.setattr("gnewton.sweep.launchers.launcher.cores", lambda: 8)
+    monkeypatch.setattr("gnewton.sweep.launchers.cores", lambda: 8)
     if command[0] in ("sweep", "tune"):
         answer = cli([*command, *(SHORT if command[0] == "tune" else []), "--dry-run"])
         assert (answer.code, answer.err) == (0, "")

@@ -128,7 +128,7 @@ def test_equal_configurations_are_run_once(cli, sweeps):
 
 
 def test_jobs_share_cores_and_gpus(cli, sweeps, behave, monkeypatch):
-    monkeypatch.setattr("gnewton.sweep.launchers.launcher.cores", lambda: 8)
+    monkeypatch.setattr("gnewton.sweep.launchers.cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS")
     behave({0: "wait", 1: "wait"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from gnewton.errors import InputError
 from gnewton.options import option
-from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, require_package
+from gnewton.sweep.launchers import LAUNCHERS, THREADS, Launcher, lost, require_package
 from gnewton.sweep.manifest import JobEnd
 from gnewton.sweep.worker import JobTask, StopRequest, run_task, without_interrupts
 

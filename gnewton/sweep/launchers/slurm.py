@@ -11,7 +11,7 @@ from typing import Any
 from gnewton.errors import InputError
 from gnewton.options import option, option_of
 from gnewton.runfiles import PENDING
-from gnewton.sweep.launchers.launcher import LAUNCHERS, THREADS, Launcher, lost, make_slots, require_package
+from gnewton.sweep.launchers import LAUNCHERS, THREADS, Launcher, lost, make_slots, require_package
 from gnewton.sweep.manifest import JobEnd
 from gnewton.sweep.worker import INTERVAL, JobTask, StopRequest, run_task, without_interrupts
 
