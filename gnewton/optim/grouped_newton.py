@@ -88,7 +88,7 @@ class GroupedNewton(BoundOptimizer):
             type, are ``model(*inputs)`` for a tuple or list of inputs, ``model(**inputs)`` for a mapping,
             else ``model(inputs)``.
         partition: the groups; one per parameter tensor by default. Also the name of a scheme, such as
-            "by_layer", or lists of names (:func:`~gnewton.partition.choice.chosen_partition`).
+            "by_layer", or lists of names (:func:`~gnewton.partition.chosen_partition`).
         direction: the first-order method that proposes u: a name
             (:data:`~gnewton.optim.directions.NAMED`), or a function from (name, tensor) pairs, which every
             torch optimizer takes, to an optimizer; by default Adam. Its weight decay is part of u

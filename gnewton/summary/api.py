@@ -40,7 +40,7 @@ class Summarizer:
             ``model(inputs)``, with an empty tensor where there is no data.
         loss_fn: maps (outputs, targets) to the scalar loss of the batch.
         partition: S groups of the trainable parameters, or an argument of
-            :func:`~gnewton.partition.choice.chosen_partition`.
+            :func:`~gnewton.partition.chosen_partition`.
         forward: for models that are called in another way, ``forward(model, batch)`` returns the outputs and
             ``loss_fn(outputs, batch)`` the loss. The batch is (inputs, targets), or ``inputs`` alone where
             ``targets`` is None.

@@ -10,8 +10,7 @@ from torch import nn
 
 from gnewton import Partition
 from gnewton.errors import InputError
-from gnewton.partition import PARTITIONS, chosen_partition
-from gnewton.partition.choice import NAMED
+from gnewton.partition import NAMED, PARTITIONS, chosen_partition
 
 
 def network() -> nn.Module:
