@@ -155,7 +155,7 @@ class OptimizerDirection:
 
     def advance_fresh(self) -> dict[str, Tensor]:
         """Feed the gradient and return w v by parameter name: the fresh part of u, as long as u would become
-        if every gradient were this one (:mod:`gnewton.optim.fresh`); u where the parts are not known.
+        if every gradient were this one (:mod:`gnewton.optim.inner_optimizers`); u where the parts are not known.
         """
         newest = self._shadow.advance(fresh=True)[1]
         weighted = zip(self._order, newest, self._shadow.weights, strict=True)

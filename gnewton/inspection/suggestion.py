@@ -80,7 +80,7 @@ def observe(
         training: batches of the gradients that feed the optimizer.
         curvature: batches of the summaries along u, independent of the training batches; None: summaries
             along w v, the fresh part of u in the length of u, on the training batch that v came from
-            (:mod:`gnewton.optim.fresh`).
+            (:mod:`gnewton.optim.inner_optimizers`).
         batches: B.
         warmup: number of gradients fed before the first summary, which fill the averages of the optimizer.
         options: further arguments of :class:`gnewton.optim.measure.Objective`.

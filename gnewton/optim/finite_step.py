@@ -21,7 +21,7 @@ class Plan:
         rates: λ_1 η, (S·k,), with the directions of a group next to each other.
         limits: the longest step of each entry, (S·k,), on the device of the parameters; None: no limits.
         weights: for each of u_1 … u_k and each parameter, the number of steps along v that a step along u is
-            worth (:mod:`gnewton.optim.fresh`); None: all are 1.
+            worth (:mod:`gnewton.optim.inner_optimizers`); None: all are 1.
     """
 
     rates: Sequence[float] | Tensor

@@ -98,7 +98,7 @@ class GroupedNewton(BoundOptimizer):
             :class:`~gnewton.optim.directions.Shared` has one rate for all groups. "pair" is the gradient,
             shared, and Adam's step (docs/results/directions.md).
         along: the direction of the summary. "fresh": v, the part of u that the current gradient adds
-            (:mod:`gnewton.optim.fresh`), best measured on its own batch; "step": u itself.
+            (:mod:`gnewton.optim.inner_optimizers`), best measured on its own batch; "step": u itself.
         period: number of training steps between two updates of the rates, at least 1.
         step_size: λ_1 > 0, the factor on all rates.
         solver: the problem that is solved for the rates: "cubic", "cubic_diagonal", "ridge" or "newton"

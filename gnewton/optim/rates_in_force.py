@@ -86,7 +86,7 @@ class RatesInForce:
 
     The limit of an entry is its step at the update that measured it, or less where the trust radius says so.
     The weight of an entry is the number of steps along v that a step along u is worth
-    (:mod:`gnewton.optim.fresh`); it changes from step to step.
+    (:mod:`gnewton.optim.inner_optimizers`); it changes from step to step.
 
     Args:
         param_groups: of the optimizer; ``rate`` of each holds η_s, or a list with several directions. Where

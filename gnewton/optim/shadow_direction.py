@@ -12,19 +12,21 @@ from torch import Tensor
 from gnewton.errors import InputError
 from gnewton.optim.bound_optimizer import refuse_sparse
 from gnewton.optim.finite_step import all_finite
-from gnewton.optim.fresh import add_decay, fresh_parts, weight
 from gnewton.optim.inner_optimizers import (
     DecayKind,
     add_coupled,
+    add_decay,
     add_decoupled,
     advance,
     buffers,
     coupled_decay,
     decay_kind,
+    fresh_parts,
     inner_groups,
     parts,
     readable,
     restore,
+    weight,
 )
 
 NamedTensors = list[tuple[str, Tensor]]
@@ -96,7 +98,7 @@ class ShadowDirection:
 
     @torch.no_grad()
     def advance(self, *, fresh: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """As :meth:`update`; with ``fresh`` also v, the new part of u (:mod:`gnewton.optim.fresh`).
+        """As :meth:`update`; with ``fresh`` also v, the new part of u (:mod:`gnewton.optim.inner_optimizers`).
 
         Returns:
             u and v. Without ``fresh``, or for a method whose v is not known, v is u.
