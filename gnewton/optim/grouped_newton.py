@@ -115,7 +115,7 @@ class GroupedNewton(BoundOptimizer):
             ``Constant()`` moves nothing. None: :class:`~gnewton.optim.controllers.Progress`, which with
             ``total_steps`` does not go below λ_1 = 1.
         shrinkage: weight >= 0 of the term that pulls the rates towards one common rate; it also keeps them
-            within a factor of 8 of that rate (:mod:`gnewton.optim.rate_bounds`). 0: none.
+            within a factor of 8 of that rate (:mod:`gnewton.optim.solvers`). 0: none.
         proximal: weight >= 0 of the proximal term that keeps rates near the previous ones.
         averaging: the average of the summary over updates; by default exponential with coefficient 0.8.
         normalise: whether summaries are averaged in units of ‖P_s u‖.

@@ -19,8 +19,7 @@ from gnewton.cubic import CubicStatus
 from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, NoAveraging
 from gnewton.optim.hyperparameters import GroupedNewtonHyperparameters
-from gnewton.optim.rate_bounds import Common, common_rates
-from gnewton.optim.solvers import Model, Solution, Solver, parse_solver
+from gnewton.optim.solvers import Common, Model, Solution, Solver, common_rates, parse_solver
 
 INVALID = CubicStatus.INVALID_INPUT.value
 """Status of an update whose summary was not finite, or failed: the previous rates stay in force."""
@@ -105,7 +104,7 @@ class RateRule:
             rates >= 0.
         shrinkage: τ >= 0 of the term (τ/2)(η − c)ᵀ diag|H̄| (η − c) that pulls the rates of a direction
             towards their common rate c; a shrunk rate is within a factor of 8 of it
-            (:mod:`gnewton.optim.rate_bounds`). 0: none.
+            (:mod:`gnewton.optim.solvers`). 0: none.
         proximal: μ >= 0 of the proximal term (μ/2)(η − η_prev)ᵀ diag|H̄| (η − η_prev).
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that they stay comparable

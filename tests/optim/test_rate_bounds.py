@@ -12,9 +12,8 @@ from torch import Tensor
 
 from gnewton.errors import InputError
 from gnewton.optim.averaging import NoAveraging
-from gnewton.optim.rate_bounds import RISE, SPREAD, Common, common_rates
 from gnewton.optim.rate_rule import RateRule
-from gnewton.optim.solvers import SOLVERS, parse_solver
+from gnewton.optim.solvers import RISE, SOLVERS, SPREAD, Common, common_rates, parse_solver
 
 
 def model(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
