@@ -15,16 +15,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gnewton.inspection.hessian_structure import (
+from gnewton.inspection.measurement import (
+    Batches,
     Distance,
     Floats,
+    PointMeasurer,
     correlation,
     eigenvalues,
     group_depths,
     mass_by_distance,
     per_length,
 )
-from gnewton.inspection.measurement import Batches, PointMeasurer
 from gnewton.optim.solvers import CubicSolver, Model, NewtonSolver
 from gnewton.partition import Partition
 from gnewton.summary.problem import LossFunction
@@ -68,14 +69,14 @@ class Inspection:
 
     Attributes:
         partition: the S groups.
-        depths: the layer of each group, see :func:`~gnewton.inspection.hessian_structure.group_depths`.
+        depths: the layer of each group, see :func:`~gnewton.inspection.measurement.group_depths`.
         gradient, hessian, third: ḡ (S,), H̄ (S, S) and D3 (S,), means over the samples.
         norms: ‖P_s u‖, shape (S,).
         loss: mean over the samples.
         samples, batches: numbers of samples and batches averaged over.
         internal_damping: λ_int of the rates with the cubic term.
         rates: see :func:`rate_sets`.
-        distances: see :func:`~gnewton.inspection.hessian_structure.mass_by_distance`.
+        distances: see :func:`~gnewton.inspection.measurement.mass_by_distance`.
     """
 
     partition: Partition

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from gnewton.data.splits import Batch
 from gnewton.errors import InputError
-from gnewton.inspection.hessian_structure import Floats
-from gnewton.inspection.measurement import OptimizerDirection, PointMeasurer, mean_gradient
+from gnewton.inspection.measurement import Floats, OptimizerDirection, PointMeasurer, mean_gradient
 from gnewton.inspection.point_inspection import csv_table, npz_file
 from gnewton.optim.rate_rule import INVALID, RateRule
 from gnewton.partition import Partition

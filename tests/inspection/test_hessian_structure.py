@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gnewton.inspection.hessian_structure import correlation, mass_by_distance, per_length
+from gnewton.inspection.measurement import correlation, mass_by_distance, per_length
 
 HESSIAN = np.array([[4.0, 2.0, -1.0], [2.0, 9.0, 0.0], [-1.0, 0.0, -1.0]])
 

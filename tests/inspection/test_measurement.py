@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from gnewton.inspection.hessian_structure import group_depths
-from gnewton.inspection.measurement import OptimizerDirection, PointMeasurer, mean_gradient
+from gnewton.inspection.measurement import OptimizerDirection, PointMeasurer, group_depths, mean_gradient
 from gnewton.inspection.point_inspection import inspect_point
 from gnewton.partition import Partition
 from gnewton.summary import summarize
