@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,14 @@ from gnewton.errors import InputError
 from gnewton.options import Role
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor
 
-    from gnewton.cli.subject import Subject
     from gnewton.experiment.build import Point
+    from gnewton.experiment.overrides import Override
     from gnewton.inspection.measurement import Batches
     from gnewton.inspection.point_inspection import Inspection
+
 
 GRADIENT, OPTIMIZER = "gradient", "optimizer"
 
@@ -30,7 +34,7 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     if options.full and (options.batches is not None or options.batch_size is not None):
         raise InputError("inspect: --full takes all samples; leave out --batches and --batch-size")
-    from gnewton.cli.subject import parse_subject
+    from gnewton.cli.inspect import parse_subject
 
     subject = parse_subject(options.subject, "inspect", idle=Role.BATCHES)
     from gnewton.experiment.build import open_point
@@ -146,7 +150,7 @@ def _folder(point: Point, subject: Subject) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gnewton.cli.subject import add_matrix_option
+    from gnewton.cli.inspect import add_matrix_option
 
     parser = Parser(
         prog="gnewton inspect",
@@ -202,3 +206,78 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=at_least(1), metavar="N", help=f"samples in each (default: {PIECE}, or all)"
     )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A configuration, and the checkpoint that goes with it.
+
+    Attributes:
+        config: the composed configuration.
+        overrides: those of the command line.
+        folder, checkpoint: of the run; None at initial weights.
+    """
+
+    config: DictConfig
+    overrides: tuple[Override, ...]
+    folder: Path | None
+    checkpoint: Path | None
+
+
+def parse_subject(words: Sequence[str], command: str, *, idle: Role, also: Sequence[str] = ()) -> Subject:
+    """The subject that ``words`` name: at most one path, and overrides.
+
+    Args:
+        words: paths and overrides, see :func:`is_path`.
+        command: for messages.
+        idle: role of the options without effect on this command, beside those without effect at any point.
+        also: groups that can be chosen anew for a run, beside the usual ones.
+
+    Raises:
+        InputError: for two paths, or an override that is wrong or has no effect.
+    """
+    from gnewton.cli.composer import Composer, with_choices_of
+    from gnewton.experiment.overrides import parse_overrides
+
+    paths = [word for word in words if is_path(word)]
+    overrides = parse_overrides([word for word in words if not is_path(word)])
+    if len(paths) > 1:
+        raise InputError(f"{command}: {paths[1]}: only one run or checkpoint is looked at")
+    if not paths:
+        _require_effect(overrides, command, idle)
+        return Subject(Composer().compose(overrides), tuple(overrides), None, None)
+    from gnewton.experiment.build import run_of
+    from gnewton.experiment.resume import changed
+    from gnewton.experiment.schema import options_with
+
+    folder, checkpoint = run_of(Path(paths[0]).expanduser())
+    chosen = Composer().compose(with_choices_of(folder, overrides))
+    config = changed(folder, chosen, overrides, (*options_with(Role.VIEW), *also), str(folder))
+    return Subject(config, tuple(overrides), folder, checkpoint)
+
+
+def add_matrix_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--matrix``."""
+    from gnewton.optim.hyperparameters import MATRICES
+
+    parser.add_argument(
+        "--matrix",
+        choices=MATRICES,
+        default="hessian",
+        help="in place of the Hessian: gauss_newton, without the curvature of the outputs, or fisher, its "
+        "estimate from one drawn label a sample (default: %(default)s)",
+    )
+
+
+def is_path(word: str) -> bool:
+    """Whether a word is a path: it has no equals sign, or there is such a file or folder."""
+    return "=" not in word or Path(word).expanduser().exists()
+
+
+def _require_effect(overrides: Sequence[Override], command: str, idle: Role) -> None:
+    from gnewton.experiment.schema import options_with
+
+    without_effect = options_with(Role.OUTPUT | Role.LABEL | Role.COURSE | idle)
+    for override in overrides:
+        if override.is_within(*without_effect):
+            raise InputError(f"{override.text}: has no effect on gnewton {command}")

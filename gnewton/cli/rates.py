@@ -15,7 +15,7 @@ from gnewton.options import Role, quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gnewton.cli.subject import Subject
+    from gnewton.cli.inspect import Subject
     from gnewton.data.splits import Batch
     from gnewton.experiment.build import Point
     from gnewton.inspection.suggestion import Observations, Suggestion
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
 
 def _subject(words: list[str]) -> Subject:
     """The subject; its optimizer is SGD unless a run, an experiment or an override chooses another."""
-    from gnewton.cli.subject import is_path, parse_subject
+    from gnewton.cli.inspect import is_path, parse_subject
 
     of_a_run = any(is_path(word) for word in words)
     if not of_a_run and not any(word.startswith(("optimizer=", "experiment=")) for word in words):
@@ -223,7 +223,7 @@ def _folder(point: Point, subject: Subject) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gnewton.cli.subject import add_matrix_option
+    from gnewton.cli.inspect import add_matrix_option
 
     parser = Parser(
         prog="gnewton rates",
