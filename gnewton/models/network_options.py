@@ -315,7 +315,7 @@ class Pinn(NetworkRecipe):
         activation: after each hidden layer, with two derivatives in closed form.
     """
 
-    builder = "gnewton.models.physics_informed:pinn"
+    builder = "gnewton.models.analytic:pinn"
 
     widths: list[str] = option_of(Mlp, "widths", ["32", "32"])
     activation: str = option("tanh", help="after each hidden layer", choices=("tanh", "sin"))
@@ -341,7 +341,7 @@ class Rosenbrock(ModelRecipe):
         start: the point to start from: (odd, even) for every pair, or all ``size`` coordinates x_1, x_2 ….
     """
 
-    builder = "gnewton.models.rosenbrock:rosenbrock"
+    builder = "gnewton.models.analytic:rosenbrock"
 
     form: str = option(
         "evens_odds",

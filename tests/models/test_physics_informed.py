@@ -10,7 +10,7 @@ import torch
 from gnewton import Partition, summarize
 from gnewton.data.dataset_options import DATA
 from gnewton.errors import InputError
-from gnewton.models.physics_informed import PoissonNetwork
+from gnewton.models.analytic import PoissonNetwork
 from gnewton.tasks import Regression
 from tests.recipes import recipe
 
