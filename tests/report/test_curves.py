@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gnewton.report.curves import GRID, Curve, band, curve, curves
+from gnewton.report.series import GRID, Curve, band, curve, curves
 from gnewton.report.measures import worst_of
 from gnewton.report.runs import read_run
 from gnewton.report.setups import Setup
