@@ -1,4 +1,4 @@
-"""What torch offers on this machine: the processes that share a batch, the compiler, and free memory."""
+"""The machine: processes that share a batch, the compiler, free memory, and its record in a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gnewton inspect``: the loss around a checkpoint or around initial weights."""
+"""``gnewton inspect``: the loss around a checkpoint or initial weights, the subject that `rates` shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The global minimiser without sign constraints, in scaled variables."""
+"""The global minimiser without sign constraints, in scaled variables; flat directions are taken out first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building a run from its settings: device, random streams, data, model and partition."""
+"""Building a run from its settings, and the point of a run or a checkpoint that an inspection looks at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composition root: builds a prepared run from its settings, trains, and leaves a run folder behind."""
+"""Runs: a prepared run is built, trained and leaves a run folder behind; short ones try learning rates."""
 
 from __future__ import annotations
 

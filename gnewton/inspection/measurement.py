@@ -1,4 +1,4 @@
-"""Gradients and summaries averaged over batches, and the direction of an optimizer at a fixed point."""
+"""What is measured at a fixed point: gradients and summaries over batches, directions, the structure of H̄."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class OptimizerDirection:
 
     def advance_fresh(self) -> dict[str, Tensor]:
         """Feed the gradient and return w v by parameter name: the fresh part of u, as long as u would become
-        if every gradient were this one (:mod:`gnewton.optim.inner_optimizers`); u where the parts are not known.
+        if every gradient were this one (:mod:`gnewton.optim.inner_optimizers`); u where v is not known.
         """
         newest = self._shadow.advance(fresh=True)[1]
         weighted = zip(self._order, newest, self._shadow.weights, strict=True)

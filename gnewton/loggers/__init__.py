@@ -3,6 +3,8 @@
 A new one is a :class:`LoggerRecipe` and its :class:`Logger` in a module here, and a YAML in configs/logger.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import logging
 from abc import ABC, abstractmethod

@@ -1,8 +1,9 @@
-"""A network whose output is the Laplacian of a function that it represents, carried through its layers.
+"""Problems given by a formula: Rosenbrock's functions, and a network for Poisson's equation.
 
-Every layer takes the value, the gradient and the Laplacian of its units as functions of the point x: for
-z = φ(y), ∂z = φ′ ∂y and Δz = φ′ Δy + φ″ |∂y|² (the forward Laplacian; Dangel et al. 2024 take K-FAC over it).
-So the loss is a plain function of the parameters, with derivatives of any order.
+That network returns the Laplacian of the function that it represents. Every layer takes the value, the
+gradient and the Laplacian of its units as functions of the point x: for z = φ(y), ∂z = φ′ ∂y and
+Δz = φ′ Δy + φ″ |∂y|² (the forward Laplacian; Dangel et al. 2024 take K-FAC over it). So the loss is a plain
+function of the parameters, with derivatives of any order.
 """
 
 from __future__ import annotations

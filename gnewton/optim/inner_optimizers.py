@@ -1,4 +1,13 @@
-"""Optimizers that propose directions: their parts, state, weight decay and momentum buffers."""
+"""Optimizers that propose directions: their parts, state and weight decay, and the fresh part of a step.
+
+An optimizer with memory proposes a weighted sum of parts, u_t = Σ_k w_k v_{t−k}, with v_t made from the
+gradient of step t alone: the gradient itself for SGD, the gradient over its root mean square for Adam, the
+preconditioned gradient for K-FAC. Rates for v, measured on its own batch, fit the step u/w with w = Σ_k w_k,
+whose length does not grow while the memory fills (docs/method.md, "The fresh direction").
+
+Other optimizers support this by an attribute ``keeps_fresh``: while it is True, ``step()`` stores v by
+parameter, as it would be subtracted at momentum 0, in an attribute ``fresh``.
+"""
 
 from __future__ import annotations
 

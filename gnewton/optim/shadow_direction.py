@@ -98,7 +98,7 @@ class ShadowDirection:
 
     @torch.no_grad()
     def advance(self, *, fresh: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """As :meth:`update`; with ``fresh`` also v, the new part of u (:mod:`gnewton.optim.inner_optimizers`).
+        """As :meth:`update`; with ``fresh`` also v, what this gradient adds to u.
 
         Returns:
             u and v. Without ``fresh``, or for a method whose v is not known, v is u.

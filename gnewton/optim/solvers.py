@@ -1,4 +1,4 @@
-"""From (ḡ, H̄, D3) to rates: the cubic model and its cheaper, cruder relatives, by name."""
+"""From (ḡ, H̄, D3) to rates, by the name of a solver; and the one rate that would be common to all groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Partitions: the parameters of a model split into disjoint, covering groups."""
+"""Partitions: the parameters of a model split into disjoint, covering groups, and the names for them."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING

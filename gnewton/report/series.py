@@ -1,4 +1,7 @@
-"""Curves over seeds: the curve of each run, and the median with its spread over the common range."""
+"""What the plots draw: curves over seeds, the sensitivity to the learning rate, and performance profiles.
+
+Performance profiles follow Dolan and Moré, Mathematical Programming 91, 2002.
+"""
 
 from __future__ import annotations
 

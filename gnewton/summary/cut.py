@@ -1,7 +1,8 @@
 """The loss cut in two at the outputs of the model: θ ↦ outputs ↦ loss.
 
 The Gauss–Newton matrix keeps the curvature of the second half alone. Parameters that the loss reads directly,
-such as those of a penalty, count as outputs too: their curvature is kept as it is.
+such as those of a penalty, count as outputs too: their curvature is kept as it is. Its reference by textbook
+differentiation, for every model, stands here as well.
 """
 
 from __future__ import annotations

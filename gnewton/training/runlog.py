@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.csv, steps.csv, rates.csv and the checkpoints."""
+"""What a run writes and shows while it trains: its CSV files, its checkpoints, a progress bar or lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of training: a checkpoint holds it, and a fault may undo it."""
+"""The state of training, with its running loss: a checkpoint holds it, and a fault may undo it."""
 
 from __future__ import annotations
 

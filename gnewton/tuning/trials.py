@@ -1,4 +1,4 @@
-"""Trials and reruns that have ended: their scores and their CSV files."""
+"""Trials and reruns: the bounds at which they end early, their scores and their CSV files."""
 
 from __future__ import annotations
 

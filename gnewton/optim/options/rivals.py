@@ -1,4 +1,4 @@
-"""Rivals of other packages: Prodigy, D-Adaptation and schedule-free, without a rate to tune, and SOAP.
+"""Rivals: NAdam, RMSprop and Muon of torch; Prodigy, D-Adaptation, schedule-free and SOAP of other packages.
 
 ``pip install 'gnewton[rivals]'`` installs the packages.
 """

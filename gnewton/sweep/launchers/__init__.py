@@ -1,5 +1,7 @@
 """Launchers by name. A new one is a :class:`Launcher` in a module here and a YAML under configs/launcher."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import re
