@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.core.utils import setup_globals
@@ -215,6 +218,20 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
     for text in overrides:
         flags.remove(text)
     return parse_overrides(overrides), [_with_home(flag) for flag in flags]
+
+
+def run_job(overrides: Sequence[Override], task: Callable[[DictConfig], None]) -> None:
+    """Run ``task`` as a job of Hydra, with its logging and :class:`HydraConfig`, on a configuration.
+
+    Hydra's command line composes a configuration twice, the first time to learn ``hydra.mode``. Here the mode
+    is known.
+    """
+    version.setbase("1.3")
+    hydra = Hydra.create_main_hydra2("gnewton", create_config_search_path(str(config_folder())))
+    try:
+        hydra.run("config", task, list(_texts(overrides)))
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def with_choices_of(folder: Path, overrides: Sequence[Override]) -> list[Override]:

@@ -1,11 +1,23 @@
-"""``gnewton train``: one run, or with ``--multirun`` one for each combination of values."""
+"""``gnewton train``: one run, or with ``--multirun`` one for each combination, by Hydra's command line."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Callable, Iterable
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from gnewton.cli.composer import for_resumed_run, run_job, split_flags
+from gnewton.cli.explain import REFUSALS, explain
+from gnewton.errors import FULL_ERROR, GnewtonError, InputError, Interrupted
+from gnewton.experiment.overrides import Override
+from gnewton.experiment.places import config_folder
+from gnewton.experiment.schema import register_schemas
 
 log = logging.getLogger("gnewton")
 
@@ -17,8 +29,6 @@ def run(arguments: list[str]) -> int:
 
         print(help_on_options(arguments) or _help())
         return 0
-    from gnewton.cli.hydra_app import run_hydra
-
     def train(config: DictConfig, overrides: list[str]) -> None:
         from gnewton.experiment.prepare import prepare
 
@@ -43,7 +53,7 @@ def _help() -> str:
 
     return f"""usage: gnewton train [GROUP=CHOICE ...] [OPTION=VALUE ...] [--multirun]
 
-Trains a model and leaves a run folder with metrics.csv, rates.csv, train.log and checkpoints.
+Trains a model and leaves a run folder with metrics.csv, steps.csv, rates.csv, train.log and checkpoints.
 
 examples:
   gnewton train                                              GroupedNewton on the embedded digits
@@ -69,3 +79,82 @@ flags:
   -m, --multirun       run every combination of comma-separated values
   -sc install=bash     print the shell's completion script: eval "$(gnewton train -sc install=bash)"
   --hydra-help         the remaining flags, all of them Hydra's"""
+
+
+Task = Callable[[DictConfig, list[str]], None]
+
+_WITHOUT_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")
+"""Options of Hydra that move the outputs of its own programs; a run makes its folder itself."""
+
+
+def run_hydra(arguments: list[str], task: Task) -> None:
+    """Compose a configuration from ``arguments`` and hand it to ``task`` with the overrides.
+
+    Hydra's flags (``--cfg``, ``--info``, ``--multirun``, ``-sc``, …) work as documented by Hydra. Without
+    any, the configuration is composed once; Hydra's own command line would compose it a second time.
+
+    With ``--multirun`` the other jobs run on when one ends in a :class:`GnewtonError`, unless a signal ended
+    it; the errors are raised at the end.
+
+    Raises:
+        InputError: for what Hydra or OmegaConf refuses.
+        GnewtonError: what ``task`` raised.
+    """
+    register_schemas()
+    overrides, flags = split_flags(arguments)
+    _require_effect(overrides)
+    overrides = for_resumed_run(overrides)
+    ended: list[GnewtonError] = []
+    defects: list[Exception] = []
+
+    def job(config: DictConfig) -> None:
+        if any(isinstance(error, Interrupted) for error in ended):
+            return
+        try:  # kept for later, since Hydra would print a second message of its own
+            task(config, list(HydraConfig.get().overrides.task))
+        except GnewtonError as error:
+            ended.append(error)
+        except OmegaConfBaseException as error:  # values are resolved when they are read
+            if full_error == "1":
+                raise
+            ended.append(explain(error, overrides))
+        except Exception as error:
+            defects.append(error)
+            raise
+
+    main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)
+    argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
+    # Overrides first: Hydra's parser knows no flag between two of them.
+    sys.argv = ["gnewton", *(override.text for override in overrides), *flags]
+    os.environ[FULL_ERROR] = "1"  # Hydra raises its errors, instead of printing them and exiting
+    try:
+        if flags or any(override.is_within("hydra") for override in overrides):
+            main()
+        else:
+            run_job(overrides, job)
+    except REFUSALS as error:
+        if full_error == "1" or error in defects:
+            raise
+        raise explain(error, overrides) from error
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            os.environ.pop(FULL_ERROR, None)
+        else:
+            os.environ[FULL_ERROR] = full_error
+    if ended:
+        raise _combined(ended)
+
+
+def _require_effect(overrides: Iterable[Override]) -> None:
+    for override in overrides:
+        if override.value is not None and override.is_within(*_WITHOUT_EFFECT):
+            raise InputError(f"{override.text}: has no effect, a run makes its folder under output_root")
+
+
+def _combined(errors: list[GnewtonError]) -> GnewtonError:
+    """One error for all jobs: a signal, else the first, with the messages of all."""
+    first = next((error for error in errors if isinstance(error, Interrupted)), errors[0])
+    if len(errors) > 1:
+        first.args = ("\n".join(dict.fromkeys(str(error) for error in errors)),)
+    return first
