@@ -12,11 +12,13 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from enum import Flag, auto
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from gnewton.errors import InputError
@@ -50,6 +52,8 @@ class Role(Flag):
     """It decides the batches of the training steps, and nothing where no step is made."""
     RATES = auto()
     """It is a learning rate, which ``gnewton rates`` suggests."""
+    BUDGET = auto()
+    """It decides how long a run may go on; all trials of a search agree in it."""
     VIEW = auto()
     """It decides how a point of a run is looked at, and may be chosen anew for it."""
 
@@ -276,3 +280,11 @@ def quoted(text: str) -> str:
     # a backslash counts only before a quote, where it is halved
     escaped = re.sub(r'(\\*)"', r"\1\1\"", re.sub(r"(\\+)$", r"\1\1", text))
     return f'"{escaped}"'
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, with ``~`` at its beginning for the home folder.
+
+    ``./~x`` is a file of that name in the current folder, and so is ``~x`` where there is no user x.
+    """
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path takes ./~x for the home folder of x

@@ -105,7 +105,11 @@ def model(name: str) -> Callable[[type[PartT]], type[PartT]]:
 
 
 def dataset(name: str) -> Callable[[type[PartT]], type[PartT]]:
-    """Decorator: an :class:`ArrayRecipe` or :class:`DataRecipe` is ``data=name``."""
+    """Decorator: an :class:`ArrayRecipe` or :class:`DataRecipe` is ``data=name``.
+
+    Each batch is a pair of tensors (inputs, targets). Batches of another form are for a loop of your own,
+    with ``GroupedNewton(…, forward=…)`` (docs/python.md).
+    """
     return registering(DATA, name)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gnewton.errors import InputError
-from gnewton.options import did_you_mean, listing
+from gnewton.options import did_you_mean, listing, user_path
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,7 @@ class Parser(argparse.ArgumentParser):
 
 def path(text: str) -> Path:
     """Argument type: a path, in which ``~`` is the home folder (no shell expands it after ``--output=``)."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # there is no such user
-        return Path(text)
+    return user_path(text)
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -97,10 +94,10 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def former(name: str) -> Callable[[str], NoReturn]:
-    """Argument type of an option that is called ``name`` now: no value is allowed."""
+    """Argument type of an option that has been renamed to ``name``: no value is allowed."""
 
     def parse(text: str) -> NoReturn:
-        raise argparse.ArgumentTypeError(f"it is called {name} now; write {name}={text}")
+        raise argparse.ArgumentTypeError(f"has been renamed; write {name}={text}")
 
     return parse
 

@@ -31,7 +31,7 @@ from gnewton.experiment.prepare import missing, settings_from
 from gnewton.experiment.resume import saved_config
 from gnewton.experiment.schema import REGISTRIES, register_schemas
 from gnewton.loggers import LOGGERS
-from gnewton.options import validate
+from gnewton.options import user_path, validate
 from gnewton.registry import Registry, imported
 from gnewton.runfiles import CONFIG_FILE
 from gnewton.sweep.manifest import Job
@@ -264,7 +264,7 @@ def for_resumed_run(overrides: Sequence[Override]) -> list[Override]:
     resume = next((override for override in overrides if override.key == "resume"), None)
     if resume is None or resume.value in (None, "", "null"):
         return list(overrides)
-    folder = Path(resume.values()[0]).expanduser()
+    folder = user_path(resume.values()[0])
     return with_choices_of(folder, overrides) if (folder / CONFIG_FILE).is_file() else list(overrides)
 
 

@@ -186,7 +186,7 @@ def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
 def _renamed(node: Container | None, parent: str, key: str) -> str:
     """A hint at the present name of an option of this node that was renamed."""
     name = present_name(OmegaConf.get_type(node), key) if isinstance(node, DictConfig) else None
-    return f"; it is called {parent}.{name} now" if name else ""
+    return f"; it has been renamed to {parent}.{name}" if name else ""
 
 
 _OTHER_WORDS = {"learning_rate": "lr", "batchsize": "batch_size", "steps": "max_steps", "epoch": "epochs"}

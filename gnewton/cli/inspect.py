@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnewton.cli.commands import Parser, at_least, finite, path
 from gnewton.errors import InputError
-from gnewton.options import Role
+from gnewton.options import Role, user_path
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -250,7 +250,7 @@ def parse_subject(words: Sequence[str], command: str, *, idle: Role, also: Seque
     from gnewton.experiment.resume import changed
     from gnewton.experiment.schema import options_with
 
-    folder, checkpoint = run_of(Path(paths[0]).expanduser())
+    folder, checkpoint = run_of(user_path(paths[0]))
     chosen = Composer().compose(with_choices_of(folder, overrides))
     config = changed(folder, chosen, overrides, (*options_with(Role.VIEW), *also), str(folder))
     return Subject(config, tuple(overrides), folder, checkpoint)
@@ -271,7 +271,7 @@ def add_matrix_option(parser: argparse.ArgumentParser) -> None:
 
 def is_path(word: str) -> bool:
     """Whether a word is a path: it has no equals sign, or there is such a file or folder."""
-    return "=" not in word or Path(word).expanduser().exists()
+    return "=" not in word or user_path(word).exists()
 
 
 def _require_effect(overrides: Sequence[Override], command: str, idle: Role) -> None:

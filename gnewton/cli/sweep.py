@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gnewton
-from gnewton.cli.commands import Parser, path
+from gnewton.cli.commands import WORDS, Parser, path
 from gnewton.errors import InputError
+from gnewton.options import quoted, user_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> int:
     if options.dry_run:
         show_jobs(jobs, orders)
         return 0
-    folder = make_folder(Path(composed[0].config.output_root).expanduser() / "sweeps", jobs)
+    folder = make_folder(user_path(composed[0].config.output_root) / "sweeps", jobs)
     with locked(folder):
         write_description(folder, describe_sweep(["gnewton", "sweep", *arguments], of_command, options))
         manifest = Manifest(folder)
@@ -72,12 +73,14 @@ def _resume(options: argparse.Namespace) -> int:
 
     folder = options.resume.resolve()
     description = read_description(folder)
+    given = take_imports(options)
     composer, of_command = resumed_composer(description, options)
     orders = make_orders(composer, of_command, options, Path(description["directory"]))
     with locked(folder):
         manifest = Manifest.load(folder)
-        open_jobs = [entry.job for entry in manifest.open_entries()]
-        check_unchanged(composer, open_jobs)
+        before = [entry.job for entry in manifest.open_entries()]
+        open_jobs = [with_moved_imports(job, f"--resume {options.resume}", given) for job in before]
+        check_unchanged(composer, open_jobs, before)
         if options.dry_run:
             show_jobs(open_jobs, orders)
             return 0
@@ -85,8 +88,40 @@ def _resume(options: argparse.Namespace) -> int:
             f"{len(open_jobs)} of {count(len(manifest.entries))} left, {orders.launcher.describe()}",
             flush=True,
         )
+        manifest.put(open_jobs)
         run_sweep(manifest, orders)
     return 0
+
+
+def take_imports(options: argparse.Namespace) -> list[str] | None:
+    """Take ``import=`` out of the overrides of a resumed sweep; None if it is not there."""
+    from gnewton.experiment.overrides import parse_overrides
+    from gnewton.experiment.own_parts import imports_of
+
+    given = imports_of(parse_overrides(options.overrides))
+    options.overrides = [word for word in options.overrides if not word.startswith(WORDS)]
+    return given
+
+
+def with_moved_imports(job: Job, argument: str, given: Sequence[str] | None) -> Job:
+    """A job of a resumed sweep whose own parts may have moved; its digest stays.
+
+    Raises:
+        InputError: if a file is missing and none is given, or the job imports nothing.
+    """
+    from gnewton.experiment.overrides import Override
+    from gnewton.experiment.own_parts import OPTION, imports_of, moved_imports
+    from gnewton.sweep.manifest import Job
+
+    saved = imports_of([Override.parse(text) for text in job.overrides])
+    if saved is None:
+        if given is not None:
+            raise InputError(f"import={given[0]}: {argument} imports nothing; leave it out")
+        return job
+    entries = moved_imports(saved, argument, given)
+    own = f"{OPTION}=[{','.join(map(quoted, entries))}]"
+    texts = [own if text.startswith(WORDS) else text for text in job.overrides]
+    return Job(job.digest, tuple(texts))
 
 
 def resumed_composer(
@@ -107,7 +142,7 @@ def resumed_composer(
     of_runs, of_command = composer.split(parse_overrides(options.overrides), groups)
     if of_runs:
         raise InputError(
-            f"{of_runs[0].text}: the runs of a sweep that is resumed are what they are; "
+            f"{of_runs[0].text}: a resumed sweep keeps its runs; "
             f"only options of {' and '.join(groups)} can change"
         )
     return composer, [*parse_overrides(description["own"]), *of_command]
@@ -143,19 +178,29 @@ def make_orders(
     )
 
 
-def check_unchanged(composer: Composer, jobs: Sequence[Job]) -> None:
+def check_unchanged(composer: Composer, jobs: Sequence[Job], before: Sequence[Job] | None = None) -> None:
     """Make sure that the jobs still have the configurations they had when the sweep began.
+
+    Args:
+        composer: of the sweep.
+        jobs: as they are to be run.
+        before: the same as the sweep began them, if the files that they import have moved.
 
     Raises:
         InputError: naming a job whose configuration would be another one now.
     """
+    from gnewton.experiment.folder import config_hash
     from gnewton.experiment.overrides import Override
+    from gnewton.experiment.own_parts import imports_of
 
-    for job in jobs:
+    for job, old in zip(jobs, before or jobs, strict=True):
         (now,) = composer.check([[Override.parse(text) for text in job.overrides]])
-        if now.job.digest != job.digest:
+        config = now.config.copy()
+        config.imports = imports_of([Override.parse(text) for text in old.overrides]) or []
+        digest = config_hash(config)
+        if digest != job.digest:
             raise InputError(
-                f"{shlex.join(job.overrides)}: is configuration {now.job.digest} now and was {job.digest} "
+                f"{shlex.join(job.overrides)}: is configuration {digest} now and was {job.digest} "
                 "when the sweep began; configs/, the package or an environment variable has changed"
             )
 

@@ -29,6 +29,7 @@ def run(arguments: list[str]) -> int:
 
         print(help_on_options(arguments) or _help())
         return 0
+
     def train(config: DictConfig, overrides: list[str]) -> None:
         from gnewton.experiment.prepare import prepare
 

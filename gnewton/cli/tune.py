@@ -20,6 +20,7 @@ from gnewton.cli.sweep import (
     show_jobs,
 )
 from gnewton.errors import InputError
+from gnewton.options import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ def _search(
     options = composer.options("tune", _FIXED, of_search)
     composed = composer.check(composer.expand(of_runs, "tune"))
 
-    @cache  # the first trials are asked for twice: they name the folder, and then they are run
+    @cache  # the first trials are needed twice: to name the folder, and to be run
     def job(texts: tuple[str, ...]) -> Job:
         return composer.check([[Override.parse(text) for text in texts]])[0].job
 
@@ -132,7 +133,7 @@ def _search(
         for patience in {run.config.trainer.early_stop.patience for run in composed} - {None}:
             raise InputError(f"trainer.early_stop.patience={patience}: must be null with {pruner}")
     search.check()
-    return search, Path(composed[0].config.output_root).expanduser()
+    return search, user_path(composed[0].config.output_root)
 
 
 def _contestants(composed: Sequence[Composed], spaces: SpaceSettings) -> list[Contestant]:

@@ -36,6 +36,8 @@ class DataRecipe(ABC):
     def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
         """Obtain the set, split it, and place it on ``device``; inputs come out as ``dtype``.
 
+        The trainer takes batches of one form, a pair of tensors (inputs, targets).
+
         Args:
             device, dtype: of the batches.
             seed: of the run; decides the order of the samples and their augmentation.

@@ -20,6 +20,7 @@ from gnewton.data.dataset_options import ImageNet
 from gnewton.data.splits import Batch, BatchStream, DataSet, Split
 from gnewton.data.tensors import Scaling, generator_for, mixed_seed, shuffled
 from gnewton.errors import InputError
+from gnewton.options import user_path
 from gnewton.tasks import Classification
 
 _AREA = (0.08, 1.0)
@@ -273,7 +274,7 @@ def build_folders(options: ImageNet, device: torch.device, dtype: torch.dtype, s
     Raises:
         InputError: if the tree is not there, or train and val have different classes.
     """
-    root = Path(options.root).expanduser()
+    root = user_path(options.root)
     train, test = _tree(root / "train", options.root), _tree(root / "val", options.root)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from gnewton.data.dataset_options import AUTO, CHANNELS_FIRST, CHANNELS_LAST, Np
 from gnewton.data.fetch.cache import Unavailable, names_in, read
 from gnewton.data.splits import DataSet
 from gnewton.errors import InputError
-from gnewton.options import did_you_mean, listing
+from gnewton.options import did_you_mean, listing, user_path
 
 MOST_CHANNELS = 4
 """Grey or colours, with or without opacity: an axis of at most this length may be the channels."""
@@ -44,7 +43,7 @@ def read_npz(path: str) -> Arrays:
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     try:
         arrays = read(file, NAMES)
     except Unavailable as error:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # commands name these types before torch is loaded
     from gnewton.tasks import Task
 
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
+"""(inputs, targets): the one form of batch that the trainer takes."""
 
 
 class Split(ABC):

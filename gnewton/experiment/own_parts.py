@@ -103,7 +103,7 @@ def use_saved_imports(config: Path, argument: str, given: Sequence[str] | None) 
         config: its config.yaml.
         argument: what named the run, for messages.
         given: the imports of the command line. One replaces that of the same file name, and any of them a
-            file that is not there any more; None: the run's own.
+            file that no longer exists; None: the run's own.
 
     Returns:
         what was loaded, the ``imports`` of the run from now on.
@@ -114,14 +114,27 @@ def use_saved_imports(config: Path, argument: str, given: Sequence[str] | None) 
     saved: list[str] = []
     with suppress(OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
         saved = [str(entry) for entry in yaml.safe_load(config.read_text(encoding="utf-8")).get(OPTION) or []]
-    gone = [entry for entry in saved if _is_file(entry) and not Path(entry).is_file()]
-    if given is None and gone:
-        raise InputError(f"{argument}: its import={gone[0]} is not there; give import=FILE")
-    names = {Path(entry).name for entry in given or ()}
-    kept = [entry for entry in saved if entry not in gone and Path(entry).name not in names]
-    entries = [*kept, *(given or ())]
+    entries = moved_imports(saved, argument, given)
     use_imports(entries)
     return entries
+
+
+def moved_imports(saved: Sequence[str], argument: str, given: Sequence[str] | None) -> list[str]:
+    """The imports of a run or a sweep, after files of it may have moved.
+
+    Args:
+        saved: the imports it was begun with.
+        argument, given: see :func:`use_saved_imports`.
+
+    Raises:
+        InputError: if a file is missing and none is given.
+    """
+    gone = [entry for entry in saved if _is_file(entry) and not Path(entry).is_file()]
+    if given is None and gone:
+        raise InputError(f"{argument}: its import={gone[0]} does not exist; give import=FILE")
+    names = {Path(entry).name for entry in given or ()}
+    kept = [entry for entry in saved if entry not in gone and Path(entry).name not in names]
+    return [*kept, *(given or ())]
 
 
 def use_entry_points() -> list[str]:
@@ -175,11 +188,11 @@ def _collect(key: str, argument: str, execute: Callable[[], None]) -> None:
             for registry in REGISTRIES:
                 new = set(registry.names()) - before[registry.kind]
                 parts += [OwnPart(registry, name, registry[name]) for name in sorted(new)]
-            _loaded.setdefault(key, []).extend(parts)
             OWN_PARTS.extend(parts)
             forget_options()
         for part in parts:
             _make_choice(part)
+        _loaded.setdefault(key, []).extend(parts)
         whole = True
     except InputError as error:
         raise InputError(f"{argument}: {_line_of(error, argument)}{error}") from error
@@ -188,7 +201,7 @@ def _collect(key: str, argument: str, execute: Callable[[], None]) -> None:
         raise InputError(f"{argument}: {_line_of(error, argument)}{reason}") from error
     finally:
         if not whole:
-            _forget_parts(key, parts)
+            _unregister(parts)
 
 
 def _execute(entry: str) -> None:
@@ -261,13 +274,13 @@ def _make_choice(part: OwnPart) -> None:
 
 
 def _forget(key: str) -> None:
-    _forget_parts(key, list(_loaded[key]))
-    _loaded.pop(key, None)
+    """Take out what one import registered."""
+    _unregister(_loaded.pop(key))
     if key and not _is_file(key):
         sys.modules.pop(key, None)  # to be run again
 
 
-def _forget_parts(key: str, parts: Sequence[OwnPart]) -> None:
+def _unregister(parts: Sequence[OwnPart]) -> None:
     """Take parts out of the registries and out of Hydra's store."""
     for part in parts:
         part.registry.forget(part.name)
@@ -277,8 +290,4 @@ def _forget_parts(key: str, parts: Sequence[OwnPart]) -> None:
             for step in group.split("/"):
                 node = node.get(step, {})
             node.pop(f"{part.name}.yaml", None)
-    if key:
-        _loaded.pop(key, None)
-    else:
-        _loaded[key] = [part for part in _loaded[key] if part not in parts]
     forget_options()

@@ -20,7 +20,7 @@ import gnewton
 from gnewton.data import DATA
 from gnewton.errors import InputError
 from gnewton.optim.options.baselines import read_rates
-from gnewton.options import Role, declaration
+from gnewton.options import Role, declaration, user_path
 from gnewton.runfiles import ENVIRONMENT_FILE
 
 OUTPUTS = "output_root"
@@ -48,7 +48,7 @@ def places(config: DictConfig) -> list[str]:
 
 def absolute(path: str) -> str:
     """The absolute form of a path, in which ``~`` stands for the home folder."""
-    return str(Path(path).expanduser().absolute())
+    return str(user_path(path).absolute())
 
 
 def with_absolute_places(config: DictConfig) -> DictConfig:
@@ -71,7 +71,7 @@ def find_places(config: DictConfig, folder: Path) -> None:
     """
     starts = [*_starts(config, folder), Path.cwd()]
     for name in places(config):
-        path = Path(str(OmegaConf.select(config, name))).expanduser()
+        path = user_path(str(OmegaConf.select(config, name)))
         if name == OUTPUTS:
             path = _outputs(path, folder)
         elif not path.is_absolute():
@@ -89,13 +89,13 @@ def require_places(config: DictConfig, argument: str) -> None:
         InputError: naming the option to give.
     """
     if "data.path" in places(config) and not Path(str(config.data.path)).is_file():
-        raise InputError(f"{argument}: its data.path={config.data.path} is not there; give data.path=FILE")
+        raise InputError(f"{argument}: its data.path={config.data.path} does not exist; give data.path=FILE")
 
 
 def _starts(config: DictConfig, folder: Path) -> Iterator[Path]:
     """The folders in which the run in ``folder`` may have been started."""
     yield from _working_directory(folder / ENVIRONMENT_FILE)
-    outputs = Path(str(config.output_root)).expanduser()
+    outputs = user_path(str(config.output_root))
     root = folder.absolute().parent.parent
     if (
         not outputs.is_absolute()
@@ -121,7 +121,7 @@ def _outputs(path: Path, folder: Path) -> Path:
 def _default_root(data: str) -> Path | None:
     """The default folder of a data set under the present environment."""
     try:
-        return Path(str(OmegaConf.structured(DATA[data]).root)).expanduser()
+        return user_path(str(OmegaConf.structured(DATA[data]).root))
     except (InputError, OmegaConfBaseException):  # a choice of the user's own, or data without a folder
         return None
 
@@ -139,7 +139,7 @@ def inlined(config: DictConfig) -> DictConfig:
     if not isinstance(path, str):
         return config
     try:
-        rates = read_rates(Path(path).expanduser())
+        rates = read_rates(user_path(path))
     except InputError as error:
         raise InputError(f"{RATES}={path}: {error}") from error
     config = config.copy()

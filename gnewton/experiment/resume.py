@@ -17,7 +17,7 @@ from gnewton.experiment.overrides import Override
 from gnewton.experiment.own_parts import OPTION, imports_of, use_saved_imports
 from gnewton.experiment.places import absolute, find_places, inlined, places, require_places
 from gnewton.experiment.schema import REGISTRIES, Settings, options_with, schema_of_saved
-from gnewton.options import Role, present_name
+from gnewton.options import Role, present_name, user_path
 from gnewton.registry import Registry
 from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
 from gnewton.training.settings import TrainerSettings
@@ -39,7 +39,7 @@ def effective_config(config: DictConfig, overrides: Sequence[Override]) -> DictC
     config = inlined(config)
     if config.resume is None:
         return config
-    folder = Path(str(config.resume)).expanduser()
+    folder = user_path(str(config.resume))
     saved = saved_config(folder, f"resume={folder}", imports_of(overrides))
     problems = [_apply(override, config, saved) for override in overrides]
     if any(problems):
@@ -183,7 +183,7 @@ def saved_config(folder: Path, argument: str, imports: Sequence[str] | None = No
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error, with_type=isinstance(error, (KeyError, TypeError)))
         if isinstance(error, ConfigKeyError) and (name := present_name(error.object_type, str(error.key))):
-            reason = f"{error.full_key} is called {name} now; rename it there, or start a new run"
+            reason = f"{error.full_key} has been renamed to {name}; rename it there, or start a new run"
         raise InputError(
             f"{argument}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
         ) from error

@@ -36,6 +36,7 @@ from gnewton.experiment.own_parts import digests
 from gnewton.experiment.prepare import Prepared, prepare
 from gnewton.experiment.resume import recipes_of, recorded_digest, trajectory_hash
 from gnewton.loggers import GuardedLoggers, RunCard
+from gnewton.options import user_path
 from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE, RESULT_FILE
 from gnewton.training.ending import Outcome
 from gnewton.training.runlog import RateLog
@@ -141,7 +142,7 @@ def _require_same_data(parts: Parts, resumed: Path | None) -> None:
 def _start_folder(prepared: Prepared, environment: dict[str, Any]) -> Path:
     """A new run folder that says what is run, and on what."""
     settings, config = prepared.settings, prepared.config
-    folder = create_run_folder(Path(settings.output_root).expanduser() / settings.name, config_hash(config))
+    folder = create_run_folder(user_path(settings.output_root) / settings.name, config_hash(config))
     try:
         with disk_errors_explained(folder):
             write_json(folder / ENVIRONMENT_FILE, environment)

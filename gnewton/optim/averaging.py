@@ -41,11 +41,11 @@ class NoAveraging(Averaging):
     """The summary of the current update alone."""
 
     def update(self, value: Tensor) -> Tensor:
-        """A copy of ``value``."""
+        """Return a copy of ``value``: nothing is averaged."""
         return value.clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """An empty state."""
+        """An empty dictionary, since there is no memory."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

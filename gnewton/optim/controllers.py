@@ -58,7 +58,7 @@ class Constant(Controller):
     """λ_1 keeps the value of the options."""
 
     def observe(self, objective: float) -> None:
-        """Nothing moves."""
+        """Leave the factor as it is."""
 
 
 class Progress(Controller):

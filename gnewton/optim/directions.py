@@ -247,7 +247,7 @@ class Directions:
         return grown
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model, which the directions listen to."""
         for member in self.members:
             member.close()
 

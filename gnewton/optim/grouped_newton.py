@@ -140,7 +140,7 @@ class GroupedNewton(BoundOptimizer):
 
     @explained(
         lr="there is no learning rate to set; step_size= is λ_1, the factor on all rates",
-        damping="λ_1, the factor on all rates, is step_size= now",
+        damping="λ_1, the factor on all rates, is step_size=",
         momentum="it belongs to the direction, functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9)",
         weight_decay="it belongs to the direction, functools.partial(torch.optim.SGD, lr=1, weight_decay=…)",
         loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",

@@ -16,7 +16,7 @@ MATRICES = ("hessian", "gauss_newton", "fisher")
 
 @dataclass(kw_only=True)
 class GroupedNewtonHyperparameters:
-    """Of GroupedNewton."""
+    """The hyperparameters of :class:`~gnewton.optim.grouped_newton.GroupedNewton`."""
 
     along: str = option(
         "fresh",
@@ -70,7 +70,7 @@ class GroupedNewtonHyperparameters:
 
 @dataclass(kw_only=True)
 class PreconditionerHyperparameters:
-    """Of K-FAC, as an optimizer and as a direction."""
+    """The hyperparameters of K-FAC that its optimizer and its direction share."""
 
     momentum: float = option(0.9, help="factor on the previous step; 0: none", at_least=0, below=1)
     weight_decay: float = option(
@@ -109,21 +109,21 @@ class PreconditionerHyperparameters:
 
 @dataclass(kw_only=True)
 class KFACHyperparameters(PreconditionerHyperparameters):
-    """Of K-FAC as an optimizer."""
+    """The hyperparameters of :class:`~gnewton.optim.kfac.optimizer.KFAC`."""
 
     lr: float = option(0.003, help="learning rate", above=0)
 
 
 @dataclass(kw_only=True)
 class ExponentialHyperparameters:
-    """Of ExponentialAveraging."""
+    """The hyperparameters of :class:`~gnewton.optim.averaging.ExponentialAveraging`."""
 
     coefficient: float = option(0.8, help="weight of an update relative to the next one", at_least=0, below=1)
 
 
 @dataclass(kw_only=True)
 class UniformHyperparameters:
-    """Of UniformAveraging."""
+    """The hyperparameters of :class:`~gnewton.optim.averaging.UniformAveraging`."""
 
     period: int = option(
         3, help="updates between swaps; the mean in use covers between one and two periods", at_least=1
@@ -132,18 +132,18 @@ class UniformHyperparameters:
 
 @dataclass(kw_only=True)
 class StaticHyperparameters:
-    """Of StaticAveraging."""
+    """The hyperparameters of :class:`~gnewton.optim.averaging.StaticAveraging`."""
 
     batches: int = option(4, help="summaries per update, each on a curvature batch of its own", at_least=1)
 
 
 @dataclass(kw_only=True)
 class ProgressHyperparameters:
-    """Of the controller Progress."""
+    """The hyperparameters of :class:`~gnewton.optim.controllers.Progress`."""
 
-    rise: float = option(1.2, help="what λ_1 is multiplied by while the loss falls", above=1)
+    rise: float = option(1.2, help="factor on λ_1 at an update while the loss falls", above=1)
     fall: float = option(
-        0.85, help="what it is multiplied by when the loss has stopped falling", above=0, below=1
+        0.85, help="factor on λ_1 at an update when the loss has stopped falling", above=0, below=1
     )
     highest: float = option(
         4.0, help="λ_1 beyond which it does not rise, in units of the minimiser of a batch", above=0

@@ -221,7 +221,7 @@ Parts = dict[Tensor, Tensor]
 
 
 def fresh_parts(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts | None:
-    """v of each parameter of a group right after a step, new tensors or the gradients themselves.
+    """Return v of each parameter of a group right after a step: new tensors, or the gradients themselves.
 
     Args:
         optimizer: has just made a step from ``gradients``.
@@ -274,12 +274,12 @@ def weight(optimizer: torch.optim.Optimizer, group: Group, steps: int) -> float:
 
 
 def _gradient(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    """g."""
+    """v = g, the gradient itself."""
     return dict(gradients)
 
 
 def _adam(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    """g / (√v̂ + ε), with v̂ the bias-corrected mean square."""
+    """v = g / (√ŝ + ε), where ŝ is the bias-corrected mean square."""
     parts = {}
     for p, gradient in gradients.items():
         state = optimizer.state[p]
@@ -291,7 +291,7 @@ def _adam(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) 
 
 
 def _rmsprop(optimizer: torch.optim.Optimizer, group: Group, gradients: Gradients) -> Parts:
-    """g / (√v + ε), with v the mean square."""
+    """v = g / (√s + ε), where s is the mean square."""
     parts = {}
     for p, gradient in gradients.items():
         state = optimizer.state[p]

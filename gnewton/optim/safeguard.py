@@ -42,11 +42,11 @@ class Snapshot:
 
     @torch.no_grad()
     def take(self) -> None:
-        """Copy the current parameters."""
+        """Keep a copy of the current parameters."""
         self.parameters = [p.detach().clone() for p in self._live]
 
     def discard(self) -> None:
-        """Drop the copy."""
+        """Drop the copy, and its memory."""
         self.parameters = None
 
     @torch.no_grad()
@@ -194,7 +194,7 @@ class WithheldSteps:
         return withheld
 
     def state_dict(self) -> dict[str, Any]:
-        """Both counts."""
+        """The total, and its value at the last update."""
         return {"total": int(self.total), "at_update": self._at_update}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -208,6 +208,12 @@ class Manifest:
             self._entries.setdefault(job.digest, Entry(number, job, JobEnd(job.digest, PENDING)))
         self.save()
 
+    def put(self, jobs: Iterable[Job]) -> None:
+        """Put other overrides of the same configurations in the place of these jobs."""
+        for job in jobs:
+            self._entries[job.digest] = replace(self._entries[job.digest], job=job)
+        self.save()
+
     def record(self, end: JobEnd) -> Entry:
         """Store the state of a job; attempts and seconds add up over invocations of the sweep."""
         entry = self._entries[end.digest]

@@ -198,7 +198,8 @@ def _run_process(task: JobTask, descriptors: Sequence[int], environment: dict[st
     if run is None:
         overrides = [*task.job.overrides, f"output_root={quoted(str(task.folder))}"]
     else:
-        overrides = [f"resume={quoted(str(run))}"]
+        overrides = [text for text in task.job.overrides if text.startswith("imports=")]
+        overrides = [f"resume={quoted(str(run))}", *overrides]
     with (task.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gnewton", "train", *task.flags, *overrides],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
-from gnewton.runfiles import DONE
-from gnewton.training.settings import EarlyStop, Target
+from gnewton.runfiles import DONE, STOPPED, TARGET
+from gnewton.training.settings import EarlyStop, Target, TrainerSettings
+
+log = logging.getLogger("gnewton")
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
@@ -120,3 +123,22 @@ class Patience:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
         self.best, self.since, self.count = state["best"], int(state["since"]), int(state["count"])
+
+
+def judge(outcome: Outcome, patience: Patience, settings: TrainerSettings, *, last: bool) -> bool:
+    """Compare the latest row of metrics.csv with the target and, unless it is the last, with the early stop.
+
+    Returns:
+        Whether the run has ended; ``outcome`` says how.
+    """
+    outcome.target = target_report(settings.target, outcome.metrics)
+    if outcome.target is not None:
+        outcome.status, last = TARGET, True
+        message = "target reached: %s %.6g after %.3f s of training"
+        log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
+    patience.record(settings.early_stop, outcome.metrics)
+    if not last and patience.is_over(settings.early_stop):
+        outcome.status, last = STOPPED, True
+        lags = f" after {outcome.metrics['epoch']:g} epochs" if patience.lags(settings.early_stop) else ""
+        log.info("stopped early: %s no better than %.6g%s", settings.early_stop.metric, patience.best, lags)
+    return last

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnewton.data.splits import DataSet, Split
+from gnewton.data.splits import Batch, DataSet, Split
+from gnewton.errors import InputError
+from gnewton.optim.options import OptimizerRecipe
 from gnewton.tasks import Task
 from gnewton.training.resources import memory_suffices
 from gnewton.training.settings import Evaluation
+from gnewton.training.world import World
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def evaluate(
     hits: list[torch.Tensor] = []
     sizes: list[int] = []
     try:
-        for inputs, targets in split.in_order(batch_size, limit):
+        for batch in split.in_order(batch_size, limit):
+            inputs, targets = _pair(batch)
             outputs = model(inputs)
             losses.append(task.loss(outputs, targets))
             sizes.append(max(len(inputs), 1))
@@ -68,6 +72,16 @@ def evaluate(
     loss = sum(value * size for value, size in zip(torch.stack(losses).tolist(), sizes, strict=True)) / total
     accuracy = float(torch.stack(hits).sum()) / (total * task.answers) if hits else None
     return Score(loss, accuracy)
+
+
+def _pair(batch: Any) -> Batch:
+    """The batch, if it is a pair of tensors."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(torch.is_tensor(x) for x in batch):
+        return batch[0], batch[1]
+    raise InputError(
+        f"data: a batch of the trainer must be two tensors, (inputs, targets), not a {type(batch).__name__}; "
+        "for batches of another form write a loop of your own, with GroupedNewton(…, forward=…)"
+    )
 
 
 def evaluate_splits(
@@ -87,6 +101,63 @@ def evaluate_splits(
             else Score(None, None)
             for name, split in splits.items()
         }
+
+
+class Evaluator:
+    """Evaluates a model while it is trained: at its weights, their average or where the optimizer says.
+
+    Args:
+        model, data, optimizer, recipe: of the run.
+        options: when and on what to evaluate.
+        average: of the weights; None: there is none.
+        world: the processes that share every batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSet,
+        optimizer: torch.optim.Optimizer,
+        recipe: OptimizerRecipe,
+        options: Evaluation,
+        average: WeightAverage | None,
+        world: World,
+    ) -> None:
+        self._model, self._data, self._options = model, data, options
+        self._optimizer, self._recipe, self._average = optimizer, recipe, average
+        self._world = world
+        self._device = next(model.parameters()).device
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the parameters that are evaluated are others than those of training."""
+        return self._recipe.evaluates_elsewhere or self._average is not None
+
+    def in_force(self) -> AbstractContextManager[None]:
+        """Within the block the parameters are those at which the model is evaluated."""
+        if self._average is not None:
+            return self._average.in_force()
+        return self._recipe.evaluating(self._optimizer)
+
+    def start_loss(self, most: int, between: Callable[[], None]) -> float | None:
+        """The loss on at most ``most`` training samples, at the parameters of training."""
+        size, limit = self._options.batch_size, min(most, self._options.max_samples or most)
+        with memory_suffices(self._device, "an evaluation", f"trainer.evaluation.batch_size={size}"):
+            return evaluate(self._model, self._data.task, self._data.train, size, limit, between).loss
+
+    def scores(self, between: Callable[[], None]) -> dict[str, Score]:
+        """The scores of all splits.
+
+        ``between`` is called after each batch if the parameters are those of training, else afterwards.
+        """
+        self._world.share_buffers(self._model)
+        if not self.elsewhere:
+            return evaluate_splits(self._model, self._data, self._options, between)
+        with self.in_force():
+            self._world.share_buffers(self._model)  # those of the average too differ between processes
+            scores = evaluate_splits(self._model, self._data, self._options)
+        between()
+        return scores
 
 
 class WeightAverage:

@@ -81,7 +81,7 @@ class Target:
     value: float | None = option(
         None,
         help="stop as soon as the metric reaches this value, and report the time; null: never",
-        role=Role.RESUMABLE,
+        role=Role.RESUMABLE | Role.BUDGET,
     )
 
 
@@ -122,19 +122,19 @@ class TrainerSettings:
 
     name: str
     epochs: int = option(
-        10, help="passes over the training split", at_least=1, role=Role.RESUMABLE | Role.COURSE
+        10, help="passes over the training split", at_least=1, role=Role.RESUMABLE | Role.COURSE | Role.BUDGET
     )
     max_steps: int | None = option(
         None,
         help="stop after so many training steps; null: no limit",
         at_least=1,
-        role=Role.RESUMABLE | Role.COURSE,
+        role=Role.RESUMABLE | Role.COURSE | Role.BUDGET,
     )
     max_seconds: float | None = option(
         None,
         help="stop after so many seconds of training; null: no limit",
         above=0,
-        role=Role.RESUMABLE | Role.COURSE,
+        role=Role.RESUMABLE | Role.COURSE | Role.BUDGET,
     )
     batch_size: int | None = option(
         100,

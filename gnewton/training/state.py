@@ -148,7 +148,7 @@ class Meter:
     """Collects the losses of training steps without waiting for the device; reads them in one transfer.
 
     Attributes:
-        answers: how many answers a sample asks for.
+        answers: number of answers per sample.
         latest: the loss of the last step that was read.
     """
 

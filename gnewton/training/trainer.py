@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from gnewton.loggers import Logger
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, DONE, LAST, LIMIT, STOPPED, TARGET
 from gnewton.training.checkpoint import random_states, restore_newest, set_random_states
-from gnewton.training.ending import Outcome, StopSignals, target_report
-from gnewton.training.evaluate import Score, WeightAverage, evaluate, evaluate_splits
+from gnewton.training.ending import Outcome, StopSignals, judge, target_report
+from gnewton.training.evaluate import Evaluator, Score, WeightAverage
 from gnewton.training.faults import (
     RECOVERIES,
     SAMPLES,
@@ -86,13 +86,17 @@ class Trainer:
         self.steps_per_epoch = data.train.steps(self.batch_size)
         self.scheduler = recipe.schedule.build(optimizer, settings.epochs * self.steps_per_epoch)
         precision = Precision(settings.precision, self.device)
+        average = WeightAverage(model, settings.ema) if settings.ema is not None else None
         self.state = TrainingState(
             *(model, optimizer, self.scheduler),
             precision=precision,
             ceiling=LossCeiling(settings.divergence, self.steps_per_epoch),
             rate_log=rate_log,
             steps_per_epoch=self.steps_per_epoch,
-            average=WeightAverage(model, settings.ema) if settings.ema is not None else None,
+            average=average,
+        )
+        self._evaluator = Evaluator(
+            *(model, data, optimizer, recipe), settings.evaluation, average, self.world
         )
         self.state.meter.answers = data.task.answers
         self._training_step = TrainingStep(
@@ -131,7 +135,8 @@ class Trainer:
             stack.enter_context(self._signals)
             progress = stack.enter_context(ProgressBar(self.settings.progress, total, self.state.step))
             if self.state.ceiling.lacks_start:
-                self._measure_start()
+                with self.clocks.measure("evaluation"):
+                    self.state.ceiling.start = self._evaluator.start_loss(SAMPLES, self._stop_on_signal)
             if not self.state.outcome.metrics:
                 self._evaluate_start()
             if not self._resumed:
@@ -163,25 +168,10 @@ class Trainer:
         """
         return restore_newest(folder, self.identity, self.load_state_dict)
 
-    def _measure_start(self) -> None:
-        """Measure the loss at the start on many samples; that of one batch would be a poor reference."""
-        limit = min(SAMPLES, self.settings.evaluation.max_samples or SAMPLES)
-        size = self.settings.evaluation.batch_size
-        option = f"trainer.evaluation.batch_size={size}"
-        with (
-            self.clocks.measure("evaluation"),
-            memory_suffices(self.device, "an evaluation", option),
-        ):
-            score = evaluate(
-                *(self.model, self.data.task, self.data.train, size, limit), between=self._stop_on_signal
-            )
-        self.state.ceiling.start = score.loss
-
     def _evaluate_start(self) -> None:
         """Write the row of step 0. The target, an early stop and best.pt begin with the next one."""
         with self.clocks.measure("evaluation"):
-            self.world.share_buffers(self.model)
-            scores = self._evaluate()
+            scores = self._evaluator.scores(self._stop_on_signal)
         self._write_metrics(scores)
 
     def _status_at_start(self) -> str:
@@ -359,8 +349,7 @@ class Trainer:
         scores = None
         if last or epochs % settings.evaluation.every == 0:
             with self.clocks.measure("evaluation"):
-                self.world.share_buffers(self.model)
-                scores = self._evaluate()
+                scores = self._evaluator.scores(self._stop_on_signal)
             self._write_metrics(scores)
             check_scores(outcome.metrics)
         if whole:  # only now: if interrupted before, a resumed run evaluates this epoch again
@@ -369,17 +358,7 @@ class Trainer:
             state.epoch = epochs
         if scores is not None:
             self._keep_best(scores["validation"])
-            outcome.target = target_report(settings.target, outcome.metrics)
-            if outcome.target is not None:
-                outcome.status, last = TARGET, True
-                message = "target reached: %s %.6g after %.3f s of training"
-                log.info(message, *(outcome.target[key] for key in ("metric", "reached", "train_seconds")))
-            state.patience.record(settings.early_stop, outcome.metrics)
-            if not last and state.patience.is_over(settings.early_stop):
-                outcome.status, last = STOPPED, True
-                lags = state.patience.lags(settings.early_stop)
-                text = f"{settings.early_stop.metric} no better than {state.patience.best:.6g}"
-                log.info("stopped early: %s%s", text, f" after {epochs:g} epochs" if lags else "")
+            last = judge(outcome, state.patience, settings, last=last)
         if last or (whole and self._interval.due_after(EPOCHS, epochs)):
             self._checkpoint(LAST, even_above_ceiling=last)
 
@@ -389,28 +368,6 @@ class Trainer:
             self._run_log.metrics(row)
             log.info(summary_line(row))
 
-    def _evaluate(self) -> dict[str, Score]:
-        """The scores of all splits, at the average of the weights or at the parameters the optimizer chooses.
-
-        A signal ends the run between two batches if these are the parameters of training, else afterwards.
-        """
-        if not self._evaluates_elsewhere:
-            return evaluate_splits(self.model, self.data, self.settings.evaluation, self._stop_on_signal)
-        with self._evaluating():
-            self.world.share_buffers(self.model)  # those of the average too differ between processes
-            scores = evaluate_splits(self.model, self.data, self.settings.evaluation, lambda: None)
-        self._stop_on_signal()
-        return scores
-
-    @property
-    def _evaluates_elsewhere(self) -> bool:
-        return self.recipe.evaluates_elsewhere or self.state.average is not None
-
-    def _evaluating(self) -> AbstractContextManager[None]:
-        """Within the block the parameters are those at which the model is evaluated."""
-        average = self.state.average
-        return average.in_force() if average is not None else self.recipe.evaluating(self.optimizer)
-
     def _keep_best(self, score: Score) -> None:
         value = score.loss if score.accuracy is None else -score.accuracy
         best = self.state.best
@@ -418,7 +375,7 @@ class Trainer:
             return
         if value is not None and math.isfinite(value) and (best is None or value < best):
             self.state.best = value
-            with self._evaluating():
+            with self._evaluator.in_force():
                 self._checkpoint(BEST)
             self._keep_sound_state()  # of the parameters of training
 
@@ -433,7 +390,7 @@ class Trainer:
         if not even_above_ceiling and self.world.any(above, self.device):
             return
         with self.clocks.measure("checkpoint"):
-            averaged = name == BEST and self._evaluates_elsewhere
+            averaged = name == BEST and self._evaluator.elsewhere
             weights = {"weights": "average" if averaged else "training"}
             self._run_log.checkpoint(name, self.state_dict() | weights)
         self._saved_at = time.monotonic()

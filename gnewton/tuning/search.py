@@ -193,7 +193,7 @@ def tune(folder: Path, search: Search, orders: Orders) -> None:
     write_trials(folder / "trials.csv", _all(known), winners, folder)
     for winner in winners:
         if winner.status == DIVERGED:
-            orders.say(f"{winner.trial.optimizer}: every trial diverged; the first one stands for it")
+            orders.say(f"{winner.trial.optimizer}: every trial diverged; the first one is taken")
     manifest = open_manifest(folder / "winners")
     reruns = _run(search.reruns(winners), manifest, search, orders)
     write_winners(folder / "winners.csv", reruns, folder)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from gnewton.errors import InputError
-from gnewton.options import listing, option, show
+from gnewton.experiment.schema import options_with
+from gnewton.options import Role, listing, option, show
 from gnewton.sweep.launchers import require_package
 
 DIGITS = 4
 """Significant digits of a sampled number: enough for tuning, and short enough to write down."""
 
-BUDGET = ("trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.target.value", "seed")
+BUDGET = (*options_with(Role.BUDGET), "seed")
 """Options in which all trials must agree."""
 
 _NO_SETTINGS = ("optimizer", "experiment", "resume", "output_root", "name")
@@ -62,7 +63,7 @@ class Dimension:
         if "values" in entry:
             values = entry["values"]
             if len(entry) > 1 or not isinstance(values, (list, tuple)) or not values:
-                raise InputError(f"{option}: values must be a list of one value or more, and stands alone")
+                raise InputError(f"{option}: values must be a list that is not empty, and excludes other keys")
             return cls(option, values=tuple(values))
         low, high = entry.get("low", math.nan), entry.get("high", math.nan)
         log, integer = entry.get("log", False), entry.get("integer", False)

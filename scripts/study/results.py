@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from gnewton.report.measures import measure_run
 from scripts.study.plan import Plan
 from scripts.study.stages import Outcome
 
@@ -18,7 +19,7 @@ def final_loss(outcome: Outcome) -> float:
     """The loss over the training set at the end; infinite for a run that diverged or failed."""
     if outcome.lost or outcome.run is None:
         return math.inf
-    value = float(outcome.run.metrics["train_loss"].iloc[-1])
+    value = measure_run(outcome.run, None)["train_loss"]
     return value if math.isfinite(value) else math.inf
 
 

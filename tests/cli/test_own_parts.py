@@ -61,10 +61,27 @@ def test_a_run_is_inspected_repeated_and_resumed_after_its_file_has_moved(own, t
     for command in (["rerun", folder], ["train", f"resume={folder}"], ["inspect", folder]):
         answer = own(command)
         assert answer.code == 2
-        assert f"its import={tmp_path / 'own.py'} is not there; give import=FILE" in answer.err
+        assert f"its import={tmp_path / 'own.py'} does not exist; give import=FILE" in answer.err
     assert own(["train", f"resume={folder}", "trainer.max_steps=5", f"import={moved}"]).code == 0
     config = yaml.safe_load(Path(folder, "config.yaml").read_text())
     assert (config["imports"], config["trainer"]["max_steps"]) == ([str(moved)], 5)
+
+
+def test_a_sweep_is_resumed_after_its_file_has_moved(own, tmp_path, monkeypatch):
+    monkeypatch.setattr("gnewton.sweep.runner.run_sweep", lambda manifest, orders: None)
+    assert own(["sweep", "import=own.py", *CHOICES[:-1], *FEW, "seed=0,1"]).code == 0
+    (folder,) = Path("outputs/sweeps").glob("*")
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(tmp_path / "own.py", tmp_path / "elsewhere" / "parts.py")
+    forget_all()
+    answer = own(["sweep", "--resume", str(folder)])
+    assert answer.code == 2
+    assert f"its import={tmp_path / 'own.py'} does not exist; give import=FILE" in answer.err
+    digests_before = pd.read_csv(folder / "manifest.csv")["hash"].tolist()
+    assert own(["sweep", "--resume", str(folder), f"import={moved}"]).code == 0
+    jobs = pd.read_csv(folder / "manifest.csv")
+    assert jobs["hash"].tolist() == digests_before
+    assert jobs["overrides"].str.contains(str(moved), regex=False).all()
 
 
 def test_help_lists_the_choices_and_their_options(own):

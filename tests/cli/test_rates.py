@@ -118,7 +118,7 @@ def test_the_check_runs_show_what_the_rates_give(suggested, tmp_path):
         (["optimizer=sgd", "optimizer.lr=0.1"], "optimizer.lr=0.1: has no effect on gnewton rates"),
         (["trainer.epochs=2"], "trainer.epochs=2: has no effect on gnewton rates"),
         (["--step-size=0"], "argument --step-size: 0: must be a finite number > 0"),
-        (["--damping=0.3"], "argument --damping: it is called --step-size now; write --step-size=0.3"),
+        (["--damping=0.3"], "argument --damping: has been renamed; write --step-size=0.3"),
         (["--warmup=-1"], "argument --warmup: -1: must be a whole number >= 0"),
         (["--batch-size=5000"], "--batch-size=5000: must be <= 1200"),
         (["nowhere"], "nowhere: there is no such file or folder"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gnewton.runfiles import LAST
-from gnewton.training import trainer as trainer_module
+from gnewton.training import evaluate as evaluate_module
 from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.runlog import ProgressBar
 
@@ -85,7 +85,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Non
 def in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> Iterator[None]:
     """Within the block, ``act`` is called as the ``number``-th evaluation of this process begins."""
     made = 0
-    original = trainer_module.evaluate_splits
+    original = evaluate_module.evaluate_splits
 
     def evaluate(*arguments: Any) -> Any:
         nonlocal made
@@ -95,7 +95,7 @@ def in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[]
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "evaluate_splits", evaluate)
+        patch.setattr(evaluate_module, "evaluate_splits", evaluate)
         yield
 
 

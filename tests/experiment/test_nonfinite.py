@@ -16,6 +16,7 @@ import torch
 from gnewton.errors import Diverged
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, LAST, PREVIOUS
+from gnewton.training import evaluate as evaluate_module
 from gnewton.training import trainer as trainer_module
 from gnewton.training import training_step
 from gnewton.training.checkpoint import load_checkpoint
@@ -290,7 +291,7 @@ def test_updates_that_fail_now_and_then_are_not_in_a_row(bad, in_a_row, run, mon
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_an_evaluation_that_is_not_finite(policy, run, monkeypatch, tmp_path):
-    original, made = trainer_module.evaluate_splits, []
+    original, made = evaluate_module.evaluate_splits, []
 
     def evaluate(*arguments):
         scores = original(*arguments)
@@ -299,7 +300,7 @@ def test_an_evaluation_that_is_not_finite(policy, run, monkeypatch, tmp_path):
             scores["validation"] = type(scores["validation"])(math.nan, 0.5)
         return scores
 
-    monkeypatch.setattr(trainer_module, "evaluate_splits", evaluate)
+    monkeypatch.setattr(evaluate_module, "evaluate_splits", evaluate)
     overrides = [*OPTIMIZERS["sgd"], *LENGTH, f"trainer.on_nonfinite={policy}"]
     if policy == "rollback":
         report = run(overrides)

@@ -69,7 +69,7 @@ def test_the_place_may_be_given_anew(started, cli, tmp_path, extra):
     answer = cli(["train", f"resume={started}", "trainer.epochs=2"])
     assert answer.code == 2
     assert answer.err == (
-        f"gnewton: resume={started}: its data.path={tmp_path}/mine.npz is not there; give data.path=FILE\n"
+        f"gnewton: resume={started}: its data.path={tmp_path}/mine.npz does not exist; give data.path=FILE\n"
     )
     place = "data.path=new/größe=1.npz"
     assert cli(["train", f"resume={started}", *extra, place, "trainer.epochs=2"]).code == 0
@@ -84,7 +84,7 @@ def test_inspect_rates_and_rerun_take_it_too(started, cli, tmp_path):
     for command in (["inspect", "--no-plots"], ["rates", "--batches=2", "--warmup=0"], ["rerun"]):
         answer = cli([command[0], str(started), *command[1:]])
         assert answer.code == 2
-        assert "is not there; give data.path=FILE" in answer.err
+        assert "does not exist; give data.path=FILE" in answer.err
         answer = cli([command[0], str(started), "data.path=new.npz", *command[1:]])
         assert answer.code == 0, answer.err
     answer = cli(["rerun", str(started), "seed=3"])

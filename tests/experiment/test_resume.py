@@ -412,7 +412,7 @@ def test_a_run_with_a_former_name_of_an_option_says_so(run, resumed):
     text = path.read_text(encoding="utf-8")
     assert "step_size:" in text
     path.write_text(text.replace("step_size:", "damping:"), encoding="utf-8")
-    with pytest.raises(InputError, match="optimizer.damping is called step_size now; rename it there"):
+    with pytest.raises(InputError, match="optimizer.damping has been renamed to step_size; rename it there"):
         resumed(folder)
 
 

@@ -29,6 +29,7 @@ ROLES = {
         *("trainer.checkpoint_every", "trainer.progress", "trainer.evaluation", "trainer.target"),
         *("trainer.early_stop", "optimizer.schedule"),
     },
+    Role.BUDGET: {"trainer.epochs", "trainer.max_steps", "trainer.max_seconds", "trainer.target.value"},
     Role.BATCHES: {"trainer.batch_size", "trainer.microbatch"},
     Role.RATES: {"optimizer.lr", "optimizer.rates"},
     Role.VIEW: {"partition", "trainer.device", "trainer.dtype"},

@@ -62,7 +62,7 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "former name": (
         lambda: GroupedNewton(tanh_net(), cross_entropy, damping=0.3),  # type: ignore[call-arg]
-        "GroupedNewton: damping=0.3: no such argument; λ_1, the factor on all rates, is step_size= now",
+        "GroupedNewton: damping=0.3: no such argument; λ_1, the factor on all rates, is step_size=",
     ),
     "kfac": (
         lambda: KFAC(tanh_net(), kl_clp=1.0),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnewton.errors import Diverged
+from gnewton.errors import Diverged, InputError
 from gnewton.optim.options import ScheduleRecipe
 from gnewton.optim.options.components import (
     CosineSchedule,
@@ -50,6 +50,13 @@ def test_evaluation_is_weighted_by_samples(batch_size):
     score = evaluate(model, data.task, data.validation, batch_size)
     assert score.loss == pytest.approx(expected, rel=1e-13)
     assert score.accuracy == (outputs.argmax(1) == targets).sum().item() / 17
+
+
+def test_batches_of_another_form_are_refused():
+    data = builders.classification()
+    data.test.in_order = lambda size, limit: iter([{"x": torch.zeros(2, 5)}])
+    with pytest.raises(InputError, match="must be two tensors, .inputs, targets., not a dict"):
+        evaluate(builders.network(data.task), data.task, data.test, 4)
 
 
 def test_evaluation_of_the_first_samples_only():
@@ -255,10 +262,11 @@ def test_clocks_are_apart(tmp_path, monkeypatch):
 
         monkeypatch.setattr(owner, name, slow)
 
+    import gnewton.training.evaluate as evaluation
     import gnewton.training.trainer as module
 
     cost(trainer.optimizer, "zero_grad", 1.0)
-    cost(module, "evaluate_splits", 100.0)
+    cost(evaluation, "evaluate_splits", 100.0)
     cost(runlog, "save_checkpoint", 10_000.0)
     cost(module, "summary_line", 0.01)
     trainer.fit()

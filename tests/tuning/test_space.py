@@ -57,7 +57,7 @@ def test_rounding_stays_in_the_interval(low, ratio, share, log):
         ({"low": 0.5, "high": 2, "integer": True}, "must be whole numbers"),
         ({"low": 0.5, "high": 2, "log": "yes"}, "log and integer must be true or false"),
         ({"values": []}, "values must be a list"),
-        ({"values": [1], "low": 1}, "stands alone"),
+        ({"values": [1], "low": 1}, "excludes other keys"),
         ({"min": 1, "max": 2}, "min is none of low, high, log, integer, values"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnewton.errors import InputError
-from gnewton.options import did_you_mean, listing
+from gnewton.options import did_you_mean, listing, user_path
 
 if TYPE_CHECKING:
     from gnewton.data.arrays import Arrays
@@ -36,7 +36,7 @@ def fetch(name: str, root: str | Path) -> Path:
     from gnewton.data.fetch.cache import cached_file
 
     load(name, root)
-    return cached_file(name, Path(root).expanduser())
+    return cached_file(name, user_path(root))
 
 
 def load(name: str, root: str | Path) -> Arrays:
@@ -49,4 +49,4 @@ def load(name: str, root: str | Path) -> Arrays:
         raise InputError(
             f"'{name}' cannot be fetched: must be one of {listing(known)}{did_you_mean(name, known)}"
         )
-    return obtain(CATALOGUE[name], Path(root).expanduser())
+    return obtain(CATALOGUE[name], user_path(root))

@@ -166,7 +166,7 @@ class AveragingRecipe(ABC):
 
     @abstractmethod
     def build(self) -> Averaging:
-        """An empty average."""
+        """Build the average; it is empty."""
 
 
 @dataclass(kw_only=True)

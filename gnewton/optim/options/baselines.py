@@ -106,7 +106,7 @@ class SGD(FirstOrderRecipe):
             yield "dampening", "has no effect without optimizer.momentum > 0"
 
     def method(self) -> Callable[..., torch.optim.Optimizer]:
-        """torch.optim.SGD."""
+        """``torch.optim.SGD`` with these options."""
         import torch
 
         return partial(
@@ -148,7 +148,7 @@ class Adam(_AdamRecipe):
     """Adam; weight decay is an L2 term of the loss."""
 
     def method(self) -> Callable[..., torch.optim.Optimizer]:
-        """torch.optim.Adam."""
+        """``torch.optim.Adam`` with these options."""
         import torch
 
         return partial(torch.optim.Adam, **self.arguments())
@@ -167,7 +167,7 @@ class AdamW(_AdamRecipe):
     )
 
     def method(self) -> Callable[..., torch.optim.Optimizer]:
-        """torch.optim.AdamW."""
+        """``torch.optim.AdamW`` with these options."""
         import torch
 
         return partial(torch.optim.AdamW, **self.arguments())

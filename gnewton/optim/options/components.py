@@ -39,7 +39,7 @@ class NoAveragingRecipe(AveragingRecipe):
     """No average: the summary of the current update."""
 
     def build(self) -> Averaging:
-        """An average without memory."""
+        """Build the average, which has no memory."""
         from gnewton.optim.averaging import NoAveraging
 
         return NoAveraging()
@@ -51,7 +51,7 @@ class ExponentialRecipe(ExponentialHyperparameters, AveragingRecipe):
     """Exponentially decaying weights that sum to one."""
 
     def build(self) -> Averaging:
-        """An empty exponential average."""
+        """Build an exponential average; it is empty."""
         from gnewton.optim.averaging import ExponentialAveraging
 
         return ExponentialAveraging(self.coefficient)
@@ -63,7 +63,7 @@ class UniformRecipe(UniformHyperparameters, AveragingRecipe):
     """Two running means: one in use, one under construction."""
 
     def build(self) -> Averaging:
-        """Two empty means."""
+        """Build the average; both of its means are empty."""
         from gnewton.optim.averaging import UniformAveraging
 
         return UniformAveraging(self.period)
@@ -79,7 +79,7 @@ class StaticRecipe(StaticHyperparameters, AveragingRecipe):
         return self.batches
 
     def build(self) -> Averaging:
-        """An empty mean."""
+        """Build the mean over the batches of an update; it is empty."""
         from gnewton.optim.averaging import StaticAveraging
 
         return StaticAveraging(self.batches)
@@ -156,7 +156,7 @@ class _DecayRecipe(ScheduleRecipe):
         return self.final_fraction + (1 - self.final_fraction) * self.shape(t)
 
     def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-        """torch's LambdaLR."""
+        """Build a ``LambdaLR`` of torch."""
         from torch.optim.lr_scheduler import LambdaLR
 
         return LambdaLR(optimizer, lambda k: self.factor(k, steps))
@@ -178,7 +178,7 @@ class LinearSchedule(_DecayRecipe):
     """A straight line from the initial value to a fraction of it."""
 
     def shape(self, t: float) -> float:
-        """1 − t."""
+        """The line 1 − t."""
         return 1 - t
 
 
@@ -205,7 +205,7 @@ class StepSchedule(ScheduleRecipe):
     factor: float = option(0.1, help="multiplies the value at each reduction", above=0, at_most=1)
 
     def build(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-        """torch's StepLR."""
+        """Build a ``StepLR`` of torch."""
         from torch.optim.lr_scheduler import StepLR
 
         return StepLR(optimizer, step_size=self.every, gamma=self.factor)

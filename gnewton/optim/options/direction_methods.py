@@ -40,7 +40,7 @@ class SGDDirection(DirectionRecipe):
             yield "nesterov", "needs direction.momentum > 0 and direction.dampening=0"
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
-        """torch.optim.SGD at lr 1."""
+        """A factory of ``torch.optim.SGD`` with learning rate 1."""
         import torch
 
         return partial(
@@ -71,7 +71,7 @@ class AdamDirection(_AdamFamily):
     """Adam's step."""
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
-        """torch.optim.Adam at lr 1."""
+        """A factory of ``torch.optim.Adam`` with learning rate 1."""
         import torch
 
         return partial(torch.optim.Adam, lr=1.0, **self.arguments())
@@ -87,7 +87,7 @@ class AdamWDirection(_AdamFamily):
     )
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
-        """torch.optim.AdamW at lr 1."""
+        """A factory of ``torch.optim.AdamW`` with learning rate 1."""
         import torch
 
         return partial(torch.optim.AdamW, lr=1.0, **self.arguments())
@@ -105,7 +105,7 @@ class NAdamDirection(_AdamFamily):
     decoupled: bool = option(False, help="weight decay added to the direction instead of to the gradient")
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
-        """torch.optim.NAdam at lr 1."""
+        """A factory of ``torch.optim.NAdam`` with learning rate 1."""
         import torch
 
         return partial(
@@ -131,7 +131,7 @@ class RMSpropDirection(DirectionRecipe):
     weight_decay: float = option_of(SGDDirection, "weight_decay")
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
-        """torch.optim.RMSprop at lr 1."""
+        """A factory of ``torch.optim.RMSprop`` with learning rate 1."""
         import torch
 
         return partial(
@@ -180,7 +180,7 @@ class PairDirection(DirectionRecipe):
     weight_decay: float | None = option(None, help="that of both methods; null: as each has it", at_least=0)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Pairs cannot be nested, and weight decay needs two methods that have some."""
+        """Refuse a pair within a pair, and a weight decay that a method does not have."""
         for name in ("first", "second"):
             member = getattr(self, name)
             if not member.single:

@@ -89,7 +89,7 @@ class Prodigy(RivalRecipe):
     )
 
     def settings(self) -> dict[str, Any]:
-        """Prodigy's own options."""
+        """The arguments that only Prodigy has."""
         return {
             "decouple": self.decoupled,
             "use_bias_correction": self.bias_correction,
@@ -109,7 +109,7 @@ class DAdaptAdam(RivalRecipe):
     bias_correction: bool = option_of(Prodigy, "bias_correction")
 
     def settings(self) -> dict[str, Any]:
-        """D-Adaptation's own options."""
+        """The arguments that only D-Adaptation has."""
         return {"decouple": self.decoupled, "use_bias_correction": self.bias_correction}
 
 
@@ -177,7 +177,7 @@ class Soap(RivalRecipe):
     vectors: bool = option(False, help="precondition tensors of one dimension, such as biases, too")
 
     def settings(self) -> dict[str, Any]:
-        """SOAP's own options."""
+        """The arguments that only SOAP has."""
         return {
             "precondition_frequency": self.period,
             "max_precondition_dim": self.max_size,
@@ -224,7 +224,7 @@ class NAdam(FirstOrderRecipe):
     )
 
     def method(self) -> Callable[..., torch.optim.Optimizer]:
-        """torch.optim.NAdam."""
+        """``torch.optim.NAdam`` with these options."""
         import torch
 
         first, second = self.betas
@@ -253,7 +253,7 @@ class RMSprop(FirstOrderRecipe):
     weight_decay: float = option(0.0, help="factor of the L2 term added to the gradient", at_least=0)
 
     def method(self) -> Callable[..., torch.optim.Optimizer]:
-        """torch.optim.RMSprop."""
+        """``torch.optim.RMSprop`` with these options."""
         import torch
 
         return partial(
@@ -285,7 +285,7 @@ class Muon(OptimizerRecipe):
     weight_decay: float = option_of(AdamW, "weight_decay", 0.0)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Nesterov's form needs momentum."""
+        """Refuse Nesterov's form without momentum."""
         if self.nesterov and self.momentum == 0:
             yield "nesterov", "needs optimizer.momentum > 0"
 

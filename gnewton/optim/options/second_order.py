@@ -118,7 +118,7 @@ class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
             yield "internal_damping", "optimizer.solver=newton has no such term"
 
     def compiled_engine(self) -> bool:
-        """Whether ``curvature.engine=compiled``."""
+        """Whether the summary goes through ``torch.compile``."""
         return self.curvature.engine == "compiled"
 
     def step(self, optimizer: Any, closure: Callable[[], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:

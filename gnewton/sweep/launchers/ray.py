@@ -28,7 +28,7 @@ class RayLauncher(Launcher):
     """
 
     address: str | None = option(
-        None, help="address of a running cluster; null: one that is there already, else one for the sweep"
+        None, help="address of a running cluster; null: a running one, else one for the sweep"
     )
     threads: int = option(1, help="cores and CPU threads of a job", at_least=1)
     gpus: float = option(0.0, help="GPUs of a job; a fraction lets several jobs share one", at_least=0)
