@@ -63,7 +63,7 @@ class Dimension:
         if "values" in entry:
             values = entry["values"]
             if len(entry) > 1 or not isinstance(values, (list, tuple)) or not values:
-                raise InputError(f"{option}: values must be a list that is not empty, and excludes other keys")
+                raise InputError(f"{option}: values must be a list, not empty; it excludes other keys")
             return cls(option, values=tuple(values))
         low, high = entry.get("low", math.nan), entry.get("high", math.nan)
         log, integer = entry.get("log", False), entry.get("integer", False)
