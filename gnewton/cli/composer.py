@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.core.utils import setup_globals
@@ -226,6 +223,10 @@ def run_job(overrides: Sequence[Override], task: Callable[[DictConfig], None]) -
     Hydra's command line composes a configuration twice, the first time to learn ``hydra.mode``. Here the mode
     is known.
     """
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
+
     version.setbase("1.3")
     hydra = Hydra.create_main_hydra2("gnewton", create_config_search_path(str(config_folder())))
     try:

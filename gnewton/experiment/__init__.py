@@ -1,1 +1,1 @@
-"""From a configuration to a run: typed schemas, checks, the run folder, and ``run(settings)``."""
+"""From a configuration to a finished run: schemas, checks, ``prepare(config)`` and ``run(prepared)``."""

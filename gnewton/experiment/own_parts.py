@@ -274,14 +274,14 @@ def _make_choice(part: OwnPart) -> None:
 
 
 def _forget(key: str) -> None:
-    """Take out what one import registered."""
+    """Unregister the parts of one import."""
     _unregister(_loaded.pop(key))
     if key and not _is_file(key):
         sys.modules.pop(key, None)  # to be run again
 
 
 def _unregister(parts: Sequence[OwnPart]) -> None:
-    """Take parts out of the registries and out of Hydra's store."""
+    """Take parts out of the registries and out of the store of Hydra."""
     for part in parts:
         part.registry.forget(part.name)
         OWN_PARTS.remove(part)

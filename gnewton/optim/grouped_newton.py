@@ -192,16 +192,9 @@ class GroupedNewton(BoundOptimizer):
         check_function("on_update", on_update, "of a RateUpdate")
         self.partition = chosen_partition(model, partition)
         self._grouping = Grouping(model, self.partition)
-        named = dict(zip(self._grouping.names, self._grouping.parameters, strict=True))
-        entries_of_torch = [
-            {"params": [named[n] for n in group.parameters], "name": group.name, "rate": 0.0}
-            for group in self.partition
-        ]
-        if self.partition.sliced:  # torch has no groups of slices
-            entries_of_torch = [{"params": list(named.values()), "name": "slices", "rate": 0.0}]
-        super().__init__(entries_of_torch, {"lr": step_size})
+        super().__init__(self._grouping.param_groups(), {"lr": step_size})
         self._directions = Directions(
-            named.items(), direction, model=watched, loss_fn=loss_fn, maximize=maximize
+            self._grouping.named.items(), direction, model=watched, loss_fn=loss_fn, maximize=maximize
         )
         count = len(self._directions.labels)
         rule = RateRule(
@@ -316,7 +309,7 @@ class GroupedNewton(BoundOptimizer):
         if kept and (not warming_up or self._schedule.since > 0):  # old groups do not wait for a new one
             plan = self._rates.plan(self._updater.factor, self._directions)
             self._updater.withheld.count(take(directions, plan, self._grouping))
-        self._schedule.steps += 1
+        self._schedule.advance()
         return loss
 
     @property
@@ -359,7 +352,7 @@ class GroupedNewton(BoundOptimizer):
         self._directions, self.partition = directions, new.partition
         self._updater.restart(len(self._names))
         self._rates.extend(directions)
-        self._schedule.since = self._schedule.steps
+        self._schedule.restart()
         self._outgrown = True
 
     def _catch_up(self) -> None:

@@ -59,6 +59,24 @@ class Grouping:
         self._trained = Trained(model, named, holder="partition", missing=_MISSING)
         self._owner = torch.tensor(self.owner, device=self.parameters[0].device)
 
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The parameters by name, in the order of the partition."""
+        return dict(zip(self.names, self.parameters, strict=True))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups as torch's optimizers take them, each with its ``rate``.
+
+        torch has no groups of slices: where there are some, all parameters are in a single entry.
+        """
+        if self.partition.sliced:
+            return [{"params": list(self.parameters), "name": "slices", "rate": 0.0}]
+        named = self.named
+        return [
+            {"params": [named[name] for name in group.parameters], "name": group.name, "rate": 0.0}
+            for group in self.partition
+        ]
+
     def check(self) -> None:
         """Check that the model still trains the parameters that it trained when this was built.
 

@@ -66,6 +66,14 @@ class UpdateSchedule:
         """The factor on λ_1 of what remains of the run; 1 if its length is not known."""
         return 1.0 if self.total_steps is None else annealed(self.steps / self.total_steps)
 
+    def advance(self) -> None:
+        """Count a step."""
+        self.steps += 1
+
+    def restart(self) -> None:
+        """Begin warm-up and period anew, since a group was added."""
+        self.since = self.steps
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the run."""
         return {"steps": self.steps, "since": self.since, "held": self.held}

@@ -63,12 +63,12 @@ class Request:
 
     @property
     def batch(self) -> tuple[Any, Any]:
-        """Inputs and targets."""
+        """The batch as a pair (inputs, targets)."""
         return self.inputs, self.targets
 
     @property
     def batch_size(self) -> int:
-        """Number of samples."""
+        """The number of samples of the batch."""
         return batch_size(self.inputs, self.targets)
 
     @property
@@ -173,7 +173,7 @@ class Problem:
     def results(
         self, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor], inputs: Any, targets: Any
     ) -> tuple[Tensor, ...]:
-        """What is traced: the loss, first of all."""
+        """The traced results; the loss is the first of them."""
         return (self.loss(parameters, constants, inputs, targets),)
 
     def _objective(self, inputs: Any, targets: Any, model: nn.Module) -> Any:

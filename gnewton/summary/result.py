@@ -63,7 +63,7 @@ def as_text(head: str, table: pd.DataFrame) -> str:
 
 
 def as_html(head: str, table: pd.DataFrame) -> str:
-    """The same as HTML."""
+    """The table of :func:`as_text` as HTML."""
     cells = _shown(table).to_html(max_rows=ROWS, float_format=lambda value: f"{value:.4g}", border=0)
     return f"<div><p>{html.escape(head)}</p>\n{cells}</div>"
 
@@ -162,7 +162,7 @@ class Summary:
 
     @property
     def hessian_error(self) -> Tensor | None:
-        """The same of every entry of ``hessian``; for the Fisher matrix it includes the drawn labels."""
+        """The standard error of every entry of ``hessian``; the drawn labels of a Fisher matrix count."""
         if self.samples is None or self.samples <= 1 or self.hessian_squares is None:
             return None
         spread = self.hessian_squares - self.hessian.square() / self.samples
@@ -207,16 +207,16 @@ class Rounding:
 
     @classmethod
     def of(cls, dtypes: Iterable[torch.dtype], device: torch.device) -> Rounding:
-        """That of the coarsest of the types, as the device multiplies them now."""
+        """The rounding of the coarsest of the types, as the device multiplies them now."""
         return cls(max((_unit(dtype, device) for dtype in dtypes), default=0.0))
 
     @property
     def curved(self) -> float:
-        """Of a contribution to the Hessian or the third derivative, relative to its magnitude."""
+        """The error of a contribution to the Hessian or the third derivative, relative to its magnitude."""
         return (CURVED if self.unit < COARSE else CURVED_COARSE) * self.unit
 
     def inner(self, terms: int) -> float:
-        """Of an inner product of ``terms`` numbers, relative to the product of the norms."""
+        """The error of an inner product of ``terms`` numbers, relative to the product of the norms."""
         if self.unit < COARSE:
             return self.unit
         return self.unit / math.sqrt(max(terms, 1)) + torch.finfo(torch.float32).eps

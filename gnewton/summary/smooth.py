@@ -33,7 +33,7 @@ class FunctionMode(TorchFunctionMode):
 
     @abstractmethod
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The result of ``func(*args, **kwargs)``, or what stands for it."""
+        """The result of ``func(*args, **kwargs)``, or of its replacement."""
 
 
 class SmoothNorms(FunctionMode):

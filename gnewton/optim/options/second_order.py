@@ -113,7 +113,7 @@ class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
             yield "averaging.batches", "needs optimizer.curvature.source=independent, or 1"
 
     def ineffective(self) -> Iterator[tuple[str, str]]:
-        """The bare Newton solver has no internal damping."""
+        """λ_int has no effect on the bare Newton solver."""
         if self.solver == "newton":
             yield "internal_damping", "optimizer.solver=newton has no such term"
 
@@ -126,7 +126,7 @@ class GroupedNewtonRecipe(GroupedNewtonHyperparameters, _GroupedNewtonParts):
         return optimizer.step(closure, batch=self.curvature.training_batch(batch))
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
-        """GroupedNewton on the run's model and partition."""
+        """Build GroupedNewton on the model and the partition of the run."""
         from gnewton.optim.grouped_newton import GroupedNewton
 
         return GroupedNewton(
@@ -173,7 +173,7 @@ class FullBatchRecipe(GroupedNewtonRecipe):
 
 @dataclass(kw_only=True)
 class _Options(PreconditionerHyperparameters):
-    """The options that both share."""
+    """The options that K-FAC has as an optimizer and as a direction."""
 
     def arguments(self, problem: TrainingProblem, where: str) -> dict[str, Any]:
         """The arguments of :class:`gnewton.optim.kfac.KFAC`.
@@ -214,7 +214,7 @@ class KFACRecipe(_Options, KFACHyperparameters, OptimizerRecipe):
     why_uncompiled: ClassVar[str] = "which watches the single layers; compiled code has none"
 
     def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
-        """KFAC on the run's model."""
+        """Build K-FAC on the model of the run."""
         from gnewton.optim.kfac import KFAC
 
         return KFAC(problem.model, lr=self.lr, **self.arguments(problem, "optimizer"))
@@ -233,7 +233,7 @@ class KFACDirection(_Options, DirectionRecipe):
     )
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
-        """K-FAC at lr 1 on the layers of the run's model that it treats."""
+        """A factory of K-FAC with learning rate 1, on the layers of the run's model that it treats."""
         from gnewton.optim.kfac.direction import kfac_direction
 
         return kfac_direction(
