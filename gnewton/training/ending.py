@@ -1,4 +1,4 @@
-"""How a run ends: the signals that stop it, its target, and the record of its end."""
+"""How a run ends: the signals and limits that stop it, its target, and the record of its end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+
 from gnewton.runfiles import DONE, STOPPED, TARGET
+from gnewton.training.resources import Clocks
 from gnewton.training.settings import EarlyStop, Target, TrainerSettings
+from gnewton.training.world import World
 
 log = logging.getLogger("gnewton")
 
@@ -43,6 +47,55 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+
+
+class StopRule:
+    """Stops a run before its last epoch: at a limit of steps or seconds, or by a signal.
+
+    Args:
+        settings: with the limits.
+        clocks: of the run.
+        world, device: the processes that share every batch, and where they meet.
+
+    Attributes:
+        signals: those received, within their block.
+    """
+
+    def __init__(self, settings: TrainerSettings, clocks: Clocks, world: World, device: torch.device) -> None:
+        self.signals = StopSignals()
+        self._settings, self._clocks = settings, clocks
+        self._world, self._device = world, device
+
+    def limit_reached(self, step: int) -> bool:
+        """Whether this process has reached a limit after ``step`` steps."""
+        most = self._settings.max_seconds
+        late = most is not None and self._clocks.training_seconds() >= most
+        return late or self._last(step)
+
+    def signal(self) -> int:
+        """The signal that ends the run at once, 0 for none; one of several processes waits for a step."""
+        return (self.signals.received or 0) if self._world.size == 1 else 0
+
+    def agreed_signal(self, step: int) -> int:
+        """The signal that ends the run after ``step`` steps, 0 for none.
+
+        Several processes must stop at the same step. They agree on it at the logging period only, since to
+        agree is to wait for the device.
+        """
+        return 0 if self._apart(step) else self._world.agree(self.signals.received or 0, self._device)
+
+    def agreed_limit(self, step: int) -> bool:
+        """Whether all processes stop after ``step`` steps, since any of them has reached a limit."""
+        if self._apart(step):
+            return self._last(step)
+        return self._world.any(self.limit_reached(step), self._device)
+
+    def _apart(self, step: int) -> bool:
+        """Whether several processes go on without asking each other."""
+        return self._world.size > 1 and step % self._settings.log_every > 0
+
+    def _last(self, step: int) -> bool:
+        return self._settings.max_steps is not None and step >= self._settings.max_steps
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +18,8 @@ from gnewton.errors import Diverged, Interrupted
 from gnewton.loggers import Logger
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.runfiles import BEST, DONE, LAST, LIMIT, STOPPED, TARGET
-from gnewton.training.checkpoint import random_states, restore_newest, set_random_states
-from gnewton.training.ending import Outcome, StopSignals, judge, target_report
+from gnewton.training.checkpoint import CheckpointSchedule, random_states, restore_newest, set_random_states
+from gnewton.training.ending import Outcome, StopRule, judge, target_report
 from gnewton.training.evaluate import Evaluator, Score, WeightAverage
 from gnewton.training.faults import (
     RECOVERIES,
@@ -33,7 +32,7 @@ from gnewton.training.faults import (
 )
 from gnewton.training.resources import Clocks, memory_suffices, reset_peak_memory
 from gnewton.training.runlog import ProgressBar, RateLog, RunLog, learning_rates, summary_line
-from gnewton.training.settings import EPOCHS, SECONDS, STEPS, Interval, TrainerSettings
+from gnewton.training.settings import TrainerSettings
 from gnewton.training.state import TrainingState
 from gnewton.training.training_step import Precision, TrainingStep
 from gnewton.training.world import World
@@ -111,9 +110,8 @@ class Trainer:
         self._recovery = RECOVERIES[settings.on_nonfinite](settings)
         self._sound_state: dict[str, Any] = {}  # of the last read, if the policy may return to it
         self._isolate_before = 0  # steps before this one are made alone, each checked
-        self._signals = StopSignals()
-        self._interval = Interval.parse(settings.checkpoint_every)
-        self._saved_at = 0.0  # wall clock of the last checkpoint
+        self._stops = StopRule(settings, self.clocks, self.world, self.device)
+        self._schedule = CheckpointSchedule(settings, self.world, self.device)
         self._resumed = False
 
     def fit(self) -> Outcome:
@@ -132,7 +130,7 @@ class Trainer:
         total = min(total, self.settings.max_steps or total)
         with ExitStack() as stack:
             stack.enter_context(self._run_log)
-            stack.enter_context(self._signals)
+            stack.enter_context(self._stops.signals)
             progress = stack.enter_context(ProgressBar(self.settings.progress, total, self.state.step))
             if self.state.ceiling.lacks_start:
                 with self.clocks.measure("evaluation"):
@@ -141,7 +139,7 @@ class Trainer:
                 self._evaluate_start()
             if not self._resumed:
                 self._checkpoint(LAST)
-            self._saved_at = time.monotonic()
+            self._schedule.restart()
             self.state.outcome.status = self._status_at_start()
             try:
                 while self.state.epoch < self.settings.epochs and self.state.outcome.status == DONE:
@@ -183,7 +181,7 @@ class Trainer:
             return TARGET
         if self.state.patience.is_over(self.settings.early_stop):
             return STOPPED
-        return LIMIT if self._limit_reached() else DONE
+        return LIMIT if self._stops.limit_reached(self.state.step) else DONE
 
     def _train_epoch(self, progress: ProgressBar) -> str:
         """Make the remaining steps of an epoch; returns ``DONE``, or ``LIMIT`` if one was reached."""
@@ -193,8 +191,8 @@ class Trainer:
         if skip == 0:
             self.state.meter.reset()
         batches: Iterator[Batch] = self.data.train.epoch(self.state.epoch, self.batch_size, skip=skip)
-        if self._resumed and self._limit_reached():  # interrupted while it evaluated at the limit
-            batches, status = iter(()), LIMIT
+        if self._resumed and self._stops.limit_reached(self.state.step):
+            batches, status = iter(()), LIMIT  # interrupted while it evaluated at the limit
         self._keep_sound_state()
         self.clocks.resume_training()
         for batch in batches:
@@ -208,7 +206,7 @@ class Trainer:
             if self._stop_due():
                 status = LIMIT
                 break
-            if self._checkpoint_due():
+            if self._schedule.due(self.state.step):
                 self._checkpoint(LAST)
         self._report(progress)
         self.clocks.pause_training()
@@ -359,7 +357,7 @@ class Trainer:
         if scores is not None:
             self._keep_best(scores["validation"])
             last = judge(outcome, state.patience, settings, last=last)
-        if last or (whole and self._interval.due_after(EPOCHS, epochs)):
+        if last or (whole and self._schedule.due_after(epochs)):
             self._checkpoint(LAST, even_above_ceiling=last)
 
     def _write_metrics(self, scores: dict[str, Score]) -> None:
@@ -393,16 +391,7 @@ class Trainer:
             averaged = name == BEST and self._evaluator.elsewhere
             weights = {"weights": "average" if averaged else "training"}
             self._run_log.checkpoint(name, self.state_dict() | weights)
-        self._saved_at = time.monotonic()
-
-    def _checkpoint_due(self) -> bool:
-        """Whether a checkpoint is due after these steps or seconds."""
-        if self._interval.unit == SECONDS:
-            if self.world.size > 1 and self.state.step % self.settings.log_every:
-                return False
-            due = self._interval.due_after(SECONDS, time.monotonic() - self._saved_at)
-            return self.world.any(due, self.device)
-        return self._interval.due_after(STEPS, self.state.step)
+        self._schedule.restart()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to continue as if it had not stopped. Every process has to call it."""
@@ -436,24 +425,12 @@ class Trainer:
         raise Interrupted(message, number)
 
     def _stop_on_signal(self) -> None:
-        """End the run here if a signal was received; one of several processes cannot, it waits for a step."""
-        if self._signals.received and self.world.size == 1:
-            self._stop(self._signals.received)
+        """End the run here if a signal says so."""
+        if number := self._stops.signal():
+            self._stop(number)
 
     def _stop_due(self) -> bool:
-        """Whether a limit is reached; a signal that was received ends the run here.
-
-        Several processes must stop at the same step. They agree on it at the logging period only, since to
-        agree is to wait for the device.
-        """
-        settings = self.settings
-        if self.world.size > 1 and self.state.step % settings.log_every:
-            return settings.max_steps is not None and self.state.step >= settings.max_steps
-        if number := self.world.agree(self._signals.received or 0, self.device):
+        """Whether a limit is reached; a signal ends the run here."""
+        if number := self._stops.agreed_signal(self.state.step):
             self._stop(number)
-        return self.world.any(self._limit_reached(), self.device)
-
-    def _limit_reached(self) -> bool:
-        settings = self.settings
-        late = settings.max_seconds is not None and self.clocks.training_seconds() >= settings.max_seconds
-        return late or (settings.max_steps is not None and self.state.step >= settings.max_steps)
+        return self._stops.agreed_limit(self.state.step)
