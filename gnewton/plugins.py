@@ -34,7 +34,7 @@ from gnewton.registry import Registry, imported
 if TYPE_CHECKING:
     import torch
 
-    from gnewton.data.splits import DataSet
+    from gnewton.data import DataSet
 
 __all__ = [
     "ArrayRecipe",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gnewton.cli.inspect import Subject
-    from gnewton.data.splits import Batch
+    from gnewton.data import Batch
     from gnewton.experiment.build import Point
     from gnewton.inspection.suggestion import Observations, Suggestion
     from gnewton.optim.options.baselines import FirstOrderRecipe

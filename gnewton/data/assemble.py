@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnewton.data import fetch
+from gnewton.data import DataSet, fetch
 from gnewton.data.arrays import Arrays, check
 from gnewton.data.dataset_options import DIGITS_SAMPLES, INPUT, Digits, InMemoryRecipe, PublicImages
-from gnewton.data.splits import DataSet
 from gnewton.data.tensors import Augmenter, Scaling, TensorSplit
 from gnewton.errors import InputError
 from gnewton.tasks import Classification, Reconstruction, Regression, Task
@@ -65,7 +64,7 @@ def assemble(
         seed: decides the orders and the augmentation; the splits depend on ``recipe.split_seed`` alone.
         statistics: (means, deviations) per channel of inputs in [0, 1]; None: those of the training part.
         full_scale: the stored uint8 value that stands for 1.
-        remarks, digest: see :class:`~gnewton.data.splits.DataSet`.
+        remarks, digest: see :class:`~gnewton.data.DataSet`.
 
     Raises:
         InputError: naming the option that does not suit the arrays.

@@ -13,7 +13,7 @@ from gnewton.registry import Registry, imported
 if TYPE_CHECKING:
     import torch
 
-    from gnewton.data.splits import DataSet
+    from gnewton.data import DataSet
 
 LABEL, INPUT = "label", "input"
 AUTO, CHANNELS_FIRST, CHANNELS_LAST = "auto", "channels_first", "channels_last"

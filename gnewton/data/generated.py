@@ -8,8 +8,8 @@ from itertools import pairwise, repeat
 import numpy as np
 import torch
 
+from gnewton.data import Batch, BatchStream, DataSet, Split
 from gnewton.data.dataset_options import NoData, Poisson, Teacher
-from gnewton.data.splits import Batch, BatchStream, DataSet, Split
 from gnewton.data.tensors import Scaling, TensorSplit, mixed_seed
 from gnewton.tasks import Minimisation, Regression
 

@@ -15,9 +15,9 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from gnewton.data import Batch, BatchStream, DataSet, Split
 from gnewton.data.assemble import divide
 from gnewton.data.dataset_options import ImageNet
-from gnewton.data.splits import Batch, BatchStream, DataSet, Split
 from gnewton.data.tensors import Scaling, generator_for, mixed_seed, shuffled
 from gnewton.errors import InputError
 from gnewton.options import user_path

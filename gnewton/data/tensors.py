@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnewton.data.splits import Batch, BatchStream, Split
+from gnewton.data import Batch, BatchStream, Split
 from gnewton.errors import InputError
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnewton.data import DataSet
 from gnewton.data.dataset_options import TEXT_CHARACTERS, TinyText
-from gnewton.data.splits import DataSet
 from gnewton.data.tensors import TensorSplit
 from gnewton.errors import InputError
 from gnewton.tasks import TokenClassification

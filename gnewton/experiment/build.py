@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from gnewton.data.splits import DataSet
+from gnewton.data import DataSet
 from gnewton.errors import InputError
 from gnewton.experiment.prepare import settings_from
 from gnewton.experiment.resume import recorded_digest

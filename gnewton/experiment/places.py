@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import gnewton
-from gnewton.data import DATA
+from gnewton.data.dataset_options import DATA
 from gnewton.errors import InputError
 from gnewton.optim.options.baselines import read_rates
 from gnewton.options import Role, declaration, user_path

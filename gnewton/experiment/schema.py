@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from gnewton.data import DATA, DataRecipe
+from gnewton.data.dataset_options import DATA, DataRecipe
 from gnewton.loggers import LOGGERS, LoggerRecipe
 from gnewton.models import MODELS, ModelRecipe
 from gnewton.optim.options import AVERAGINGS, CONTROLLERS, DIRECTIONS, OPTIMIZERS, SCHEDULES, OptimizerRecipe

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gnewton.data.splits import Batch
+from gnewton.data import Batch
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer, Objective
 from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gnewton.data.splits import Batch
+from gnewton.data import Batch
 from gnewton.errors import InputError
 from gnewton.inspection.measurement import Floats, OptimizerDirection, PointMeasurer, mean_gradient
 from gnewton.inspection.point_inspection import csv_table, npz_file

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnewton.data.splits import Batch, DataSet, Split
+from gnewton.data import Batch, DataSet, Split
 from gnewton.errors import InputError
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.tasks import Task

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gnewton.data.splits import Batch, DataSet
+from gnewton.data import Batch, DataSet
 from gnewton.errors import Diverged, Interrupted
 from gnewton.loggers import Logger
 from gnewton.optim.options import OptimizerRecipe

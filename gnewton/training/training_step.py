@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnewton.data.splits import Batch
+from gnewton.data import Batch
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.tasks import Task
 from gnewton.training.world import World

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gnewton.backend import rank, sum_over_processes
-from gnewton.data.splits import Batch, BatchStream
+from gnewton.data import Batch, BatchStream
 from gnewton.errors import InputError
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from gnewton.data import DATA, DataRecipe
+from gnewton.data import Batch, DataSet
 from gnewton.data.arrays import Arrays
-from gnewton.data.splits import Batch, DataSet
+from gnewton.data.dataset_options import DATA, DataRecipe
 from gnewton.data.tensors import Augmenter, Scaling, TensorSplit
 from gnewton.options import validate
 

@@ -15,9 +15,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from gnewton.data import DATA
 from gnewton.data.arrays import Arrays
 from gnewton.data.assemble import divide, moments
+from gnewton.data.dataset_options import DATA
 from gnewton.errors import InputError
 from gnewton.options import validate
 from gnewton.tasks import Classification, Minimisation, Reconstruction, Regression
@@ -80,7 +80,7 @@ def test_the_root_follows_the_environment(hydra_data, monkeypatch):
 
 def test_recipes_are_listed_without_heavy_imports():
     code = (
-        "import sys; from gnewton.data import DATA; import gnewton.data.splits; names = DATA.names();"
+        "import sys; from gnewton.data.dataset_options import DATA; names = DATA.names();"
         "heavy = {'torch', 'torchvision', 'numpy', 'sklearn', 'PIL'} & set(sys.modules);"
         "assert not heavy, heavy; assert 'digits' in names"
     )

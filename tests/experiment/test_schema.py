@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from gnewton.data import DATA
+from gnewton.data.dataset_options import DATA
 from gnewton.experiment.schema import Settings, declared_options, options_with, schema_of_saved
 from gnewton.optim.options import SCHEDULES
 from gnewton.options import Role

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnewton.data.splits import DataSet
+from gnewton.data import DataSet
 from gnewton.data.tensors import Scaling, TensorSplit
 from gnewton.optim.options import OptimizerRecipe, TrainingProblem
 from gnewton.optim.options.baselines import LBFGS, SGD
