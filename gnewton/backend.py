@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import gnewton
 from gnewton.errors import InputError, first_line
 
 if dist.is_available():
@@ -131,7 +130,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", 
 
 
 def describe_environment(
-    device: torch.device, command: Sequence[str], overrides: Sequence[str]
+    device: torch.device, command: Sequence[str], overrides: Sequence[str], version: str
 ) -> dict[str, Any]:
     """Versions, hardware, git commit and command line, ready for JSON.
 
@@ -139,13 +138,14 @@ def describe_environment(
         device: the device of the run.
         command: the command line; for runs of a sweep, that of the sweep.
         overrides: the overrides of this run.
+        version: of this package.
     """
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
         "directory": str(Path.cwd()),
         "overrides": list(overrides),
-        "gnewton": gnewton.__version__,
+        "gnewton": version,
         "git": _git(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -161,14 +161,14 @@ def describe_environment(
 
 def _version(package: str) -> str | None:
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
 def _git() -> dict[str, Any] | None:
     """Commit of the checkout the package runs from, and whether it was modified; None outside a checkout."""
-    root = Path(gnewton.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
 

@@ -126,6 +126,7 @@ def batches_of(point: Point, options: argparse.Namespace) -> tuple[Batches, str]
 
 
 def _about(point: Point, options: argparse.Namespace, samples: str) -> dict[str, Any]:
+    import gnewton
     from gnewton.backend import describe_environment
 
     return {
@@ -139,7 +140,9 @@ def _about(point: Point, options: argparse.Namespace, samples: str) -> dict[str,
         "taken_on": samples,
         "mode": "evaluation" if options.evaluation else "training",
         "dtype": point.settings.trainer.dtype,
-        "environment": describe_environment(point.device, ["gnewton", *sys.argv[1:]], []),
+        "environment": describe_environment(
+            point.device, ["gnewton", *sys.argv[1:]], [], gnewton.__version__
+        ),
     }
 
 

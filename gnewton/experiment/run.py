@@ -84,7 +84,9 @@ def run(prepared: Prepared, command: Sequence[str] | None = None) -> Report:
         rate_log = RateLog() if parts.partition is not None else None
         record = rate_log.record if rate_log is not None else None
         optimizer = settings.optimizer.build(problem_of(settings, parts, world, record))
-        environment = describe_environment(device, command or sys.argv, prepared.overrides)
+        environment = describe_environment(
+            device, command or sys.argv, prepared.overrides, gnewton.__version__
+        )
         environment |= {"processes": world.size, "recipes": recipes_of(prepared.config)}
         environment |= {"imports": digests(settings.imports)} if settings.imports else {}
         environment |= {DATA_DIGEST: parts.data.digest} if parts.data.digest is not None else {}
