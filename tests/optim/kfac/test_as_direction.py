@@ -169,7 +169,7 @@ def test_a_direction_by_name(compose: Callable[..., Any]) -> None:
     optimizer = GroupedNewton(model, F.cross_entropy, direction=chosen.direction.build(problem(model)))
     inner = optimizer._directions.members[0].inner
     assert isinstance(inner, KFAC)
-    assert inner.param_groups[0]["kl_clip"] is None
+    assert inner.param_groups[0]["kl_clip"] == 0.01
     advance(model, optimizer, 0, 3, summary=True)
 
 
