@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every subprocess
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes, each of which would import torch
 
+import gc
 import logging
 import random
 import signal
@@ -37,6 +39,12 @@ SMALL = (
 
 SMALL_BASELINE = tuple(override for override in SMALL if "curvature" not in override)
 """The same for optimizers without curvature batches."""
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -20,8 +20,10 @@ BENCH = Path(__file__).parents[1] / "scripts" / "bench"
             "summary.py --only mlp:100 --sides tangent,textbook",
             {"network", "gradients", "speedup_over_textbook"},
         ),
-        ("step.py --only mlp --optimizers grouped_newton", {"network", "optimizer", "summary_share"}),
-        ("step.py --only mlp --optimizers adam --cpu-time", {"network", "optimizer", "times_sgd"}),
+        (
+            "step.py --only mlp --optimizers grouped_newton,adam --cpu-time",
+            {"network", "optimizer", "summary_share", "times_sgd"},
+        ),
     ],
 )
 def test_a_benchmark_leaves_its_table(command: str, columns: set[str], tmp_path: Path) -> None:

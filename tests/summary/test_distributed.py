@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from gnewton.backend import mean_over_processes
 from gnewton.summary import Summarizer, summarize
-from tests.processes import process_group
+from tests.processes import FORK, in_processes, process_group
 
 from . import zoo
 from .test_zoo import differences
@@ -32,17 +31,8 @@ def work(rank, world, folder, name, engine, results):
 
 @pytest.mark.parametrize(("world", "engine"), [(3, "tangent"), (2, "reference")])
 def test_ranks_join_their_summaries(world, engine, tmp_path):
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=work, args=(rank, world, tmp_path, "mlp", engine, results))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    results = FORK.SimpleQueue()
+    in_processes(work, world, tmp_path, "mlp", engine, results)
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     whole = summarize(model, loss_fn, inputs, targets, zoo.partitions(model)["per_tensor"], direction)
     for _ in range(world):
@@ -73,16 +63,8 @@ def rows_of(name, start, count):
 
 
 def test_ranks_join_gauss_newton_matrices_and_their_errors(tmp_path):
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=work_gauss_newton, args=(rank, 2, tmp_path, results)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    results = FORK.SimpleQueue()
+    in_processes(work_gauss_newton, 2, tmp_path, results)
     whole = rows_of("mlp", 0, 6)
     expected = (whole.gradient, whole.hessian, whole.gradient_covariance, whole.hessian_error)
     for _ in range(2):

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton import KFAC
 from gnewton.errors import InputError
 from tests.optim.kfac.cases import CASES, DOUBLE, Chain, dense, fixed, joined, pi
-from tests.processes import process_group
+from tests.processes import in_processes, process_group
 
 STEPS = 12
 
@@ -360,7 +359,7 @@ def run(rank: int, size: int, fisher: str, preconditioner: str, joint: str) -> t
 
 @pytest.mark.parametrize("size", JOBS)
 def test_processes_make_the_step_of_one(size: int, tmp_path: Path) -> None:
-    mp.spawn(spawned, (size, str(tmp_path)), nprocs=size)
+    in_processes(spawned, size, str(tmp_path))
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     for number, job in enumerate(JOBS[size]):
         parameters, factors = run(0, 1, *job)
