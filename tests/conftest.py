@@ -114,6 +114,12 @@ def run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Rep
     return started
 
 
+@pytest.fixture
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and files written, but nothing is drawn, which takes most of the time of a plot."""
+    monkeypatch.setattr("gnewton.report.plots.style.rendered", lambda canvas, suffix: b"an image")
+
+
 @dataclass(frozen=True)
 class Answer:
     """How a command ended, and what it said."""

@@ -114,7 +114,10 @@ def _compose_once(patch: pytest.MonkeyPatch) -> None:
         self.delegate = copy.copy(delegate)  # its list of sources is replaced, never changed
         self.cache = {}
 
-    choose, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    choose, merge = (
+        config_loader_impl.create_defaults_list,
+        ConfigLoaderImpl._compose_config_from_defaults_list,
+    )
     chosen: dict[tuple[Any, ...], tuple[DefaultsList, list[Any]]] = {}
     merged: dict[int, Any] = {}
     """By the identity of a list in ``chosen``."""

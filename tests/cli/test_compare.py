@@ -28,7 +28,7 @@ DOCUMENTED = [
 
 
 @pytest.mark.parametrize("command", sorted({tuple(command) for command in DOCUMENTED}), ids=" ".join)
-def test_documented_commands_work(command, cli, tmp_path):
+def test_documented_commands_work(command, cli, no_images, tmp_path):
     write_sweep(tmp_path / "outputs")
     answer = cli(command)
     assert (answer.code, answer.err) == (0, "")
@@ -41,7 +41,7 @@ def test_there_are_documented_commands():
     assert len(DOCUMENTED) >= 7
 
 
-def test_every_file_is_documented(cli, tmp_path):
+def test_every_file_is_documented(cli, no_images, tmp_path):
     write_sweep(tmp_path)
     cli(["compare", "digits", "--html", "--target", "validation_loss=0.5"])
     document = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")

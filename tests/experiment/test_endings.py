@@ -80,8 +80,18 @@ def test_a_full_disk_is_one_message(cli, tmp_path, monkeypatch):
 
 def _ended_by(number, folder):
     """Exit code and messages of `gnewton train` in a process of its own, sent a signal after an epoch."""
-    command = [sys.executable, "-m", "gnewton", "train", *SMALL, "trainer.epochs=100000", "trainer.device=cpu"]
-    process = subprocess.Popen([*command, "optimizer.period=3"], cwd=folder, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "gnewton",
+        "train",
+        *SMALL,
+        "trainer.epochs=100000",
+        "trainer.device=cpu",
+    ]
+    process = subprocess.Popen(
+        [*command, "optimizer.period=3"], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         logs = list(folder.glob("outputs/*/*/metrics.csv"))

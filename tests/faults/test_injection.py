@@ -13,13 +13,13 @@ from scripts.faults.__main__ import KINDS
 from scripts.faults.forks import warm_up
 
 FEW = {
-    "SIGKILL at a random moment": 8,
-    "SIGINT, SIGTERM or SIGUSR1 at a random moment": 6,
+    "SIGKILL at a random moment": 5,
+    "SIGINT, SIGTERM or SIGUSR1 at a random moment": 4,
     "checkpoint cut off or changed": 4,
-    "full disk": 4,
+    "full disk": 2,
     "folder or file without permission": 7,
     "folder, file or data removed during the run": 5,
-    "32 processes at once, run folders": 96,
+    "32 processes at once, run folders": 64,
     "loss, gradient or summary not finite": 9,
     "out of memory": 4,
     "hostile data file": 8,
