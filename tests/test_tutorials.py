@@ -37,7 +37,7 @@ def test_there_are_commands_on_every_page() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_its_blocks_run_one_after_the_other(page, cli, tmp_path) -> None:
+def test_its_blocks_run_one_after_the_other(page, cli, no_images, tmp_path) -> None:
     names: dict[str, object] = {}
     if page == "reproduce":  # the page inspects a run of the reader's own
         run(cli, ["train", "name=NAME", *ON_DIGITS])

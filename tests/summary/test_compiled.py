@@ -17,6 +17,7 @@ from gnewton.errors import InputError, OutOfMemory
 from gnewton.summary import Summarizer, SummaryError
 from gnewton.summary.api import EngineName
 from tests.conftest import Answer
+from tests.thorough import THOROUGH
 
 from . import zoo
 from .test_zoo import differences
@@ -51,10 +52,10 @@ def network() -> tuple[nn.Module, torch.Tensor, torch.Tensor, dict[str, torch.Te
 
 
 LONG = ("functions", "reductions", "views")
-"""Networks of dozens of operations: tracing third derivatives of all takes a minute, and others show them."""
+"""Networks of dozens of operations, whose passes take a minute to trace; test_operations.py has them all."""
 
 
-@pytest.mark.parametrize("name", zoo.DISTINCT)
+@pytest.mark.parametrize("name", [name for name in zoo.DISTINCT if THOROUGH or name not in LONG])
 def test_the_graph_of_the_passes_gives_the_summary(name: str, recorder: Recorder) -> None:
     model, loss_fn, inputs, targets, direction = zoo.make(name)
     kinds = zoo.partitions(model)

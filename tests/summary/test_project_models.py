@@ -17,6 +17,8 @@ HEAVY = ("vgg11", "resnet18")  # one group per tensor takes the reference engine
 def test_engines_agree_on_the_networks_of_the_project(case: Case, training: bool) -> None:
     if case.choice == "vgg11" and training:
         pytest.skip("it computes the same in both modes")
+    if case.choice == "resnet18" and not training:
+        pytest.skip("batch normalisation in evaluation is in the zoo")
     model = case.build().train(training)
     inputs, targets = case.batch(samples=2 if case.choice in HEAVY else 3)
     partition = Partition.blocks(model, 2) if case.choice in HEAVY else Partition.per_tensor(model)
