@@ -23,7 +23,7 @@ run: $(STAMP) ## Train on the embedded digits with GroupedNewton (under a minute
 test: $(STAMP) ## Run the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-thorough: $(STAMP) ## Run the test suite with many more random cases
+thorough: $(STAMP) ## Run the test suite with many more cases
 	GNEWTON_THOROUGH=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 faults: $(STAMP) ## Inject some 4,000 faults into runs and count those survived (half an hour)

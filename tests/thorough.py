@@ -1,4 +1,4 @@
-"""How many random cases a test tries: few, or many with ``GNEWTON_THOROUGH=1`` (``make thorough``)."""
+"""How many cases a test tries: few, or many with ``GNEWTON_THOROUGH=1`` (``make thorough``)."""
 
 from __future__ import annotations
 

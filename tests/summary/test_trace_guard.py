@@ -53,7 +53,7 @@ def test_the_summary_is_that_of_the_present_loss(name, parts):
         pytest.skip("the loss of a part is no part of the loss")
     options = {"max_memory": 2000} if parts == "parts" else {}
     model, direction, change, fast, slow = pair(KINDS[name], **options)
-    for i in range(7):
+    for i in range(7) if parts == "whole" else (0, 1, 2, 5):
         change(i)
         a = fast.summarize(INPUTS, TARGETS, direction)
         b = slow.summarize(INPUTS, TARGETS, direction)
