@@ -33,7 +33,7 @@ def _rows(folder):
 
 @pytest.mark.slow
 def test_one_raises_one_is_killed(cli, sweeps, monkeypatch):
-    """Other ends, and that jobs without a fault go on, are shown with stand-ins in test_sweep.py."""
+    """Other ends, jobs without a fault and the resumption are shown with stand-ins in test_sweep.py."""
     monkeypatch.setenv("PYTHONPATH", with_stand_in(os.environ.get("PYTHONPATH")))
     monkeypatch.setenv("GNEWTON_FAULTS", json.dumps({"seed=1": "raise", "seed=2": "kill"}))
     answer = cli(["sweep", *TINY, "seed=1,2", "launcher.jobs=2"])
@@ -43,12 +43,7 @@ def test_one_raises_one_is_killed(cli, sweeps, monkeypatch):
         "  job 1  seed=1: failed, exit code 1; last line: RuntimeError: a defect",
         "  job 2  seed=2: failed, killed by SIGKILL",
     ]
-    monkeypatch.delenv("GNEWTON_FAULTS")
-    answer = cli(["sweep", "--resume", str(sweeps.folder)])
-    assert (answer.code, sweeps.statuses()) == (0, ["done"] * 2)
-    runs, problems = find_runs([sweeps.folder])
-    assert problems == []
-    assert [(run.seed, run.status, len(run.metrics)) for run in runs] == [(s, "done", 4) for s in (1, 2)]
+    assert sweeps.statuses() == ["failed"] * 2
 
 
 @pytest.mark.slow
