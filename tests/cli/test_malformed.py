@@ -34,16 +34,16 @@ def names():
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main(["train", "--cfg", "job"]) == 0
-    found = []
+    options = []
 
     def collect(node, path):
         for key, value in node.items():
-            found.append(f"{path}{key}")
+            options.append(f"{path}{key}")
             if isinstance(value, dict):
                 collect(value, f"{path}{key}.")
 
     collect(OmegaConf.to_container(OmegaConf.create(out.getvalue())), "")
-    return found
+    return options
 
 
 def test_an_override_is_taken_or_refused_in_one_message(names, monkeypatch, tmp_path):

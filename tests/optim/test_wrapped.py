@@ -83,8 +83,8 @@ def test_the_tangent_engine_sees_through_compiled_code(form: str) -> None:
     seen = dict(zip((name for name, _ in model.named_parameters()), u.values(), strict=True))
     for direction in (u, seen, list(u.values())):
         for loss_fn in (cross_entropy, torch.compile(cross_entropy, backend="aot_eager")):
-            made = summarize(model, loss_fn, inputs, targets, "by_layer", direction, engine="tangent")
-            torch.testing.assert_close(made.hessian, expected.hessian, rtol=1e-10, atol=1e-13)
+            summary = summarize(model, loss_fn, inputs, targets, "by_layer", direction, engine="tangent")
+            torch.testing.assert_close(summary.hessian, expected.hessian, rtol=1e-10, atol=1e-13)
     reference = summarize(model, cross_entropy, inputs, targets, "by_layer", u, engine="reference")
     torch.testing.assert_close(reference.third, expected.third, rtol=1e-9, atol=1e-12)
 

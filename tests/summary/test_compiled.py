@@ -39,9 +39,9 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    made = Recorder()
-    monkeypatch.setattr(torch, "compile", made)
-    return made
+    stand_in = Recorder()
+    monkeypatch.setattr(torch, "compile", stand_in)
+    return stand_in
 
 
 def network() -> tuple[nn.Module, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -64,10 +64,10 @@ def test_the_graph_of_the_passes_gives_the_summary(name: str, recorder: Recorder
     compiled, tangent = (
         Summarizer(model, loss_fn, partition, engine=engine, third=name not in LONG) for engine in NAMES
     )
-    made = compiled.summarize(inputs, targets, direction)
+    summary = compiled.summarize(inputs, targets, direction)
     assert torch.equal(torch.get_rng_state(), state)
     plain = tangent.summarize(inputs, targets, direction)
-    assert max(differences(made, plain)) < 1e-10
+    assert max(differences(summary, plain)) < 1e-10
     assert len(recorder.graphs) == 1
 
 
@@ -85,9 +85,9 @@ def test_the_real_compiler_gives_the_summary(dtype: torch.dtype, tolerance: floa
     plain = Summarizer(model, F.cross_entropy, partition, engine="tangent", third=third)
     for _ in range(2):  # the second time without compiling, at other parameters and with other masks
         seed = torch.get_rng_state()
-        made = compiled.summarize(inputs, targets, direction)
+        summary = compiled.summarize(inputs, targets, direction)
         assert torch.equal(torch.get_rng_state(), seed)
-        assert max(differences(made, plain.summarize(inputs, targets, direction))) < tolerance
+        assert max(differences(summary, plain.summarize(inputs, targets, direction))) < tolerance
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(0.9)
@@ -100,15 +100,15 @@ def test_parts_of_a_summary(recorder: Recorder, third: bool, diagonal: bool) -> 
     model, inputs, targets, direction = network()
     how: dict[str, Any] = {"third": third, "diagonal": diagonal}
     partition = Partition.per_tensor(model)
-    made, plain = (
+    summary, plain = (
         Summarizer(model, F.cross_entropy, partition, engine=engine, **how).summarize(
             inputs, targets, direction
         )
         for engine in ("compiled", "tangent")
     )
-    assert made.hessian.shape == plain.hessian.shape
-    assert (made.third is None) == (not third)
-    assert max(differences(made, plain)) < 1e-12
+    assert summary.hessian.shape == plain.hessian.shape
+    assert (summary.third is None) == (not third)
+    assert max(differences(summary, plain)) < 1e-12
 
 
 def test_one_graph_for_every_shape(recorder: Recorder) -> None:
@@ -124,11 +124,11 @@ def test_a_split_batch_is_the_whole_one(recorder: Recorder) -> None:
     model[2].p = 0.0
     partition = Partition.per_tensor(model)
     plain = summarize(model, F.cross_entropy, inputs, targets, partition, direction)
-    made = summarize(
+    summary = summarize(
         model, F.cross_entropy, inputs, targets, partition, direction, engine="compiled", max_memory=2000
     )
     assert len(recorder.graphs) > 1
-    assert max(differences(made, plain)) < 1e-12
+    assert max(differences(summary, plain)) < 1e-12
 
 
 def failing(error: Exception) -> Callable[..., Any]:

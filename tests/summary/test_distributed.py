@@ -21,11 +21,13 @@ def work(rank, world, folder, name, engine, results):
         lo = sum(SHARES[world][:rank])
         hi = lo + SHARES[world][rank]
         partition = zoo.partitions(model)["per_tensor"]
-        made = summarize(model, loss_fn, inputs[lo:hi], targets[lo:hi], partition, direction, engine=engine)
+        summary = summarize(
+            model, loss_fn, inputs[lo:hi], targets[lo:hi], partition, direction, engine=engine
+        )
         mean = inputs[lo:hi].mean(0)
         mean, count = mean_over_processes([mean, mean.new_ones(())], hi - lo)
         assert count == 1
-        parts = [made.gradient, made.hessian, made.third, made.loss, mean]
+        parts = [summary.gradient, summary.hessian, summary.third, summary.loss, mean]
         results.put((rank, [part.tolist() for part in parts]))
 
 
@@ -48,8 +50,8 @@ def test_ranks_join_their_summaries(world, engine, tmp_path):
 
 def work_gauss_newton(rank, world, folder, results):
     with process_group(rank, world, folder):
-        made = rows_of("mlp", sum(SHARES[world][:rank]), SHARES[world][rank])
-        entries = (made.gradient, made.hessian, made.gradient_covariance, made.hessian_error)
+        summary = rows_of("mlp", sum(SHARES[world][:rank]), SHARES[world][rank])
+        entries = (summary.gradient, summary.hessian, summary.gradient_covariance, summary.hessian_error)
         results.put([entry.tolist() for entry in entries])
 
 

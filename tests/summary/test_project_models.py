@@ -27,11 +27,11 @@ def test_engines_agree_on_the_networks_of_the_project(case: Case, training: bool
         name: torch.randn(p.shape, generator=generator, dtype=p.dtype) / p.numel() ** 0.5
         for name, p in model.named_parameters()
     }
-    found, expected = (
+    actual, expected = (
         summarize(model, case.task.loss, inputs, targets, partition, direction, engine=engine)
         for engine in ("tangent", "reference")
     )
     for name in ("gradient", "hessian", "third"):
-        ours, theirs = getattr(found, name), getattr(expected, name)
+        ours, theirs = getattr(actual, name), getattr(expected, name)
         assert (ours - theirs).norm() <= 1e-10 * theirs.norm(), name
     assert expected.third.abs().max() > 0

@@ -69,10 +69,10 @@ def test_agrees_with_finite_differences(name):
             with torch.no_grad():
                 return oracles.phi(model, loss_fn, inputs, targets, partition, direction, t * axis).item()
 
-        found = torch.tensor(
+        differences_of_phi = torch.tensor(
             [oracles.along(phi, step) for step in (2e-3, 3e-4, 1e-4, 3e-5)], dtype=torch.float64
         )
-        return (found - torch.stack(expected)).abs().amin(0).tolist()
+        return (differences_of_phi - torch.stack(expected)).abs().amin(0).tolist()
 
     size, generator = len(partition), torch.Generator().manual_seed(2)
     for _ in range(2):

@@ -50,10 +50,10 @@ def test_gradient_loss_and_hits_are_those_of_the_whole_batch(tmp_path: Path) -> 
     model, batch = problem()
     loss, correct = add_gradient(model, Classification((5,), 3), batch, None)
     for rank in range(size):
-        grads, found, hits, agreed = torch.load(tmp_path / f"{rank}.pt")
+        grads, joint, hits, agreed = torch.load(tmp_path / f"{rank}.pt")
         for p, grad in zip(model.parameters(), grads, strict=True):
             torch.testing.assert_close(grad, p.grad, rtol=1e-13, atol=1e-15)
-        torch.testing.assert_close(found, loss, rtol=1e-13, atol=0)
+        torch.testing.assert_close(joint, loss, rtol=1e-13, atol=0)
         assert int(hits) == int(correct)
         assert agreed == 10 + size - 1
 
