@@ -34,6 +34,7 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(source, "load_config", _once(source.load_config))
     _store_once(patch)
     _compose_once(patch)
+    _resolve_less(patch)
 
 
 def _once(load: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
@@ -157,3 +158,22 @@ def _compose_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CachingConfigRepository, "__init__", cached)
     patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
+
+
+def _resolve_less(patch: pytest.MonkeyPatch) -> None:
+    """A text is parsed once; a map of all choices is made only for a list of defaults that refers to one."""
+    from hydra._internal import defaults_list
+    from omegaconf import _utils, base, grammar_parser
+
+    parse = functools.lru_cache(maxsize=None)(grammar_parser.parse)
+    for module in (base, _utils):
+        patch.setattr(module, "parse", parse)
+
+    make = defaults_list._create_interpolation_map
+
+    @functools.wraps(make)
+    def make_if_needed(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+        refers = any("${" in str(vars(default)) for default in defaults)
+        return make(overrides, defaults, self_added) if refers else None
+
+    patch.setattr(defaults_list, "_create_interpolation_map", make_if_needed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, base
 
 CONFIGURATIONS = (
     ["optimizer=sgd", "optimizer.lr=0.3", "optimizer/schedule=cosine"],
@@ -24,8 +24,11 @@ def test_a_configuration_is_what_hydra_alone_composes(overrides, compose, monkey
         config_loader_impl, "create_defaults_list", _plain(config_loader_impl.create_defaults_list)
     )
     for owner, name in (
+        (config_loader_impl, "create_defaults_list"),
         (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
         (CachingConfigRepository, "__init__"),
+        (defaults_list, "_create_interpolation_map"),
+        (base, "parse"),
     ):
         monkeypatch.setattr(owner, name, _plain(getattr(owner, name)))
     plain = compose(overrides)
