@@ -20,9 +20,6 @@ def test_a_configuration_is_what_hydra_alone_composes(overrides, compose, monkey
     quick = [compose(overrides) for _ in range(2)]  # the second from the choices of the first
     OmegaConf.update(quick[0], "seed", 99)  # which a caller may change
     quick.append(compose(overrides))
-    monkeypatch.setattr(
-        config_loader_impl, "create_defaults_list", _plain(config_loader_impl.create_defaults_list)
-    )
     for owner, name in (
         (config_loader_impl, "create_defaults_list"),
         (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
