@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: help setup run test faults lint types data sweep bench study study-quick gpu report docs docs-options clean
+.PHONY: help setup run test thorough faults lint types data sweep bench study study-quick gpu report docs docs-options clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -22,6 +22,9 @@ run: $(STAMP) ## Train on the embedded digits with GroupedNewton (under a minute
 
 test: $(STAMP) ## Run the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+thorough: $(STAMP) ## Run the test suite with many more cases
+	GNEWTON_THOROUGH=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 faults: $(STAMP) ## Inject some 4,000 faults into runs and count those survived (half an hour)
 	$(BIN)/python -m scripts.faults

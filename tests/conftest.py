@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every subprocess
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes, each of which would import torch
 
+import gc
 import logging
 import random
 import signal
@@ -37,6 +39,12 @@ SMALL = (
 
 SMALL_BASELINE = tuple(override for override in SMALL if "curvature" not in override)
 """The same for optimizers without curvature batches."""
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -104,6 +112,12 @@ def run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Rep
         return run_experiment(prepare(compose(overrides), overrides))
 
     return started
+
+
+@pytest.fixture
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and files written, but nothing is drawn, which takes most of the time of a plot."""
+    monkeypatch.setattr("gnewton.report.plots.style.rendered", lambda canvas, suffix: b"an image")
 
 
 @dataclass(frozen=True)

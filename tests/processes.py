@@ -1,13 +1,32 @@
-"""A process group for tests, of which nothing may be left when it ends."""
+"""Processes and process groups for tests, of which nothing may be left when they end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+
+FORK = mp.get_context("fork")
+
+
+def in_processes(work: Callable[..., None], size: int, *arguments: Any) -> None:
+    """``work(rank, size, *arguments)`` in ``size`` processes, each of which must end well.
+
+    They are forks, which have torch and this package already: a new process takes seconds to load them.
+    """
+    processes = [FORK.Process(target=work, args=(rank, size, *arguments)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    for process in processes:
+        process.kill()  # if it hangs
+    assert [process.exitcode for process in processes] == [0] * size
 
 
 @contextmanager

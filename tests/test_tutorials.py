@@ -37,7 +37,7 @@ def test_there_are_commands_on_every_page() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_its_blocks_run_one_after_the_other(page, cli, tmp_path) -> None:
+def test_its_blocks_run_one_after_the_other(page, cli, no_images, tmp_path) -> None:
     names: dict[str, object] = {}
     if page == "reproduce":  # the page inspects a run of the reader's own
         run(cli, ["train", "name=NAME", *ON_DIGITS])
@@ -48,7 +48,7 @@ def test_its_blocks_run_one_after_the_other(page, cli, tmp_path) -> None:
         for line in content.splitlines():
             word, *command = shlex.split(line, comments=True)
             assert word == "gnewton"
-            run(cli, [found(word) for word in command])
+            run(cli, [with_folders(word) for word in command])
 
 
 def run(cli, command: list[str]) -> None:
@@ -84,7 +84,7 @@ def check(cli, command: list[str]) -> None:
     assert answer.code == 0, f"{command}: {answer.err}"
 
 
-def found(word: str) -> str:
+def with_folders(word: str) -> str:
     """A word with the folder of the only run in place of RUN, and all runs in place of a search's."""
     if "SEARCH" in word:
         return "multirun" if Path("multirun").exists() else "outputs"

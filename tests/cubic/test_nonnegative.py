@@ -11,6 +11,7 @@ from gnewton.cubic import CubicStatus, solve_cubic
 from tests.cubic.families import FAMILIES, Instance, instance
 from tests.cubic.test_certificate import energy_units
 from tests.cubic.test_properties import grid, values
+from tests.thorough import count
 
 GLOBAL, LOCAL, UNBOUNDED = (
     CubicStatus.NONNEGATIVE_GLOBAL,
@@ -34,7 +35,7 @@ def kkt_residual(model: Instance, rates: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", list(FAMILIES))
-@settings(max_examples=5, deadline=None, derandomize=True, database=None)
+@settings(max_examples=count(2, 5), deadline=None, derandomize=True, database=None)
 @given(batch=st.integers(0, 2**31))
 def test_kkt_conditions_hold(kind: str, batch: int) -> None:
     for seed in range(batch, batch + 6):
@@ -77,7 +78,7 @@ def test_a_proof_of_global_optimality_is_never_contradicted() -> None:
     """Many random feasible points and descents cannot beat what is called global."""
     rng = np.random.default_rng(0)
     proved = 0
-    for seed in range(150):
+    for seed in range(count(60, 150)):
         model = instance("gaussian", seed, 1 + seed % 5)
         solution = solve_cubic(*model.arguments, nonnegative=True)
         if solution.status is not GLOBAL:
@@ -91,7 +92,7 @@ def test_a_proof_of_global_optimality_is_never_contradicted() -> None:
         )
         near = np.maximum(solution.rates + scale * 0.1 * rng.standard_normal((2000, size)), 0)
         assert at <= min(values(model, points).min(), values(model, near).min()) + 1e-12 * abs(at)
-    assert proved > 20
+    assert proved > count(10, 20)
 
 
 def test_an_indefinite_hessian_can_be_proved_global() -> None:

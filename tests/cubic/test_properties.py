@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gnewton.cubic import CubicStatus, solve_cubic
 from tests.cubic.families import Instance, instance
+from tests.thorough import count
 
 GRID_KINDS = [
     "gaussian", "convex", "low_rank", "hard", "near_hard", "some_zero_third", "all_zero_third", "no_gradient",
@@ -49,7 +50,7 @@ def test_no_point_of_a_grid_is_lower(kind: str, size: int) -> None:
 @pytest.mark.parametrize(
     "kind", ["gaussian", "convex", "graded", "some_zero_third", "all_zero_third", "hard"]
 )
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=count(10, 25), deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**31), size=st.integers(1, 12), whole_octaves=st.booleans())
 def test_rescaling_the_groups_leaves_the_step_unchanged(
     kind: str, seed: int, size: int, whole_octaves: bool
@@ -68,7 +69,7 @@ def test_rescaling_the_groups_leaves_the_step_unchanged(
     assert moved <= tolerance * np.linalg.norm(unit * here.rates)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=count(10, 25), deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**31), size=st.integers(1, 12))
 def test_non_negative_rates_are_invariant_too(seed: int, size: int) -> None:
     model = instance("convex", seed, size)
@@ -81,7 +82,7 @@ def test_non_negative_rates_are_invariant_too(seed: int, size: int) -> None:
     )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=count(10, 25), deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**31), size=st.integers(2, 12))
 def test_the_order_of_the_groups_does_not_matter(seed: int, size: int) -> None:
     model = instance("gaussian", seed, size)

@@ -18,7 +18,7 @@ from gnewton.runfiles import METRICS_COLUMNS
 from gnewton.training import csvlog
 from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
-from tests.experiment.interruptions import after_step, send
+from tests.experiment.interruptions import after_step, killed, send
 
 UNBOUNDED = (*SMALL_BASELINE, "trainer.device=cpu", "model.activation=relu")
 
@@ -78,33 +78,29 @@ def test_a_full_disk_is_one_message(cli, tmp_path, monkeypatch):
     assert (folder / "metrics.csv").read_text() == ",".join(METRICS_COLUMNS) + "\n"
 
 
-class Started:
-    """`gnewton train` in a process of its own, once metrics.csv has the row of an epoch."""
-
-    def __init__(self, folder, *overrides):
-        command = [
-            sys.executable,
-            "-m",
-            "gnewton",
-            "train",
-            *SMALL,
-            "trainer.epochs=100000",
-            "trainer.device=cpu",
-        ]
-        self.process = subprocess.Popen(
-            [*command, "optimizer.period=3", *overrides], cwd=folder, stderr=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.process.poll() is None:
-            found = list(folder.glob("outputs/*/*/metrics.csv"))
-            if found and found[0].read_text().count("\n") > 2:
-                break
-            time.sleep(0.05)
-
-    def end(self, number):
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=60)
-        return self.process.returncode, err
+def _ended_by(number, folder):
+    """Exit code and messages of `gnewton train` in a process of its own, sent a signal after an epoch."""
+    command = [
+        sys.executable,
+        "-m",
+        "gnewton",
+        "train",
+        *SMALL,
+        "trainer.epochs=100000",
+        "trainer.device=cpu",
+    ]
+    process = subprocess.Popen(
+        [*command, "optimizer.period=3"], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = list(folder.glob("outputs/*/*/metrics.csv"))
+        if logs and logs[0].read_text().count("\n") > 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
 
 
 def _assert_good_order(folder, number, err):
@@ -124,7 +120,7 @@ def _assert_good_order(folder, number, err):
 
 @pytest.mark.slow
 def test_a_signal_ends_the_process_in_good_order(tmp_path):
-    returned, err = Started(tmp_path).end(signal.SIGINT)
+    returned, err = _ended_by(signal.SIGINT, tmp_path)
     assert returned == 130
     _assert_good_order(_only_run(tmp_path), signal.SIGINT, err)
 
@@ -137,10 +133,10 @@ def test_a_signal_ends_the_run_in_good_order(number, cli, tmp_path, monkeypatch)
     _assert_good_order(_only_run(tmp_path), number, answer.err)
 
 
-@pytest.mark.slow
-def test_a_killed_run_leaves_whole_files(tmp_path):
-    returned, _ = Started(tmp_path).end(signal.SIGKILL)
-    assert returned == -signal.SIGKILL
+def test_a_killed_run_leaves_whole_files(cli, tmp_path, monkeypatch):
+    command = ["train", *SMALL, "optimizer.period=3", "trainer.epochs=9", "trainer.device=cpu"]
+    with after_step(monkeypatch, 8, send(signal.SIGKILL)):
+        assert killed(lambda: cli(command)) == signal.SIGKILL
     folder = _only_run(tmp_path)
     for title in ("metrics.csv", "rates.csv"):
         text = (folder / title).read_text()
@@ -152,9 +148,9 @@ def test_a_killed_run_leaves_whole_files(tmp_path):
     assert not (folder / "result.json").exists()
 
 
-@pytest.mark.slow
-def test_a_signal_ends_a_whole_sweep(tmp_path):
-    returned, err = Started(tmp_path, "--multirun", "seed=1,2,3").end(signal.SIGINT)
-    assert returned == 130
-    assert err.count("interrupted by SIGINT") >= 1
+def test_a_signal_ends_all_jobs_of_multirun(cli, tmp_path, monkeypatch):
+    with after_step(monkeypatch, 4, send(signal.SIGINT)):
+        answer = cli(["train", "--multirun", *SMALL, "trainer.device=cpu", "seed=1,2,3", "trainer.epochs=2"])
+    assert answer.code == 130
+    assert answer.err.count("interrupted by SIGINT") >= 1
     assert len(list(tmp_path.glob("outputs/mlp*/*"))) == 1

@@ -15,6 +15,7 @@ from torch import nn
 
 from gnewton import GroupedNewton
 from gnewton.optim.kfac import KFAC
+from tests.thorough import count
 
 STEPS = 40
 ACTIVATIONS = (nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.LeakyReLU)
@@ -63,7 +64,9 @@ def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
 
 @pytest.mark.slow
 @given(data=st.data())
-@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=count(12, 24), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 def test_a_training_goes_down_and_never_far_up(data: st.DataObject) -> None:
     logging.getLogger("gnewton").setLevel(logging.ERROR)
     model = data.draw(networks())

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -21,7 +20,7 @@ from gnewton.optim.controllers import Constant
 from gnewton.summary import Summarizer, summarize
 from gnewton.wrappers import is_compiled, named_parameters, plain_name, uncompiled, unwrapped
 from tests.optim.problems import classification, tanh_net
-from tests.processes import process_group
+from tests.processes import FORK, in_processes, process_group
 
 
 def whole() -> nn.Module:
@@ -84,8 +83,8 @@ def test_the_tangent_engine_sees_through_compiled_code(form: str) -> None:
     seen = dict(zip((name for name, _ in model.named_parameters()), u.values(), strict=True))
     for direction in (u, seen, list(u.values())):
         for loss_fn in (cross_entropy, torch.compile(cross_entropy, backend="aot_eager")):
-            made = summarize(model, loss_fn, inputs, targets, "by_layer", direction, engine="tangent")
-            torch.testing.assert_close(made.hessian, expected.hessian, rtol=1e-10, atol=1e-13)
+            summary = summarize(model, loss_fn, inputs, targets, "by_layer", direction, engine="tangent")
+            torch.testing.assert_close(summary.hessian, expected.hessian, rtol=1e-10, atol=1e-13)
     reference = summarize(model, cross_entropy, inputs, targets, "by_layer", u, engine="reference")
     torch.testing.assert_close(reference.third, expected.third, rtol=1e-9, atol=1e-12)
 
@@ -222,14 +221,8 @@ def work(rank: int, world: int, folder: Path, results: Any) -> None:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_distributed_data_parallel_trains_as_the_network_itself(world: int, tmp_path: Path) -> None:
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=work, args=(rank, world, tmp_path, results)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(180)
-        assert process.exitcode == 0
+    results = FORK.SimpleQueue()
+    in_processes(work, world, tmp_path, results)
     expected = {name: trained(tanh_net(), name, [*BATCHES, QUIET]) for name in DISTRIBUTED}
     for _ in range(world * len(DISTRIBUTED)):
         name, (numbers, rates) = results.get()

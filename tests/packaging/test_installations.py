@@ -44,10 +44,13 @@ print(config_folder())
     return Path(package).parent, Path(configs)
 
 
-def _trains(cwd: Path, path: Path | None = None) -> None:
+def _composes(cwd: Path, path: Path | None = None) -> None:
     shown = _python(["-m", "gnewton", "train", "--cfg", "job"], cwd, path)
     assert shown.returncode == 0, shown.stderr
     assert "name: mlp" in shown.stdout
+
+
+def _trains(cwd: Path, path: Path | None = None) -> None:
     ended = _python(["-m", "gnewton", "train", *TWO_STEPS], cwd, path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.splitlines()[0].endswith("; loading torch")
@@ -84,7 +87,7 @@ def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_checkout(sources):
     assert _where(sources, None) == (sources / "gnewton", sources / "configs")
-    _trains(sources)
+    _composes(sources)  # whatever else a checkout does is done by the other tests
 
 
 def test_editable(tmp_path):
@@ -92,7 +95,7 @@ def test_editable(tmp_path):
     if (package / "configs").exists():
         pytest.skip("the tests run on an installed wheel")
     assert configs == package.parent / "configs"
-    _trains(tmp_path)
+    _composes(tmp_path)
     command = Path(sys.executable).parent / "gnewton"
     ended = subprocess.run([command, "--version"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ended.stdout == f"gnewton {gnewton.__version__}\n"
@@ -115,6 +118,7 @@ def test_wheel(wheel, tmp_path):
     ended = _python([*install, "--disable-pip-version-check"], foreign)
     assert ended.returncode == 0, ended.stderr
     assert _where(foreign, site) == (site / "gnewton", site / "gnewton" / "configs")
+    _composes(foreign, site)
     _trains(foreign, site)
     assert (site / "bin" / "gnewton").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -34,12 +35,12 @@ def sweep(tmp_path_factory):
     return compared(tmp_path_factory.mktemp("sweep"))
 
 
-def _texts(made: Figure) -> list[str]:
-    return [text.get_text() for legend in made.legends for text in legend.get_texts()]
+def _texts(canvas: Figure) -> list[str]:
+    return [text.get_text() for legend in canvas.legends for text in legend.get_texts()]
 
 
-def _titles(made: Figure) -> list[str]:
-    return [axis.get_title(loc="left") for axis in made.axes]
+def _titles(canvas: Figure) -> list[str]:
+    return [axis.get_title(loc="left") for axis in canvas.axes]
 
 
 def _line(axis, color: str, x: Sequence[float]):
@@ -58,21 +59,21 @@ def _line(axis, color: str, x: Sequence[float]):
 
 @pytest.mark.parametrize(("x", "label"), [("epoch", "epochs"), ("train_seconds", "training seconds")])
 def test_progress_has_the_right_axes(x, label, sweep):
-    made = progress_figure(sweep.setups, x, "mlp digits")
-    assert _titles(made) == METRICS
-    assert {axis.get_xlabel() for axis in made.axes} == {label}
-    assert [axis.get_ylabel() for axis in made.axes] == ["loss", "", "", "accuracy", "", ""]
-    assert [axis.get_yscale() for axis in made.axes] == ["log"] * 3 + ["linear"] * 3
-    assert all(axis.get_xscale() == "linear" and axis.get_xlim()[0] == 0 for axis in made.axes)
-    assert made.axes[3].yaxis.get_major_formatter()(0.25) == "25 %"
-    assert _texts(made) == ["grouped_newton", "sgd lr=0.01", "sgd lr=0.1", "sgd lr=1"]
-    assert made.get_suptitle() == "mlp digits"
+    canvas = progress_figure(sweep.setups, x, "mlp digits")
+    assert _titles(canvas) == METRICS
+    assert {axis.get_xlabel() for axis in canvas.axes} == {label}
+    assert [axis.get_ylabel() for axis in canvas.axes] == ["loss", "", "", "accuracy", "", ""]
+    assert [axis.get_yscale() for axis in canvas.axes] == ["log"] * 3 + ["linear"] * 3
+    assert all(axis.get_xscale() == "linear" and axis.get_xlim()[0] == 0 for axis in canvas.axes)
+    assert canvas.axes[3].yaxis.get_major_formatter()(0.25) == "25 %"
+    assert _texts(canvas) == ["grouped_newton", "sgd lr=0.01", "sgd lr=0.1", "sgd lr=1"]
+    assert canvas.get_suptitle() == "mlp digits"
 
 
 def test_progress_against_epochs_shows_medians_bands_and_every_run(sweep):
     """Losses speed⁻ᵉ (1 + seed/10): the median is that of seed 1, the band goes from seed 0 to seed 2."""
-    made = progress_figure(sweep.setups, "epoch")
-    axis, epochs = made.axes[1], np.arange(1.0, 5)
+    canvas = progress_figure(sweep.setups, "epoch")
+    axis, epochs = canvas.axes[1], np.arange(1.0, 5)
     for color, speed in zip(COLORS, (2, 1.2, 1.5), strict=False):
         assert _line(axis, color, epochs) == pytest.approx(1.1 * 1.1 * speed**-epochs)
     thin = [line for line in axis.lines if line.get_linewidth() < 1]
@@ -86,8 +87,8 @@ def test_progress_against_epochs_shows_medians_bands_and_every_run(sweep):
 
 def test_progress_against_seconds_is_on_a_common_grid(sweep):
     """Epoch e of seed s ends at 3 e (1 + s/20) s: all three runs are under way from 3.3 s to 12 s."""
-    made = progress_figure(sweep.of_problem("mlp digits")[:1], "train_seconds")
-    (line,) = [line for line in made.axes[0].lines if line.get_linewidth() > 1]
+    canvas = progress_figure(sweep.of_problem("mlp digits")[:1], "train_seconds")
+    (line,) = [line for line in canvas.axes[0].lines if line.get_linewidth() > 1]
     x = np.asarray(line.get_xdata())
     assert (x[0], x[-1]) == pytest.approx((3.3, 12))
     curves = [
@@ -98,23 +99,23 @@ def test_progress_against_seconds_is_on_a_common_grid(sweep):
 
 
 def test_a_cross_marks_where_a_run_broke_down(sweep):
-    made = progress_figure(sweep.setups, "epoch")
-    crosses = [line for line in made.axes[1].lines if line.get_marker() == "x"]
+    canvas = progress_figure(sweep.setups, "epoch")
+    crosses = [line for line in canvas.axes[1].lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[2]] * 3
     assert {to_hex(line.get_color()) for line in crosses} == {COLORS[3].lower()}
 
 
 def test_one_run_is_one_thick_line_without_a_band(tmp_path):
     write_run(tmp_path, "run", rows=rows_of(2, 0))
-    made = progress_figure(compare([tmp_path]).setups, "epoch")
-    assert [len(axis.lines) for axis in made.axes] == [1] * 6
-    assert all(not axis.collections for axis in made.axes)
+    canvas = progress_figure(compare([tmp_path]).setups, "epoch")
+    assert [len(axis.lines) for axis in canvas.axes] == [1] * 6
+    assert all(not axis.collections for axis in canvas.axes)
 
 
 def test_one_row_is_a_dot(tmp_path):
     write_run(tmp_path, "run", rows=rows_of(2, 0, epochs=1))
-    made = progress_figure(compare([tmp_path]).setups, "epoch")
-    assert {line.get_marker() for axis in made.axes for line in axis.lines} == {"o"}
+    canvas = progress_figure(compare([tmp_path]).setups, "epoch")
+    assert {line.get_marker() for axis in canvas.axes for line in axis.lines} == {"o"}
 
 
 def test_only_what_was_measured_has_axes(tmp_path):
@@ -138,12 +139,12 @@ def test_runs_without_rows_leave_no_plot(tmp_path):
 
 
 def test_rates_have_the_right_axes_and_values(sweep):
-    made = rates_figure(sweep.setups[0])
-    (axis,) = made.axes
+    canvas = rates_figure(sweep.setups[0])
+    (axis,) = canvas.axes
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("training steps", "learning rate of the group")
     assert axis.get_yscale() == "log"
-    assert _titles(made) == ["grouped_newton: rates, median of 3 runs"]
-    assert _texts(made) == list(GROUPS)
+    assert _titles(canvas) == ["grouped_newton: rates, median of 3 runs"]
+    assert _texts(canvas) == list(GROUPS)
     for line, (name, rate) in zip(axis.lines, GROUPS.items(), strict=True):
         assert list(line.get_xdata()) == [10, 20, 30, 40]  # without the warm-up, up to the last step
         assert list(line.get_ydata()) == pytest.approx([2 * rate, 3 * rate, 4 * rate, 4 * rate])
@@ -170,21 +171,21 @@ def test_rates_that_are_not_positive_are_shown(values, scale, tmp_path):
 def test_many_groups_have_a_colour_bar(tmp_path):
     rates = update(1, 0, {f"layer{number}.weight": 0.1 + number for number in range(LEGEND_UP_TO + 1)})
     write_run(tmp_path, "run", grouped_newton(), rows=falling([1.0]), rates=rates)
-    made = rates_figure(compare([tmp_path]).setups[0])
-    assert made.legends == []
-    assert made.axes[1].get_ylabel().startswith("place of the group in the partition")
+    canvas = rates_figure(compare([tmp_path]).setups[0])
+    assert canvas.legends == []
+    assert canvas.axes[1].get_ylabel().startswith("place of the group in the partition")
 
 
 # ---- sensitivity and profile
 
 
 def test_sensitivity_has_the_right_axes_and_values(sweep):
-    made = sensitivity_figure(*find_sensitivities(sweep.setups))
-    (axis,) = made.axes
+    canvas = sensitivity_figure(*find_sensitivities(sweep.setups))
+    (axis,) = canvas.axes
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("learning rate", "final validation loss")
-    assert _titles(made) == ["mlp digits"]
-    assert _texts(made) == ["sgd", "diverged or failed"]
+    assert _titles(canvas) == ["mlp digits"]
+    assert _texts(canvas) == ["sgd", "diverged or failed"]
     assert _line(axis, COLORS[0], [0.01, 0.1]) == pytest.approx([1.1 * 1.1 * 1.2**-4, 1.1 * 1.1 * 1.5**-4])
     points = {line.get_xdata()[0]: len(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"}
     assert points == {0.01: 3, 0.1: 3}
@@ -202,15 +203,15 @@ def test_sensitivity_to_the_damping_says_so(tmp_path):
 def test_profiles_have_the_right_axes_and_values(sweep):
     """GroupedNewton has 0.55 (1 + s/10) after one epoch and needs two; SGD 0.1 two or, for s > 0, three."""
     profiles = [find_profile(sweep, measure) for measure in ("target_steps", "target_seconds")]
-    made = profile_figure(profiles)
-    assert [axis.get_xlabel() for axis in made.axes] == [
+    canvas = profile_figure(profiles)
+    assert [axis.get_xlabel() for axis in canvas.axes] == [
         "factor τ to the fewest steps",
         "factor τ to the fewest training seconds",
     ]
-    assert {axis.get_ylabel() for axis in made.axes} == {"share of instances"}
-    assert _titles(made) == ["steps, 3 instances", "training seconds, 3 instances"]
-    assert _texts(made) == ["grouped_newton", "sgd lr=0.01", "sgd lr=0.1", "sgd lr=1"]
-    for axis, profile in zip(made.axes, profiles, strict=True):
+    assert {axis.get_ylabel() for axis in canvas.axes} == {"share of instances"}
+    assert _titles(canvas) == ["steps, 3 instances", "training seconds, 3 instances"]
+    assert _texts(canvas) == ["grouped_newton", "sgd lr=0.01", "sgd lr=0.1", "sgd lr=1"]
+    for axis, profile in zip(canvas.axes, profiles, strict=True):
         assert axis.get_xscale() == "log"
         assert axis.get_xlim() == (1, profile.end)
         for line, solver in zip(axis.lines, profile.ratios, strict=True):
@@ -233,8 +234,8 @@ def test_the_loss_by_step_of_every_run_and_its_median(tmp_path):
         ]
         write_run(tmp_path, str(seed), {"seed": seed}, steps=steps, rows=[row(1, 150, 1.0)])
     comparison = compare([tmp_path])
-    made = step_figure(comparison.setups, "mlp digits")
-    (axis,) = made.axes
+    canvas = step_figure(comparison.setups, "mlp digits")
+    (axis,) = canvas.axes
     assert [list(line.get_ydata()) for line in axis.lines] == [*losses.values(), [4.0, 2.0, 1.0]]
     assert {tuple(line.get_xdata()) for line in axis.lines} == {(50, 100, 150)}
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("training steps", "training loss")
@@ -268,11 +269,13 @@ def test_every_plot_is_an_image_in_both_formats(written):
 
 
 def test_the_same_runs_give_the_same_files(written, sweep, tmp_path):
-    again = write_plots(sweep, tmp_path)
-    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
+    before = {path.name: path for path in written}
+    for plot in islice(comparison_plots(sweep), 2):
+        for path in save(plot.figure, tmp_path / plot.stem):
+            assert path.read_bytes() == before[path.name].read_bytes()
 
 
-def test_each_problem_has_plots_of_its_own(tmp_path):
+def test_each_problem_has_plots_of_its_own(no_images, tmp_path):
     for data in ("digits", "mnist"):
         compared(tmp_path / "runs", data=data)
     names = {path.name for path in write_plots(compare([tmp_path / "runs"]), tmp_path / "plots")}
@@ -280,7 +283,7 @@ def test_each_problem_has_plots_of_its_own(tmp_path):
     assert "rates_mlp_mnist_grouped_newton.svg" in names
 
 
-def test_set_ups_with_alike_names_do_not_overwrite_each_other(tmp_path):
+def test_set_ups_with_alike_names_do_not_overwrite_each_other(no_images, tmp_path):
     for place, extra in enumerate(("<a>", "[a]")):
         rates = update(1, 0, {"a": 0.5})
         write_run(
@@ -317,8 +320,8 @@ def test_odd_names_do_not_become_mathematics(tmp_path):
         write_run(
             tmp_path, str(place), {"optimizer.extra": extra, "model.name": r"$\x$"}, rows=falling([1.0, 0.5])
         )
-    made = progress_figure(compare([tmp_path]).setups, "epoch", r"$\x$ digits")
-    paths = save(made, tmp_path / "plot")
+    canvas = progress_figure(compare([tmp_path]).setups, "epoch", r"$\x$ digits")
+    paths = save(canvas, tmp_path / "plot")
     assert all(path.stat().st_size > 1000 for path in paths)
 
 
@@ -326,7 +329,7 @@ def test_rows_that_never_change(tmp_path):
     write_run(
         tmp_path, "run", rows=[row(e, 10 * e, float(e), train_loss=0.5, train_accuracy=1.0) for e in (1, 2)]
     )
-    made = progress_figure(compare([tmp_path]).setups, "train_seconds")
+    canvas = progress_figure(compare([tmp_path]).setups, "train_seconds")
     buffer = io.BytesIO()
-    made.savefig(buffer, format="png")
+    canvas.savefig(buffer, format="png")
     assert len(buffer.getvalue()) > 1000

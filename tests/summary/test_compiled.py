@@ -17,6 +17,7 @@ from gnewton.errors import InputError, OutOfMemory
 from gnewton.summary import Summarizer, SummaryError
 from gnewton.summary.api import EngineName
 from tests.conftest import Answer
+from tests.thorough import THOROUGH
 
 from . import zoo
 from .test_zoo import differences
@@ -38,9 +39,9 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    made = Recorder()
-    monkeypatch.setattr(torch, "compile", made)
-    return made
+    stand_in = Recorder()
+    monkeypatch.setattr(torch, "compile", stand_in)
+    return stand_in
 
 
 def network() -> tuple[nn.Module, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -51,22 +52,27 @@ def network() -> tuple[nn.Module, torch.Tensor, torch.Tensor, dict[str, torch.Te
 
 
 LONG = ("functions", "reductions", "views")
-"""Networks of dozens of operations: tracing third derivatives of all takes a minute, and others show them."""
+"""Networks of dozens of operations, whose passes take a minute to trace; test_operations.py has them all."""
 
 
-@pytest.mark.parametrize("name", zoo.DISTINCT)
+SHORT = [name for name in zoo.DISTINCT if name not in LONG]
+THIRD = zoo.DISTINCT if THOROUGH else SHORT[::2]
+"""Networks whose third derivatives are compared; their part of the graph takes longest."""
+
+
+@pytest.mark.parametrize("name", zoo.DISTINCT if THOROUGH else SHORT)
 def test_the_graph_of_the_passes_gives_the_summary(name: str, recorder: Recorder) -> None:
     model, loss_fn, inputs, targets, direction = zoo.make(name)
     kinds = zoo.partitions(model)
     partition = kinds.get("alternate", kinds["per_tensor"])
     state = torch.get_rng_state()
     compiled, tangent = (
-        Summarizer(model, loss_fn, partition, engine=engine, third=name not in LONG) for engine in NAMES
+        Summarizer(model, loss_fn, partition, engine=engine, third=name in THIRD) for engine in NAMES
     )
-    made = compiled.summarize(inputs, targets, direction)
+    summary = compiled.summarize(inputs, targets, direction)
     assert torch.equal(torch.get_rng_state(), state)
     plain = tangent.summarize(inputs, targets, direction)
-    assert max(differences(made, plain)) < 1e-10
+    assert max(differences(summary, plain)) < 1e-10
     assert len(recorder.graphs) == 1
 
 
@@ -78,15 +84,15 @@ def test_the_real_compiler_gives_the_summary(dtype: torch.dtype, tolerance: floa
     model, inputs, targets, direction = network()
     model, inputs = model.to(dtype), inputs.to(dtype)
     direction = {name: u.to(dtype) for name, u in direction.items()}
-    partition = Partition.per_tensor(model)
+    partition = Partition.from_names(model, [["0.weight", "3.bias"], ["0.bias", "3.weight"]])
     third = dtype == torch.float64  # its code takes most of the compiler's time
     compiled = Summarizer(model, F.cross_entropy, partition, engine="compiled", third=third)
     plain = Summarizer(model, F.cross_entropy, partition, engine="tangent", third=third)
     for _ in range(2):  # the second time without compiling, at other parameters and with other masks
         seed = torch.get_rng_state()
-        made = compiled.summarize(inputs, targets, direction)
+        summary = compiled.summarize(inputs, targets, direction)
         assert torch.equal(torch.get_rng_state(), seed)
-        assert max(differences(made, plain.summarize(inputs, targets, direction))) < tolerance
+        assert max(differences(summary, plain.summarize(inputs, targets, direction))) < tolerance
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(0.9)
@@ -99,15 +105,15 @@ def test_parts_of_a_summary(recorder: Recorder, third: bool, diagonal: bool) -> 
     model, inputs, targets, direction = network()
     how: dict[str, Any] = {"third": third, "diagonal": diagonal}
     partition = Partition.per_tensor(model)
-    made, plain = (
+    summary, plain = (
         Summarizer(model, F.cross_entropy, partition, engine=engine, **how).summarize(
             inputs, targets, direction
         )
         for engine in ("compiled", "tangent")
     )
-    assert made.hessian.shape == plain.hessian.shape
-    assert (made.third is None) == (not third)
-    assert max(differences(made, plain)) < 1e-12
+    assert summary.hessian.shape == plain.hessian.shape
+    assert (summary.third is None) == (not third)
+    assert max(differences(summary, plain)) < 1e-12
 
 
 def test_one_graph_for_every_shape(recorder: Recorder) -> None:
@@ -123,11 +129,11 @@ def test_a_split_batch_is_the_whole_one(recorder: Recorder) -> None:
     model[2].p = 0.0
     partition = Partition.per_tensor(model)
     plain = summarize(model, F.cross_entropy, inputs, targets, partition, direction)
-    made = summarize(
+    summary = summarize(
         model, F.cross_entropy, inputs, targets, partition, direction, engine="compiled", max_memory=2000
     )
     assert len(recorder.graphs) > 1
-    assert max(differences(made, plain)) < 1e-12
+    assert max(differences(summary, plain)) < 1e-12
 
 
 def failing(error: Exception) -> Callable[..., Any]:

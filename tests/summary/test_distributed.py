@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from gnewton.backend import mean_over_processes
 from gnewton.summary import Summarizer, summarize
-from tests.processes import process_group
+from tests.processes import FORK, in_processes, process_group
 
 from . import zoo
 from .test_zoo import differences
@@ -22,27 +21,20 @@ def work(rank, world, folder, name, engine, results):
         lo = sum(SHARES[world][:rank])
         hi = lo + SHARES[world][rank]
         partition = zoo.partitions(model)["per_tensor"]
-        made = summarize(model, loss_fn, inputs[lo:hi], targets[lo:hi], partition, direction, engine=engine)
+        summary = summarize(
+            model, loss_fn, inputs[lo:hi], targets[lo:hi], partition, direction, engine=engine
+        )
         mean = inputs[lo:hi].mean(0)
         mean, count = mean_over_processes([mean, mean.new_ones(())], hi - lo)
         assert count == 1
-        parts = [made.gradient, made.hessian, made.third, made.loss, mean]
+        parts = [summary.gradient, summary.hessian, summary.third, summary.loss, mean]
         results.put((rank, [part.tolist() for part in parts]))
 
 
 @pytest.mark.parametrize(("world", "engine"), [(3, "tangent"), (2, "reference")])
 def test_ranks_join_their_summaries(world, engine, tmp_path):
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=work, args=(rank, world, tmp_path, "mlp", engine, results))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    results = FORK.SimpleQueue()
+    in_processes(work, world, tmp_path, "mlp", engine, results)
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     whole = summarize(model, loss_fn, inputs, targets, zoo.partitions(model)["per_tensor"], direction)
     for _ in range(world):
@@ -58,8 +50,8 @@ def test_ranks_join_their_summaries(world, engine, tmp_path):
 
 def work_gauss_newton(rank, world, folder, results):
     with process_group(rank, world, folder):
-        made = rows_of("mlp", sum(SHARES[world][:rank]), SHARES[world][rank])
-        entries = (made.gradient, made.hessian, made.gradient_covariance, made.hessian_error)
+        summary = rows_of("mlp", sum(SHARES[world][:rank]), SHARES[world][rank])
+        entries = (summary.gradient, summary.hessian, summary.gradient_covariance, summary.hessian_error)
         results.put([entry.tolist() for entry in entries])
 
 
@@ -73,16 +65,8 @@ def rows_of(name, start, count):
 
 
 def test_ranks_join_gauss_newton_matrices_and_their_errors(tmp_path):
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=work_gauss_newton, args=(rank, 2, tmp_path, results)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    results = FORK.SimpleQueue()
+    in_processes(work_gauss_newton, 2, tmp_path, results)
     whole = rows_of("mlp", 0, 6)
     expected = (whole.gradient, whole.hessian, whole.gradient_covariance, whole.hessian_error)
     for _ in range(2):

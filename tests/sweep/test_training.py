@@ -12,10 +12,13 @@ import pytest
 
 from gnewton.report.runs import find_runs
 from gnewton.runfiles import METRICS_COLUMNS
-from tests.conftest import SMALL_BASELINE
 from tests.sweep.conftest import Sweeps, until, with_stand_in
 
-TINY = ["optimizer=sgd", *SMALL_BASELINE, "trainer.device=cpu", "trainer.epochs=3"]
+# data that need no other library: what a process loads is most of its time
+TINY = [
+    *("optimizer=sgd", "model.widths=[8]", "data=teacher", "data.train=60", "trainer.batch_size=20"),
+    *("trainer.device=cpu", "trainer.epochs=3"),
+]
 CLOCKS = [name for name in METRICS_COLUMNS if name.endswith(("_seconds", "per_second", "_mib"))]
 
 
@@ -29,23 +32,18 @@ def _rows(folder):
 
 
 @pytest.mark.slow
-def test_one_raises_one_is_killed_one_exits(cli, sweeps, monkeypatch):
+def test_one_raises_one_is_killed(cli, sweeps, monkeypatch):
+    """Other ends, jobs without a fault and the resumption are shown with stand-ins in test_sweep.py."""
     monkeypatch.setenv("PYTHONPATH", with_stand_in(os.environ.get("PYTHONPATH")))
-    monkeypatch.setenv("GNEWTON_FAULTS", json.dumps({"seed=1": "raise", "seed=2": "kill", "seed=3": "exit"}))
-    answer = cli(["sweep", *TINY, "seed=range(4)", "launcher.jobs=2"])
+    monkeypatch.setenv("GNEWTON_FAULTS", json.dumps({"seed=1": "raise", "seed=2": "kill"}))
+    answer = cli(["sweep", *TINY, "seed=1,2", "launcher.jobs=2"])
     assert answer.code == 4
     assert answer.err.splitlines() == [
-        "gnewton: 4 jobs: 1 done, 3 failed",
-        "  job 2  seed=1: failed, exit code 1; last line: RuntimeError: a defect",
-        "  job 3  seed=2: failed, killed by SIGKILL",
-        "  job 4  seed=3: failed, exit code 7; last line: failed: 7",
+        "gnewton: 2 jobs: 2 failed",
+        "  job 1  seed=1: failed, exit code 1; last line: RuntimeError: a defect",
+        "  job 2  seed=2: failed, killed by SIGKILL",
     ]
-    monkeypatch.delenv("GNEWTON_FAULTS")
-    answer = cli(["sweep", "--resume", str(sweeps.folder)])
-    assert (answer.code, sweeps.statuses()) == (0, ["done"] * 4)
-    runs, problems = find_runs([sweeps.folder])
-    assert problems == []
-    assert [(run.seed, run.status, len(run.metrics)) for run in runs] == [(s, "done", 4) for s in range(4)]
+    assert sweeps.statuses() == ["failed"] * 2
 
 
 @pytest.mark.slow
@@ -56,17 +54,17 @@ def test_a_killed_sweep_gives_what_an_undisturbed_one_gives(cli, start, sweeps, 
         "trainer.evaluation.every=50",
         "trainer.checkpoint_every=20 epochs",
     ]
-    process = start("sweep", *longer, "seed=0,1")
+    process = start("sweep", *longer, "seed=0")
     until(lambda: list(tmp_path.rglob("last.pt")))
     (job,) = [int(line) for line in _children(process.pid)]
     process.kill()
     process.communicate()
     os.kill(job, signal.SIGKILL)
-    assert sweeps.statuses() == ["pending", "pending"]
+    assert sweeps.statuses() == ["pending"]
     answer = cli(["sweep", "--resume", str(sweeps.folder)])
     assert (answer.code, answer.err) == (0, "")
-    assert sweeps.statuses() == ["done", "done"]
-    (folder,) = [run.folder for run in find_runs([sweeps.folder])[0] if run.seed == 0]
+    assert sweeps.statuses() == ["done"]
+    (folder,) = [run.folder for run in find_runs([sweeps.folder])[0]]
     assert "resumed" in json.loads((folder / "environment.json").read_text())
     assert cli(["train", *longer, "seed=0", "name=undisturbed"]).code == 0
     (other,) = (tmp_path / "outputs" / "undisturbed").iterdir()

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from gnewton.errors import InputError
@@ -24,7 +23,7 @@ from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.training_step import add_gradient
 from gnewton.training.world import World
 from tests.conftest import SMALL_BASELINE
-from tests.processes import process_group
+from tests.processes import in_processes, process_group
 
 
 def problem() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
@@ -47,14 +46,14 @@ def work(rank: int, size: int, folder: str) -> None:
 
 def test_gradient_loss_and_hits_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     size = 3
-    mp.spawn(work, (size, str(tmp_path)), nprocs=size)
+    in_processes(work, size, str(tmp_path))
     model, batch = problem()
     loss, correct = add_gradient(model, Classification((5,), 3), batch, None)
     for rank in range(size):
-        grads, found, hits, agreed = torch.load(tmp_path / f"{rank}.pt")
+        grads, joint, hits, agreed = torch.load(tmp_path / f"{rank}.pt")
         for p, grad in zip(model.parameters(), grads, strict=True):
             torch.testing.assert_close(grad, p.grad, rtol=1e-13, atol=1e-15)
-        torch.testing.assert_close(found, loss, rtol=1e-13, atol=0)
+        torch.testing.assert_close(joint, loss, rtol=1e-13, atol=0)
         assert int(hits) == int(correct)
         assert agreed == 10 + size - 1
 

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton import KFAC
 from gnewton.errors import InputError
 from tests.optim.kfac.cases import CASES, DOUBLE, Chain, dense, fixed, joined, pi
-from tests.processes import process_group
+from tests.processes import in_processes, process_group
 
 STEPS = 12
 
@@ -165,8 +164,8 @@ def test_a_linear_gaussian_problem_is_solved_by_one_newton_step() -> None:
     extended = torch.cat([inputs, torch.ones(12, 1, dtype=DOUBLE)], 1)
     solution = torch.linalg.lstsq(extended, targets).solution.T
     layer = model[0]
-    found = torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], 1)  # type: ignore[arg-type,operator]
-    torch.testing.assert_close(found, solution, rtol=1e-6, atol=1e-7)
+    weight = torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], 1)  # type: ignore[arg-type,operator]
+    torch.testing.assert_close(weight, solution, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("preconditioner", ["inverse", "eigen", "ekfac"])
@@ -360,12 +359,12 @@ def run(rank: int, size: int, fisher: str, preconditioner: str, joint: str) -> t
 
 @pytest.mark.parametrize("size", JOBS)
 def test_processes_make_the_step_of_one(size: int, tmp_path: Path) -> None:
-    mp.spawn(spawned, (size, str(tmp_path)), nprocs=size)
+    in_processes(spawned, size, str(tmp_path))
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     for number, job in enumerate(JOBS[size]):
         parameters, factors = run(0, 1, *job)
-        for found, theirs in (result[number] for result in results):
-            torch.testing.assert_close(found, parameters, rtol=1e-9, atol=1e-11)
+        for ours, theirs in (result[number] for result in results):
+            torch.testing.assert_close(ours, parameters, rtol=1e-9, atol=1e-11)
             for name, (a, g) in theirs.items():
                 torch.testing.assert_close(a, factors[name][0], rtol=1e-11, atol=1e-13)
                 torch.testing.assert_close(g, factors[name][1], rtol=1e-11, atol=1e-13)
