@@ -74,7 +74,9 @@ def prepare_torch(settings: TrainerSettings, seed: int) -> None:
     torch.backends.cudnn.allow_tf32 = settings.tf32
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic or torch.are_deterministic_algorithms_enabled():
+        # not otherwise: the call loads torch's compiler, which nearly doubles the time to start
+        torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic
     random.seed(seed)
     np.random.seed(seed)
