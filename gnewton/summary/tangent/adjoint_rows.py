@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from torch.linalg import vector_norm
 
 from gnewton.summary.result import PRODUCT, Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
-from gnewton.summary.tangent.output_factors import OutputLoss, sample_scales
+from gnewton.summary.tangent.output_factors import OutputLoss, by_sample, random_columns, sample_scales
+from gnewton.summary.tangent.output_labels import LabelDraws
 from gnewton.summary.tangent.plan import PassPlan, boundary, model_part
 from gnewton.summary.tangent.program import aten
 from gnewton.summary.tangent.rules.rule import OperationSite
@@ -37,19 +39,20 @@ class RowPlan:
     """Where parameters enter a program, and what the rows of a batch cost.
 
     Attributes:
-        at: the step of the outputs.
+        ends: the steps of the outputs.
         loss: the loss as a function of them.
         samples: number N of samples.
         steps: the steps to push a tangent through, in order: those of parameters alone, and those where
             they meet the data.
         entries: for each of the latter, the steps whose value receives adjoints (its outputs, or itself).
-        width: number of outputs of a sample.
+        width: number of outputs of a sample, over all of them.
         places: where the samples lie in the values of these steps; None while unknown.
         slots: where the slices of sliced parameters lie, by step and parameter; None while unknown.
         coupled: whether samples are coupled.
+        convex: whether the loss was convex in the outputs of every sample so far.
     """
 
-    at: int
+    ends: tuple[int, ...]
     loss: OutputLoss
     samples: int
     steps: tuple[int, ...]
@@ -58,6 +61,12 @@ class RowPlan:
     places: dict[int, Place] = field(default_factory=dict)
     slots: dict[tuple[int, str], Place] | None = None
     coupled: bool | None = None
+    convex: bool = True
+
+    @cached_property
+    def labels(self) -> LabelDraws:
+        """Labels drawn from the likelihood of the loss."""
+        return LabelDraws(self.loss)
 
     @property
     def sought(self) -> list[int]:
@@ -66,7 +75,7 @@ class RowPlan:
 
 
 def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan | None:
-    """Plan the rows of a program; None where its outputs are not one value with a row for each sample.
+    """Plan the rows of a program; None where its outputs are not values with a row for each sample.
 
     Args:
         plan: the plan of the passes.
@@ -76,7 +85,7 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
     program, model = plan.program, model_part(plan.program)
     steps, leaves = program.steps, set(program.parameters.values())
     ends = boundary(program, model)
-    if len(ends) != 1 or ends[0] in leaves or steps[ends[0]].shape[:1] != (samples,):
+    if not ends or any(at in leaves or steps[at].shape[:1] != (samples,) for at in ends):
         return None
     sampled = set(data)
     for i, step in enumerate(steps):
@@ -93,12 +102,12 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
             pushed.append(i)
             entries[i] = tuple(j for j in plan.outputs.get(i, (i,)) if j in model)
     return RowPlan(
-        ends[0],
-        OutputLoss(plan, model, ends[0]),
+        ends,
+        OutputLoss(plan, model, ends),
         samples,
         tuple(pushed),
         entries,
-        max(math.prod(steps[ends[0]].shape[1:]), 1),
+        sum(math.prod(steps[at].shape[1:]) for at in ends),
     )
 
 
@@ -152,13 +161,17 @@ def _work(plan: PassPlan, i: int) -> int:
     return int(entries * GATE)
 
 
-def adjoints_of(rows: RowPlan, values: Sequence[Any], stack: Tensor) -> list[Tensor | None]:
-    """The adjoints of :attr:`RowPlan.sought` for a stack (k, *outputs) of adjoints of the outputs."""
+def adjoints_of(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor]) -> list[Tensor | None]:
+    """The adjoints of :attr:`RowPlan.sought` for stacks (k, *output) of adjoints of the outputs."""
     sought = [values[j] for j in rows.sought]
-    at = values[rows.at]
     moving = [v for v in sought if v.requires_grad]
     found = torch.autograd.grad(
-        at, moving, stack, retain_graph=True, allow_unused=True, is_grads_batched=True
+        [values[at] for at in rows.ends],
+        moving,
+        list(stacks),
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=True,
     )
     given = iter(found)
     return [next(given) if v.requires_grad else None for v in sought]
@@ -166,16 +179,16 @@ def adjoints_of(rows: RowPlan, values: Sequence[Any], stack: Tensor) -> list[Ten
 
 def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator) -> bool:
     """Find the samples in every value, or that they are coupled; returns whether the rows are exact."""
-    z = values[rows.at]
-    column = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-    scales = sample_scales(rows.samples, generator, z)
-    scaled = scales.view(-1, *[1] * (z.dim() - 1)) * column
+    z = [values[at] for at in rows.ends]
+    columns = random_columns(z, generator)
+    scales = sample_scales(rows.samples, generator, z[0])
+    pairs = [torch.stack([column, by_sample(column, scales)]) for column in columns]
     rows.coupled = not rows.loss.separates(values, generator)
     if rows.coupled:
         return False
     places: dict[int, Place] = {}
-    tolerance = 1e3 * torch.finfo(z.dtype).eps
-    found = adjoints_of(rows, values, torch.stack([column, scaled]))
+    tolerance = 1e3 * torch.finfo(z[0].dtype).eps
+    found = adjoints_of(rows, values, pairs)
     for j, pair in zip(rows.sought, found, strict=True):
         if pair is None:
             continue
@@ -192,18 +205,18 @@ def form_rows(
     plan: PassPlan,
     rows: RowPlan,
     values: list[Any],
-    stack: Tensor,
+    stacks: Sequence[Tensor],
     direction: Mapping[str, Tensor],
     *,
     joined: bool = False,
     limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """⟨a_n^k, (J P_s u)_n⟩ for a stack of columns a^k (k, *outputs), the first of them the gradient.
+    """⟨a_n^k, (J P_s u)_n⟩ for columns a^k, the first of them the gradient.
 
     Args:
         plan, rows: the plans.
         values: the values of the program, with their graph.
-        stack: the columns.
+        stacks: the columns of each output, (k, *output).
         direction: u by parameter name.
         joined: sum over the samples instead, N = 1.
         limit: bytes for the adjoints; more columns take several backward passes.
@@ -212,15 +225,16 @@ def form_rows(
         The rows (S, N, k) in the order of the plan's groups, and the rounding errors of the gradient (S,).
     """
     size, samples = len(plan.order), 1 if joined else rows.samples
-    result = stack.new_zeros(size, samples, len(stack))
-    noise = torch.zeros(size, dtype=torch.float64, device=stack.device)
-    rounding = Rounding.of(plan.dtypes, stack.device)
+    count, device = len(stacks[0]), stacks[0].device
+    result = stacks[0].new_zeros(size, samples, count)
+    noise = torch.zeros(size, dtype=torch.float64, device=device)
+    rounding = Rounding.of(plan.dtypes, device)
     bytes_each = sum(values[j].numel() * values[j].element_size() for j in rows.sought)
-    chunk = len(stack) if limit is None else min(max(1, limit // max(2 * bytes_each, 1)), len(stack))
-    for start in range(0, len(stack), chunk):
-        at = slice(start, min(start + chunk, len(stack)))
+    chunk = count if limit is None else min(max(1, limit // max(2 * bytes_each, 1)), count)
+    for start in range(0, count, chunk):
+        at = slice(start, min(start + chunk, count))
         with torch.enable_grad():
-            found = dict(zip(rows.sought, adjoints_of(rows, values, stack[at]), strict=True))
+            found = dict(zip(rows.sought, adjoints_of(rows, values, [s[at] for s in stacks]), strict=True))
         if plan.slicing:
             places = dict.fromkeys(rows.sought) if joined else rows.places
             add_slices(
@@ -236,7 +250,7 @@ def form_rows(
             spread = _by_sample(adjoint, (0, True) if joined else rows.places[j], samples)
             for groups, part in moving.by_part():
                 moved = _by_sample(part, (0, True) if joined else rows.places[j], samples)
-                index = torch.tensor(groups, device=stack.device)
+                index = torch.tensor(groups, device=device)
                 result[:, :, at].index_add_(0, index, _inner(moved, spread))
                 if start == 0:
                     lengths = vector_norm(part.flatten(1).double(), dim=1) * vector_norm(adjoint[0].double())
@@ -288,7 +302,7 @@ def _pushed(
     plan: PassPlan, rows: RowPlan, values: list[Any], starts: Mapping[str, Rows], size: int
 ) -> Iterator[tuple[int, Tangent]]:
     program = plan.program
-    device = values[rows.at].device
+    device = values[rows.ends[0]].device
     sums = Accumulator(size, device, diagonal=True, third=False, rounding=Rounding(0.0))
     tangents: dict[int, Any] = {}
     for name, i in program.parameters.items():

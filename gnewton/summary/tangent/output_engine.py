@@ -14,7 +14,7 @@ from torch import Tensor
 from gnewton.errors import InputError
 from gnewton.summary.cut import CutProblem
 from gnewton.summary.group_parts import check_carried
-from gnewton.summary.output_reference import FLAT, check_convex
+from gnewton.summary.output_reference import FLAT, NOT_CONVEX, check_convex
 from gnewton.summary.problem import Request
 from gnewton.summary.result import MOST_SQUARED, Rounding, Summary
 from gnewton.summary.tangent.adjoint_rows import (
@@ -153,36 +153,54 @@ class OutputEngine(OutputTangents):
         fisher = self.matrix == "fisher"
         if fisher and rows is None:
             raise InputError(
-                "summary: curvature=fisher: the loss must be a likelihood of one output of the model, with a "
+                "summary: curvature=fisher: the loss must be a likelihood of outputs of the model that have a "
                 "row for each sample, and read no parameter; use curvature=gauss_newton"
             )
         self.last_way = "tangents"
-        if rows is None or (not fisher and (rows.coupled or not self._cheaper(trace, rows))):
+        if rows is None or (
+            not fisher and (rows.coupled or not rows.convex or not self._cheaper(trace, rows))
+        ):
             return None
         program = trace.program
         leaves = {name: p.detach().requires_grad_() for name, p in self.problem.parameters().items()}
         values = forward(program, leaves, self.problem.leaves(request), draws)
         self.traces.confirm(trace, request, leaves, values)
+        device = self.problem.device()
         calls = self._calls[trace] = self._calls.get(trace, 0) + 1
         if calls & (calls - 1) == 0 and not rows.coupled:  # the 1st, 2nd, 4th, 8th … time
-            generator = torch.Generator(values[rows.at].device).manual_seed(calls)
+            generator = torch.Generator(device).manual_seed(calls)
             if not find_places(rows, values, generator):
                 log.info(
                     "summary: samples are coupled: the %s matrix is formed without rows of samples",
                     self.matrix,
                 )
         if calls & (calls - 1) == 0:
-            generator = torch.Generator(values[rows.at].device).manual_seed(calls)
+            generator = torch.Generator(device).manual_seed(calls)
             find_slots(trace.plan, rows, values, request.direction, generator)
         if rows.coupled and not fisher:
             return None
         self.last_way = "rows"
-        if fisher:
-            generator = self.generator or torch.Generator(values[rows.at].device).manual_seed(0)
-            columns = rows.loss.draws(values, self._draws, generator)
-        else:
-            columns = rows.loss.columns(values)
+        columns = self._columns(rows, values)
+        if columns is None:
+            self.last_way = "tangents"
+            return None
         return self._sum(trace, rows, values, columns, request)
+
+    def _columns(self, rows: RowPlan, values: list[Any]) -> Columns | None:
+        """The columns of the matrix; None where the loss is not convex in the outputs of a sample.
+
+        It may still be convex on average, which tangents find out.
+        """
+        if self.matrix == "fisher":
+            generator = self.generator or torch.Generator(self.problem.device()).manual_seed(0)
+            return rows.labels.columns(values, self._draws, generator)
+        try:
+            return rows.loss.columns(values)
+        except InputError as error:
+            if self.way == "rows" or str(error) != NOT_CONVEX:
+                raise
+        rows.convex = False
+        return None
 
     def _sum(
         self, trace: Trace, rows: RowPlan, values: list[Any], columns: Columns, request: Request
@@ -191,7 +209,7 @@ class OutputEngine(OutputTangents):
         joined = bool(rows.coupled)
         limit = self.max_memory
         formed, noise = form_rows(
-            plan, rows, values, columns.stack, request.direction, joined=joined, limit=limit
+            plan, rows, values, columns.stacks, request.direction, joined=joined, limit=limit
         )
         index = torch.tensor(plan.positions, device=formed.device)
         formed, noise = formed[index].double(), noise[index]

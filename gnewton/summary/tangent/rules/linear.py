@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from gnewton.summary.likelihoods import LIKELIHOOD
 from gnewton.summary.tangent.program import Ref
 from gnewton.summary.tangent.rules.general import general_rule
 from gnewton.summary.tangent.rules.product import joined, spread_rows, take_gradient
@@ -56,6 +57,11 @@ def _permute(site: OperationSite) -> Tangent | None:
 )
 def _identity(site: OperationSite) -> Tangent | None:
     return _keeping_leaf(site, site.moving(0).map(lambda rows: rows, fresh=False))
+
+
+@rule(LIKELIHOOD)
+def _marked(site: OperationSite) -> Tangent | None:
+    return site.moving(0).map(lambda rows: rows, fresh=False)
 
 
 @rule(*overloads("_to_copy"))
