@@ -21,17 +21,23 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from gnewton.backend import free_memory
 from gnewton.summary.result import PRODUCT, Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
+from gnewton.summary.tangent.adjoint_pass import AdjointPass, Consumer
 from gnewton.summary.tangent.output_factors import OutputLoss, by_sample, random_columns, sample_scales
 from gnewton.summary.tangent.output_labels import LabelDraws
 from gnewton.summary.tangent.plan import PassPlan, boundary, model_part
-from gnewton.summary.tangent.program import aten
+from gnewton.summary.tangent.program import Ref, Step, aten
 from gnewton.summary.tangent.rules.rule import OperationSite
 from gnewton.summary.tangent.slice_rows import Place, Seeds, add_slices, find_slices, place_of
 from gnewton.summary.tangent.tangent import Rows, Tangent
 
 GATE = 8  # operations on an entry that cost as much as one entry of an element-wise pass
+READ = 4  # and as much as reading it once
+LIVE = 4  # stacks of the largest value that are held at the same time in the backward pass
+SHARE = 0.5  # of the free memory for them, where no limit is set
+SMALL = 1 << 28  # bytes below which the free memory is not queried
 
 
 @dataclass
@@ -62,6 +68,11 @@ class RowPlan:
     slots: dict[tuple[int, str], Place] | None = None
     coupled: bool | None = None
     convex: bool = True
+
+    @cached_property
+    def way_back(self) -> AdjointPass:
+        """The backward pass from the outputs to the steps that are sought."""
+        return AdjointPass(self.loss.program, self.ends, self.sought)
 
     @cached_property
     def labels(self) -> LabelDraws:
@@ -114,67 +125,99 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
 def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, float]:
     """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs.
 
-    With slices, the tangents form every slice of a parameter and its product with the gradient, in three
-    passes over its entries, and the rows are not charged for steps that no backward pass leads through: those
-    that parameters alone enter, such as the first layer, and views. Without slices these count: tangents are
-    then preferred where both ways are close, since they also take losses that are convex only on average.
+    Rows: a backward product of every column for each factor of a step that is no parameter, the product of
+    every direction with the data, and their inner products with the columns. Tangents: a product of every
+    group that a factor depends on, and the gradient, of two products a step, that rows get along; slices are
+    formed one by one, in three passes over their parameter. Views cost nothing.
     """
-    steps = plan.program.steps
+    program = plan.program
+    steps = program.steps
     started: list[frozenset[int]] = [frozenset()] * len(steps)
     by_rows = by_tangents = 0.0
-    for name, i in plan.program.parameters.items():
+    for name, i in program.parameters.items():
         started[i] = frozenset(plan.groups[name])
         if name in plan.slicing:
             by_tangents += 3.0 * _work(plan, i) * len(started[i])
-    model = model_part(plan.program)
+    model = model_part(program)
     entering = set(rows.steps)
-    own = set(plan.program.parameters.values()) | entering - set(rows.entries)  # of parameters alone
+    own = set(program.parameters.values()) | entering - set(rows.entries)  # of parameters alone
     for i, step in enumerate(steps):
         if not step.active or i not in model or step.op is None:
             continue
         started[i] = frozenset().union(*(started[j] for j in step.reads))
-        if step.output is not None or (plan.slicing and plan.rules[i].view):
+        if step.output is not None or plan.rules[i].view or getattr(step.op, "is_view", False):
             continue
-        size = float(_work(plan, i))
-        by_tangents += size * len(started[i])
-        if not plan.slicing or any(steps[j].active and j not in own for j in step.reads):
-            by_rows += size * columns
+        size, moving = float(_work(plan, i)), [j for j in step.reads if steps[j].active]
+        factors = _factors(step)
+        if factors:
+            moving = [j for j in moving if j in factors]
+            by_tangents += size * (sum(len(started[j]) for j in moving) + 2)
+        else:
+            by_tangents += size * (len(started[i]) + 1)
+        data = sum(j not in own for j in moving)
+        by_rows += size * columns * (data if factors else min(data, 1))
         if i in entering:
-            by_rows += size
+            by_rows += size * (len(moving) - data)
+        if i in rows.entries:
+            by_rows += _entries(step) * columns * READ
     return by_rows, by_tangents
+
+
+_PRODUCTS = {
+    aten.mm.default: (0, 1),
+    aten.bmm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.baddbmm.default: (1, 2),
+    aten.convolution.default: (0, 1),
+}
+
+
+def _factors(step: Step) -> list[int]:
+    """The steps that are the factors of a product."""
+    return [a.step for a in (step.args[k] for k in _PRODUCTS.get(step.op, ())) if type(a) is Ref]
+
+
+def _entries(step: Step) -> int:
+    return math.prod(step.shape) if all(type(n) is int for n in step.shape) else 0
 
 
 def _work(plan: PassPlan, i: int) -> int:
     """The multiplications of a product, or the entries of any other value."""
     steps, step = plan.program.steps, plan.program.steps[i]
-    if not all(type(n) is int for n in step.shape):
-        return 0
-    entries = math.prod(step.shape)
-    shapes = [steps[j].shape for j in step.reads]
-    if step.op in (aten.mm.default, aten.bmm.default):
-        return int(entries * shapes[0][-1])
-    if step.op is aten.addmm.default:
-        return int(entries * steps[step.args[1].step].shape[-1])
+    entries, factors = _entries(step), _factors(step)
     if step.op is aten.convolution.default:
-        weight = steps[step.args[1].step].shape
-        return int(entries * math.prod(weight[1:]))
-    return int(entries * GATE)
+        return entries * math.prod(steps[factors[1]].shape[1:])
+    if factors:
+        return entries * int(steps[factors[0]].shape[-1])
+    return entries * GATE
 
 
-def adjoints_of(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor]) -> list[Tensor | None]:
-    """The adjoints of :attr:`RowPlan.sought` for stacks (k, *output) of adjoints of the outputs."""
-    sought = [values[j] for j in rows.sought]
-    moving = [v for v in sought if v.requires_grad]
+def send_back(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor], consume: Consumer) -> None:
+    """Consume the adjoints of :attr:`RowPlan.sought` for stacks (k, *output) of adjoints of the outputs."""
+    if rows.way_back.possible:
+        with torch.no_grad():
+            rows.way_back.run(values, stacks, consume)
+        return
+    sought = [j for j in rows.sought if values[j].requires_grad]
     found = torch.autograd.grad(
         [values[at] for at in rows.ends],
-        moving,
+        [values[j] for j in sought],
         list(stacks),
         retain_graph=True,
         allow_unused=True,
         is_grads_batched=True,
     )
-    given = iter(found)
-    return [next(given) if v.requires_grad else None for v in sought]
+    for j, adjoint in zip(sought, found, strict=True):
+        if adjoint is not None:
+            consume(j, adjoint)
+
+
+def adjoints_of(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor]) -> dict[int, Tensor]:
+    """These adjoints, by step."""
+    found: dict[int, Tensor] = {}
+    # the memory of an adjoint is used again for those of earlier steps
+    send_back(rows, values, stacks, lambda j, adjoint: found.update({j: adjoint.clone()}))
+    return found
 
 
 def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator) -> bool:
@@ -189,9 +232,7 @@ def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator
     places: dict[int, Place] = {}
     tolerance = 1e3 * torch.finfo(z[0].dtype).eps
     found = adjoints_of(rows, values, pairs)
-    for j, pair in zip(rows.sought, found, strict=True):
-        if pair is None:
-            continue
+    for j, pair in found.items():
         place = place_of(pair, scales, tolerance)
         if place is None or (j in rows.places and rows.places[j] != place):
             rows.coupled = True
@@ -229,33 +270,47 @@ def form_rows(
     result = stacks[0].new_zeros(size, samples, count)
     noise = torch.zeros(size, dtype=torch.float64, device=device)
     rounding = Rounding.of(plan.dtypes, device)
-    bytes_each = sum(values[j].numel() * values[j].element_size() for j in rows.sought)
-    chunk = count if limit is None else min(max(1, limit // max(2 * bytes_each, 1)), count)
+    chunk = _together(rows, values, count, limit)
+    seeds: dict[int, Rows] = {}
+    if not plan.slicing:
+        starts = {name: plan.seeds(name, u) for name, u in direction.items() if name in plan.groups}
+        seeds = dict(seeds_of(plan, rows, values)(starts, size))
     for start in range(0, count, chunk):
         at = slice(start, min(start + chunk, count))
-        with torch.enable_grad():
-            found = dict(zip(rows.sought, adjoints_of(rows, values, [s[at] for s in stacks]), strict=True))
+        columns = [stack[at] for stack in stacks]
         if plan.slicing:
+            found = adjoints_of(rows, values, columns)
             places = dict.fromkeys(rows.sought) if joined else rows.places
             add_slices(
                 plan, seeds_of(plan, rows, values), direction, found, places, rows.slots or {},
                 result[:, :, at], noise if start == 0 else None,
             )  # fmt: skip
             continue
-        starts = {name: plan.seeds(name, u) for name, u in direction.items() if name in plan.groups}
-        for j, moving in seeds_of(plan, rows, values)(starts, size):
-            adjoint = found.get(j)
-            if adjoint is None:
-                continue
-            spread = _by_sample(adjoint, (0, True) if joined else rows.places[j], samples)
-            for groups, part in moving.by_part():
-                moved = _by_sample(part, (0, True) if joined else rows.places[j], samples)
+
+        def consume(j: int, adjoint: Tensor, at: slice = at) -> None:
+            if j not in seeds:
+                return
+            place = (0, True) if joined else rows.places[j]
+            spread = _by_sample(adjoint, place, samples)
+            for groups, part in seeds[j].by_part():
                 index = torch.tensor(groups, device=device)
-                result[:, :, at].index_add_(0, index, _inner(moved, spread))
-                if start == 0:
+                shares = _inner(_by_sample(part, place, samples), spread)
+                result[:, :, at].index_add_(0, index, shares)
+                if at.start == 0:
                     lengths = vector_norm(part.flatten(1).double(), dim=1) * vector_norm(adjoint[0].double())
                     noise.index_add_(0, index, PRODUCT * rounding.inner(adjoint[0].numel()) * lengths)
+
+        send_back(rows, values, columns, consume)
     return result, noise
+
+
+def _together(rows: RowPlan, values: Sequence[Any], count: int, limit: int | None) -> int:
+    """The number of columns whose adjoints fit into memory at the same time."""
+    model = [v for v in values if isinstance(v, Tensor)]
+    each = LIVE * max((v.numel() * v.element_size() for v in model), default=1)
+    if limit is None:
+        limit = int(SHARE * free_memory(model[0].device)) if each * count > SMALL else each * count
+    return min(max(1, limit // max(each, 1)), count)
 
 
 def _inner(moved: Tensor, spread: Tensor) -> Tensor:

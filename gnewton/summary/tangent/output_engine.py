@@ -163,7 +163,8 @@ class OutputEngine(OutputTangents):
             return None
         program = trace.program
         leaves = {name: p.detach().requires_grad_() for name, p in self.problem.parameters().items()}
-        values = forward(program, leaves, self.problem.leaves(request), draws)
+        with torch.set_grad_enabled(not rows.way_back.possible):
+            values = forward(program, leaves, self.problem.leaves(request), draws)
         self.traces.confirm(trace, request, leaves, values)
         device = self.problem.device()
         calls = self._calls[trace] = self._calls.get(trace, 0) + 1

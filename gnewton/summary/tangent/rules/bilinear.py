@@ -71,16 +71,16 @@ class _Batch(Product):
     """z = ab for every sample: (…, n, j) times (…, j, m)."""
 
     def pull_left(self, adjoint: Tensor, b_rows: Tensor) -> Tensor:
-        return _by_row(adjoint, b_rows.mT)
+        return rows_by_row(adjoint, b_rows.mT)
 
     def pull_right(self, adjoint: Tensor, a_rows: Tensor) -> Tensor:
-        return _by_row(a_rows.mT, adjoint)
+        return rows_by_row(a_rows.mT, adjoint)
 
     def left(self, rows: Tensor) -> Tensor:
-        return _by_row(rows, self.b)
+        return rows_by_row(rows, self.b)
 
     def right(self, rows: Tensor) -> Tensor:
-        return _by_row(self.a, rows)
+        return rows_by_row(self.a, rows)
 
     def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
         return torch.matmul(a_rows, b_rows)
@@ -89,7 +89,7 @@ class _Batch(Product):
 SMALL = 1 << 12  # entries of a factor below which one call for all rows costs less than a call per row
 
 
-def _by_row(a: Tensor, b: Tensor) -> Tensor:
+def rows_by_row(a: Tensor, b: Tensor) -> Tensor:
     """The batched product of every row of a stack with a factor that all rows share.
 
     ``matmul`` would copy that factor once per row. On a CPU, large factors take a call per row instead.

@@ -140,6 +140,9 @@ def _second(
             target[rest].zero_() if bend is None else torch.mul(square[rest], bend, out=target[rest])
 
 
+ELEMENTWISE: set[Any] = set()
+"""The functions of one argument, entry by entry."""
+
 Formula = Callable[[Tensor, Tensor, list[Any], bool], Derivatives]
 
 
@@ -161,6 +164,7 @@ def elementwise(*names: str, curved: bool = True) -> Callable[[Formula], Formula
             x, y = x.reshape(-1), y.reshape(-1)
             return push(site, z, site.adjoint(), lambda at: formula(x[at], y[at], rest, site.third))
 
+        ELEMENTWISE.update(overloads(*names))
         for op in overloads(*names):
             RULES[op] = TangentRule(function, adjoint=curved)
         return formula
@@ -302,6 +306,7 @@ def by_differentiation(
 
 
 def _enter(names: str, *, curved: bool) -> None:
+    ELEMENTWISE.update(overloads(*names.split()))
     for op in overloads(*names.split()):
 
         def function(site: OperationSite, op: Any = op) -> Passed:
