@@ -18,6 +18,8 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.overrides import TorchFunctionMode
 
+from gnewton.summary.tangent.program import CONSTANT
+
 
 class FunctionMode(TorchFunctionMode):
     """Intercepts the calls of torch's functions; subclasses define ``_call``."""
@@ -168,8 +170,26 @@ def _embedding_bag(
     return result, bag, starts, starts
 
 
+def _logsumexp(x: Tensor, dim: Sequence[int] | int, keepdim: bool = False) -> Tensor:
+    """log Σ exp(x − m) + m with m the largest entry, which is a constant."""
+    largest = aten.amax.default(x.detach(), [dim] if isinstance(dim, int) else list(dim), True)
+    largest = CONSTANT(torch.where(largest.isinf(), 0.0, largest))
+    total = (x - largest).exp().sum(dim, keepdim=True).log() + largest
+    if keepdim or x.dim() == 0:
+        return total
+    axes = [dim] if isinstance(dim, int) else list(dim)
+    return total.squeeze(axes or list(range(x.dim())))
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    half = x.shape[dim] // 2
+    return x.narrow(dim, 0, half) * x.narrow(dim, half, half).sigmoid()
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten._weight_norm_interface.default: _weight_norm,
+    aten.logsumexp.default: _logsumexp,
+    aten.glu.default: _glu,
     aten.copy.default: _copy,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,

@@ -78,6 +78,7 @@ class OutputTangents(TangentEngine):
 
 log = logging.getLogger(__name__)
 
+SIDE = 512  # groups of a block of the matrix
 COPIES = 4  # of the rows and the matrix, at the same time
 
 Way = Literal["auto", "rows", "tangents"]
@@ -248,10 +249,10 @@ def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Any]:
     if diagonal:
         every = (scaled * formed).sum(2)
         return every.sum(1), every.abs().sum(1), every.square().sum(1)
-    matrix = scaled.flatten(1) @ formed.flatten(1).T
+    matrix = symmetric_product(scaled.flatten(1), formed.flatten(1))
     if len(matrix) > MOST_SQUARED:
-        roots = (scaled * formed).sum((1, 2)).clamp_min(0).sqrt()
-        return (matrix + matrix.T) / 2, torch.outer(roots, roots), None
+        roots = matrix.diagonal().clamp_min(0).sqrt()
+        return matrix, torch.outer(roots, roots), None
     sizes = scaled.abs().flatten(1) @ formed.abs().flatten(1).T
     squares = torch.zeros_like(matrix)
     width = max(1, (1 << 22) // max(len(matrix) ** 2, 1))
@@ -259,4 +260,19 @@ def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Any]:
         at = slice(start, start + width)
         each = torch.bmm(scaled[:, at].transpose(0, 1), formed[:, at].permute(1, 2, 0))
         squares += each.square_().sum(0)
-    return (matrix + matrix.T) / 2, sizes, squares
+    return matrix, sizes, squares
+
+
+def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """abᵀ of two (S, n) matrices, which is symmetric: exactly so, from the blocks on one side of the diagonal."""
+    size = len(a)
+    matrix = a.new_empty(size, size)
+    for start in range(0, size, SIDE):
+        stop = min(start + SIDE, size)
+        strip = a[start:stop] @ b[start:].T
+        square = strip[:, : stop - start]
+        matrix[start:stop, start:stop] = (square + square.T) / 2
+        rest = strip[:, stop - start :]
+        matrix[start:stop, stop:] = rest
+        matrix[stop:, start:stop] = rest.T
+    return matrix

@@ -128,31 +128,23 @@ def _bmm(site: OperationSite) -> Tangent | None:
 
 
 @rule(*overloads("addmm"), adjoint=True, takes_gradient=(0, 2))
-def _addmm(site: OperationSite) -> Tangent | None:
+@rule(*overloads("baddbmm"), adjoint=True)
+def _biased_product(site: OperationSite) -> Tangent | None:
+    """β bias + α ab."""
     _, a, b = site.args
     beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
     adjoint = site.adjoint()
     scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
-    product = _Matrix(a, b, _joining(site.tangent(1), site.tangent(2), site.tangent(0)))
+    product: Product = _Batch(a, b)
+    if a.dim() == 2:
+        product = _Matrix(a, b, _joining(site.tangent(1), site.tangent(2), site.tangent(0)))
     terms = push_product(site.sums, product, site.tangent(1), site.tangent(2), scaled)
     if alpha != 1:
         terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
     return joined([*terms, biased(site, 0, site.value.shape, beta)])
 
 
-@rule(*overloads("baddbmm"), adjoint=True)
-def _baddbmm(site: OperationSite) -> Tangent | None:
-    _, a, b = site.args
-    beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
-    adjoint = site.adjoint()
-    scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
-    terms = push_product(site.sums, _Batch(a, b), site.tangent(1), site.tangent(2), scaled)
-    if alpha != 1:
-        terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
-    return joined([*terms, biased(site, 0, site.value.shape, beta)])
-
-
-@rule(*overloads("dot", "mv"), adjoint=True)
+@rule(*overloads("dot", "mv", "vdot"), adjoint=True)
 def _vector_product(site: OperationSite) -> Tangent | None:
     """Products with a vector, as matrix products with one column (and, for a dot product, one row)."""
     a, b = site.args

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gnewton.summary.tangent.accumulator import blocks, flat, joined_blocks
 from gnewton.summary.tangent.rules.general import general_rule
-from gnewton.summary.tangent.rules.rule import RULES, OperationSite, Passed, TangentRule, overloads
+from gnewton.summary.tangent.rules.rule import RULES, OperationSite, Passed, TangentRule, overloads, rule
 from gnewton.summary.tangent.tangent import Rows, Tangent, span
 
 Derivatives = tuple[Tensor, "Tensor | None", "Tensor | None"]
@@ -273,6 +273,19 @@ def _leaky_relu(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivativ
 @elementwise("abs", curved=False)
 def _abs(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
     return torch.sgn(x), None, None
+
+
+@rule(*overloads("log_sigmoid_forward"), adjoint=True)
+def _log_sigmoid(site: OperationSite) -> Passed:
+    """log σ(x), which torch returns beside a buffer: σ' = 1 − s with s = σ(x)."""
+    x = site.args[0].reshape(-1)
+
+    def derivatives(at: slice) -> Derivatives:
+        s = torch.sigmoid(x[at])
+        rise = s * (1 - s)
+        return torch.sigmoid(-x[at]), -rise, rise * (2 * s - 1) if site.third else None
+
+    return [push(site, site.moving(0), site.adjoint(0), derivatives), None]
 
 
 # --- others: derivatives by autograd, which cost little beside the S tangents -------------------------------
