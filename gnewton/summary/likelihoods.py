@@ -29,9 +29,7 @@ class Entries(NamedTuple):
 
 _library = torch.library.Library("gnewton", "FRAGMENT")
 _library.define("likelihood(Tensor entries, str family, Tensor[] parameters) -> Tensor")
-_library.impl(
-    "likelihood", lambda entries, family, parameters: entries.clone(), "CompositeExplicitAutograd"
-)
+_library.impl("likelihood", lambda entries, family, parameters: entries.clone(), "CompositeExplicitAutograd")
 
 
 def _keep_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -29,7 +29,7 @@ FLAT = (
 
 NOT_CONVEX = (
     "summary: curvature=gauss_newton: the loss is not convex in the outputs of the model; use "
-    "curvature=hessian"
+    "curvature=hessian, or curvature=fisher for a likelihood"
 )
 
 

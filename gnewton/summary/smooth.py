@@ -190,6 +190,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten._weight_norm_interface.default: _weight_norm,
     aten.logsumexp.default: _logsumexp,
     aten.glu.default: _glu,
+    aten.hardsigmoid.default: lambda x: (x / 6 + 0.5).clamp(0, 1),  # torch's slope is 1/6 in single precision
     aten.copy.default: _copy,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,

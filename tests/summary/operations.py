@@ -121,8 +121,9 @@ def lengths_and_choices():
         ends = [h.scatter_reduce(1, index, x * m.w, kind) for kind in ("sum", "mean", "amax", "amin")]
         ends += [h.scatter_reduce(1, index, h * h, kind, include_self=False) for kind in ("mean", "amax")]
         parts = [
-            torch.linalg.vector_norm(h, dim=1, keepdim=True), torch.linalg.vector_norm(h.view(6, 5, 1), dim=(1, 2)),
-            F.normalize(h, dim=1), h.var(1), h.std(1, correction=2, keepdim=True), h.view(6, 5, 1).var((1, 2)),
+            torch.linalg.vector_norm(h, dim=1, keepdim=True), h.view(6, 5, 1).norm(dim=(1, 2)),
+            F.normalize(h, dim=1), h.var(1), h.std(1, correction=2, keepdim=True),
+            h.view(6, 5, 1).var((1, 2)),
             torch.maximum(h, m.w), torch.minimum(h, x), torch.clamp(h, min=m.w), torch.clamp(h, max=m.w),
             h.amax(1), h.view(6, 5, 1).amin((1, 2), keepdim=True), F.prelu(h, m.p), F.logsigmoid(3 * h),
             torch.addcmul(m.w, h, h[:, :1], value=0.7), torch.addcmul(h, m.w, m.w), F.glu(h[:, :4], 1),

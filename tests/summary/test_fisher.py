@@ -69,7 +69,8 @@ REPARAMETRISED = {
         lambda z: z, lambda o, t: F.binary_cross_entropy_with_logits(o, t, weight=WEIGHT), ONE_HOT,
     ),
     "bce_summed": (
-        torch.sigmoid, nn.BCELoss(reduction="sum"), lambda z: z, nn.BCEWithLogitsLoss(reduction="sum"), ONE_HOT,
+        torch.sigmoid, nn.BCELoss(reduction="sum"),
+        lambda z: z, nn.BCEWithLogitsLoss(reduction="sum"), ONE_HOT,
     ),
     "log_of_probabilities": (
         lambda z: z.softmax(1), lambda o, t: F.nll_loss(o.log(), t, weight=WEIGHT),
@@ -239,10 +240,12 @@ def test_only_likelihoods_have_a_fisher_matrix():
     for loss_fn in other_losses:
         with pytest.raises(InputError, match="likelihood"):
             summarize(model, loss_fn, inputs, ONE_HOT, partition, direction, curvature="fisher")
+
+    def no_logs(outputs, targets):
+        return F.nll_loss(outputs.exp(), targets)
+
     with pytest.raises(InputError, match="no log-probabilities"):
-        summarize(
-            model, lambda o, t: F.nll_loss(o.exp(), t), inputs, LABELS, partition, direction, curvature="fisher"
-        )
+        summarize(model, no_logs, inputs, LABELS, partition, direction, curvature="fisher")
     with pytest.raises(InputError, match="negative weight"):
         summarize(
             model, lambda o, t: -F.mse_loss(o, t), inputs, ONE_HOT, partition, direction, curvature="fisher"

@@ -23,13 +23,13 @@ from gnewton.summary.tangent.adjoint_rows import (
     find_slots,
     form_rows,
     make_row_plan,
-    operations,
 )
 from gnewton.summary.tangent.engine import TangentEngine
 from gnewton.summary.tangent.output_factors import Columns
 from gnewton.summary.tangent.passes import forward
 from gnewton.summary.tangent.plan import make_cut_plan, model_part
 from gnewton.summary.tangent.trace_cache import Trace
+from gnewton.summary.tangent.way_costs import operations
 
 
 class OutputTangents(TangentEngine):
@@ -154,8 +154,8 @@ class OutputEngine(OutputTangents):
         fisher = self.matrix == "fisher"
         if fisher and rows is None:
             raise InputError(
-                "summary: curvature=fisher: the loss must be a likelihood of outputs of the model that have a "
-                "row for each sample, and read no parameter; use curvature=gauss_newton"
+                "summary: curvature=fisher: the loss must be a likelihood of outputs of the model that have "
+                "a row for each sample, and read no parameter; use curvature=gauss_newton"
             )
         self.last_way = "tangents"
         if rows is None or (
@@ -264,7 +264,7 @@ def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Any]:
 
 
 def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
-    """abᵀ of two (S, n) matrices, which is symmetric: exactly so, from the blocks on one side of the diagonal."""
+    """abᵀ of two (S, n) matrices where it is symmetric: exactly so, as only one half is formed."""
     size = len(a)
     matrix = a.new_empty(size, size)
     for start in range(0, size, SIDE):

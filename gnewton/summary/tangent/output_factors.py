@@ -77,9 +77,7 @@ class OutputLoss:
             and step.args[:2] in ((Ref(ends[0]), 1), (Ref(ends[0]), -1))
         )
 
-    def gradient(
-        self, values: Sequence[Any], *, graph: bool
-    ) -> tuple[list[Tensor], list[Tensor], list[Any]]:
+    def gradient(self, values: Sequence[Any], *, graph: bool) -> tuple[list[Tensor], list[Tensor], list[Any]]:
         """z, the gradient of the loss in z, and the values of all steps with their graph to z.
 
         Args:
@@ -127,9 +125,7 @@ class OutputLoss:
         products = []
         for vectors in (probes, scaled):
             given = [v for v, slope in zip(vectors, slopes, strict=True) if slope.requires_grad]
-            products.append(
-                torch.autograd.grad(curved, z, given, retain_graph=True, materialize_grads=True)
-            )
+            products.append(torch.autograd.grad(curved, z, given, retain_graph=True, materialize_grads=True))
         size = max(float(one.abs().amax()) for one in products[0]) * float(scales.abs().amax())
         allowed = 1e3 * torch.finfo(z[0].dtype).eps * size
         return all(

@@ -119,7 +119,9 @@ class _Stream:
         self._generator = generator
 
     def uniform(self, like: Tensor) -> Tensor:
-        return torch.rand(self._shape(like), generator=self._generator, dtype=torch.float64, device=like.device)
+        return torch.rand(
+            self._shape(like), generator=self._generator, dtype=torch.float64, device=like.device
+        )
 
     def normal(self, like: Tensor) -> Tensor:
         shape = self._shape(like)
@@ -166,8 +168,8 @@ def _log_probabilities(args: list[Any], value: Tensor, adjoint: Tensor, stream: 
     q = args[0]
     if not normalised(q):
         raise InputError(
-            "summary: curvature=fisher: the NLL takes values that are no log-probabilities (their exponentials "
-            "do not add up to 1); use F.cross_entropy, or curvature=gauss_newton"
+            "summary: curvature=fisher: the NLL takes values that are no log-probabilities (their "
+            "exponentials do not add up to 1); use F.cross_entropy, or curvature=gauss_newton"
         )
     (slope,) = torch.autograd.grad(value, q, adjoint, retain_graph=True)
     return _softmax([q, 1 if q.dim() > 1 else 0], q, slope, stream)

@@ -1,4 +1,4 @@
-"""Choices of the largest or smallest entries: linear where the choice stays the same, so nothing is contributed.
+"""Choices of the largest or smallest entries: linear where the choice stays the same.
 
 Pooling, sorting and the maximum along an axis choose one entry. The maxima without an index choose all equal
 ones, each with the same share; so do their derivatives in torch.
@@ -13,6 +13,7 @@ from gnewton.summary.tangent.rules.general import general_rule
 from gnewton.summary.tangent.rules.product import joined, spread_rows
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, rule
 from gnewton.summary.tangent.tangent import Tangent
+
 
 @rule(*overloads("max_pool2d_with_indices", "adaptive_max_pool2d", "fractional_max_pool2d"))
 def _max_pool2d(site: OperationSite) -> Passed:
@@ -73,9 +74,7 @@ def _extreme(site: OperationSite) -> Tangent | None:
     equal = (x == value).to(x.dtype)
     share = equal / equal.sum(axes, keepdim=True)
     along, shape = [axis + 1 for axis in axes], site.value.shape
-    return site.moving(0).map(
-        lambda rows: (rows * share).sum(along).reshape(len(rows), *shape), fresh=True
-    )
+    return site.moving(0).map(lambda rows: (rows * share).sum(along).reshape(len(rows), *shape), fresh=True)
 
 
 @rule(*overloads("maximum", "minimum", "clamp_min.Tensor", "clamp_max.Tensor"))
