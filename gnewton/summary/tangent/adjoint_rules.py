@@ -1,8 +1,8 @@
 """The rules of the backward pass of stacked adjoints: from the adjoint of a value to those of its arguments.
 
 The columns join the rows of a matrix product or the samples of a convolution. Activations, normalisations and
-softmax are worked through column by column in their own memory, parts of a value are written to one stack. Any
-other operation is called again, and differentiated by torch.
+softmax are worked through column by column in their own memory, parts of a value go to one stack. Any other
+operation is called again, and differentiated by torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Norms, standard deviations and variances: the length y = ‖c‖ of sets of entries, or its square.
+"""Norms, standard deviations, variances and angles. The length y = ‖c‖ of sets of entries, or its square:
 
 With c = x, or c = x − mean x, per set, along the curve x + εẋ + ½ε²ẍ (with ċ, c̈ centred in the same way):
 
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from gnewton.summary.tangent.accumulator import flat
 from gnewton.summary.tangent.rules.general import general_rule
+from gnewton.summary.tangent.rules.product import spread_rows
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, rule
-from gnewton.summary.tangent.tangent import Rows, Tangent
+from gnewton.summary.tangent.tangent import Rows, Tangent, union
 
 
-@rule(*overloads("linalg_vector_norm"), adjoint=True)
+@rule(*overloads("linalg_vector_norm", "norm.ScalarOpt_dim", "norm.Scalar"), adjoint=True)
 def _vector_norm(site: OperationSite) -> Passed:
     order, dims = site.argument(1, 2), site.argument(2)
-    if order != 2 or site.value.dtype != site.args[0].dtype:
+    if order not in (2, None) or site.value.dtype != site.args[0].dtype:
         return general_rule(site)
     return _length(site, dims, centred=False, square=False, scale=1.0)
 
@@ -99,3 +100,46 @@ def _length(
         return Rows(groups, [(entries * scale).reshape(-1, *shape)], owned=True)
 
     return Tangent(out(slope), None if bend is None else out(bend))
+
+
+@rule(*overloads("atan2"), adjoint=True)
+def _angle(site: OperationSite) -> Passed:
+    """atan2(a, b) = Im log z of z = b + ia. With w = ż/z = p + iq and z̈/z = P + iQ:
+
+    first q        second Q − 2pq        H̄_st −= v̄ (p^s q^t + q^s p^t)
+    D3_s += v̄ (2 (3p²q − q³) − 3 (pQ + qP))
+    """
+    a, b = site.args
+    shape, sums = site.value.shape, site.sums
+    x, y = site.tangent(0), site.tangent(1)
+    groups = union(*(t.first.groups for t in (x, y) if t is not None))
+    square = a * a + b * b
+
+    def over_z(da: Tensor | None, db: Tensor | None) -> tuple[Tensor, Tensor]:
+        zero = a.new_zeros(())
+        da, db = (zero if rows is None else rows for rows in (da, db))
+        return flat(((b * db + a * da) / square).expand(len(groups), *shape)), flat(
+            ((b * da - a * db) / square).expand(len(groups), *shape)
+        )
+
+    def rows_of(tangent: Tangent | None, second: bool) -> Tensor | None:
+        rows = None if tangent is None else tangent.second if second else tangent.first
+        return None if rows is None else spread_rows(rows.widen(groups), shape)
+
+    p, q = over_z(rows_of(x, False), rows_of(y, False))
+    adjoint = site.adjoint()
+    top = None if adjoint is None else adjoint.reshape(1, -1)
+    if top is not None:
+        sums.add_cross(Rows(groups, [-top * p], owned=True), Rows(groups, [q], owned=False))
+    bend = None
+    if site.third:
+        large_p, large_q = over_z(rows_of(x, True), rows_of(y, True))
+        bend = large_q - 2 * p * q
+        if top is not None:
+            twist = 2 * (3 * p * p * q - q**3) - 3 * (p * large_q + q * large_p)
+            sums.add_third(groups, (twist * top).sum(1))
+
+    def out(entries: Tensor) -> Rows:
+        return Rows(groups, [entries.reshape(-1, *shape)], owned=True)
+
+    return Tangent(out(q), None if bend is None else out(bend))
