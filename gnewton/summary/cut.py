@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from gnewton.summary.batch import closed, opened
 from gnewton.summary.likelihoods import (
     VIEWS,
+    Entries,
     bernoulli_loss,
     gaussian_entries,
     holds,
@@ -58,7 +59,10 @@ class _Natural(FunctionMode):
         return result
 
 
-_MARKED = {F.gaussian_nll_loss: gaussian_entries, F.poisson_nll_loss: poisson_entries}
+_MARKED: dict[Any, Callable[..., Entries]] = {
+    F.gaussian_nll_loss: gaussian_entries,
+    F.poisson_nll_loss: poisson_entries,
+}
 
 
 @dataclass(frozen=True)

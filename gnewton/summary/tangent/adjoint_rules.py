@@ -58,7 +58,7 @@ def _select(site: AdjointSite) -> None:
 @back("slice.Tensor")
 def _slice(site: AdjointSite) -> None:
     source = site.args[0]
-    dim, start, stop, jump = (*site.args[1:], *(0, None, None, 1)[len(site.args) - 1 :])
+    dim, start, stop, jump = (site.argument(k, d) for k, d in enumerate((0, None, None, 1), start=1))
     at = range(*slice(start, stop, jump).indices(source.shape[dim]))
     part = site.buffer().movedim(dim % source.dim() + 1, 0)
     part[at.start : at.stop : at.step].add_(site.stack.movedim(dim % source.dim() + 1, 0))

@@ -94,6 +94,10 @@ class AdjointSite:
         self.args, self.kwargs = program.arguments(step, values)
         self.pending = pending
 
+    def argument(self, position: int, default: Any = None) -> Any:
+        """The argument at a position, or the default where it is absent."""
+        return self.args[position] if position < len(self.args) else default
+
     def leads(self, position: int) -> bool:
         """Whether the argument at a position takes an adjoint."""
         argument = self.step.args[position] if position < len(self.step.args) else None

@@ -121,7 +121,8 @@ def _scatter_reduce(site: OperationSite) -> Passed:
         own, taken = own / count, taken / count.gather(dim, index)
 
     def scatter(rows: Tensor) -> Tensor:
-        read = rows[(slice(None), *(slice(n) for n in index.shape))] * taken
+        at = (slice(None), *(slice(n) for n in index.shape))
+        read = rows[at] * taken
         zeros = rows.new_zeros(len(rows), *x.shape)
         return zeros.scatter_add(dim + 1, k_index.expand(len(rows), *index.shape), read)
 

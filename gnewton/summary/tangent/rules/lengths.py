@@ -48,7 +48,8 @@ def _spread(site: OperationSite) -> Passed:
 def _axes(x: Tensor, dims: Sequence[int] | int | None) -> list[int]:
     if dims is None or dims == []:
         return list(range(x.dim()))
-    return sorted(d % max(x.dim(), 1) for d in (dims if isinstance(dims, (list, tuple)) else [dims]))
+    several = [dims] if isinstance(dims, int) else dims
+    return sorted(d % max(x.dim(), 1) for d in several)
 
 
 def _length(
