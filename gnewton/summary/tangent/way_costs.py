@@ -17,8 +17,8 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
 
     Rows: a backward product of every column for each factor of a step that is no parameter, the product of
     every direction with the data, and their inner products with the columns. Tangents: a product of every
-    group that a factor depends on, and the gradient, of two products a step, that rows get along; slices are
-    formed one by one, in three passes over their parameter. Views cost nothing.
+    group that a factor depends on, and the gradient, a product for each such factor, which rows get along;
+    slices are formed one by one, in three passes over their parameter. Views cost nothing.
     """
     program = plan.program
     steps = program.steps
@@ -41,7 +41,7 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
         factors = _factors(step)
         if factors:
             moving = [j for j in moving if j in factors]
-            by_tangents += size * (sum(len(started[j]) for j in moving) + 2)
+            by_tangents += size * sum(len(started[j]) + 1 for j in moving)
         else:
             by_tangents += size * (len(started[i]) + 1)
         data = sum(j not in own for j in moving)
