@@ -20,6 +20,16 @@ from gnewton.errors import InputError
 from gnewton.summary.batch import closed, opened
 from gnewton.summary.group_parts import GroupDirections, check_carried
 from gnewton.summary.isolation import without_side_effects
+from gnewton.summary.likelihoods import (
+    VIEWS,
+    Entries,
+    bernoulli_loss,
+    gaussian_entries,
+    holds,
+    marked,
+    normalised,
+    poisson_entries,
+)
 from gnewton.summary.problem import Problem, Request, loss_arguments
 from gnewton.summary.reference import gradient_noise
 from gnewton.summary.result import Summary
@@ -29,50 +39,36 @@ MATRICES = ("hessian", "gauss_newton", "fisher")
 
 
 class _Natural(FunctionMode):
-    """Log-probabilities that the model itself returns, as the logits of a cross-entropy.
+    """Losses of the outputs in the form in which their distribution is recognised.
 
     The negative log-likelihood is linear in log-probabilities q, so nothing of its curvature would lie behind
     the outputs. As logits they have the same probabilities, hence the same loss, and the curvature
     diag(p) − ppᵀ is that of the model's own logits. The binary cross-entropy with logits is written with
-    log σ(z), by which its likelihood is recognised.
+    log σ(z); the Gaussian and the Poisson likelihood are marked (:mod:`gnewton.summary.likelihoods`).
     """
 
     def __init__(self, outputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self._outputs = outputs
+        self._views = list(outputs)  # the outputs, and views of them
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if func is F.nll_loss:
-            given = args[0] if args else kwargs.get("input")
-            if any(given is output for output in self._outputs) and _normalised(given):
-                return F.cross_entropy(*args, **kwargs)
+        given = args[0] if args else kwargs.get("input")
+        if func is F.nll_loss and holds(self._views, given) and normalised(given):
+            return F.cross_entropy(*args, **kwargs)
         if func is F.binary_cross_entropy_with_logits:
-            return _bernoulli(*args, **kwargs)
-        return func(*args, **kwargs)
+            return bernoulli_loss(*args, **kwargs)
+        if func in _MARKED:
+            return marked(_MARKED[func](*args, **kwargs))
+        result = func(*args, **kwargs)
+        if func in VIEWS and holds(self._views, given) and isinstance(result, Tensor):
+            self._views.append(result)
+        return result
 
 
-def _bernoulli(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: None = None,
-    reduce: None = None,
-    reduction: str = "mean",
-    pos_weight: Tensor | None = None,
-) -> Tensor:
-    log_likelihood = F.logsigmoid(input)
-    if pos_weight is not None:
-        log_likelihood = (1 + (pos_weight - 1) * target) * log_likelihood
-    loss = (1 - target) * input - log_likelihood
-    loss = loss if weight is None else loss * weight
-    return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
-
-
-def _normalised(q: Any) -> bool:
-    """Whether q (N, K, …) holds the logarithms of probabilities; a trace asks for the answer again."""
-    axis = 1 if q.dim() > 1 else 0
-    allowed = 64 * q.shape[axis] * torch.finfo(q.dtype).eps
-    return bool((torch.logsumexp(q.detach(), axis).abs() <= allowed).all())
+_MARKED: dict[Any, Callable[..., Entries]] = {
+    F.gaussian_nll_loss: gaussian_entries,
+    F.poisson_nll_loss: poisson_entries,
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ FLAT = (
 
 NOT_CONVEX = (
     "summary: curvature=gauss_newton: the loss is not convex in the outputs of the model; use "
-    "curvature=hessian"
+    "curvature=hessian, or curvature=fisher for a likelihood"
 )
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.overrides import TorchFunctionMode
 
+from gnewton.summary.tangent.program import CONSTANT
+
 
 class FunctionMode(TorchFunctionMode):
     """Intercepts the calls of torch's functions; subclasses define ``_call``."""
@@ -168,8 +170,49 @@ def _embedding_bag(
     return result, bag, starts, starts
 
 
+def _logsumexp(x: Tensor, dim: Sequence[int] | int, keepdim: bool = False) -> Tensor:
+    """log Σ exp(x − m) + m with m the largest entry, which is a constant."""
+    largest = aten.amax.default(x.detach(), [dim] if isinstance(dim, int) else list(dim), True)
+    largest = CONSTANT(torch.where(largest.isinf(), 0.0, largest))
+    total = (x - largest).exp().sum(dim, keepdim=True).log() + largest
+    if keepdim or x.dim() == 0:
+        return total
+    axes = [dim] if isinstance(dim, int) else list(dim)
+    return total.squeeze(axes or list(range(x.dim())))
+
+
+def _prod(x: Tensor, dim: int, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    """Products of pairs, then of pairs of these: zeros among the factors need no care."""
+    if dtype is None and not (x.is_floating_point() or x.is_complex()):
+        dtype = torch.int64
+    x = x if dtype is None else x.to(dtype)
+    if x.dim() == 0:
+        return x.clone()
+    x = x.movedim(dim, 0)
+    while x.shape[0] > 1:
+        half = x.shape[0] // 2
+        pairs = x[:half] * x[half : 2 * half]
+        x = pairs if x.shape[0] == 2 * half else torch.cat([pairs, x[2 * half :]])
+    total = x[0] if x.shape[0] else x.new_ones(x.shape[1:])
+    return total.unsqueeze(dim) if keepdim else total
+
+
+def _prod_of_all(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return _prod(x.flatten(), 0, dtype=dtype)
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    half = x.shape[dim] // 2
+    return x.narrow(dim, 0, half) * x.narrow(dim, half, half).sigmoid()
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten._weight_norm_interface.default: _weight_norm,
+    aten.logsumexp.default: _logsumexp,
+    aten.glu.default: _glu,
+    aten.prod.dim_int: _prod,
+    aten.prod.default: _prod_of_all,
+    aten.hypot.default: lambda x, y: (x * x + y * y).sqrt(),
     aten.copy.default: _copy,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,

@@ -114,6 +114,27 @@ def reductions():
     return Net(forward, a=nn.Linear(5, 5), t=parameter(2, 5), out=nn.Linear(20, 3))
 
 
+def lengths_and_choices():
+    def forward(m, x):
+        h = torch.tanh(m.a(x))
+        index = torch.tensor([[0, 1, 1, 2, 0]]).expand(6, 5)
+        ends = [h.scatter_reduce(1, index, x * m.w, kind) for kind in ("sum", "mean", "amax", "amin")]
+        ends += [h.scatter_reduce(1, index, h * h, kind, include_self=False) for kind in ("mean", "amax")]
+        parts = [
+            torch.linalg.vector_norm(h, dim=1, keepdim=True), h.view(6, 5, 1).norm(dim=(1, 2)),
+            F.normalize(h, dim=1), h.var(1), h.std(1, correction=2, keepdim=True),
+            h.view(6, 5, 1).var((1, 2)),
+            torch.maximum(h, m.w), torch.minimum(h, x), torch.clamp(h, min=m.w), torch.clamp(h, max=m.w),
+            h.amax(1), h.view(6, 5, 1).amin((1, 2), keepdim=True), F.prelu(h, m.p), F.logsigmoid(3 * h),
+            torch.addcmul(m.w, h, h[:, :1], value=0.7), torch.addcmul(h, m.w, m.w), F.glu(h[:, :4], 1),
+            h.logsumexp(1), h.view(6, 5, 1).logsumexp((1, 2), keepdim=True), *ends,
+        ]  # fmt: skip
+        sums = torch.stack([part.reshape(6, -1).sum(1) for part in parts], 1)
+        return m.out(sums.sin()) + torch.vdot(m.w, m.w.tanh()) + m.w.max() - m.w.norm()
+
+    return Net(forward, a=nn.Linear(5, 5), w=parameter(5), p=parameter(5), out=nn.Linear(25, 3))
+
+
 def views():
     def forward(m, x):
         h = torch.tanh(m.a(x))  # (6, 8)
@@ -335,6 +356,7 @@ OPERATIONS = {
     "transposed": (transposed, images, F.cross_entropy),
     "depthwise": (depthwise, images, F.cross_entropy),
     "reductions": (reductions, flat, F.cross_entropy),
+    "lengths_and_choices": (lengths_and_choices, flat, F.cross_entropy),
     "views": (views, flat, F.cross_entropy),
     "image_views": (image_views, images, F.cross_entropy),
     "pooling": (pooling, images, F.cross_entropy),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
 
 from gnewton.errors import InputError
 from gnewton.summary import Summarizer, summarize
@@ -41,6 +43,107 @@ def test_the_mean_over_draws_is_the_gauss_newton_matrix(name):
     again = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher")
     assert torch.equal(one.hessian, again.hessian), "the same labels without a generator"
     assert difference(one.hessian, exact.hessian) > 0.05
+
+
+class Heads(nn.Module):
+    """A network whose outputs are a function of those of another one."""
+
+    def __init__(self, base, head):
+        super().__init__()
+        self.base = base
+        self.head = head
+
+    def forward(self, x):
+        return self.head(self.base(x))
+
+
+LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
+COUNTS = torch.tensor([[0.0, 2.0, 1.0]] * 6).double()
+WEIGHT = torch.tensor([1.0, 3.0, 0.5]).double()
+
+
+# outputs and loss, and those of the same likelihood whose Gauss–Newton matrix is its Fisher matrix
+REPARAMETRISED = {
+    "bce_of_probabilities": (
+        torch.sigmoid, lambda o, t: F.binary_cross_entropy(o, t, weight=WEIGHT),
+        lambda z: z, lambda o, t: F.binary_cross_entropy_with_logits(o, t, weight=WEIGHT), ONE_HOT,
+    ),
+    "bce_summed": (
+        torch.sigmoid, nn.BCELoss(reduction="sum"),
+        lambda z: z, nn.BCEWithLogitsLoss(reduction="sum"), ONE_HOT,
+    ),
+    "log_of_probabilities": (
+        lambda z: z.softmax(1), lambda o, t: F.nll_loss(o.log(), t, weight=WEIGHT),
+        lambda z: z, lambda o, t: F.cross_entropy(o, t, weight=WEIGHT), LABELS,
+    ),
+    "log_probabilities_by_token": (
+        lambda z: z.unflatten(0, (2, 3)).log_softmax(2), lambda o, t: F.nll_loss(o.view(-1, 3), t.flatten()),
+        lambda z: z.unflatten(0, (2, 3)), lambda o, t: F.cross_entropy(o.view(-1, 3), t.flatten()),
+        LABELS.view(2, 3),
+    ),
+    "poisson": (
+        torch.exp, lambda o, t: F.poisson_nll_loss(o, t, log_input=False, full=True),
+        lambda z: z, F.poisson_nll_loss, COUNTS,
+    ),
+    "poisson_of_logs": (lambda z: z, nn.PoissonNLLLoss(), lambda z: z, F.poisson_nll_loss, COUNTS),
+    "gaussian_of_known_variance": (
+        lambda z: z, lambda o, t: F.gaussian_nll_loss(o, t, torch.full_like(t, 0.3)),
+        lambda z: z, lambda o, t: F.mse_loss(o, t) / 0.6, ONE_HOT,
+    ),
+    "several": (
+        lambda z: {"class": z, "rest": (z[:, :1], z[:, 1:].exp())},
+        lambda o, t: F.cross_entropy(o["class"], t) + 0.5 * F.mse_loss(o["rest"][0].tanh(), 0.1 * t[:, None])
+        + F.poisson_nll_loss(o["rest"][1], t[:, None], log_input=False, reduction="none").sum(1).mean(),
+        lambda z: (z, z[:, :1].tanh(), z[:, 1:]),
+        lambda o, t: F.cross_entropy(o[0], t) + 0.5 * F.mse_loss(o[1], 0.1 * t[:, None])
+        + 2 * F.poisson_nll_loss(o[2], t[:, None]),
+        LABELS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPARAMETRISED)
+def test_other_outputs_of_a_likelihood_leave_its_matrix(name):
+    """The Fisher matrix does not depend on the outputs by which the model states its distribution."""
+    head, loss_fn, natural, known_loss, targets = REPARAMETRISED[name]
+    base, _, inputs, _, direction = zoo.make("mlp")
+    direction = {f"base.{key}": u for key, u in direction.items()}
+    model, known = Heads(base, head), Heads(base, natural)
+    partition = zoo.partitions(model)["per_tensor"]
+    exact = summarize(known, known_loss, inputs, targets, partition, direction, curvature="gauss_newton")
+    made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000)
+    assert difference(made.gradient, exact.gradient) < 1e-6
+    assert difference(made.hessian, exact.hessian) < 0.05
+
+
+def test_gaussian_of_own_variance():
+    """Mean and variance are outputs: their Fisher matrix is that of 1/v and 1/(2v²), from the Jacobian."""
+    base, _, inputs, _, direction = zoo.make("mlp")
+    model = Heads(base, lambda z: (z[:, :2], z[:, 2:]))  # one variance for two means
+    direction = {f"base.{key}": u for key, u in direction.items()}
+    partition = zoo.partitions(model)["per_tensor"]
+
+    def loss_fn(outputs, targets):
+        return F.gaussian_nll_loss(outputs[0], targets, F.softplus(outputs[1]))
+
+    arguments = (model, loss_fn, inputs, ONE_HOT[:, :2], partition, direction)
+    made = summarize(*arguments, curvature="fisher", draws=20_000)
+    names = list(direction)
+
+    def moments(steps):
+        moved = {
+            name: p + steps[partition.index[name]] * direction[name] for name, p in model.named_parameters()
+        }
+        mean, raw = functional_call(model, moved, (inputs,))
+        return mean, F.softplus(raw).expand(-1, 2)
+
+    zero = torch.zeros(len(names), dtype=torch.float64)
+    (mean, variance), (v, _) = torch.autograd.functional.jacobian(moments, zero), moments(zero)[::-1]
+    exact = torch.einsum("nks,nk,nkt->st", mean, 1 / v, mean)
+    exact += torch.einsum("nks,nk,nkt->st", variance, 0.5 / v**2, variance)
+    assert difference(made.hessian, exact / mean[..., 0].numel()) < 0.05
+    full = summarize(*arguments)
+    assert difference(made.gradient, full.gradient) < 1e-10
 
 
 def test_coupled_samples_have_an_unbiased_matrix_too():
@@ -127,9 +230,26 @@ def test_third_derivatives_come_along():
 def test_only_likelihoods_have_a_fisher_matrix():
     model, _, inputs, _, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
-    for loss_fn in (F.huber_loss, F.smooth_l1_loss):
+    other_losses = (
+        F.huber_loss,
+        F.smooth_l1_loss,
+        lambda o, t: F.mse_loss(o, t) + o.square().mean(),
+        lambda o, t: F.mse_loss(o, t).sqrt(),
+        lambda o, t: F.mse_loss(o, o.sigmoid()),
+    )
+    for loss_fn in other_losses:
         with pytest.raises(InputError, match="likelihood"):
             summarize(model, loss_fn, inputs, ONE_HOT, partition, direction, curvature="fisher")
+
+    def no_logs(outputs, targets):
+        return F.nll_loss(outputs.exp(), targets)
+
+    with pytest.raises(InputError, match="no log-probabilities"):
+        summarize(model, no_logs, inputs, LABELS, partition, direction, curvature="fisher")
+    with pytest.raises(InputError, match="negative weight"):
+        summarize(
+            model, lambda o, t: -F.mse_loss(o, t), inputs, ONE_HOT, partition, direction, curvature="fisher"
+        )
     with pytest.raises(InputError, match="draws"):
         Summarizer(model, F.cross_entropy, partition, curvature="fisher", draws=0)
     with pytest.raises(InputError, match="curvature"):

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.errors import InputError
 from gnewton.summary import Summarizer, summarize
+from gnewton.summary.tangent.output_engine import OutputEngine, symmetric_product
 
 from . import zoo
 from .test_zoo import difference
@@ -115,6 +116,72 @@ def by(way, arguments, **options):
     made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent", **options)
     made.tangent_engine.way = way
     return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
+
+
+def two_outputs():
+    """A network with two outputs, and a loss that couples them within a sample."""
+    base, _, inputs, targets, direction = zoo.make("mlp")
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = base
+
+        def forward(self, x):
+            z = self.base(x)
+            return {"class": z, "rest": z[:, :2].tanh()}
+
+    def loss_fn(outputs, targets):
+        gap = outputs["class"][:, 0] - outputs["rest"].sum(1)
+        return F.cross_entropy(outputs["class"], targets) + gap.square().mean()
+
+    model = Pair()
+    direction = {f"base.{name}": u for name, u in direction.items()}
+    return model, loss_fn, inputs, targets, zoo.partitions(model)["per_tensor"], direction
+
+
+def test_several_outputs_have_rows():
+    arguments = two_outputs()
+    rows, way = by("rows", arguments)
+    model, loss_fn, *rest = arguments
+    slow = summarize(model, loss_fn, *rest, curvature="gauss_newton", engine="reference")
+    assert way == "rows"
+    assert difference(rows.hessian, slow.hessian) < 1e-10
+    assert difference(rows.gradient, slow.gradient) < 1e-10
+
+
+def test_few_columns_at_a_time():
+    arguments = two_outputs()
+    whole, _ = by("rows", arguments)
+    made = Summarizer(arguments[0], arguments[1], arguments[4], curvature="gauss_newton", max_memory=1)
+    made.tangent_engine.way = "rows"
+    made.tangent_engine._parts = lambda size: 1
+    parts = made.summarize(arguments[2], arguments[3], arguments[5])
+    assert difference(parts.hessian, whole.hessian) < 1e-12
+    assert difference(parts.gradient, whole.gradient) < 1e-12
+
+
+def test_a_loss_that_is_convex_on_average_takes_tangents(monkeypatch):
+    """Rows are the cheaper way, but one sample has a negative weight."""
+    model, _, inputs, _, direction = zoo.make("mlp")
+    partition = zoo.partitions(model)["single"]
+    weight = torch.tensor([[-0.1], [1.0], [2.0], [1.0], [1.0], [3.0]], dtype=torch.float64)
+    arguments = (model, lambda o, t: (weight * o.square()).mean(), inputs, None, partition, direction)
+    monkeypatch.setattr(OutputEngine, "_cheaper", lambda *_: True)
+    made, way = by("auto", arguments)
+    assert way == "tangents"
+    assert difference(made.hessian, dense(*arguments)) < 1e-10
+    with pytest.raises(InputError, match="not convex"):
+        by("rows", arguments)
+
+
+@pytest.mark.parametrize("size", [1, 511, 1300])
+def test_symmetric_products(size):
+    a = torch.randn(size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    weights = torch.tensor([0.5, 0.0, 2.0]).double()
+    made = symmetric_product(a * weights, a)
+    assert torch.equal(made, made.T)
+    torch.testing.assert_close(made, (a * weights) @ a.T)
 
 
 # coupled samples, or a loss that reads parameters

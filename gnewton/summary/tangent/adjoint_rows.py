@@ -14,22 +14,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from gnewton.backend import free_memory
 from gnewton.summary.result import PRODUCT, Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
-from gnewton.summary.tangent.output_factors import OutputLoss, sample_scales
+from gnewton.summary.tangent.adjoint_pass import AdjointPass, Consumer
+from gnewton.summary.tangent.output_factors import OutputLoss, by_sample, random_columns, sample_scales
+from gnewton.summary.tangent.output_labels import LabelDraws
 from gnewton.summary.tangent.plan import PassPlan, boundary, model_part
-from gnewton.summary.tangent.program import aten
 from gnewton.summary.tangent.rules.rule import OperationSite
 from gnewton.summary.tangent.slice_rows import Place, Seeds, add_slices, find_slices, place_of
 from gnewton.summary.tangent.tangent import Rows, Tangent
 
-GATE = 8  # operations on an entry that cost as much as one entry of an element-wise pass
+LIVE = 4  # stacks of the largest value that are held at the same time in the backward pass
+SHARE = 0.5  # of the free memory for them, where no limit is set
+SMALL = 1 << 28  # bytes below which the free memory is not queried
 
 
 @dataclass
@@ -37,19 +42,20 @@ class RowPlan:
     """Where parameters enter a program, and what the rows of a batch cost.
 
     Attributes:
-        at: the step of the outputs.
+        ends: the steps of the outputs.
         loss: the loss as a function of them.
         samples: number N of samples.
         steps: the steps to push a tangent through, in order: those of parameters alone, and those where
             they meet the data.
         entries: for each of the latter, the steps whose value receives adjoints (its outputs, or itself).
-        width: number of outputs of a sample.
+        width: number of outputs of a sample, over all of them.
         places: where the samples lie in the values of these steps; None while unknown.
         slots: where the slices of sliced parameters lie, by step and parameter; None while unknown.
         coupled: whether samples are coupled.
+        convex: whether the loss was convex in the outputs of every sample so far.
     """
 
-    at: int
+    ends: tuple[int, ...]
     loss: OutputLoss
     samples: int
     steps: tuple[int, ...]
@@ -58,6 +64,17 @@ class RowPlan:
     places: dict[int, Place] = field(default_factory=dict)
     slots: dict[tuple[int, str], Place] | None = None
     coupled: bool | None = None
+    convex: bool = True
+
+    @cached_property
+    def way_back(self) -> AdjointPass:
+        """The backward pass from the outputs to the steps that are sought."""
+        return AdjointPass(self.loss.program, self.ends, self.sought)
+
+    @cached_property
+    def labels(self) -> LabelDraws:
+        """Labels drawn from the likelihood of the loss."""
+        return LabelDraws(self.loss)
 
     @property
     def sought(self) -> list[int]:
@@ -66,7 +83,7 @@ class RowPlan:
 
 
 def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan | None:
-    """Plan the rows of a program; None where its outputs are not one value with a row for each sample.
+    """Plan the rows of a program; None where its outputs are not values with a row for each sample.
 
     Args:
         plan: the plan of the passes.
@@ -76,7 +93,7 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
     program, model = plan.program, model_part(plan.program)
     steps, leaves = program.steps, set(program.parameters.values())
     ends = boundary(program, model)
-    if len(ends) != 1 or ends[0] in leaves or steps[ends[0]].shape[:1] != (samples,):
+    if not ends or any(at in leaves or steps[at].shape[:1] != (samples,) for at in ends):
         return None
     sampled = set(data)
     for i, step in enumerate(steps):
@@ -93,92 +110,56 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
             pushed.append(i)
             entries[i] = tuple(j for j in plan.outputs.get(i, (i,)) if j in model)
     return RowPlan(
-        ends[0],
-        OutputLoss(plan, model, ends[0]),
+        ends,
+        OutputLoss(plan, model, ends),
         samples,
         tuple(pushed),
         entries,
-        max(math.prod(steps[ends[0]].shape[1:]), 1),
+        sum(math.prod(steps[at].shape[1:]) for at in ends),
     )
 
 
-def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, float]:
-    """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs.
-
-    With slices, the tangents form every slice of a parameter and its product with the gradient, in three
-    passes over its entries, and the rows are not charged for steps that no backward pass leads through: those
-    that parameters alone enter, such as the first layer, and views. Without slices these count: tangents are
-    then preferred where both ways are close, since they also take losses that are convex only on average.
-    """
-    steps = plan.program.steps
-    started: list[frozenset[int]] = [frozenset()] * len(steps)
-    by_rows = by_tangents = 0.0
-    for name, i in plan.program.parameters.items():
-        started[i] = frozenset(plan.groups[name])
-        if name in plan.slicing:
-            by_tangents += 3.0 * _work(plan, i) * len(started[i])
-    model = model_part(plan.program)
-    entering = set(rows.steps)
-    own = set(plan.program.parameters.values()) | entering - set(rows.entries)  # of parameters alone
-    for i, step in enumerate(steps):
-        if not step.active or i not in model or step.op is None:
-            continue
-        started[i] = frozenset().union(*(started[j] for j in step.reads))
-        if step.output is not None or (plan.slicing and plan.rules[i].view):
-            continue
-        size = float(_work(plan, i))
-        by_tangents += size * len(started[i])
-        if not plan.slicing or any(steps[j].active and j not in own for j in step.reads):
-            by_rows += size * columns
-        if i in entering:
-            by_rows += size
-    return by_rows, by_tangents
-
-
-def _work(plan: PassPlan, i: int) -> int:
-    """The multiplications of a product, or the entries of any other value."""
-    steps, step = plan.program.steps, plan.program.steps[i]
-    if not all(type(n) is int for n in step.shape):
-        return 0
-    entries = math.prod(step.shape)
-    shapes = [steps[j].shape for j in step.reads]
-    if step.op in (aten.mm.default, aten.bmm.default):
-        return int(entries * shapes[0][-1])
-    if step.op is aten.addmm.default:
-        return int(entries * steps[step.args[1].step].shape[-1])
-    if step.op is aten.convolution.default:
-        weight = steps[step.args[1].step].shape
-        return int(entries * math.prod(weight[1:]))
-    return int(entries * GATE)
-
-
-def adjoints_of(rows: RowPlan, values: Sequence[Any], stack: Tensor) -> list[Tensor | None]:
-    """The adjoints of :attr:`RowPlan.sought` for a stack (k, *outputs) of adjoints of the outputs."""
-    sought = [values[j] for j in rows.sought]
-    at = values[rows.at]
-    moving = [v for v in sought if v.requires_grad]
+def send_back(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor], consume: Consumer) -> None:
+    """Consume the adjoints of :attr:`RowPlan.sought` for stacks (k, *output) of adjoints of the outputs."""
+    if rows.way_back.possible:
+        with torch.no_grad():
+            rows.way_back.run(values, stacks, consume)
+        return
+    sought = [j for j in rows.sought if values[j].requires_grad]
     found = torch.autograd.grad(
-        at, moving, stack, retain_graph=True, allow_unused=True, is_grads_batched=True
+        [values[at] for at in rows.ends],
+        [values[j] for j in sought],
+        list(stacks),
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=True,
     )
-    given = iter(found)
-    return [next(given) if v.requires_grad else None for v in sought]
+    for j, adjoint in zip(sought, found, strict=True):
+        if adjoint is not None:
+            consume(j, adjoint)
+
+
+def adjoints_of(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor]) -> dict[int, Tensor]:
+    """These adjoints, by step."""
+    found: dict[int, Tensor] = {}
+    # the memory of an adjoint is used again for those of earlier steps
+    send_back(rows, values, stacks, lambda j, adjoint: found.update({j: adjoint.clone()}))
+    return found
 
 
 def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator) -> bool:
     """Find the samples in every value, or that they are coupled; returns whether the rows are exact."""
-    z = values[rows.at]
-    column = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-    scales = sample_scales(rows.samples, generator, z)
-    scaled = scales.view(-1, *[1] * (z.dim() - 1)) * column
+    z = [values[at] for at in rows.ends]
+    columns = random_columns(z, generator)
+    scales = sample_scales(rows.samples, generator, z[0])
+    pairs = [torch.stack([column, by_sample(column, scales)]) for column in columns]
     rows.coupled = not rows.loss.separates(values, generator)
     if rows.coupled:
         return False
     places: dict[int, Place] = {}
-    tolerance = 1e3 * torch.finfo(z.dtype).eps
-    found = adjoints_of(rows, values, torch.stack([column, scaled]))
-    for j, pair in zip(rows.sought, found, strict=True):
-        if pair is None:
-            continue
+    tolerance = 1e3 * torch.finfo(z[0].dtype).eps
+    found = adjoints_of(rows, values, pairs)
+    for j, pair in found.items():
         place = place_of(pair, scales, tolerance)
         if place is None or (j in rows.places and rows.places[j] != place):
             rows.coupled = True
@@ -192,18 +173,18 @@ def form_rows(
     plan: PassPlan,
     rows: RowPlan,
     values: list[Any],
-    stack: Tensor,
+    stacks: Sequence[Tensor],
     direction: Mapping[str, Tensor],
     *,
     joined: bool = False,
     limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """⟨a_n^k, (J P_s u)_n⟩ for a stack of columns a^k (k, *outputs), the first of them the gradient.
+    """⟨a_n^k, (J P_s u)_n⟩ for columns a^k, the first of them the gradient.
 
     Args:
         plan, rows: the plans.
         values: the values of the program, with their graph.
-        stack: the columns.
+        stacks: the columns of each output, (k, *output).
         direction: u by parameter name.
         joined: sum over the samples instead, N = 1.
         limit: bytes for the adjoints; more columns take several backward passes.
@@ -212,36 +193,51 @@ def form_rows(
         The rows (S, N, k) in the order of the plan's groups, and the rounding errors of the gradient (S,).
     """
     size, samples = len(plan.order), 1 if joined else rows.samples
-    result = stack.new_zeros(size, samples, len(stack))
-    noise = torch.zeros(size, dtype=torch.float64, device=stack.device)
-    rounding = Rounding.of(plan.dtypes, stack.device)
-    bytes_each = sum(values[j].numel() * values[j].element_size() for j in rows.sought)
-    chunk = len(stack) if limit is None else min(max(1, limit // max(2 * bytes_each, 1)), len(stack))
-    for start in range(0, len(stack), chunk):
-        at = slice(start, min(start + chunk, len(stack)))
-        with torch.enable_grad():
-            found = dict(zip(rows.sought, adjoints_of(rows, values, stack[at]), strict=True))
+    count, device = len(stacks[0]), stacks[0].device
+    result = stacks[0].new_zeros(size, samples, count)
+    noise = torch.zeros(size, dtype=torch.float64, device=device)
+    rounding = Rounding.of(plan.dtypes, device)
+    chunk = _together(rows, values, count, limit)
+    seeds: dict[int, Rows] = {}
+    if not plan.slicing:
+        starts = {name: plan.seeds(name, u) for name, u in direction.items() if name in plan.groups}
+        seeds = dict(seeds_of(plan, rows, values)(starts, size))
+    for start in range(0, count, chunk):
+        at = slice(start, min(start + chunk, count))
+        columns = [stack[at] for stack in stacks]
         if plan.slicing:
+            found = adjoints_of(rows, values, columns)
             places = dict.fromkeys(rows.sought) if joined else rows.places
             add_slices(
                 plan, seeds_of(plan, rows, values), direction, found, places, rows.slots or {},
                 result[:, :, at], noise if start == 0 else None,
             )  # fmt: skip
             continue
-        starts = {name: plan.seeds(name, u) for name, u in direction.items() if name in plan.groups}
-        for j, moving in seeds_of(plan, rows, values)(starts, size):
-            adjoint = found.get(j)
-            if adjoint is None:
-                continue
-            spread = _by_sample(adjoint, (0, True) if joined else rows.places[j], samples)
-            for groups, part in moving.by_part():
-                moved = _by_sample(part, (0, True) if joined else rows.places[j], samples)
-                index = torch.tensor(groups, device=stack.device)
-                result[:, :, at].index_add_(0, index, _inner(moved, spread))
-                if start == 0:
+
+        def consume(j: int, adjoint: Tensor, at: slice = at) -> None:
+            if j not in seeds:
+                return
+            place = (0, True) if joined else rows.places[j]
+            spread = _by_sample(adjoint, place, samples)
+            for groups, part in seeds[j].by_part():
+                index = torch.tensor(groups, device=device)
+                shares = _inner(_by_sample(part, place, samples), spread)
+                result[:, :, at].index_add_(0, index, shares)
+                if at.start == 0:
                     lengths = vector_norm(part.flatten(1).double(), dim=1) * vector_norm(adjoint[0].double())
                     noise.index_add_(0, index, PRODUCT * rounding.inner(adjoint[0].numel()) * lengths)
+
+        send_back(rows, values, columns, consume)
     return result, noise
+
+
+def _together(rows: RowPlan, values: Sequence[Any], count: int, limit: int | None) -> int:
+    """The number of columns whose adjoints fit into memory at the same time."""
+    model = [v for v in values if isinstance(v, Tensor)]
+    each = LIVE * max((v.numel() * v.element_size() for v in model), default=1)
+    if limit is None:
+        limit = int(SHARE * free_memory(model[0].device)) if each * count > SMALL else each * count
+    return min(max(1, limit // max(each, 1)), count)
 
 
 def _inner(moved: Tensor, spread: Tensor) -> Tensor:
@@ -288,7 +284,7 @@ def _pushed(
     plan: PassPlan, rows: RowPlan, values: list[Any], starts: Mapping[str, Rows], size: int
 ) -> Iterator[tuple[int, Tangent]]:
     program = plan.program
-    device = values[rows.at].device
+    device = values[rows.ends[0]].device
     sums = Accumulator(size, device, diagonal=True, third=False, rounding=Rounding(0.0))
     tangents: dict[int, Any] = {}
     for name, i in program.parameters.items():

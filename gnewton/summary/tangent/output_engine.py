@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.summary.cut import FLAT, CutProblem, check_convex
+from gnewton.summary.cut import FLAT, NOT_CONVEX, CutProblem, check_convex
 from gnewton.summary.group_parts import check_carried
 from gnewton.summary.problem import Request
 from gnewton.summary.result import MOST_SQUARED, Rounding, Summary
@@ -22,13 +22,13 @@ from gnewton.summary.tangent.adjoint_rows import (
     find_slots,
     form_rows,
     make_row_plan,
-    operations,
 )
 from gnewton.summary.tangent.engine import TangentEngine
 from gnewton.summary.tangent.output_factors import Columns
 from gnewton.summary.tangent.passes import forward
 from gnewton.summary.tangent.plan import make_cut_plan, model_part
 from gnewton.summary.tangent.trace_cache import Trace
+from gnewton.summary.tangent.way_costs import operations
 
 
 class OutputTangents(TangentEngine):
@@ -77,6 +77,7 @@ class OutputTangents(TangentEngine):
 
 log = logging.getLogger(__name__)
 
+SIDE = 512  # groups of a block of the matrix
 COPIES = 4  # of the rows and the matrix, at the same time
 
 Way = Literal["auto", "rows", "tangents"]
@@ -152,36 +153,55 @@ class OutputEngine(OutputTangents):
         fisher = self.matrix == "fisher"
         if fisher and rows is None:
             raise InputError(
-                "summary: curvature=fisher: the loss must be a likelihood of one output of the model, with a "
-                "row for each sample, and read no parameter; use curvature=gauss_newton"
+                "summary: curvature=fisher: the loss must be a likelihood of outputs of the model that have "
+                "a row for each sample, and read no parameter; use curvature=gauss_newton"
             )
         self.last_way = "tangents"
-        if rows is None or (not fisher and (rows.coupled or not self._cheaper(trace, rows))):
+        if rows is None or (
+            not fisher and (rows.coupled or not rows.convex or not self._cheaper(trace, rows))
+        ):
             return None
         program = trace.program
         leaves = {name: p.detach().requires_grad_() for name, p in self.problem.parameters().items()}
-        values = forward(program, leaves, self.problem.leaves(request), draws)
+        with torch.set_grad_enabled(not rows.way_back.possible):
+            values = forward(program, leaves, self.problem.leaves(request), draws)
         self.traces.confirm(trace, request, leaves, values)
+        device = self.problem.device()
         calls = self._calls[trace] = self._calls.get(trace, 0) + 1
         if calls & (calls - 1) == 0 and not rows.coupled:  # the 1st, 2nd, 4th, 8th … time
-            generator = torch.Generator(values[rows.at].device).manual_seed(calls)
+            generator = torch.Generator(device).manual_seed(calls)
             if not find_places(rows, values, generator):
                 log.info(
                     "summary: samples are coupled: the %s matrix is formed without rows of samples",
                     self.matrix,
                 )
         if calls & (calls - 1) == 0:
-            generator = torch.Generator(values[rows.at].device).manual_seed(calls)
+            generator = torch.Generator(device).manual_seed(calls)
             find_slots(trace.plan, rows, values, request.direction, generator)
         if rows.coupled and not fisher:
             return None
         self.last_way = "rows"
-        if fisher:
-            generator = self.generator or torch.Generator(values[rows.at].device).manual_seed(0)
-            columns = rows.loss.draws(values, self._draws, generator)
-        else:
-            columns = rows.loss.columns(values)
+        columns = self._columns(rows, values)
+        if columns is None:
+            self.last_way = "tangents"
+            return None
         return self._sum(trace, rows, values, columns, request)
+
+    def _columns(self, rows: RowPlan, values: list[Any]) -> Columns | None:
+        """The columns of the matrix; None where the loss is not convex in the outputs of a sample.
+
+        It may still be convex on average, which tangents find out.
+        """
+        if self.matrix == "fisher":
+            generator = self.generator or torch.Generator(self.problem.device()).manual_seed(0)
+            return rows.labels.columns(values, self._draws, generator)
+        try:
+            return rows.loss.columns(values)
+        except InputError as error:
+            if self.way == "rows" or str(error) != NOT_CONVEX:
+                raise
+        rows.convex = False
+        return None
 
     def _sum(
         self, trace: Trace, rows: RowPlan, values: list[Any], columns: Columns, request: Request
@@ -190,7 +210,7 @@ class OutputEngine(OutputTangents):
         joined = bool(rows.coupled)
         limit = self.max_memory
         formed, noise = form_rows(
-            plan, rows, values, columns.stack, request.direction, joined=joined, limit=limit
+            plan, rows, values, columns.stacks, request.direction, joined=joined, limit=limit
         )
         index = torch.tensor(plan.positions, device=formed.device)
         formed, noise = formed[index].double(), noise[index]
@@ -228,10 +248,10 @@ def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Any]:
     if diagonal:
         every = (scaled * formed).sum(2)
         return every.sum(1), every.abs().sum(1), every.square().sum(1)
-    matrix = scaled.flatten(1) @ formed.flatten(1).T
+    matrix = symmetric_product(scaled.flatten(1), formed.flatten(1))
     if len(matrix) > MOST_SQUARED:
-        roots = (scaled * formed).sum((1, 2)).clamp_min(0).sqrt()
-        return (matrix + matrix.T) / 2, torch.outer(roots, roots), None
+        roots = matrix.diagonal().clamp_min(0).sqrt()
+        return matrix, torch.outer(roots, roots), None
     sizes = scaled.abs().flatten(1) @ formed.abs().flatten(1).T
     squares = torch.zeros_like(matrix)
     width = max(1, (1 << 22) // max(len(matrix) ** 2, 1))
@@ -239,4 +259,19 @@ def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Any]:
         at = slice(start, start + width)
         each = torch.bmm(scaled[:, at].transpose(0, 1), formed[:, at].permute(1, 2, 0))
         squares += each.square_().sum(0)
-    return (matrix + matrix.T) / 2, sizes, squares
+    return matrix, sizes, squares
+
+
+def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """abᵀ of two (S, n) matrices where it is symmetric: exactly so, as only one half is formed."""
+    size = len(a)
+    matrix = a.new_empty(size, size)
+    for start in range(0, size, SIDE):
+        stop = min(start + SIDE, size)
+        strip = a[start:stop] @ b[start:].T
+        square = strip[:, : stop - start]
+        matrix[start:stop, start:stop] = (square + square.T) / 2
+        rest = strip[:, stop - start :]
+        matrix[start:stop, stop:] = rest
+        matrix[stop:, start:stop] = rest.T
+    return matrix

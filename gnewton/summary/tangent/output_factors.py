@@ -7,7 +7,6 @@ columns give gradient and curvature. Any other loss is differentiated twice in i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from gnewton.summary.tangent.program import Ref, aten
 
 _PRODUCTS = (aten.mul.Tensor, aten.mm.default, aten.bmm.default, aten.dot.default, aten.mv.default)
 _QUOTIENTS = (aten.div.Tensor,)
-LIKELIHOODS = "cross-entropy, NLL of log-probabilities, MSE, binary cross-entropy with logits"
 
 
 @dataclass(frozen=True)
@@ -31,133 +29,119 @@ class Columns:
     """Cotangents of the outputs.
 
     Attributes:
-        stack: the columns, (k, *outputs); the first is the gradient of the loss.
+        stacks: the columns of each output, (k, *output); the first is the gradient of the loss.
         weights: w_n^k of each sample, (k, N); that of the gradient may be zero.
     """
 
-    stack: Tensor
+    stacks: list[Tensor]
     weights: Tensor
 
 
 class OutputLoss:
-    """The second half of a program as a function of one value z (N, *outputs) of its first half.
+    """The second half of a program as a function of the values z (N, *output) that its first half passes on.
 
     Args:
         plan: the plan of the passes.
         model: the steps of the first half.
-        at: the step of z.
+        ends: the steps of z.
     """
 
-    def __init__(self, plan: PassPlan, model: frozenset[int], at: int) -> None:
-        program = plan.program
-        self._program = program
-        self._at = at
-        steps = program.steps
+    def __init__(self, plan: PassPlan, model: frozenset[int], ends: tuple[int, ...]) -> None:
+        self.program = plan.program
+        self.ends = ends
+        steps = self.program.steps
         self._steps = [i for i, step in enumerate(steps) if step.needed and i not in model and step.op]
-        curved = [
+        self.curved = frozenset(
             i
             for i in self._steps
             if steps[i].active and i in plan.rules and plan.rules[i].adjoint and not self._is_scaling(i)
-        ]
-        self.flat = not curved
-        self._softmax = curved[0] if len(curved) == 1 and self._is_softmax(curved[0]) else None
-        self._entrywise = curved[0] if len(curved) == 1 and steps[curved[0]].args[:1] == (Ref(at),) else None
+        )
+        only = min(self.curved) if len(self.curved) == 1 else -1
+        self._softmax = only if self._is_softmax(only) else None
 
     def _is_scaling(self, i: int) -> bool:
         """Whether a step multiplies the one value that depends on parameters by a constant."""
-        step = self._program.steps[i]
-        moving = [k for k, a in enumerate(step.args) if type(a) is Ref and self._program.steps[a.step].active]
+        step = self.program.steps[i]
+        moving = [k for k, a in enumerate(step.args) if type(a) is Ref and self.program.steps[a.step].active]
         return (step.op in _PRODUCTS and len(moving) == 1) or (step.op in _QUOTIENTS and moving == [0])
 
     def _is_softmax(self, i: int) -> bool:
-        step = self._program.steps[i]
-        return step.op is aten._log_softmax.default and step.args[0] == Ref(self._at)
+        """Whether a step is the softmax of the only output, (N, K)."""
+        step = self.program.steps[i]
+        ends = self.ends
+        return (
+            i >= 0
+            and len(ends) == 1
+            and len(self.program.steps[ends[0]].shape) == 2
+            and step.op is aten._log_softmax.default
+            and step.args[:2] in ((Ref(ends[0]), 1), (Ref(ends[0]), -1))
+        )
 
-    def _gradient(self, values: Sequence[Any], *, graph: bool) -> tuple[Tensor, Tensor, list[Any]]:
-        z = values[self._at].detach().requires_grad_()
+    def gradient(self, values: Sequence[Any], *, graph: bool) -> tuple[list[Tensor], list[Tensor], list[Any]]:
+        """z, the gradient of the loss in z, and the values of all steps with their graph to z.
+
+        Args:
+            values: those of the program.
+            graph: whether the gradient has a graph to z.
+        """
         own = [v.detach() if isinstance(v, Tensor) else v for v in values]
-        own[self._at] = z
+        z = [values[at].detach().requires_grad_() for at in self.ends]
+        for at, value in zip(self.ends, z, strict=True):
+            own[at] = value
         with torch.enable_grad():
             for i in self._steps:
-                own[i] = call_step(self._program, self._program.steps[i], own)
-            (slope,) = torch.autograd.grad(own[self._program.loss], z, create_graph=graph, retain_graph=True)
-        return z, slope, own
-
-    def _share(self, own: list[Any]) -> tuple[Tensor, Tensor]:
-        """log p and the adjoint of log p, where the rest is linear in it."""
-        assert self._softmax is not None
-        q = own[self._softmax]
-        (adjoint,) = torch.autograd.grad(own[self._program.loss], q)
-        return q.detach(), adjoint
+                own[i] = call_step(self.program, self.program.steps[i], own)
+            slopes = torch.autograd.grad(own[self.program.loss], z, create_graph=graph, retain_graph=True)
+        return z, list(slopes), own
 
     def columns(self, values: Sequence[Any]) -> Columns:
         """The columns whose sum of squares is Λ.
 
         Raises:
-            InputError: if the loss is linear in the outputs, or not convex in them.
+            InputError: if the loss is linear in the outputs, or not convex in those of a sample.
         """
-        if self.flat:
+        if not self.curved:
             raise InputError(FLAT)
-        if self._softmax is not None and values[self._at].dim() == 2:
-            _, slope, own = self._gradient(values, graph=False)
-            q, adjoint = self._share(own)
+        if self._softmax is not None:
+            _, _, own = self.gradient(values, graph=False)
+            q = own[self._softmax]
+            (adjoint,) = torch.autograd.grad(own[self.program.loss], q)
             if bool(((adjoint != 0).sum(1) <= 1).all()):
-                return _softmax_columns(q, adjoint)
-        z, slope, _ = self._gradient(values, graph=True)
-        return _with_gradient(slope.detach(), _square_root(_blocks(z, slope)), z.shape)
+                return _softmax_columns(q.detach(), adjoint)
+        z, slopes, _ = self.gradient(values, graph=True)
+        columns = _square_root(_blocks(z, slopes))
+        widths = [value[0].numel() for value in z]
+        return with_gradient(slopes, list(columns.split(widths, 2)))
 
     def separates(self, values: Sequence[Any], generator: torch.Generator) -> bool:
         """Whether the Hessian of the loss does not couple samples, by two products with random vectors."""
-        z, slope, _ = self._gradient(values, graph=True)
-        if not slope.requires_grad:
+        z, slopes, _ = self.gradient(values, graph=True)
+        curved = [slope for slope in slopes if slope.requires_grad]
+        if not curved:
             return True
-        v = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        scales = sample_scales(len(z), generator, z)
-        scaled = scales.view(-1, *[1] * (z.dim() - 1)) * v
-        one, other = (torch.autograd.grad(slope, z, w, retain_graph=True)[0] for w in (v, scaled))
-        gap = (other - scales.view(-1, *[1] * (z.dim() - 1)) * one).abs().amax()
-        return bool(gap <= 1e3 * torch.finfo(z.dtype).eps * one.abs().amax() * scales.abs().amax())
+        probes = random_columns(z, generator)
+        scales = sample_scales(len(z[0]), generator, z[0])
+        scaled = [by_sample(v, scales) for v in probes]
+        products = []
+        for vectors in (probes, scaled):
+            given = [v for v, slope in zip(vectors, slopes, strict=True) if slope.requires_grad]
+            products.append(torch.autograd.grad(curved, z, given, retain_graph=True, materialize_grads=True))
+        size = max(float(one.abs().amax()) for one in products[0]) * float(scales.abs().amax())
+        allowed = 1e3 * torch.finfo(z[0].dtype).eps * size
+        return all(
+            bool((other - by_sample(one, scales)).abs().amax() <= allowed)
+            for one, other in zip(*products, strict=True)
+        )
 
-    def draws(self, values: Sequence[Any], count: int, generator: torch.Generator) -> Columns:
-        """The gradient, and ``count`` columns of labels drawn from the model's own likelihood.
 
-        Column m is √s_n ∇_z (−log p(ŷ_n | z_n)) / √M with s_n the weight of the sample in the loss.
+def random_columns(z: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Normal numbers in the shapes of z."""
+    return [torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device) for v in z]
 
-        Raises:
-            InputError: if the loss is no likelihood that is known.
-        """
-        _, slope, own = self._gradient(values, graph=False)
-        z = values[self._at].detach()
-        shape = (count, *z.shape)
-        step = None if self._entrywise is None else self._program.steps[self._entrywise]
-        name = "" if step is None else step.op.name()
-        if self._softmax is not None:
-            q, adjoint = self._share(own)
-            axis = self._program.steps[self._softmax].args[1] % z.dim()
-            share = -adjoint.sum(axis, keepdim=True)
-            noise = torch.rand(shape, generator=generator, dtype=torch.float64, device=z.device)
-            gumbel = q.double() - (-(noise.clamp_min(1e-300)).log()).log()
-            drawn = torch.zeros(shape, dtype=z.dtype, device=z.device)
-            drawn.scatter_(axis + 1, gumbel.argmax(axis + 1, keepdim=True), 1.0)
-            columns = (q.exp() - drawn) * _root(share)
-        elif name in ("aten::mse_loss", "aten::log_sigmoid_forward"):
-            moving, curved, _ = self._gradient(values, graph=True)
-            (diagonal,) = torch.autograd.grad(curved, moving, torch.ones_like(moving))
-            if name == "aten::mse_loss":
-                noise = torch.randn(shape, generator=generator, dtype=torch.float64, device=z.device)
-                columns = noise.to(z.dtype) * _root(diagonal)
-            else:
-                p = torch.sigmoid(z)
-                variance = p * torch.sigmoid(-z)
-                share = torch.where(variance > 0, diagonal / variance, 0.0)
-                noise = torch.rand(shape, generator=generator, dtype=torch.float64, device=z.device)
-                columns = (p - (noise < p.double()).to(z.dtype)) * _root(share)
-        else:
-            raise InputError(
-                "summary: curvature=fisher: the loss is not the negative log-likelihood of a known "
-                f"distribution ({LIKELIHOODS}); use curvature=gauss_newton"
-            )
-        return _with_gradient(slope.detach(), columns / math.sqrt(count), z.shape)
+
+def by_sample(value: Tensor, scales: Tensor) -> Tensor:
+    """A value (N, *shape), multiplied by a factor for each sample."""
+    return scales.to(value.dtype).view(-1, *[1] * (value.dim() - 1)) * value
 
 
 def sample_scales(samples: int, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -167,17 +151,16 @@ def sample_scales(samples: int, generator: torch.Generator, like: Tensor) -> Ten
     return torch.ldexp(signs.to(like.dtype), powers)
 
 
-def _root(share: Tensor) -> Tensor:
-    if bool((share < -1e-6 * share.abs().amax()).any()):
-        raise InputError("summary: curvature=fisher: the loss has a term of negative weight")
-    return share.clamp_min(0).sqrt()
-
-
-def _with_gradient(slope: Tensor, columns: Tensor, shape: torch.Size) -> Columns:
-    stack = torch.cat([slope.unsqueeze(0), columns.to(slope.dtype).reshape(-1, *shape)])
-    weights = torch.ones(len(stack), shape[0], dtype=torch.float64, device=slope.device)
+def with_gradient(slopes: Sequence[Tensor], columns: Sequence[Tensor]) -> Columns:
+    """The gradient, of weight zero, before the columns (k, …) of each output."""
+    stacks = [
+        torch.cat([slope.detach().unsqueeze(0), part.to(slope.dtype).reshape(len(part), *slope.shape)])
+        for slope, part in zip(slopes, columns, strict=True)
+    ]
+    shape = len(stacks[0]), len(slopes[0])
+    weights = torch.ones(shape, dtype=torch.float64, device=slopes[0].device)
     weights[0] = 0.0
-    return Columns(stack, weights)
+    return Columns(stacks, weights)
 
 
 def _softmax_columns(q: Tensor, adjoint: Tensor) -> Columns:
@@ -209,19 +192,24 @@ def _softmax_columns(q: Tensor, adjoint: Tensor) -> Columns:
     weights = torch.ones(len(stack), len(q), dtype=torch.float64, device=q.device)
     size = share.double() * rest.double()
     weights[0] = torch.where(size > 0, ordered[:, 0].double() / size.clamp_min(1e-300), 0.0)
-    return Columns(stack, weights)
+    return Columns([stack], weights)
 
 
-def _blocks(z: Tensor, slope: Tensor) -> Tensor:
-    """The Hessian of the loss in the outputs of each sample, (N, K, K)."""
-    samples = len(z)
-    width = z[0].numel()
-    if not slope.requires_grad:
+def _blocks(z: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    """The Hessian of the loss in all outputs of each sample, (N, K, K)."""
+    samples, widths = len(z[0]), [value[0].numel() for value in z]
+    width = sum(widths)
+    curved = [k for k, slope in enumerate(slopes) if slope.requires_grad]
+    if not curved:
         raise InputError(FLAT)
-    basis = torch.eye(width, dtype=z.dtype, device=z.device).view(width, 1, width)
-    basis = basis.expand(width, samples, width).reshape(width, *z.shape)
-    (rows,) = torch.autograd.grad(slope, z, basis, is_grads_batched=True)
-    blocks: Tensor = rows.reshape(width, samples, width).transpose(0, 1)
+    basis = torch.eye(width, dtype=z[0].dtype, device=z[0].device).view(width, 1, width)
+    parts = basis.expand(width, samples, width).split(widths, 2)
+    given = [parts[k].reshape(width, *z[k].shape).to(z[k].dtype) for k in curved]
+    found = torch.autograd.grad(
+        [slopes[k] for k in curved], z, given, is_grads_batched=True, materialize_grads=True
+    )
+    rows = torch.cat([part.reshape(width, samples, -1) for part in found], 2)
+    blocks: Tensor = rows.transpose(0, 1)
     return (blocks + blocks.mT) / 2
 
 

@@ -9,7 +9,6 @@ the basic ones that have a rule.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError, first_line
 from gnewton.summary.isolation import plain_kernels, preserve_random_streams, without_side_effects
+from gnewton.summary.likelihoods import gaussian_entries, unmarked
 from gnewton.summary.problem import Problem
 from gnewton.summary.smooth import DECOMPOSITIONS, FunctionMode, unchunked
 from gnewton.summary.tangent.lowering import program_of
@@ -43,7 +43,7 @@ class _Traceable(FunctionMode):
         if func is F.pad and kwargs.get("mode", args[2] if len(args) > 2 else "") == "circular":
             return _pad_circular(*args, **kwargs)
         if func is F.gaussian_nll_loss:
-            return _gaussian_likelihood(*args, **kwargs)
+            return unmarked(gaussian_entries(*args, **kwargs))
         result = func(*args, **unchunked(func, kwargs))
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
@@ -62,25 +62,6 @@ def _pad_circular(input: Tensor, pad: Sequence[int], mode: str, value: float | N
         pieces = [input.narrow(axis, length - before, before), input, input.narrow(axis, 0, after)]
         input = torch.cat(pieces, axis)
     return input
-
-
-def _gaussian_likelihood(
-    input: Tensor,
-    target: Tensor,
-    var: Tensor | float,
-    full: bool = False,
-    eps: float = 1e-6,
-    reduction: str = "mean",
-) -> Tensor:
-    variance = torch.full_like(input, var) if isinstance(var, float) else var
-    if variance.dim() == input.dim() - 1 and variance.shape == input.shape[:-1]:
-        variance = variance.unsqueeze(-1)
-    below = CONSTANT(variance.clamp(min=eps) - variance)  # the bound does not stop the gradient
-    variance = variance + below
-    loss = 0.5 * (variance.log() + (input - target).square() / variance)
-    if full:
-        loss = loss + 0.5 * math.log(2 * math.pi)
-    return {"mean": loss.mean, "sum": loss.sum}.get(reduction, lambda: loss)()
 
 
 def traceable(function: Callable[..., Result]) -> Callable[..., Result]:

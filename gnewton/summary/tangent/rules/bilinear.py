@@ -71,16 +71,16 @@ class _Batch(Product):
     """z = ab for every sample: (…, n, j) times (…, j, m)."""
 
     def pull_left(self, adjoint: Tensor, b_rows: Tensor) -> Tensor:
-        return _by_row(adjoint, b_rows.mT)
+        return rows_by_row(adjoint, b_rows.mT)
 
     def pull_right(self, adjoint: Tensor, a_rows: Tensor) -> Tensor:
-        return _by_row(a_rows.mT, adjoint)
+        return rows_by_row(a_rows.mT, adjoint)
 
     def left(self, rows: Tensor) -> Tensor:
-        return _by_row(rows, self.b)
+        return rows_by_row(rows, self.b)
 
     def right(self, rows: Tensor) -> Tensor:
-        return _by_row(self.a, rows)
+        return rows_by_row(self.a, rows)
 
     def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
         return torch.matmul(a_rows, b_rows)
@@ -89,7 +89,7 @@ class _Batch(Product):
 SMALL = 1 << 12  # entries of a factor below which one call for all rows costs less than a call per row
 
 
-def _by_row(a: Tensor, b: Tensor) -> Tensor:
+def rows_by_row(a: Tensor, b: Tensor) -> Tensor:
     """The batched product of every row of a stack with a factor that all rows share.
 
     ``matmul`` would copy that factor once per row. On a CPU, large factors take a call per row instead.
@@ -128,31 +128,23 @@ def _bmm(site: OperationSite) -> Tangent | None:
 
 
 @rule(*overloads("addmm"), adjoint=True, takes_gradient=(0, 2))
-def _addmm(site: OperationSite) -> Tangent | None:
+@rule(*overloads("baddbmm"), adjoint=True)
+def _biased_product(site: OperationSite) -> Tangent | None:
+    """β bias + α ab."""
     _, a, b = site.args
     beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
     adjoint = site.adjoint()
     scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
-    product = _Matrix(a, b, _joining(site.tangent(1), site.tangent(2), site.tangent(0)))
+    product: Product = _Batch(a, b)
+    if a.dim() == 2:
+        product = _Matrix(a, b, _joining(site.tangent(1), site.tangent(2), site.tangent(0)))
     terms = push_product(site.sums, product, site.tangent(1), site.tangent(2), scaled)
     if alpha != 1:
         terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
     return joined([*terms, biased(site, 0, site.value.shape, beta)])
 
 
-@rule(*overloads("baddbmm"), adjoint=True)
-def _baddbmm(site: OperationSite) -> Tangent | None:
-    _, a, b = site.args
-    beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
-    adjoint = site.adjoint()
-    scaled = adjoint if alpha == 1 or adjoint is None else adjoint * alpha
-    terms = push_product(site.sums, _Batch(a, b), site.tangent(1), site.tangent(2), scaled)
-    if alpha != 1:
-        terms = [term.map(lambda rows: rows.mul_(alpha), fresh=True) for term in terms]
-    return joined([*terms, biased(site, 0, site.value.shape, beta)])
-
-
-@rule(*overloads("dot", "mv"), adjoint=True)
+@rule(*overloads("dot", "mv", "vdot"), adjoint=True)
 def _vector_product(site: OperationSite) -> Tangent | None:
     """Products with a vector, as matrix products with one column (and, for a dot product, one row)."""
     a, b = site.args

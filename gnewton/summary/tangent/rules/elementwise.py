@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gnewton.summary.tangent.accumulator import blocks, flat, joined_blocks
 from gnewton.summary.tangent.rules.general import general_rule
-from gnewton.summary.tangent.rules.rule import RULES, OperationSite, Passed, TangentRule, overloads
+from gnewton.summary.tangent.rules.rule import RULES, OperationSite, Passed, TangentRule, overloads, rule
 from gnewton.summary.tangent.tangent import Rows, Tangent, span
 
 Derivatives = tuple[Tensor, "Tensor | None", "Tensor | None"]
@@ -140,6 +140,9 @@ def _second(
             target[rest].zero_() if bend is None else torch.mul(square[rest], bend, out=target[rest])
 
 
+ELEMENTWISE: set[Any] = set()
+"""The functions of one argument, entry by entry."""
+
 Formula = Callable[[Tensor, Tensor, list[Any], bool], Derivatives]
 
 
@@ -161,6 +164,7 @@ def elementwise(*names: str, curved: bool = True) -> Callable[[Formula], Formula
             x, y = x.reshape(-1), y.reshape(-1)
             return push(site, z, site.adjoint(), lambda at: formula(x[at], y[at], rest, site.third))
 
+        ELEMENTWISE.update(overloads(*names))
         for op in overloads(*names):
             RULES[op] = TangentRule(function, adjoint=curved)
         return formula
@@ -271,6 +275,19 @@ def _abs(x: Tensor, y: Tensor, rest: list[Any], third: bool) -> Derivatives:
     return torch.sgn(x), None, None
 
 
+@rule(*overloads("log_sigmoid_forward"), adjoint=True)
+def _log_sigmoid(site: OperationSite) -> Passed:
+    """log σ(x), which torch returns beside a buffer: σ' = 1 − s with s = σ(x)."""
+    x = site.args[0].reshape(-1)
+
+    def derivatives(at: slice) -> Derivatives:
+        s = torch.sigmoid(x[at])
+        rise = s * (1 - s)
+        return torch.sigmoid(-x[at]), -rise, rise * (2 * s - 1) if site.third else None
+
+    return [push(site, site.moving(0), site.adjoint(0), derivatives), None]
+
+
 # --- others: derivatives by autograd, which cost little beside the S tangents -------------------------------
 
 CURVED = (
@@ -302,6 +319,7 @@ def by_differentiation(
 
 
 def _enter(names: str, *, curved: bool) -> None:
+    ELEMENTWISE.update(overloads(*names.split()))
     for op in overloads(*names.split()):
 
         def function(site: OperationSite, op: Any = op) -> Passed:

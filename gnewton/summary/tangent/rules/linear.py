@@ -1,7 +1,6 @@
 """Operations linear in the arguments that have tangents: they pass tangents on and contribute nothing.
 
-Common ones act on the stack, with their axes shifted by one; the others act through ``vmap``. The choice of a
-largest or smallest entry (pooling, sorting) is linear where the choice stays the same.
+Common ones act on the stack, with their axes shifted by one; the others act through ``vmap``.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from gnewton.summary.likelihoods import LIKELIHOOD
 from gnewton.summary.tangent.program import Ref
 from gnewton.summary.tangent.rules.general import general_rule
 from gnewton.summary.tangent.rules.product import joined, spread_rows, take_gradient
@@ -56,6 +56,11 @@ def _permute(site: OperationSite) -> Tangent | None:
 )
 def _identity(site: OperationSite) -> Tangent | None:
     return _keeping_leaf(site, site.moving(0).map(lambda rows: rows, fresh=False))
+
+
+@rule(LIKELIHOOD)
+def _marked(site: OperationSite) -> Tangent | None:
+    return site.moving(0).map(lambda rows: rows, fresh=False)
 
 
 @rule(*overloads("_to_copy"))
@@ -124,7 +129,7 @@ def _sum(site: OperationSite) -> Tangent | None:
     axes = [_axis(d, x.dim()) for d in dims]
     keep = bool(site.argument(2, False))
     reduce = torch.mean if "mean" in site.step.op.name() else torch.sum
-    if not axes:
+    if not axes or x.dim() == 0:
         return site.moving(0).map(lambda rows: rows, fresh=False)
     dtype = site.value.dtype
     return site.moving(0).map(lambda rows: reduce(rows, dim=axes, keepdim=keep, dtype=dtype), fresh=True)
@@ -248,48 +253,3 @@ def _embedding(site: OperationSite) -> Tangent | None:
         kept = (indices != padding).unsqueeze(-1)
         out = out.map(lambda rows: rows * kept, fresh=True)
     return out
-
-
-# --- choices of the largest or smallest entry ---------------------------------------------------------------
-
-
-@rule(*overloads("max_pool2d_with_indices", "adaptive_max_pool2d", "fractional_max_pool2d"))
-def _max_pool2d(site: OperationSite) -> Passed:
-    return _gather_pixels(site, 2)
-
-
-@rule(*overloads("max_pool3d_with_indices", "adaptive_max_pool3d", "fractional_max_pool3d"))
-def _max_pool3d(site: OperationSite) -> Passed:
-    return _gather_pixels(site, 3)
-
-
-def _gather_pixels(site: OperationSite, dims: int) -> Passed:
-    chosen = site.value[1].flatten(-dims)
-
-    def gather(rows: Tensor) -> Tensor:
-        k = rows.shape[0]
-        picked = rows.flatten(-dims).gather(-1, chosen.expand(k, *chosen.shape))
-        return picked.view(k, *site.value[1].shape)
-
-    return [site.moving(0).map(gather, fresh=True), None]
-
-
-@rule(*overloads("max.dim", "min.dim", "median.dim", "mode", "kthvalue", "topk", "sort", "sort.stable"))
-def _chosen(site: OperationSite) -> Passed:
-    x, indices = site.args[0], site.value[1]
-    name = site.step.op.name()
-    if "sort" in name:
-        dim = site.kwargs.get("dim", -1) if "stable" in name else site.argument(1, -1)
-    else:
-        dim = site.argument(2 if "topk" in name or "kthvalue" in name else 1, -1)
-    if x.dim() == 0:
-        return [site.moving(0).map(lambda rows: rows, fresh=False), None]
-    kept = indices.dim() == x.dim()
-    dim = dim % x.dim()
-    at = indices if kept else indices.unsqueeze(dim)
-
-    def gather(rows: Tensor) -> Tensor:
-        picked = rows.gather(dim + 1, at.expand(rows.shape[0], *at.shape))
-        return picked if kept else picked.squeeze(dim + 1)
-
-    return [site.moving(0).map(gather, fresh=True), None]

@@ -259,6 +259,42 @@ def _div(site: OperationSite) -> Tangent | None:
     return joined(push_product(site.sums, gate(a, inverse), x, turned, adjoint))
 
 
+@rule(*overloads("addcmul"), adjoint=True)
+def _addcmul(site: OperationSite) -> Tangent | None:
+    """bias + α a ∘ b."""
+    _, a, b = site.args[:3]
+    alpha, adjoint = site.kwargs.get("value", 1), site.adjoint()
+    scaled = None
+    if adjoint is not None:
+        scaled = (adjoint * alpha).sum_to_size(torch.broadcast_shapes(a.shape, b.shape))
+    terms: list[Tangent | None] = list(
+        push_product(site.sums, gate(a, b), site.tangent(1), site.tangent(2), scaled)
+    )
+    if alpha != 1:
+        terms = [term and term.map(lambda rows: rows * alpha, fresh=True) for term in terms]
+    shape = site.value.shape
+    terms = [term and _spread_to(term, shape) for term in terms]
+    return joined([*terms, biased(site, 0, shape)])
+
+
+def _spread_to(tangent: Tangent, shape: torch.Size) -> Tangent:
+    if tangent.first.shape == shape:
+        return tangent
+    return tangent.map(lambda rows: spread_rows(rows, shape), fresh=False).borrowed()
+
+
+@rule(*overloads("_prelu_kernel"), adjoint=True)
+def _prelu(site: OperationSite) -> Tangent | None:
+    """x above zero, and x ∘ w below."""
+    x, w = site.args
+    above = (x > 0).to(x.dtype)
+    below = 1 - above
+    moving = site.tangent(0)
+    low = None if moving is None else moving.map(lambda rows: rows * below, fresh=True)
+    high = None if moving is None else moving.map(lambda rows: rows * above, fresh=True)
+    return joined([*push_product(site.sums, gate(x * below, w), low, site.tangent(1), site.adjoint()), high])
+
+
 def biased_channels(site: OperationSite, position: int) -> Tangent | None:
     """The tangent of an argument (C,) that is added to every position of its channel, (N, C, …)."""
     bias = site.tangent(position)

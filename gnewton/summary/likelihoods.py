@@ -1,0 +1,142 @@
+"""Negative log-likelihoods that a trace would not show: written out, and marked with their distribution.
+
+A mark is the identity of the entries ℓ_i = −log p(y_i | π_i) of a loss, beside the parameters π of their
+distribution. The loss weights every entry, L = Σ s_i ℓ_i, so the adjoint of a mark is the share s_i of each
+entry, and labels can be drawn from p(· | π_i) (:mod:`gnewton.summary.tangent.output_labels`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnewton.summary.tangent.program import CONSTANT
+
+
+class Entries(NamedTuple):
+    """The entries of a loss, with their distribution, its parameters (in their shape) and the reduction."""
+
+    value: Tensor
+    family: str
+    parameters: list[Tensor]
+    reduction: str
+
+
+_library = torch.library.Library("gnewton", "FRAGMENT")
+_library.define("likelihood(Tensor entries, str family, Tensor[] parameters) -> Tensor")
+_library.impl("likelihood", lambda entries, family, parameters: entries.clone(), "CompositeExplicitAutograd")
+
+
+def _keep_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.count = len(inputs[2])
+
+
+def _pull(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, list[None]]:
+    return adjoint, None, [None] * ctx.count
+
+
+torch.library.register_autograd("gnewton::likelihood", _pull, setup_context=_keep_count, lib=_library)
+LIKELIHOOD = torch.ops.gnewton.likelihood.default
+
+
+def marked(entries: Entries) -> Tensor:
+    """The loss, with the mark on its entries."""
+    return reduced(LIKELIHOOD(*entries[:3]), entries.reduction)
+
+
+def unmarked(entries: Entries) -> Tensor:
+    """The loss alone."""
+    return reduced(entries.value, entries.reduction)
+
+
+def reduced(entries: Tensor, reduction: str) -> Tensor:
+    """Mean, sum or none of it."""
+    return {"mean": entries.mean, "sum": entries.sum}.get(reduction, lambda: entries)()
+
+
+def gaussian_entries(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Entries:
+    """½ (log v + (μ − y)²/v), as ``F.gaussian_nll_loss`` without its check of the variances."""
+    variance = torch.full_like(input, var) if isinstance(var, float) else var
+    if variance.dim() == input.dim() - 1 and variance.shape == input.shape[:-1]:
+        variance = variance.unsqueeze(-1)
+    below = CONSTANT((variance.clamp(min=eps) - variance).detach())  # the bound does not stop the gradient
+    variance = variance + below
+    loss = 0.5 * (variance.log() + (input - target).square() / variance)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return Entries(loss, "gaussian", [input.expand_as(loss), variance.expand_as(loss)], reduction)
+
+
+def poisson_entries(
+    input: Tensor,
+    target: Tensor,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: None = None,
+    eps: float = 1e-8,
+    reduce: None = None,
+    reduction: str = "mean",
+) -> Entries:
+    """λ − y log λ, as ``F.poisson_nll_loss``: the input is log λ, or λ."""
+    if log_input:
+        rate = torch.exp(input)
+        loss = rate - target * input
+    else:
+        rate = input + eps
+        loss = input - target * torch.log(rate)
+    if full:
+        stirling = target * torch.log(target) - target + 0.5 * torch.log(2 * math.pi * target)
+        loss = loss + torch.where(target > 1, stirling, 0.0)
+    return Entries(loss, "poisson", [rate.expand_as(loss)], reduction)
+
+
+def bernoulli_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: None = None,
+    reduce: None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """The binary cross-entropy with logits z, written with log σ(z), by which it is recognised."""
+    log_likelihood = F.logsigmoid(input)
+    if pos_weight is not None:
+        log_likelihood = (1 + (pos_weight - 1) * target) * log_likelihood
+    loss = (1 - target) * input - log_likelihood
+    return reduced(loss if weight is None else loss * weight, reduction)
+
+
+def normalised(q: Any) -> bool:
+    """Whether q (N, K, …) holds the logarithms of probabilities; a trace asks for the answer again."""
+    axis = 1 if q.dim() > 1 else 0
+    allowed = 64 * q.shape[axis] * torch.finfo(q.dtype).eps
+    return bool((torch.logsumexp(q.detach(), axis).abs() <= allowed).all())
+
+
+VIEWS = frozenset(
+    {
+        Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.unflatten, Tensor.permute, Tensor.transpose,
+        Tensor.movedim, Tensor.squeeze, Tensor.unsqueeze, Tensor.contiguous, Tensor.__getitem__,
+        torch.reshape, torch.flatten, torch.permute, torch.transpose, torch.movedim, torch.squeeze,
+        torch.unsqueeze,
+    }
+)  # fmt: skip
+"""Functions that reorder or pick the entries of a tensor."""
+
+
+def holds(tensors: Sequence[Tensor], one: Any) -> bool:
+    """Whether ``one`` is among them, by identity."""
+    return any(one is other for other in tensors)

@@ -1,0 +1,33 @@
+"""The counts of operations that decide between rows and tangents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gnewton.partition import Partition
+from gnewton.summary import Summarizer
+from gnewton.summary.tangent.way_costs import GATE, READ, operations
+
+
+def counts(columns):
+    """Those of 20 samples of 7 → 5 → 3 with one group per tensor."""
+    model = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+    made = Summarizer(model, F.cross_entropy, Partition.per_tensor(model), curvature="gauss_newton")
+    made.tangent_engine.way = "rows"
+    direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    made.summarize(torch.randn(20, 7), torch.zeros(20, dtype=torch.long), direction)
+    ((trace, rows),) = made.tangent_engine._rows.items()
+    return operations(trace.plan, rows, columns)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_counts_by_hand(columns):
+    first, second, entries, outputs = 20 * 7 * 5, 20 * 5 * 3, 20 * 5, 20 * 3
+    read = READ * columns * (entries + outputs)
+    by_rows = first + second * (1 + columns) + GATE * entries * columns + read
+    # groups: the weight of the first layer, then both of its tensors and the weight of the second
+    by_tangents = first * (1 + 1) + second * (3 + 2) + GATE * entries * (2 + 1)
+    assert counts(columns) == (by_rows, by_tangents)
