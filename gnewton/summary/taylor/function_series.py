@@ -15,7 +15,7 @@ from gnewton.summary.taylor.series import Series
 Formula = Callable[..., Series]
 
 FUNCTIONS: dict[str, Formula] = {}
-"""The element-wise functions by the name of their operation; they take a series, then the operation's options."""
+"""Element-wise functions by the name of their operation; they take a series and the operation's options."""
 
 
 def function(*names: str) -> Callable[[Formula], Formula]:

@@ -1,4 +1,4 @@
-"""Rules for power series of operations with two factors: matrix products, convolutions, products, quotients."""
+"""Rules for power series of operations with two factors: matrix products, convolutions, quotients."""
 
 from __future__ import annotations
 
