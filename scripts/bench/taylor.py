@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,8 +88,8 @@ def measure(name: str, orders: list[int], repeats: int, most: float) -> list[dic
     within = True
     for order in orders:
         sides: dict[str, Callable[[], Tensor]] = {
-            "taylor": lambda d=order: made.derivatives(x, y, direction, d),
-            "nested": lambda d=order: nested(model, x, y, direction, d),
+            "taylor": partial(made.derivatives, x, y, direction, order),
+            "nested": partial(nested, model, x, y, direction, order),
         }
         times: dict[str, list[float]] = {"gradient": [], "taylor": [], "nested": []}
         gap: object = ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gnewton.arguments import check_name, check_number, check_whole, explained
+from gnewton.arguments import check_name, check_number, explained, shown
 from gnewton.backend import free_memory, is_exhausted
 from gnewton.errors import GnewtonError, InputError, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
@@ -175,15 +176,15 @@ class LossDerivatives:
         return max(1, min(size, int(size * limit / max(whole, 1))))
 
 
-def check_order(name: str, order: object) -> None:
-    """Check that an order of differentiation is 1 … 8.
+def check_order(name: str, order: object, lowest: int = 1) -> None:
+    """Check that an order of differentiation is a whole number from ``lowest`` to 8.
 
     Raises:
         InputError: if it is not.
     """
-    check_whole(name, order, 1)
-    if isinstance(order, int) and order > HIGHEST:
-        raise InputError(f"{name}={order}: must be <= {HIGHEST}")
+    whole = isinstance(order, Integral) and not isinstance(order, bool)
+    if not whole or not lowest <= int(order) <= HIGHEST:  # type: ignore[call-overload]
+        raise InputError(f"{name}={shown(order)}: must be an integer from {lowest} to {HIGHEST}")
 
 
 @explained(
