@@ -196,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         choices=range(3, 9),
         metavar="D",
-        help="also the loss along each group on a grid of rates, its Taylor models of order 2, 3 and D (3–8), "
-        "and how far each holds; takes 30 forward passes per group (default: left out)",
+        help="also the loss along each group on a grid of rates, its models of order 2, 3 and D (3 to 8) "
+        "and how far each holds; takes 35 forward passes per group (default: left out)",
     )
     parser.add_argument("--no-plots", dest="plots", action="store_false", help="write no PNG and SVG plots")
     parser.add_argument(

@@ -23,7 +23,7 @@ from gnewton.summary.taylor.derivatives import DerivativeEngine
 LOWEST_ORDER = 3
 """The lowest order that can be asked for; models of order 2 and 3 are always shown."""
 
-FRACTIONS = np.arange(-10, 21) / 10
+FRACTIONS = np.concatenate([np.arange(-10, 11), np.arange(12, 41, 2)]) / 10
 """The rates of the grid, in units of the rate that is suggested for the group."""
 
 SHARE = 0.1

@@ -205,7 +205,7 @@ def inspect(
         internal_damping: λ_int >= 0 of the rates with the cubic term.
         matrix: "hessian", or "gauss_newton" or "fisher" in its place (:func:`gnewton.summarize`).
         order: 3 … 8 for the loss along each group on a grid of rates and its Taylor models of order 2, 3 and
-            ``order`` (``along``, ``reach``, ``plot_along()``), which takes 30 forward passes per group.
+            ``order`` (``along``, ``reach``, ``plot_along()``), which takes 35 forward passes per group.
 
     Raises:
         InputError: for an argument out of range, or a loader without batches.

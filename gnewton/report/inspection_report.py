@@ -193,5 +193,5 @@ def _reach(files: InspectionFiles, reach: pd.DataFrame) -> str:
     ]
     return (
         "the largest rate up to which the Taylor model of the loss along the group is within 10 % of the "
-        f"change:\n{table}\nup to the end of the grid, twice the rate: {', '.join(beyond)}"
+        f"change:\n{table}\nup to the end of the grid, four times the rate: {', '.join(beyond)}"
     )

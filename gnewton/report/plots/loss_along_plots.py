@@ -20,7 +20,9 @@ MOST = 40
 
 
 def along_figure(files: InspectionFiles) -> Figure | None:
-    """The loss along each group on a grid of rates, its models, and marks where each ends to hold.
+    """The loss along each group on a grid of rates, its models, and a dot where each ceases to hold.
+
+    A hollow dot at the end of the grid: the model holds up to there at least.
 
     Returns:
         None where the loss along the groups was not measured, or nothing moves it.
@@ -45,7 +47,7 @@ def along_figure(files: InspectionFiles) -> Figure | None:
         axis.set_xlabel("rate η")
     for row in axes:
         row[0].set_ylabel("loss")
-    labels = ["loss", *(f"model of order {order}, dot: holds up to here" for order in files.orders)]
+    labels = ["loss", *(f"model of order {order}; dot: holds up to here" for order in files.orders)]
     legend_below(canvas, handles, [*labels, "suggested rate"])
     left_out = len(curves) - len(names)
     if left_out:
@@ -66,7 +68,9 @@ def _panel(
         end = float(reach[f"holds_{order}"])
         if math.isfinite(end):
             at = int(np.argmin(np.abs(rates - end)))
-            axis.plot(rates[at], model[at], "o", color=COLORS[k], markersize=4.5 + 1.5 * (len(orders) - k))
+            size = 4.5 + 1.5 * (len(orders) - k)
+            filled = "none" if end == float(reach["end"]) else COLORS[k]
+            axis.plot(rates[at], model[at], "o", color=COLORS[k], markersize=size, markerfacecolor=filled)
     middle = axis.axvline(0.0, color="#888888", linewidth=0.8)
     middle.set_zorder(0.5)
     shown = rate if math.isfinite(rate) else np.nan
