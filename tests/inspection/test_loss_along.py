@@ -77,7 +77,7 @@ def test_values_and_derivatives_are_those_of_the_mean_loss_along_each_group(wd):
         for s in (0, 2, len(partition) - 1):
             kept = {name: p.clone() for name, p in model.named_parameters()}
             for n in (0, 15, 30):
-                for piece in partition[s].slices:
+                for piece in list(partition)[s].slices:
                     at = [slice(None)] * piece.axis
                     for start, stop in piece.ranges:
                         index = (*at, slice(start, stop))
