@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gnewton.optim.kfac import KFAC
     from gnewton.optim.presets import preset
     from gnewton.partition import Partition
-    from gnewton.summary import Summary, summarize
+    from gnewton.summary import Summary, loss_derivatives, summarize
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ _HOMES = {
     "Summary": "gnewton.summary",
     "UniformAveraging": "gnewton.optim.averaging",
     "inspect": "gnewton.interactive.loss_inspection",
+    "loss_derivatives": "gnewton.summary",
     "muon_with_adamw": "gnewton.optim.directions",
     "preset": "gnewton.optim.presets",
     "solve_cubic": "gnewton.cubic",
@@ -61,6 +62,7 @@ __all__ = [
     "UniformAveraging",
     "__version__",
     "inspect",
+    "loss_derivatives",
     "muon_with_adamw",
     "preset",
     "solve_cubic",

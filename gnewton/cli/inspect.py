@@ -78,6 +78,7 @@ def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str
         direction,
         internal_damping=damping,
         decay=decay,
+        order=options.order,
         matrix=options.matrix,
     )
     return inspection, samples
@@ -189,6 +190,14 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluation",
         action="store_true",
         help="the model in evaluation mode: running statistics, no dropout",
+    )
+    parser.add_argument(
+        "--order",
+        type=int,
+        choices=range(3, 9),
+        metavar="D",
+        help="also the loss along each group on a grid of rates, its models of order 2, 3 and D (3 to 8) "
+        "and how far each holds; takes 35 forward passes per group (default: left out)",
     )
     parser.add_argument("--no-plots", dest="plots", action="store_false", help="write no PNG and SVG plots")
     parser.add_argument(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gnewton.inspection.loss_along import LossAlong, measure_along, rate_scales
 from gnewton.inspection.measurement import (
     Batches,
     Distance,
@@ -77,6 +78,7 @@ class Inspection:
         internal_damping: λ_int of the rates with the cubic term.
         rates: see :func:`rate_sets`.
         distances: see :func:`~gnewton.inspection.measurement.mass_by_distance`.
+        along: the loss along each group and its models; None where it was not asked for.
     """
 
     partition: Partition
@@ -91,6 +93,7 @@ class Inspection:
     internal_damping: float
     rates: Sequence[RateSet]
     distances: Sequence[Distance]
+    along: LossAlong | None = None
 
     def spectra(self) -> dict[str, Floats]:
         """Ascending eigenvalues of H̄ along unit directions (loss per squared length) and of the scaled H̄."""
@@ -109,6 +112,7 @@ def inspect_point(
     *,
     internal_damping: float,
     decay: Mapping[str, float] | None = None,
+    order: int | None = None,
     **options: Any,
 ) -> Inspection:
     """The summary at the present parameters and the quantities derived from it.
@@ -119,11 +123,31 @@ def inspect_point(
         direction: u by parameter name.
         internal_damping: λ_int >= 0.
         decay: wd of the terms (wd/2)‖θ‖² that the optimizer adds to the loss, by parameter name.
+        order: d of the loss along each group, see :func:`~gnewton.inspection.loss_along.measure_along`; None
+            omits it.
         options: further arguments of :class:`gnewton.optim.measure.Objective`.
     """
     mean = PointMeasurer(model, loss_fn, partition, **options).mean(batches(), direction, decay)
     gradient, hessian, third = mean.gradient.numpy(), mean.hessian.numpy(), mean.third.numpy()
     depths = group_depths(model, partition)
+    rates = rate_sets(gradient, hessian, third, internal_damping, mean.silent.numpy())
+    along = None
+    if order is not None:
+        silent = mean.silent.numpy()
+        scales = rate_scales(rates[0].values, np.where(silent, 0.0, gradient), hessian.diagonal())
+        along = measure_along(
+            model,
+            loss_fn,
+            partition,
+            batches,
+            direction,
+            scales,
+            order=order,
+            decay=decay,
+            forward=options.get("forward"),
+            engine="reference" if options.get("engine") == "reference" else "auto",
+            max_memory=options.get("max_memory"),
+        )
     return Inspection(
         partition=partition,
         depths=depths,
@@ -135,8 +159,9 @@ def inspect_point(
         samples=mean.samples,
         batches=mean.batches,
         internal_damping=internal_damping,
-        rates=rate_sets(gradient, hessian, third, internal_damping, mean.silent.numpy()),
+        rates=rates,
         distances=mass_by_distance(hessian, depths),
+        along=along,
     )
 
 
@@ -195,6 +220,13 @@ def inspection_files(inspection: Inspection, about: Mapping[str, Any]) -> dict[s
     """
     names = inspection.partition.names
     scaled, spectra = correlation(inspection.hessian), inspection.spectra()
+    along = inspection.along
+    further = {}
+    if along is not None:
+        further = {
+            "along.csv": csv_table(along.curve_columns(), along.curve_rows(names)),
+            "along_reach.csv": csv_table(along.reach_columns(), along.reach_rows(names)),
+        }
     return {
         "inspection.json": _json(inspection, about),
         "summary.npz": _arrays(inspection),
@@ -205,6 +237,7 @@ def inspection_files(inspection: Inspection, about: Mapping[str, Any]) -> dict[s
         "distances.csv": csv_table(
             DISTANCE_COLUMNS, ([getattr(d, name) for name in DISTANCE_COLUMNS] for d in inspection.distances)
         ),
+        **further,
     }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gnewton.arguments import check_number, check_whole, explained
 from gnewton.errors import InputError
+from gnewton.inspection.loss_along import LOWEST_ORDER
 from gnewton.inspection.measurement import mean_gradient
 from gnewton.inspection.point_inspection import Inspection, inspect_point, inspection_files
 from gnewton.interactive.user_parts import (
@@ -27,6 +28,7 @@ from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.report.inspection_report import RATES, InspectionFiles, describe_inspection, parsed_inspection
 from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction, Problem, check_loss
+from gnewton.summary.taylor.derivatives import check_order
 from gnewton.wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -74,6 +76,36 @@ class LossInspection:
         """The mass of H̄ off its diagonal, by the number of layers between the groups."""
         return self._tables().distances.set_index("layers")
 
+    @property
+    def along(self) -> pd.DataFrame:
+        """The loss along each group and its Taylor models on a grid of rates: the columns of along.csv.
+
+        Raises:
+            InputError: if the inspection was made without ``order``.
+        """
+        return self._measured_along(self._tables().along)
+
+    @property
+    def reach(self) -> pd.DataFrame:
+        """How far each Taylor model of the loss along a group holds, and the derivatives in the rate.
+
+        Raises:
+            InputError: if the inspection was made without ``order``.
+        """
+        return self._measured_along(self._tables().reach).set_index("group")
+
+    def plot_along(self) -> Figure | None:
+        """The loss along each group beside its Taylor models; None where nothing moves it.
+
+        Raises:
+            InputError: if the inspection was made without ``order``.
+        """
+        from gnewton.report.plots.loss_along_plots import along_figure
+
+        tables = self._tables()
+        self._measured_along(tables.along)
+        return along_figure(tables)
+
     def heat_map(self) -> Figure:
         """H̄ on a signed logarithmic scale, and the scaled H̄."""
         from gnewton.report.plots.inspection_plots import hessian_figure
@@ -119,11 +151,19 @@ class LossInspection:
         from gnewton.report.plots.style import fragment
 
         figures = [self.heat_map(), self.plot_rates(), self.plot_spectrum()]
+        if self.inspection.along is not None and (along := self.plot_along()) is not None:
+            figures.append(along)
         title = f"{self._about['title']}: loss {self.inspection.loss:.6g}"
         return fragment(title, self.groups, figures)
 
     def _tables(self) -> InspectionFiles:
         return parsed_inspection(inspection_files(self.inspection, self._about))
+
+    @staticmethod
+    def _measured_along(table: pd.DataFrame | None) -> pd.DataFrame:
+        if table is None:
+            raise InputError("inspect: the loss along the groups was not measured; pass order=3 … 8")
+        return table
 
     def _named(self, values: Any) -> pd.DataFrame:
         names = list(self.inspection.partition.names)
@@ -147,6 +187,7 @@ def inspect(
     engine: EngineName = "auto",
     max_memory: int | None = None,
     matrix: str = "hessian",
+    order: int | None = None,
 ) -> LossInspection:
     """The loss around the present weights, along a partition (docs/inspect.md).
 
@@ -163,6 +204,8 @@ def inspect(
             the model (also a name or a function that builds one), whose next step with this gradient is u.
         internal_damping: λ_int >= 0 of the rates with the cubic term.
         matrix: "hessian", or "gauss_newton" or "fisher" in its place (:func:`gnewton.summarize`).
+        order: 3 … 8 for the loss along each group on a grid of rates and its Taylor models of order 2, 3 and
+            ``order`` (``along``, ``reach``, ``plot_along()``), which takes 35 forward passes per group.
 
     Raises:
         InputError: for an argument out of range, or a loader without batches.
@@ -172,6 +215,8 @@ def inspect(
     if batches is not None:
         check_whole("batches", batches, 1)
     check_number("internal_damping", internal_damping, at_least=0)
+    if order is not None:
+        check_order("order", order, lowest=LOWEST_ORDER)
     groups = chosen_partition(model, partition)
     source = LoaderBatches(loader, device_of(model), whole=forward is not None)
     with undisturbed(model, loss_fn, groups, forward):
@@ -191,6 +236,7 @@ def inspect(
             engine=engine,
             max_memory=max_memory,
             matrix=matrix,
+            order=order,
         )
     name = type(model).__name__
     count = f"{found.batches} batch{'es' if found.batches > 1 else ''}, {found.samples:,} samples"

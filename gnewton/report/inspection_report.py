@@ -32,6 +32,9 @@ FILES = (
 )
 """The files of an inspection that are read."""
 
+ALONG_FILES = ("along.csv", "along_reach.csv")
+"""Those of the loss along each group, which may be missing."""
+
 _UNREADABLE = (OSError, ValueError, KeyError)
 
 
@@ -45,6 +48,8 @@ class InspectionFiles:
         hessian, scaled: H̄ and the correlation-scaled H̄, shape (S, S).
         spectrum: spectrum.csv, ascending eigenvalues.
         distances: distances.csv, one row per distance between layers.
+        along: along.csv, the loss and its models on a grid of rates; None where it was not asked for.
+        reach: along_reach.csv, one row per group: how far each model holds.
     """
 
     about: dict[str, Any]
@@ -53,6 +58,15 @@ class InspectionFiles:
     scaled: npt.NDArray[np.float64]
     spectrum: pd.DataFrame
     distances: pd.DataFrame
+    along: pd.DataFrame | None = None
+    reach: pd.DataFrame | None = None
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """The orders of the models of the loss along each group."""
+        if self.reach is None:
+            return ()
+        return tuple(int(name[6:]) for name in self.reach.columns if name.startswith("holds_"))
 
     @property
     def matrix(self) -> str:
@@ -72,13 +86,14 @@ def read_inspection(folder: Path) -> InspectionFiles:
         InputError: if a file is missing or cannot be read.
     """
     try:
-        return parsed_inspection({name: (folder / name).read_bytes() for name in FILES})
+        names = [*FILES, *(name for name in ALONG_FILES if (folder / name).is_file())]
+        return parsed_inspection({name: (folder / name).read_bytes() for name in names})
     except _UNREADABLE as error:
         raise InputError(f"{folder}: it holds no whole inspection ({error})") from error
 
 
 def parsed_inspection(files: Mapping[str, bytes]) -> InspectionFiles:
-    """An inspection from the content of its files (:data:`FILES`) by name."""
+    """An inspection from the content of its files (:data:`FILES`, :data:`ALONG_FILES`) by name."""
     about = json.loads(files["inspection.json"])
     with np.load(io.BytesIO(files["summary.npz"]), allow_pickle=False) as arrays:
         hessian = arrays["hessian"]
@@ -87,7 +102,11 @@ def parsed_inspection(files: Mapping[str, bytes]) -> InspectionFiles:
         pd.read_csv(io.BytesIO(files[f"{name}.csv"]), dtype={"group": str})
         for name in ("groups", "spectrum", "distances")
     )
-    return InspectionFiles(about, groups, hessian, scaled, spectrum, distances)
+    along, reach = (
+        pd.read_csv(io.BytesIO(files[name]), dtype={"group": str}) if name in files else None
+        for name in ALONG_FILES
+    )
+    return InspectionFiles(about, groups, hessian, scaled, spectrum, distances, along, reach)
 
 
 def _of_matrix(matrix: str) -> str:
@@ -102,7 +121,8 @@ def describe_inspection(files: InspectionFiles) -> str:
         f"on {about['taken_on']}, model in {about['mode']} mode, direction u: {about['direction']}; "
         f"loss {about['loss']:.6g}{_of_matrix(files.matrix)}"
     )
-    return "\n\n".join([head, _table(files), _endings(files), _mass(files)])
+    parts = [head, _table(files), _endings(files), _mass(files)]
+    return "\n\n".join(parts if files.reach is None else [*parts, _reach(files, files.reach)])
 
 
 def _table(files: InspectionFiles) -> str:
@@ -160,3 +180,18 @@ def _mass(files: InspectionFiles) -> str:
 def _apart(layers: int) -> str:
     names = {0: "within a layer", 1: "1 layer apart"}
     return names.get(layers, f"{layers} layers apart")
+
+
+def _reach(files: InspectionFiles, reach: pd.DataFrame) -> str:
+    """A table of how far the models of the loss along each group hold."""
+    columns = {"group": "group", **{f"holds_{order}": f"order {order}" for order in files.orders}}
+    shown = reach[list(columns)].rename(columns=columns)
+    shown.insert(1, "η cubic", files.groups["rate_cubic"])
+    table = shown.to_string(index=False, na_rep="–", float_format=lambda value: f"{value:.3g}")
+    beyond = [
+        f"{int((reach[f'holds_{order}'] == reach['end']).sum())} of order {order}" for order in files.orders
+    ]
+    return (
+        "the largest rate up to which the Taylor model of the loss along the group is within 10 % of the "
+        f"change:\n{table}\nup to the end of the grid, four times the rate: {', '.join(beyond)}"
+    )

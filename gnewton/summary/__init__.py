@@ -2,5 +2,14 @@
 
 from gnewton.summary.api import Summarizer, summarize, summary_tensor
 from gnewton.summary.result import Summary, SummaryError
+from gnewton.summary.taylor.derivatives import LossDerivatives, loss_derivatives
 
-__all__ = ["Summarizer", "Summary", "SummaryError", "summarize", "summary_tensor"]
+__all__ = [
+    "LossDerivatives",
+    "Summarizer",
+    "Summary",
+    "SummaryError",
+    "loss_derivatives",
+    "summarize",
+    "summary_tensor",
+]

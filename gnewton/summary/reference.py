@@ -232,3 +232,24 @@ def reference_tensor(problem: Problem, request: Request, order: int) -> Tensor:
 
         fill(loss.double(), ())
         return tensor
+
+
+def reference_derivatives(problem: Problem, request: Request, order: int) -> Tensor:
+    """d^k/dt^k L(θ + t P_s u) at t = 0 for every group s and k = 0 … ``order``, (S, order + 1), float64.
+
+    Reverse mode is nested ``order`` times, group by group; the graph grows exponentially with the order.
+    """
+    device, size = problem.device(), len(problem.partition)
+    with without_side_effects(problem):
+        loss, derive = _prepare(problem, request)
+        found = torch.zeros(size, order + 1, dtype=torch.float64, device=device)
+        found[:, 0] = loss.detach()
+        for s in range(size):
+            scalar: Tensor | None = loss.double()
+            for k in range(1, order + 1):
+                assert scalar is not None
+                scalar = derive.along(scalar, graph=k < order, groups=range(s, s + 1))[s]
+                if scalar is None:
+                    break
+                found[s, k] = scalar.detach()
+        return found

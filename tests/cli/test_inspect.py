@@ -19,6 +19,7 @@ from gnewton.report.plots.inspection_plots import (
     rates_figure,
     spectrum_figure,
 )
+from gnewton.report.plots.loss_along_plots import along_figure
 from gnewton.summary import summarize
 from tests.conftest import SMALL, SMALL_BASELINE
 
@@ -157,6 +158,22 @@ def test_the_plots(inspected):
     assert heights == pytest.approx([*found.distances["share"], *found.distances["scaled_share"]])
 
 
+def test_the_loss_along_the_groups(inspected):
+    """Its derivatives are those of the summary, up to the sign: the rate moves against u."""
+    folder = inspected(*TINY, "--full", "--order=5")
+    found = read_inspection(folder)
+    assert found.orders == (2, 3, 5)
+    for k, column in enumerate(("gradient", "curvature", "third"), start=1):
+        expected = (-1) ** k * found.groups[column].to_numpy()
+        assert found.reach[f"derivative_{k}"].to_numpy() == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    panels = along_figure(found).axes
+    assert [axis.get_title(loc="left") for axis in panels if axis.get_visible()] == found.names
+    at = found.along["group"] == found.names[0]
+    assert panels[0].lines[0].get_ydata() == pytest.approx(found.along["loss"][at].tolist())
+    assert (folder / "along.png").stat().st_size > 2000
+    assert (found.reach["holds_5"].abs() >= found.reach["holds_2"].abs()).mean() > 0.5
+
+
 def test_a_function_without_data(inspected):
     folder = inspected("experiment=rosenbrock")
     assert json.loads((folder / "inspection.json").read_text())["samples"] == 1
@@ -176,6 +193,7 @@ def test_a_function_without_data(inspected):
         (["--batches=0"], "argument --batches: 0: must be a whole number >= 1"),
         (["--batch-size=5000"], "--batch-size=5000: must be <= 1200, the training samples of data=digits"),
         (["--internal-damping=-1"], "argument --internal-damping: -1: must be a finite number >= 0"),
+        (["--order=2"], "argument --order: invalid choice: 2 (choose from 3, 4, 5, 6, 7, 8)"),
         (["--direction=x"], "argument --direction: invalid choice: 'x'"),
         (
             ["optimizer=lbfgs", "--direction=optimizer"],

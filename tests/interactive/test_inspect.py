@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -62,6 +63,29 @@ def test_figures_files_and_html(tmp_path):
     assert {"groups.csv", "hessian.png"} <= {path.name for path in written}
     assert read_inspection(tmp_path).names == list(found.groups.index)
     assert gnewton.inspect(tanh_net(), cross_entropy, LOADER, "single").plot_distances() is None
+
+
+def test_the_loss_along_the_groups_and_its_models(tmp_path):
+    found = gnewton.inspect(tanh_net(), cross_entropy, LOADER, order=4)
+    assert list(found.along.columns) == ["group", "rate", "loss", "model_2", "model_3", "model_4"]
+    assert found.reach["derivative_2"].to_numpy() == pytest.approx(found.groups["curvature"].to_numpy())
+    near = found.along[found.along["rate"] == 0]
+    assert near["model_4"].to_numpy() == pytest.approx(near["loss"].to_numpy(), rel=1e-12)
+    assert found.plot_along()._repr_png_()[:4] == b"\x89PNG"
+    assert found._repr_html_().count("data:image/png;base64,") == 4
+    assert "up to the end of the grid" in repr(found)
+    names = {path.name for path in found.save(tmp_path)}
+    assert {"along.csv", "along_reach.csv", "along.png", "along.svg"} <= names
+    pd.testing.assert_frame_equal(read_inspection(tmp_path).along, found.along)
+
+
+def test_the_loss_along_the_groups_must_be_asked_for():
+    found = gnewton.inspect(tanh_net(), cross_entropy, LOADER[:1])
+    for read in (lambda: found.along, lambda: found.reach, found.plot_along):
+        with pytest.raises(InputError, match="was not measured; pass order=3 … 8"):
+            read()
+    with pytest.raises(InputError, match="order=9: must be an integer from 3 to 8"):
+        gnewton.inspect(tanh_net(), cross_entropy, LOADER, order=9)
 
 
 def test_an_empty_loader_is_refused():

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from gnewton.report.inspection_report import RATES, InspectionFiles
+from gnewton.report.plots.loss_along_plots import along_figure
 from gnewton.report.plots.style import COLORS, figure, legend_below, log_scale, save, title
 
 Floats = npt.NDArray[np.float64]
@@ -39,6 +40,7 @@ def write_inspection_plots(files: InspectionFiles, folder: Path) -> list[Path]:
         "rates": rates_figure(files),
         "spectrum": spectrum_figure(files),
         "distances": distances_figure(files),
+        "along": along_figure(files),
     }
     return [path for name, plot in figures.items() if plot is not None for path in save(plot, folder / name)]
 

@@ -1,0 +1,213 @@
+"""Where derivatives of high order along the groups are requested: :func:`loss_derivatives`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gnewton.arguments import check_name, check_number, explained, shown
+from gnewton.backend import free_memory, is_exhausted
+from gnewton.errors import GnewtonError, InputError, first_line
+from gnewton.partition import PartitionChoice, chosen_partition
+from gnewton.summary.batch import hidden
+from gnewton.summary.group_parts import sums_by_group
+from gnewton.summary.isolation import exact_products, without_side_effects
+from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
+from gnewton.summary.reference import reference_derivatives
+from gnewton.summary.tangent.engine import RENEWALS, SHARE, SMALL
+from gnewton.summary.tangent.passes import forward
+from gnewton.summary.tangent.plan import PassPlan
+from gnewton.summary.tangent.program import TraceError
+from gnewton.summary.tangent.trace_cache import StaleTrace, Trace, TraceCache
+from gnewton.summary.taylor.taylor_pass import coefficients
+
+log = logging.getLogger(__name__)
+
+HIGHEST = 8
+"""The highest order."""
+
+DerivativeEngine = Literal["auto", "taylor", "reference"]
+DERIVATIVE_ENGINES = ("auto", "taylor", "reference")
+
+
+class LossDerivatives:
+    """Derivatives of the loss along each group, of one model, loss and partition, batch after batch.
+
+    Args:
+        model, loss_fn, partition, forward: as for :class:`gnewton.summary.Summarizer`.
+        engine: "taylor" propagates power series through the traced loss, at a cost that grows like d to d²
+            with the order d, and raises where it cannot trace the model; "reference" differentiates the loss
+            d times in reverse mode, group by group, at a cost that grows exponentially; "auto" uses
+            "taylor" where it works, else "reference" with a line in the log.
+        max_memory: bytes for the power series; groups are taken a few at a time, down to one, to stay
+            within it. None: half of the free memory.
+
+    Raises:
+        InputError: for an unknown engine, or if model and partition disagree.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        partition: PartitionChoice,
+        *,
+        forward: Forward | None = None,
+        engine: DerivativeEngine = "auto",
+        max_memory: int | None = None,
+    ) -> None:
+        check_name("derivatives: engine", engine, DERIVATIVE_ENGINES)
+        if max_memory is not None:
+            check_number("derivatives: max_memory", max_memory, above=0)
+        self.problem = Problem(model, loss_fn, chosen_partition(model, partition), forward)
+        self.engine = engine
+        self.max_memory = max_memory
+        self.traces = TraceCache(self.problem, third=False, diagonal=True, compiled=False)
+        self._reasons: set[str] = set()
+
+    def derivatives(self, inputs: Any, targets: Any, direction: Direction, order: int) -> Tensor:
+        """d^k/dt^k L(θ + t P_s u) at t = 0 for every group s and k = 0 … ``order``, (S, order + 1), float64.
+
+        There are no side effects, as for :meth:`gnewton.summary.Summarizer.summarize`, and random draws such
+        as dropout masks are drawn once. Column 0 is the loss itself.
+
+        Raises:
+            InputError: if ``order`` is not 1 … 8, or the direction does not fit.
+            SummaryError: with engine="taylor", if the model cannot be traced, or an operation, which is
+                named, has no derivatives of this order.
+        """
+        check_order("derivatives: order", order)
+        request = self.problem.request(inputs, targets, direction)
+        if self.engine == "reference":
+            return reference_derivatives(self.problem, request, order)
+        try:
+            if stranger := hidden(request.batch):
+                raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
+            return self._by_series(request, order)
+        except InputError:
+            raise
+        except Exception as error:
+            if self.engine != "auto" or is_exhausted(error):
+                raise
+            reason = str(error) if isinstance(error, GnewtonError) else first_line(error, with_type=True)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            log.warning("derivatives: the reference engine takes over: %s", reason)
+        return reference_derivatives(self.problem, request, order)
+
+    def _by_series(self, request: Request, order: int) -> Tensor:
+        device = self.problem.device()
+        with (
+            without_side_effects(self.problem),
+            exact_products(device, False),
+            torch.autocast(device.type, enabled=False),
+        ):
+            for renewal in range(RENEWALS):
+                try:
+                    found = self._by_trace(self.traces.get(request), request, order)
+                except StaleTrace as stale:
+                    self.traces.renew(stale)
+                    continue
+                if renewal == 0:
+                    self.traces.reset_renewals(request)
+                return found
+        raise TraceError("the loss is another one at every call")
+
+    def _by_trace(self, trace: Trace, request: Request, order: int) -> Tensor:
+        plan, program = trace.plan, trace.program
+        leaves = self.problem.parameters()
+        with torch.no_grad():
+            values = forward(program, leaves, self.problem.leaves(request))
+        self.traces.confirm(trace, request, leaves, values)
+        size = len(plan.order)
+        loss: Tensor = values[program.loss].detach().double()
+        factorials = [float(math.factorial(k)) for k in range(order + 1)]
+        out = loss.new_zeros(size, order + 1)
+        out[:, 0] = loss
+        if not program.steps[program.loss].active:
+            return out
+        scales, direction = self._scaled(plan, request)
+        with torch.no_grad():
+            at_once = self._at_once(trace, order)
+            for start in range(0, size, at_once):
+                positions = range(start, min(size, start + at_once))
+                out[start : positions.stop, 1:] = coefficients(plan, values, direction, order, positions)
+        powers = torch.arange(order + 1, dtype=torch.float64, device=out.device)
+        out *= scales[:, None] ** powers * out.new_tensor(factorials)
+        return out[plan.positions]
+
+    def _scaled(self, plan: PassPlan, request: Request) -> tuple[Tensor, dict[str, Tensor]]:
+        """The length of P_s u by position, to the next power of two, and u with groups of length about one.
+
+        Powers of a length far from one would leave the range of single precision; a power of two costs no
+        digit.
+        """
+        partition, device = self.problem.partition, self.problem.device()
+        squares = torch.zeros(len(partition), dtype=torch.float64, device=device)
+        for name, u in request.direction.items():
+            groups, sums = sums_by_group(partition, name, u.double().square())
+            squares[list(groups)] += sums
+        known = (squares > 0) & squares.isfinite()
+        lengths = torch.where(known, squares, 1.0).sqrt().log2().round().exp2()
+        direction = {}
+        for name, u in request.direction.items():
+            slicing, holders = partition.slicing.get(name), partition.holders[name]
+            if slicing is None:
+                factor = lengths[holders[0]]
+            else:
+                owners = torch.tensor(slicing.owners, device=device)
+                factor = lengths[owners].view(slicing.view(u.dim()))
+            direction[name] = (u.double() / factor).to(u.dtype)
+        order = torch.tensor(plan.order, device=device)
+        return lengths[order], direction
+
+    def _at_once(self, trace: Trace, order: int) -> int:
+        """The number of groups whose series fit into the memory at the same time."""
+        size = len(trace.plan.order)
+        whole = 2 * trace.bytes * order
+        limit = self.max_memory
+        if limit is None:
+            limit = int(SHARE * free_memory(self.problem.device())) if whole > SMALL else whole
+        return max(1, min(size, int(size * limit / max(whole, 1))))
+
+
+def check_order(name: str, order: object, lowest: int = 1) -> None:
+    """Check that an order of differentiation is a whole number from ``lowest`` to 8.
+
+    Raises:
+        InputError: if it is not.
+    """
+    whole = isinstance(order, Integral) and not isinstance(order, bool)
+    if not whole or not lowest <= int(order) <= HIGHEST:  # type: ignore[call-overload]
+        raise InputError(f"{name}={shown(order)}: must be an integer from {lowest} to {HIGHEST}")
+
+
+@explained(
+    loss_fn="pass the function of (outputs, targets), such as torch.nn.functional.cross_entropy",
+    direction="u by parameter name, such as the gradients",
+)
+def loss_derivatives(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Any,
+    targets: Any,
+    partition: PartitionChoice,
+    direction: Direction,
+    order: int = 3,
+    *,
+    forward: Forward | None = None,
+    engine: DerivativeEngine = "auto",
+    max_memory: int | None = None,
+) -> Tensor:
+    """d^k/dt^k L(θ + t P_s u) at t = 0 for every group s and k = 0 … ``order`` <= 8, (S, order + 1), float64.
+
+    One call. In a loop, use :class:`LossDerivatives`, which traces the model only once. Arguments, result and
+    errors are those of :class:`LossDerivatives` and :meth:`LossDerivatives.derivatives`.
+    """
+    made = LossDerivatives(model, loss_fn, partition, forward=forward, engine=engine, max_memory=max_memory)
+    return made.derivatives(inputs, targets, direction, order)

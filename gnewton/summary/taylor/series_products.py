@@ -1,0 +1,215 @@
+"""Rules for power series of operations with two factors: matrix products, convolutions, quotients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.summary.tangent.rules.product import gate
+from gnewton.summary.taylor.jet import Jet, Pairing, applied, jet_of, joined_groups, product
+from gnewton.summary.taylor.series import Series
+from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite, series_rule
+
+aten = torch.ops.aten
+
+
+class MatrixPairing:
+    """z = α ab for matrices or batches of them."""
+
+    def __init__(self, a: Tensor, b: Tensor, alpha: float = 1.0) -> None:
+        self.a = a
+        self.b = b if alpha == 1 else b * alpha
+        self.alpha = alpha
+
+    def left(self, rows: Tensor) -> Tensor:
+        """ȧ b."""
+        if self.b.dim() == 2:
+            return torch.mm(rows.flatten(0, 1), self.b).unflatten(0, rows.shape[:2])
+        return torch.matmul(rows, self.b)
+
+    def right(self, rows: Tensor) -> Tensor:
+        """A ḃ."""
+        return self.both(self.a, rows)
+
+    def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
+        """ȧ ḃ."""
+        out = torch.matmul(a_rows, b_rows)
+        return out if self.alpha == 1 else out * self.alpha
+
+
+class VectorPairing:
+    """z = ab for a vector b and a matrix or a vector a."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a = a
+        self.b = b
+
+    def left(self, rows: Tensor) -> Tensor:
+        """ȧ b."""
+        return torch.matmul(rows, self.b)
+
+    def right(self, rows: Tensor) -> Tensor:
+        """A ḃ."""
+        return torch.matmul(rows, self.a.mT if self.a.dim() == 2 else self.a)
+
+    def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
+        """ȧ ḃ."""
+        return (a_rows * (b_rows.unsqueeze(1) if a_rows.dim() == 3 else b_rows)).sum(-1)
+
+
+class ConvolutionPairing:
+    """z = a ∗ W with the stride, padding, dilation, kind and channel groups of ``options``."""
+
+    def __init__(self, a: Tensor, weight: Tensor, options: list[Any]) -> None:
+        self.a = a
+        self.weight = weight
+        self.options = options
+
+    def _call(self, a: Tensor, weight: Tensor) -> Tensor:
+        return aten.convolution.default(a, weight, None, *self.options)
+
+    def left(self, rows: Tensor) -> Tensor:
+        """ȧ ∗ W: the rows join the samples."""
+        return self._call(rows.flatten(0, 1), self.weight).unflatten(0, rows.shape[:2])
+
+    def right(self, rows: Tensor) -> Tensor:
+        """A ∗ Ẇ, row by row."""
+        return torch.stack([self._call(self.a, row) for row in rows])
+
+    def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
+        """ȧ ∗ Ẇ, row by row."""
+        return torch.stack([self._call(a, b) for a, b in zip(a_rows, b_rows, strict=True)])
+
+
+@series_rule("mm", "bmm")
+def _mm(site: SeriesSite) -> Result:
+    return _product(site, MatrixPairing(*site.args), 0, 1)
+
+
+@series_rule("dot", "vdot", "mv")
+def _mv(site: SeriesSite) -> Result:
+    return _product(site, VectorPairing(*site.args), 0, 1)
+
+
+@series_rule("addmm", "baddbmm")
+def _addmm(site: SeriesSite) -> Result:
+    _, a, b = site.args
+    beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
+    return _product(site, MatrixPairing(a, b, alpha), 1, 2, (site.jet(0), _bringing(site.value, beta)))
+
+
+@series_rule("convolution")
+def _convolution(site: SeriesSite) -> Result:
+    a, weight, _, *options = site.args
+    inner = [1] * (site.value.dim() - 2)
+
+    def by_channel(rows: Tensor) -> Tensor:
+        return rows.reshape(rows.shape[0], 1, -1, *inner)
+
+    return _product(site, ConvolutionPairing(a, weight, options), 0, 1, (site.jet(2), by_channel))
+
+
+@series_rule("mul.Tensor")
+def _mul(site: SeriesSite) -> Result:
+    a, b = site.args
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _product(site, gate(a, b), 0, 1)
+    factor, jet = (a, site.moving(1)) if isinstance(b, Tensor) else (b, site.moving(0))
+    return jet.map(lambda rows: rows * factor, site.value)
+
+
+@series_rule("div.Tensor")
+def _div(site: SeriesSite) -> Result:
+    """A / b as a ∘ (1/b)."""
+    a, b = site.args
+    if site.jet(1) is None:
+        return site.moving(0).map(lambda rows: _bringing(site.value, 1)(rows) / b, site.value)
+    inverse = _inverse(site.moving(1), site.order)
+    a = a if isinstance(a, Tensor) else torch.as_tensor(a, dtype=b.dtype, device=b.device)
+    return product(gate(a, inverse.value), site.jet(0), inverse, site.value, site.order)
+
+
+@series_rule("addcmul", "addcdiv")
+def _addcmul(site: SeriesSite) -> Result:
+    """X + v a b or x + v a / b."""
+    _, a, b = site.args
+    factor, second = site.kwargs.get("value", 1), site.jet(2)
+    if "addcdiv" in site.step.op.name():
+        b = b.reciprocal() if second is None else b
+        if second is not None:
+            second = _inverse(second, site.order)
+            b = second.value
+    if isinstance(factor, Tensor) or a.dim() == 0 or b.dim() == 0:
+        raise NotApplicable
+    first = site.jet(1)
+    scaled = None if first is None else first.map(lambda rows: rows * factor, first.value * factor)
+    pairing = gate(a * factor, b)
+    return product(pairing, scaled, second, site.value, site.order, (site.jet(0), _bringing(site.value, 1)))
+
+
+@series_rule("_prelu_kernel")
+def _prelu(site: SeriesSite) -> Result:
+    """X above zero, w x below."""
+    x, weight = site.args
+    above = x > 0
+    jet = site.jet(0)
+    below = None if jet is None else jet.map(lambda rows: torch.where(above, 0.0, rows))
+    kept = (jet, lambda rows: torch.where(above, rows, 0.0))
+    return product(gate(torch.where(above, 0.0, x), weight), below, site.jet(1), site.value, site.order, kept)
+
+
+@series_rule("glu")
+def _glu(site: SeriesSite) -> Result:
+    """A σ(b) with the halves a and b of x."""
+    axis = site.option("dim", -1)
+    jet = site.moving(0)
+    axis = axis if axis >= 0 else axis + jet.value.dim()
+    a, b = (
+        Jet(v, t, jet.groups)
+        for v, t in zip(jet.value.chunk(2, axis), jet.terms.chunk(2, axis + 2), strict=True)
+    )
+    gated = applied(b, lambda x, _: x.sigmoid(), b.value.sigmoid(), site.order)
+    return product(gate(a.value, gated.value), a, gated, site.value, site.order)
+
+
+@series_rule("pow.Tensor_Tensor")
+def _power(site: SeriesSite) -> Result:
+    """a^b as exp(b log a), for a > 0 where b moves."""
+    base, exponent = site.args
+    if site.jet(1) is None or exponent.shape != base.shape:
+        raise NotApplicable
+    groups = joined_groups(site.jet(0), site.jet(1))
+    first = site.jet(0)
+    low = Series(base, [], site.order) if first is None else first.series(site.order, groups)
+    raised = (low.log() if first is not None else Series(base.log(), [], site.order)) * site.moving(1).series(
+        site.order, groups
+    )
+    return jet_of(raised.exp(), site.value, groups)
+
+
+def _product(
+    site: SeriesSite,
+    pairing: Pairing,
+    first: int,
+    second: int,
+    *others: tuple[Jet | None, Callable[[Tensor], Tensor]],
+) -> Jet:
+    return product(pairing, site.jet(first), site.jet(second), site.value, site.order, *others)
+
+
+def _bringing(value: Tensor, factor: float) -> Callable[[Tensor], Tensor]:
+    """Stacks of a smaller shape, scaled and lined up with those of ``value``."""
+
+    def bring(rows: Tensor) -> Tensor:
+        missing = value.dim() - (rows.dim() - 1)
+        rows = rows.reshape(rows.shape[0], *[1] * missing, *rows.shape[1:]) if missing > 0 else rows
+        return rows if factor == 1 else rows * factor
+
+    return bring
+
+
+def _inverse(jet: Jet, order: int) -> Jet:
+    return applied(jet, lambda x, _: x.reciprocal(), jet.value.reciprocal(), order)

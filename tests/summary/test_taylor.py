@@ -1,0 +1,367 @@
+"""Derivatives of high order along the groups: closed forms, nested differentiation, interpolation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.polynomial import Chebyshev, Polynomial
+from torch import nn
+
+import gnewton
+from gnewton.errors import InputError
+from gnewton.partition import Partition
+from gnewton.summary import LossDerivatives, SummaryError, loss_derivatives, summarize
+from gnewton.summary.taylor import nested_rule
+from gnewton.summary.taylor.function_series import FUNCTIONS
+from gnewton.summary.taylor.series import Series
+
+from . import oracles, zoo
+
+ORDERS = range(9)
+
+
+class Scalar(nn.Module):
+    """function(w) of a single number, called with an empty tensor."""
+
+    def __init__(self, function, w):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.w)
+
+
+def of_scalar(function, w, u=1.0, **options):
+    """The derivatives of orders 0 … 8 of function(w + t u) at t = 0."""
+    model, empty = Scalar(function, w), torch.empty(0)
+    direction = {"w": torch.tensor(u, dtype=torch.float64)}
+    options = {"engine": "taylor", "order": 8} | options
+    return loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, **options)[0].numpy()
+
+
+def by_recurrence(y, rise):
+    """Derivatives of y where y' = rise(y), a polynomial: those of higher order are polynomials in y too."""
+    found, polynomial = [y], Polynomial(rise)
+    current = polynomial
+    for _ in range(8):
+        found.append(current(y))
+        current = current.deriv() * polynomial
+    return np.array(found)
+
+
+def leibniz(derivatives, x):
+    """Derivatives of x f(x) from those of f."""
+    return np.array([x * derivatives[0], *(x * derivatives[k] + k * derivatives[k - 1] for k in range(1, 9))])
+
+
+def falling(p, x):
+    """Derivatives of x^p."""
+    return np.array([math.prod(p - i for i in range(k)) * x ** (p - k) for k in ORDERS])
+
+
+def hermite(x):
+    """Derivatives of exp(−x²), by Hermite's polynomials."""
+    return np.array(
+        [(-1) ** k * np.polynomial.hermite.hermval(x, [0] * k + [1]) * math.exp(-x * x) for k in range(8)]
+    )
+
+
+def sigmoid(x):
+    return by_recurrence(1 / (1 + math.exp(-x)), [0, 1, -1])
+
+
+def erf(x):
+    return np.array([math.erf(x), *(2 / math.sqrt(math.pi) * hermite(x))])
+
+
+def gelu(x):
+    at = x / math.sqrt(2)
+    gauss = 0.5 * erf(at) * np.array([2**-0.5]) ** np.arange(9)
+    gauss[0] += 0.5
+    return leibniz(gauss, x)
+
+
+X = 0.7
+CLOSED = {
+    "exp": (lambda w: torch.exp(2 * w), [2.0**k * math.exp(2 * X) for k in ORDERS]),
+    "log": (
+        torch.log,
+        [math.log(X), *((-1) ** (k - 1) * math.factorial(k - 1) / X**k for k in range(1, 9))],
+    ),
+    "sin": (torch.sin, [math.sin(X + k * math.pi / 2) for k in ORDERS]),
+    "cosh": (torch.cosh, [(math.sinh if k % 2 else math.cosh)(X) for k in ORDERS]),
+    "reciprocal": (torch.reciprocal, falling(-1, X)),
+    "sqrt": (torch.sqrt, falling(0.5, X)),
+    "power": (lambda w: w**2.3, falling(2.3, X)),
+    "polynomial": (lambda w: w**5 - 3 * w**2, falling(5, X) - 3 * falling(2, X) * (np.arange(9) <= 2)),
+    "tanh": (torch.tanh, by_recurrence(math.tanh(X), [1, 0, -1])),
+    "tan": (torch.tan, by_recurrence(math.tan(X), [1, 0, 1])),
+    "sigmoid": (torch.sigmoid, sigmoid(X)),
+    "softplus": (F.softplus, [math.log1p(math.exp(X)), *sigmoid(X)[:8]]),
+    "silu": (F.silu, leibniz(sigmoid(X), X)),
+    "erf": (torch.erf, erf(X)),
+    "gelu": (F.gelu, gelu(X)),
+    "atan": (
+        torch.atan,
+        [
+            math.atan(X),
+            *(
+                math.factorial(k - 1)
+                * math.cos(math.atan(X)) ** k
+                * math.sin(k * (math.atan(X) + math.pi / 2))
+                for k in range(1, 9)
+            ),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms_up_to_order_eight(name):
+    function, expected = CLOSED[name]
+    np.testing.assert_allclose(of_scalar(function, X), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_whole_powers_hold_at_zero():
+    expected = [0, 0, 0, 6, 0, 0, 0, 0, 0]
+    np.testing.assert_array_equal(of_scalar(lambda w: w**3, 0.0), expected)
+
+
+POINTS = torch.tensor([0.15, 0.4, 0.62, 0.9], dtype=torch.float64)
+SHIFTED = {"acosh": 1.5, "log": 0.5, "reciprocal": 0.5}
+OPTIONS = {"pow.Tensor_Scalar": (1.7,), "pow.Scalar": (1.7,), "logit": (0.2,)}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_along_a_curve(name):
+    """x(t) = x + 0.3 t − 0.2 t², entry by entry, against nested reverse mode."""
+    points = POINTS + SHIFTED.get(name, 0.0)
+    points = torch.cat([points, -points, 5 * points]) if name in ("elu", "celu", "hardswish") else points
+    options = OPTIONS.get(name, ())
+    packet, _, overload = name.partition(".")
+    operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    t = torch.zeros_like(points, requires_grad=True)
+    curve = points + 0.3 * t - 0.2 * t * t
+    current = operation(*options, curve) if name == "pow.Scalar" else operation(curve, *options)
+    tail = [torch.full_like(points, c).unsqueeze(0) for c in (0.3, -0.2)]
+    found = FUNCTIONS[name](Series(points, tail, 5), *options)
+    torch.testing.assert_close(found.head, current.detach(), rtol=1e-12, atol=1e-14)
+    for n in range(1, 6):
+        current = torch.zeros_like(points) if not current.requires_grad else current
+        grads = torch.autograd.grad(current.sum(), t, create_graph=True) if current.requires_grad else None
+        current = torch.zeros_like(points) if grads is None else grads[0]
+        series = found.tail[n - 1][0] if n <= len(found.tail) else torch.zeros_like(points)
+        torch.testing.assert_close(
+            series * math.factorial(n), current.detach(), rtol=1e-9, atol=1e-10, msg=f"order {n}"
+        )
+
+
+def test_a_quadratic_has_exactly_no_third_and_higher_derivatives():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    model = zoo.Net(lambda m, x: 0.5 * m.p @ (root @ root.T) @ m.p - m.q * m.p.sum(), p=nn.Parameter(root[0]))
+    model.q = nn.Parameter(torch.tensor(0.4, dtype=torch.float64))
+    direction = {"p": root[1], "q": torch.tensor(2.0, dtype=torch.float64)}
+    empty = torch.empty(0)
+    found = loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, 8, engine="taylor")
+    assert not found[:, 3:].any()
+    assert found[0, 2].item() == pytest.approx((root[1] @ root @ root.T @ root[1]).item())
+    assert found[1].tolist() == pytest.approx([found[1, 0].item(), -2 * root[0].sum().item(), *[0] * 7])
+
+
+# every family of rules, and the fallback: bilinear has an operation without one
+LAYERS = (
+    *("mlp", "tied", "tied_embedding", "attention", "encoder_prenorm_gelu_eval", "weight_norm", "detached"),
+    *("batch_norm_tanh", "batch_norm_eval", "group_norm", "layer_norm", "convolutions", "hyper", "recurrent"),
+    *("residual_gates", "reuse", "dropout", "matrix_products", "bilinear", "act_19_PReLU"),
+    *("several_losses", "weighted", "pixels", "bce", "bce_logits", "smooth_l1", "huber", "kl", "unreduced"),
+)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_layers_of_the_zoo_agree_with_nested_reverse_mode(name):
+    model, loss_fn, inputs, targets, direction = zoo.make(name)
+    made = zoo.partitions(model)
+    for kind in ("per_tensor", "ends") if "ends" in made else ("per_tensor",):
+        found = []
+        for engine in ("taylor", "reference"):
+            torch.manual_seed(0)  # the same dropout masks
+            case = model, loss_fn, inputs, targets, made[kind], direction
+            found.append(loss_derivatives(*case, 4, engine=engine))
+        gap = (found[0] - found[1]).norm(dim=0) / found[1].norm(dim=0).clamp_min(1e-12)
+        assert gap.max() < 1e-9, (kind, gap)
+
+
+def lstm():
+    net = nn.LSTM(6, 4, batch_first=True)
+    return zoo.Net(lambda m, x: m.out(m.lstm(x)[0][:, -1]), lstm=net, out=nn.Linear(4, 3)).double()
+
+
+def test_an_lstm():
+    torch.manual_seed(0)
+    model, (inputs, targets) = lstm(), zoo.tokens()
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    case = model, F.cross_entropy, inputs.double(), targets, "single", direction
+    fast = loss_derivatives(*case, 4, engine="taylor")
+    torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-12)
+
+
+def test_agrees_with_interpolation_of_the_loss():
+    """Polynomials through 19 values of the loss along each group: no differentiation at all."""
+    model, loss_fn, inputs, targets, direction = zoo.make("mlp")
+    partition = zoo.partitions(model)["ends"]
+    found = loss_derivatives(model, loss_fn, inputs, targets, partition, direction, 6, engine="taylor")
+    for s in range(len(partition)):
+
+        def phi(t, s=s):
+            epsilon = torch.zeros(len(partition), dtype=torch.float64)
+            epsilon[s] = t
+            with torch.no_grad():
+                return oracles.phi(model, loss_fn, inputs, targets, partition, direction, epsilon).item()
+
+        curve = Chebyshev.interpolate(np.vectorize(phi), 18, domain=[-0.15, 0.15])
+        expected = [curve.deriv(k)(0.0) if k else curve(0.0) for k in range(7)]
+        np.testing.assert_allclose(found[s].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_three_orders_are_those_of_a_summary():
+    model, loss_fn, inputs, targets, direction = zoo.make("encoder_prenorm_gelu_eval")
+    case = model, loss_fn, inputs, targets, "per_tensor", direction
+    found, summary = gnewton.loss_derivatives(*case), summarize(*case)
+    expected = torch.stack(
+        [summary.loss.expand(len(summary)), summary.gradient, summary.hessian.diagonal(), summary.third], 1
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_groups_that_are_slices_and_groups_one_at_a_time():
+    model, loss_fn, inputs, targets, direction = zoo.make("mlp")
+    case = model, loss_fn, inputs, targets, "per_channel", direction
+    found = loss_derivatives(*case, 4, engine="taylor")
+    assert len(found) == 6 + 4 + 3
+    torch.testing.assert_close(found, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-13)
+    alone = loss_derivatives(*case, 4, engine="taylor", max_memory=1)
+    torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-15)
+
+
+def test_the_length_of_the_direction_costs_no_digit_in_single_precision():
+    """Without a scale, the eighth powers of these lengths would leave the range of float32."""
+    model, loss_fn, inputs, targets, direction = zoo.make("mlp", torch.float32)
+    made = LossDerivatives(model, loss_fn, None, engine="taylor")
+    plain = made.derivatives(inputs, targets, direction, 8)
+    short = made.derivatives(inputs, targets, {n: u * 2.0**-30 for n, u in direction.items()}, 8)
+    assert torch.equal(short, plain * (2.0**-30) ** torch.arange(9, dtype=torch.float64))
+    exact, *_ = zoo.make("mlp")
+    u = {n: v.double() for n, v in direction.items()}
+    double = loss_derivatives(exact, loss_fn, inputs.double(), targets, None, u, 8)
+    assert ((plain - double).norm(dim=0) / double.norm(dim=0)).max() < 1e-4
+
+
+def test_operations_without_a_rule_are_differentiated_by_themselves():
+    for function in (torch.lgamma, lambda w: torch.atan2(w, 1 + w * w)):
+        found, other = (of_scalar(function, X, order=5, engine=e) for e in ("taylor", "reference"))
+        np.testing.assert_allclose(found, other, rtol=1e-10)
+
+
+def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():
+    def forward(m, x):
+        return torch.linalg.det(m.p @ m.p.T + torch.eye(3, dtype=torch.float64)).log()
+
+    torch.manual_seed(0)
+    model = zoo.Net(forward, p=nn.Parameter(torch.randn(3, 3, dtype=torch.float64)))
+    direction, empty = [torch.randn(3, 3, dtype=torch.float64)], torch.empty(0)
+    case = model, lambda o, t: o, empty, empty, None, direction
+    fast = loss_derivatives(*case, 4, engine="taylor")
+    torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-9, atol=1e-12)
+
+
+def test_a_wrong_forward_mode_is_found_out(monkeypatch):
+    right = nested_rule._by_forward_mode
+    monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.01 * x for x in right(*a)])
+    monkeypatch.setattr(nested_rule, "_verdicts", {})
+    found = of_scalar(torch.lgamma, X, order=4)
+    assert list(nested_rule._verdicts.values()) == [False]
+    np.testing.assert_allclose(found, of_scalar(torch.lgamma, X, order=4, engine="reference"), rtol=1e-10)
+
+
+class Doubled(torch.autograd.Function):
+    """A backward pass of its own, which cannot be traced."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+def test_a_model_without_a_trace_goes_to_the_reference_engine(caplog):
+    found = of_scalar(lambda w: torch.exp(Doubled.apply(w)), X, order=3, engine="auto")
+    np.testing.assert_allclose(found, math.exp(X) * np.array([1, 2, 4, 8]), rtol=1e-12)
+    assert "derivatives: the reference engine takes over: the model cannot be traced" in caplog.text
+    with pytest.raises(SummaryError, match="the model cannot be traced"):
+        of_scalar(lambda w: torch.exp(Doubled.apply(w)), X, order=3)
+
+
+@torch.library.custom_op("gnewton_tests::cube", mutates_args=())
+def cube(x: torch.Tensor) -> torch.Tensor:
+    return x**3
+
+
+@torch.library.custom_op("gnewton_tests::cube_slope", mutates_args=())
+def cube_slope(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return 3 * x**2 * grad
+
+
+cube.register_fake(torch.empty_like)
+cube_slope.register_fake(lambda x, grad: torch.empty_like(x))
+cube.register_autograd(
+    lambda ctx, grad: cube_slope(ctx.saved_tensors[0], grad),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+)
+
+
+def test_an_operation_without_derivatives_is_named():
+    """Its backward pass has no derivatives; torch's forward mode takes it for constant, without an error."""
+    with pytest.raises(SummaryError, match="no derivatives of order 2 of gnewton_tests.cube.default"):
+        of_scalar(cube, X, order=2)
+
+
+def test_nothing_moves_the_loss():
+    model = zoo.Net(lambda m, x: x.sum() + m.p.detach().sum(), p=nn.Parameter(torch.ones(2)))
+    found = loss_derivatives(model, lambda o, t: o, torch.ones(3), None, None, [torch.ones(2)], 3)
+    assert found.tolist() == [[5.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": 0}, "derivatives: order=0: must be an integer from 1 to 8"),
+        ({"order": 9}, "derivatives: order=9: must be an integer from 1 to 8"),
+        ({"order": 2.0}, "derivatives: order=2.0: must be an integer from 1 to 8"),
+        ({"engine": "fast"}, "derivatives: engine=fast"),
+        ({"max_memory": 0}, "derivatives: max_memory=0"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        of_scalar(torch.exp, X, **options)
+
+
+def test_a_direction_that_lacks_a_group_is_zero_there():
+    model, loss_fn, inputs, targets, direction = zoo.make("mlp")
+    direction["2.weight"] = torch.zeros_like(direction["2.weight"])
+    found = loss_derivatives(model, loss_fn, inputs, targets, None, direction, 5)
+    names = Partition.per_tensor(model).names
+    assert not found[names.index("2.weight"), 1:].any()
+    assert found[names.index("0.weight"), 1:].all()
