@@ -194,7 +194,7 @@ def advance(inner: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
     """
     steps: dict[Tensor, Tensor] = {}
     if hasattr(inner, "readable"):
-        steps = inner.advance()  # type: ignore[attr-defined]
+        steps |= inner.advance()  # type: ignore[attr-defined]
         return steps
     for group in inner.param_groups:
         gradients = {p: p.grad for p in group["params"] if p.grad is not None}

@@ -53,7 +53,9 @@ class WholeStep(LayerStep):
     def along(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The sum of the products of entries."""
         pairs = ((self.weight, weight), (self.bias, bias))
-        products = [v.flatten() @ g.flatten().to(v.dtype) for v, g in pairs if v is not None and g is not None]
+        products = [
+            v.flatten() @ g.flatten().to(v.dtype) for v, g in pairs if v is not None and g is not None
+        ]
         return torch.stack(products).sum()
 
     def scale(self, factor: Tensor) -> None:

@@ -74,7 +74,7 @@ class LowRankInverse:
 
 
 class LowRank(Preconditioner):
-    """As :class:`~gnewton.optim.kfac.preconditioner.Inverses`, with inverses of low rank where that is cheaper.
+    """As :class:`~gnewton.optim.kfac.preconditioner.Inverses`, of low rank where that is cheaper.
 
     A refresh searches the eigenvectors by subspace iteration from the previous ones: two products with the
     factor, a QR decomposition and a small eigenvalue problem (Halko, Martinsson & Tropp, arXiv 0909.4061).
@@ -155,7 +155,7 @@ def low_rank_inverse(matrix: Tensor, damping: Tensor, start: Tensor | None) -> L
         start: vectors to start from, such as the basis found before, (n, b).
 
     Returns:
-        None if more than a quarter of the eigenvalues are to be kept.
+        None if more than a quarter of the eigenvalues are to be kept, or the matrix is not finite.
     """
     size = len(matrix)
     highest = size // _SHARE
@@ -168,7 +168,10 @@ def low_rank_inverse(matrix: Tensor, damping: Tensor, start: Tensor | None) -> L
         block = _orthonormal(matrix @ block)
         image = matrix @ block
         small = block.T @ image
-        values, rotation = torch.linalg.eigh((small + small.T) / 2)
+        try:
+            values, rotation = torch.linalg.eigh((small + small.T) / 2)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return None
         values, rotation = values.flip(0), rotation.flip(1)
         block = block @ rotation
         floor = FRACTION * damping

@@ -65,7 +65,7 @@ def patch_moments(module: nn.Conv2d, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lines(images: Tensor, module: nn.Conv2d, positions: int) -> Tensor:
-    """The numbers under one row of the kernel, (H + k − 1, C · kernel width, N · positions); the last are 0."""
+    """The numbers under one row of the kernel, (H + k − 1, C · kernel width, N · positions); at the end 0."""
     samples, channels, height, _ = images.shape
     size_y, size_x = module.kernel_size
     by_sample, by_channel, by_row, by_column = images.stride()

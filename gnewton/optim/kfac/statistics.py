@@ -89,7 +89,9 @@ class Sums:
             if self._basis is not None and self.squares is not None:
                 self._add_squares(self._basis, x, g, positions)
 
-    def second_moments(self, of_a: float | Tensor, of_g: float | Tensor) -> tuple[Tensor | Rows, Tensor | Rows]:
+    def second_moments(
+        self, of_a: float | Tensor, of_g: float | Tensor
+    ) -> tuple[Tensor | Rows, Tensor | Rows]:
         """of_a · Σ ā āᵀ of the inputs, with a 1 appended if there is a bias, and of_g · Σ g gᵀ of the
         gradients with respect to the outputs: (inputs, inputs) and (outputs, outputs).
 
