@@ -190,7 +190,9 @@ def moments(
         reference_scaling: divide A by S² and multiply G by S², as the preset ``reference`` has it.
     """
     square = gradient_scale**2
-    total = float(samples) if world_size() == 1 else _join(list(pending.values()), samples)
+    total: float | Tensor = float(samples)
+    if world_size() > 1:  # each process scales gradients by its own number of samples
+        total, square = _join(list(pending.values()), samples, square), 1.0
     means = {}
     for layer, sums in pending.items():
         positions = sums.rows / samples
@@ -201,9 +203,21 @@ def moments(
     return means
 
 
-def _join(pending: Sequence[Sums], samples: int) -> Tensor:
-    """Add up the sums of all processes, in place, by one all-reduce; the result is the number of samples."""
-    parts = [part for sums in pending for part in (*sums.matrices(), sums.squares) if part is not None]
+def _join(pending: Sequence[Sums], samples: int, square: float) -> Tensor:
+    """Add up the sums of all processes, in place, by one all-reduce.
+
+    Args:
+        square: factor on the squares of the gradients of this process.
+
+    Returns:
+        The number of samples in all processes.
+    """
+    parts: list[Tensor] = []
+    for sums in pending:
+        a, g = sums.matrices()
+        parts += [a, g.mul_(square)]
+        if sums.squares is not None:
+            parts.append(sums.squares.mul_(square))
     *joined, total = sum_over_processes([*parts, parts[0].new_tensor(samples)])
     for part, sum_of_all in zip(parts, joined, strict=True):
         part.copy_(sum_of_all)
