@@ -62,8 +62,7 @@ def shortened(recipe: OptimizerRecipe) -> OptimizerRecipe:
     """The recipe with a rare kind of step made less rare, so that it need not be waited for."""
     if isinstance(recipe, KFACRecipe):
         return replace(recipe, inverse_period=2 * recipe.statistics_period)
-    if "inverses" in kinds(recipe):
-        assert isinstance(recipe, GroupedNewtonRecipe)
+    if isinstance(recipe, GroupedNewtonRecipe) and isinstance(recipe.direction, KFACDirection):
         return replace(recipe, direction=replace(recipe.direction, inverse_period=2 * recipe.period))
     return recipe
 
