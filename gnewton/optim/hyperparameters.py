@@ -92,8 +92,9 @@ class PreconditionerHyperparameters:
     )
     preconditioner: str = option(
         "inverse",
-        help="inverse: damping split over the factors; eigen: added to products of eigenvalues; ekfac",
-        choices=("inverse", "eigen", "ekfac"),
+        help="inverse: damping split over the factors; low_rank: the same with the leading eigenvectors; "
+        "eigen: added to products of eigenvalues; ekfac",
+        choices=("inverse", "low_rank", "eigen", "ekfac"),
     )
     start: str = option(
         "first",

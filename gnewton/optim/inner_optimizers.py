@@ -155,7 +155,13 @@ class CompositeOptimizer(BoundOptimizer):
 
 
 def readable(inner: torch.optim.Optimizer) -> bool:
-    """Whether ``inner`` is SGD that subtracts exactly its momentum buffers, or the gradients."""
+    """Whether the step of ``inner`` can be read off, without moving a parameter (:func:`advance`).
+
+    That is so for SGD that subtracts exactly its momentum buffers, or the gradients, and for an optimizer
+    with an attribute ``readable``, while it is True, and a method ``advance``.
+    """
+    if hasattr(inner, "readable"):
+        return bool(inner.readable)
     return (
         type(inner) is torch.optim.SGD
         and not inner._optimizer_step_pre_hooks
@@ -180,13 +186,16 @@ def buffers(inner: torch.optim.Optimizer) -> list[Tensor]:
 def advance(inner: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
     """Advance the momentum buffers of ``inner`` by one step from the gradients, without weight decay.
 
-    No parameter has to move for this step of torch's SGD at learning rate 1.
+    No parameter has to move for this step at learning rate 1.
 
     Returns:
         The step that would be subtracted, by parameter; those without gradient are missing. The tensors are
         the buffers or the gradients themselves and must not be written to.
     """
     steps: dict[Tensor, Tensor] = {}
+    if hasattr(inner, "readable"):
+        steps |= inner.advance()  # type: ignore[attr-defined]
+        return steps
     for group in inner.param_groups:
         gradients = {p: p.grad for p in group["params"] if p.grad is not None}
         steps |= gradients if group["momentum"] == 0 else _averages(inner, group, gradients)

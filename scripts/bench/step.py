@@ -32,7 +32,7 @@ from gnewton.experiment.places import config_folder
 from gnewton.experiment.prepare import settings_from
 from gnewton.experiment.schema import register_schemas
 from gnewton.optim.options import OptimizerRecipe, TrainingProblem
-from gnewton.optim.options.second_order import GroupedNewtonRecipe, KFACRecipe
+from gnewton.optim.options.second_order import GroupedNewtonRecipe, KFACDirection, KFACRecipe
 from gnewton.partition import Partition
 
 Batch = tuple[Tensor, Tensor]
@@ -50,7 +50,9 @@ HEADER = (
 def kinds(recipe: OptimizerRecipe) -> dict[str, int]:
     """The kinds of steps beside plain ones, each with its period; the first of those that are due counts."""
     if isinstance(recipe, GroupedNewtonRecipe):
-        return {"update": recipe.period}
+        rare = recipe.direction.inverse_period if isinstance(recipe.direction, KFACDirection) else 0
+        whole = rare and rare % recipe.period == 0
+        return {"inverses": rare, "update": recipe.period} if whole else {"update": recipe.period}
     if isinstance(recipe, KFACRecipe):
         return {"inverses": recipe.inverse_period, "factors": recipe.statistics_period}
     return {}
@@ -58,11 +60,11 @@ def kinds(recipe: OptimizerRecipe) -> dict[str, int]:
 
 def shortened(recipe: OptimizerRecipe) -> OptimizerRecipe:
     """The recipe with a rare kind of step made less rare, so that it need not be waited for."""
-    return (
-        replace(recipe, inverse_period=2 * recipe.statistics_period)
-        if isinstance(recipe, KFACRecipe)
-        else recipe
-    )
+    if isinstance(recipe, KFACRecipe):
+        return replace(recipe, inverse_period=2 * recipe.statistics_period)
+    if isinstance(recipe, GroupedNewtonRecipe) and isinstance(recipe.direction, KFACDirection):
+        return replace(recipe, direction=replace(recipe.direction, inverse_period=2 * recipe.period))
+    return recipe
 
 
 @dataclass

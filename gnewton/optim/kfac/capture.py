@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from gnewton.backend import world_size
 from gnewton.errors import InputError
 from gnewton.optim.kfac.kronecker_blocks import Layer, Module
+from gnewton.optim.kfac.layer_gradient import LowRankGradient
 from gnewton.optim.kfac.likelihoods import Sampler
-from gnewton.optim.kfac.preconditioner import LowRankGradient
 from gnewton.optim.kfac.statistics import Basis, Sums
 
 _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}

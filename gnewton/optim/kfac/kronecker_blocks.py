@@ -127,8 +127,7 @@ def rows(module: Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[Ten
         inputs, gradient = inputs.unsqueeze(0), gradient.unsqueeze(0)
     if spatial == 1:
         inputs, gradient = inputs.unsqueeze(2), gradient.unsqueeze(2)
-    per_sample = module.weight[0].numel() * gradient[0, 0].numel()
-    size = max(_PATCH_NUMBERS // per_sample, 1)
+    size = piece_size(module.weight[0].numel() * gradient[0, 0].numel())
     for x, g in zip(inputs.split(size), gradient.split(size), strict=True):
         yield _patches(module, x), g.transpose(0, 1).reshape(g.shape[1], -1).T
 
@@ -140,15 +139,7 @@ def _patches(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
     ``torch.nn.functional.unfold``.
     """
     kernel, stride, dilation = (_pair(t) for t in (module.kernel_size, module.stride, module.dilation))
-    before_after = _padding(module, kernel, dilation)
-    if any(before_after):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        flat = (
-            inputs.squeeze(2) if isinstance(module, nn.Conv1d) else inputs
-        )  # modes but zero know their axes
-        padded = F.pad(flat, before_after[: 2 * len(module.kernel_size)], mode=mode)
-        inputs = padded.unsqueeze(2) if isinstance(module, nn.Conv1d) else padded
-    inputs = inputs.contiguous()
+    inputs = padded(module, inputs)
     samples, channels, *sides = inputs.shape
     positions = [
         (side - d * (k - 1) - 1) // s + 1
@@ -165,6 +156,25 @@ def _patches(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
         by_column * stride[1],
     )
     return inputs.as_strided(shape, strides).reshape(module.weight[0].numel(), -1).T
+
+
+def piece_size(numbers: int) -> int:
+    """How many samples are taken at once, if the patches of one hold so many numbers."""
+    return max(_PATCH_NUMBERS // numbers, 1)
+
+
+def padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    """The input (N, C, H, W) with the padding of the layer, contiguous."""
+    kernel, dilation = _pair(module.kernel_size), _pair(module.dilation)
+    before_after = _padding(module, kernel, dilation)
+    if any(before_after):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        flat = (
+            inputs.squeeze(2) if isinstance(module, nn.Conv1d) else inputs
+        )  # modes but zero know their axes
+        made = F.pad(flat, before_after[: 2 * len(module.kernel_size)], mode=mode)
+        inputs = made.unsqueeze(2) if isinstance(module, nn.Conv1d) else made
+    return inputs.contiguous()
 
 
 def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,20 +15,19 @@ from gnewton.optim.grouping import Trained, check_one_device, trainable
 from gnewton.optim.hyperparameters import KFACHyperparameters
 from gnewton.optim.kfac.capture import Capture
 from gnewton.optim.kfac.kronecker_blocks import Layer, find_layers
+from gnewton.optim.kfac.layer_gradient import DenseGradient, LayerGradient, LayerStep, StepByRows
 from gnewton.optim.kfac.likelihoods import LabelStream, Sampler, sampler
-from gnewton.optim.kfac.preconditioner import (
-    Corrected,
-    DenseGradient,
-    Eigen,
-    Inverses,
-    LayerGradient,
-    Preconditioner,
-    refresh_inverses,
-)
+from gnewton.optim.kfac.low_rank import LowRank
+from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner
 from gnewton.optim.kfac.statistics import Factors, moments
 from gnewton.wrappers import is_compiled, named_parameters, unwrapped
 
-_KINDS: dict[str, type[Inverses] | type[Eigen]] = {"inverse": Inverses, "eigen": Eigen, "ekfac": Corrected}
+_KINDS: dict[str, type[Preconditioner]] = {
+    "inverse": Inverses,
+    "low_rank": LowRank,
+    "eigen": Eigen,
+    "ekfac": Corrected,
+}
 
 
 class KFAC(BoundOptimizer):
@@ -69,7 +68,8 @@ class KFAC(BoundOptimizer):
             the classes along the last axis), "gaussian" (mean
             squared error), "bernoulli" (binary cross-entropy with logits), or a function that draws
             (:mod:`gnewton.optim.kfac.likelihoods`). Not used by the empirical Fisher.
-        preconditioner: "inverse" as above, "eigen" (λ added to the products of eigenvalues) or "ekfac".
+        preconditioner: "inverse" as above, "low_rank" (the same with the leading eigenvectors alone,
+            :mod:`gnewton.optim.kfac.low_rank`), "eigen" (λ added to the products of eigenvalues) or "ekfac".
         start: start of the averages, the "first" statistics or the "identity".
         scaling: "standard", or "reference": with S positions, A is divided and G multiplied by S².
         seed: seed of the drawn labels; None: torch's initial seed. Torch's own random stream is not touched.
@@ -200,20 +200,44 @@ class KFAC(BoundOptimizer):
             InputError: for sparse gradients, if the model never ran forward in training mode, or if it trains
                 other parameters than when the optimizer was built.
         """
-        self._trained.check()
         loss = evaluated(closure)
+        steps = self.advance()
+        if steps:
+            group, parameters = self.param_groups[0], list(steps)
+            lr, decay = float(group["lr"]), float(group["weight_decay"])
+            if decay > 0:
+                torch._foreach_mul_(parameters, 1 - lr * decay)
+            torch._foreach_add_(parameters, list(steps.values()), alpha=-lr)
+        return loss
+
+    @property
+    def readable(self) -> bool:
+        """Whether a step subtracts exactly what :meth:`advance` returns."""
+        group = self.param_groups[0]
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        return group["lr"] == 1 and group["weight_decay"] == 0 and not hooks
+
+    @torch.no_grad()
+    def advance(self) -> dict[Tensor, Tensor]:
+        """Everything in a step but the motion of the parameters.
+
+        Returns:
+            m of each parameter with a gradient; not to be written to.
+
+        Raises:
+            InputError: as for :meth:`step`.
+        """
+        self._trained.check()
         refuse_sparse(self.param_groups[0]["params"])
         self._take_statistics()
         self._refresh()
-        moved, vectors = self._directions()
-        if self.keeps_fresh:
-            lr = float(self.param_groups[0]["lr"])
-            self.fresh = {p: lr * v for p, v in zip(moved, vectors, strict=True)}
-        move(moved, vectors, self.param_groups[0], self.state)
+        steps, raw = self._layer_steps()
+        self._clip(steps)
+        averaged = self._average(steps, raw)
         self._capture.clear()
         self._steps += 1
         self._capture.due = self._steps >= self._next_statistics
-        return loss
+        return averaged
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state plus factors, inverses, counters and the position of the random stream."""
@@ -304,35 +328,83 @@ class KFAC(BoundOptimizer):
             self._preconditioners.setdefault(layer, self._new_kind(layer))
         preconditioners = [self._preconditioners[layer] for layer in layers]
         factors = [self._factors[layer] for layer in layers]
-        if self._kind == "inverse":
-            refresh_inverses(preconditioners, factors, float(self.param_groups[0]["damping"]))  # type: ignore[arg-type]
-        else:
-            for preconditioner, factor in zip(preconditioners, factors, strict=True):
-                preconditioner.refresh(factor)  # type: ignore[attr-defined]
+        _KINDS[self._kind].refresh(preconditioners, factors, float(self.param_groups[0]["damping"]))
         if due:
             self._next_inverses = self._steps + self._inverse_period
         self._capture.bases = {layer: self._preconditioners[layer].basis for layer in self._preconditioners}
 
-    def _directions(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters that move, with ν V or the raw gradient of each."""
-        group = self.param_groups[0]
-        damping = float(group["damping"])
+    def _layer_steps(self) -> tuple[dict[Layer, LayerStep], list[Tensor]]:
+        """V of each treated layer, and the parameters that take the raw gradient."""
+        damping = float(self.param_groups[0]["damping"])
         raw = [p for p in self._others if p.grad is not None]
-        moved: list[Tensor] = []
-        vectors: list[Tensor] = []
-        products: list[Tensor] = []
+        steps: dict[Layer, LayerStep] = {}
         for layer, (weight, bias) in self._treated.items():
             if weight.grad is None or layer not in self._preconditioners:
                 raw += [p for p in (weight, bias) if p is not None and p.grad is not None]
+            else:
+                steps[layer] = self._preconditioners[layer].apply(self._gradient(layer), damping)
+        return steps, raw
+
+    def _clip(self, steps: Mapping[Layer, LayerStep]) -> None:
+        """V ← νV, ν = min(1, √(κ/(lr² Σ ⟨V, ∇W⟩))); without κ, no change."""
+        group = self.param_groups[0]
+        if group["kl_clip"] is None or not steps:
+            return
+        products = [
+            step.along(*(None if p is None else p.grad for p in self._treated[layer]))
+            for layer, step in steps.items()
+        ]
+        size = torch.stack(products).sum().clamp_min(0).mul_(float(group["lr"]) ** 2)
+        factor = (float(group["kl_clip"]) / size).sqrt_().clamp_max(1.0)
+        for step in steps.values():
+            step.scale(factor)
+
+    def _average(self, steps: Mapping[Layer, LayerStep], raw: list[Tensor]) -> dict[Tensor, Tensor]:
+        """m ← μ m + V, and m of each parameter; a V by rows is not multiplied out on its own."""
+        group = self.param_groups[0]
+        momentum = float(group["momentum"])
+        averaged: dict[Tensor, Tensor] = {}
+        new = {p: p.grad for p in raw if p.grad is not None}
+        for layer, step in steps.items():
+            weight, bias = self._treated[layer]
+            if (
+                momentum > 0
+                and not self.keeps_fresh
+                and isinstance(step, StepByRows)
+                and (buffers := self._buffers(weight, bias, step)) is not None
+            ):
+                step.average_into(*buffers, momentum)
+                averaged |= {p: self.state[p]["momentum_buffer"] for p in (weight, bias) if p is not None}
                 continue
-            v_weight, v_bias = self._preconditioners[layer].apply(self._gradient(layer), damping)
-            for p, v in ((weight, v_weight), (bias, v_bias)):
+            for p, v in zip((weight, bias), step.parts(), strict=True):
                 if p is not None and v is not None and p.grad is not None:
-                    moved.append(p)
-                    vectors.append(v.view_as(p).to(p.dtype))
-                    products.append(v.flatten() @ p.grad.flatten().to(v.dtype))
-        clip(vectors, products, group)
-        return [*moved, *raw], [*vectors, *(p.grad for p in raw if p.grad is not None)]
+                    new[p] = v.view_as(p).to(p.dtype)
+        lr = float(group["lr"])
+        self.fresh = {p: v if lr == 1 else lr * v for p, v in new.items()} if self.keeps_fresh else {}
+        if momentum == 0:
+            return averaged | new
+        if new:
+            held = [self._buffer(p) for p in new]
+            torch._foreach_mul_(held, momentum)
+            torch._foreach_add_(held, list(new.values()))
+            averaged |= dict(zip(new, held, strict=True))
+        return averaged
+
+    def _buffer(self, p: Tensor) -> Tensor:
+        """m of a parameter, zero at first."""
+        if "momentum_buffer" not in self.state[p]:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffer: Tensor = self.state[p]["momentum_buffer"]
+        return buffer
+
+    def _buffers(
+        self, weight: Tensor, bias: Tensor | None, step: StepByRows
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """m of the weight as a matrix and that of the bias; None where products cannot be written to them."""
+        held = self._buffer(weight), None if bias is None else self._buffer(bias)
+        if any(m is not None and (m.dtype != step.inputs.dtype or not m.is_contiguous()) for m in held):
+            return None
+        return held
 
     def _gradient(self, layer: Layer) -> LayerGradient:
         weight, bias = self._treated[layer]
@@ -361,48 +433,3 @@ def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> d
         raise InputError("model: it has no trainable parameters")
     check_one_device(named.values())
     return named
-
-
-def clip(vectors: list[Tensor], products: list[Tensor], group: Mapping[str, Any]) -> None:
-    """V ← νV in place, ν = min(1, √(κ/(lr² Σ ⟨V, ∇W⟩))); without κ, no change.
-
-    Args:
-        vectors: V.
-        products: ⟨V, ∇W⟩ of each, scalars.
-        group: ``lr`` and ``kl_clip``, κ or None.
-    """
-    if group["kl_clip"] is None or not products:
-        return
-    size = torch.stack(products).sum().clamp_min(0).mul_(float(group["lr"]) ** 2)
-    factor = (float(group["kl_clip"]) / size).sqrt_().clamp_max(1.0)
-    torch._foreach_mul_(vectors, factor)
-
-
-def move(
-    parameters: list[Tensor],
-    vectors: list[Tensor],
-    group: Mapping[str, Any],
-    state: MutableMapping[Tensor, Any],
-) -> None:
-    """m ← μ m + V, θ ← (1 − lr·wd) θ − lr m.
-
-    Args:
-        parameters: θ, changed in place.
-        vectors: V of each.
-        group: ``lr``, ``momentum`` and ``weight_decay``.
-        state: state of the optimizer, with m as ``momentum_buffer``.
-    """
-    if not parameters:
-        return
-    lr, momentum = float(group["lr"]), float(group["momentum"])
-    if momentum > 0:
-        fresh = [p for p in parameters if "momentum_buffer" not in state[p]]
-        for p in fresh:
-            state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [state[p]["momentum_buffer"] for p in parameters]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, vectors)
-        vectors = buffers
-    if group["weight_decay"] > 0:
-        torch._foreach_mul_(parameters, 1 - lr * float(group["weight_decay"]))
-    torch._foreach_add_(parameters, vectors, alpha=-lr)

@@ -5,79 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnewton.errors import GnewtonError
+from gnewton.optim.kfac.layer_gradient import LayerGradient, LayerStep, WholeStep, product
 from gnewton.optim.kfac.statistics import Basis, Factors
-
-Parts = tuple[Tensor, Tensor | None]
-"""A gradient or step of a layer: (outputs, fan_in) for its weight, (outputs,) for its bias."""
 
 _ATTEMPTS = 8
 """Number of attempts at a Cholesky decomposition, each with ten times the damping of the one before: rounding
 errors alone can make an average of squares indefinite."""
-
-
-class LayerGradient(ABC):
-    """∇W, (outputs, inputs): the flattened gradient of the weight, with that of the bias as last column."""
-
-    @abstractmethod
-    def sandwich(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Two matrices whose product is leftᵀ ∇W right."""
-
-
-@dataclass(frozen=True)
-class DenseGradient(LayerGradient):
-    """∇W as a full matrix."""
-
-    matrix: Tensor
-
-    @staticmethod
-    def of(weight: Tensor, bias: Tensor | None) -> DenseGradient:
-        """Join the gradients of weight and bias, in the precision of the factors."""
-        matrix = weight.flatten(1)
-        if bias is not None:
-            matrix = torch.cat([matrix, bias.unsqueeze(1)], dim=1)
-        return DenseGradient(matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
-
-    def sandwich(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """(leftᵀ ∇W, right): o²i multiplications now, oi² for the product."""
-        return left.T @ self.matrix, right
-
-
-@dataclass(frozen=True)
-class LowRankGradient(LayerGradient):
-    """∇W = Σ_n g_n ā_nᵀ of a linear layer, as R rows.
-
-    Attributes:
-        inputs: (R, fan_in).
-        outputs: (R, outputs), the gradients of the mean loss with respect to the layer's outputs.
-        bias: whether the layer has a bias, whose input is 1.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-    bias: bool
-
-    def sandwich(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """((g left)ᵀ, ā right): R(o² + i²) multiplications now, R·o·i for the product."""
-        projected = torch.addmm(right[-1], self.inputs, right[:-1]) if self.bias else self.inputs @ right
-        return (self.outputs @ left).T, projected
-
-    @staticmethod
-    def pays(samples: int, inputs: int, outputs: int) -> bool:
-        """Whether products by rows are cheaper than products with the full matrix."""
-        by_rows = samples * (inputs**2 + outputs**2 + inputs * outputs)
-        return by_rows < inputs * outputs * (inputs + outputs)
-
-
-def product(left: Tensor, right: Tensor, bias: bool) -> Parts:
-    """The product left · right, with the last column split off for the bias; both parts are contiguous."""
-    if not bias:
-        return left @ right, None
-    return left @ right[:, :-1], left @ right[:, -1]
 
 
 class Preconditioner(ABC):
@@ -86,9 +25,14 @@ class Preconditioner(ABC):
     def __init__(self, bias: bool) -> None:
         self._bias = bias
 
+    @staticmethod
     @abstractmethod
-    def apply(self, gradient: LayerGradient, damping: float) -> Parts:
-        """V, for weight and bias."""
+    def refresh(preconditioners: Sequence[Any], factors: Sequence[Factors], damping: float) -> None:
+        """Take in the present factors of each layer, all layers at once."""
+
+    @abstractmethod
+    def apply(self, gradient: LayerGradient, damping: float) -> LayerStep:
+        """V."""
 
     def observe(self, squares: Tensor | None, finite: Tensor, decay: float) -> None:
         """Take in squares of gradients in :attr:`basis`; ``finite``: whether the samples were finite."""
@@ -108,6 +52,21 @@ class Preconditioner(ABC):
         """Restore the value of :meth:`state`."""
 
 
+@dataclass(frozen=True)
+class Explicit:
+    """A symmetric matrix by its entries."""
+
+    matrix: Tensor
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """X S."""
+        return rows @ self.matrix
+
+    def of_columns(self, columns: Tensor) -> Tensor:
+        """S X."""
+        return self.matrix @ columns
+
+
 class Inverses(Preconditioner):
     """V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹: Tikhonov damping, split by π = √((tr A/dim A)/(tr G/dim G))."""
 
@@ -115,9 +74,16 @@ class Inverses(Preconditioner):
         super().__init__(bias)
         self.a = self.g = torch.empty(0)
 
-    def apply(self, gradient: LayerGradient, damping: float) -> Parts:
+    @staticmethod
+    def refresh(preconditioners: Sequence[Inverses], factors: Sequence[Factors], damping: float) -> None:
+        """Invert the factors of all layers."""
+        inverses = iter(damped_inverses(*damped_factors(factors, damping)))
+        for preconditioner in preconditioners:
+            preconditioner.a, preconditioner.g = next(inverses), next(inverses)
+
+    def apply(self, gradient: LayerGradient, damping: float) -> LayerStep:
         """V, by two products with the explicit inverses."""
-        return product(*gradient.sandwich(self.g, self.a), self._bias)
+        return gradient.between(Explicit(self.g), Explicit(self.a))
 
     def state(self) -> dict[str, Tensor]:
         """The two inverses."""
@@ -170,16 +136,14 @@ def damped_inverses(matrices: Sequence[Tensor], dampings: Sequence[Tensor]) -> l
     )
 
 
-def refresh_inverses(preconditioners: Sequence[Inverses], factors: Sequence[Factors], damping: float) -> None:
-    """Invert the factors of all layers."""
+def damped_factors(factors: Sequence[Factors], damping: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The matrices A, G, A, G, … of all layers, and the damping of each."""
     matrices: list[Tensor] = []
     dampings: list[Tensor] = []
     for factor in factors:
         matrices += [factor.a, factor.g]
         dampings += split_damping(factor, damping)
-    inverses = iter(damped_inverses(matrices, dampings))
-    for preconditioner in preconditioners:
-        preconditioner.a, preconditioner.g = next(inverses), next(inverses)
+    return matrices, dampings
 
 
 class Eigen(Preconditioner):
@@ -192,17 +156,19 @@ class Eigen(Preconditioner):
         super().__init__(bias)
         self.inputs = self.outputs = self.scale = torch.empty(0)
 
-    def refresh(self, factors: Factors) -> None:
+    @staticmethod
+    def refresh(preconditioners: Sequence[Eigen], factors: Sequence[Factors], damping: float) -> None:
         """Decompose the factors; the scale is the products of their eigenvalues."""
-        d_a, self.inputs = _eigh(factors.a)
-        d_g, self.outputs = _eigh(factors.g)
-        self.scale = torch.outer(d_g.clamp_min(0), d_a.clamp_min(0))
+        for kept, factor in zip(preconditioners, factors, strict=True):
+            d_a, kept.inputs = _eigh(factor.a)
+            d_g, kept.outputs = _eigh(factor.g)
+            kept.scale = torch.outer(d_g.clamp_min(0), d_a.clamp_min(0))
 
-    def apply(self, gradient: LayerGradient, damping: float) -> Parts:
+    def apply(self, gradient: LayerGradient, damping: float) -> LayerStep:
         """V: rotate into the eigenbasis, divide, rotate back."""
         left, right = gradient.sandwich(self.outputs, self.inputs)
         rotated = (left @ right).div_(self.scale + damping)
-        return product(self.outputs @ rotated, self.inputs.T, self._bias)
+        return WholeStep(*product(self.outputs @ rotated, self.inputs.T, self._bias))
 
     def state(self) -> dict[str, Tensor]:
         """Eigenvectors and scale."""

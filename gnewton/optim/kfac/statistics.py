@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnewton.backend import sum_over_processes, world_size
 from gnewton.optim.kfac.kronecker_blocks import Layer, Module, rows
+from gnewton.optim.kfac.patch_moments import applies, patch_moments
 
 _SQUARES_NUMBERS = 2**25
 """Most numbers in the gradients of single samples that are held at once."""
@@ -23,47 +25,131 @@ class Basis:
     outputs: Tensor
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The matrix factor · Σ_r x_r x_rᵀ, kept as its rows until it is added to an average.
+
+    Attributes:
+        rows: x, (R, n).
+        factor: a positive number.
+    """
+
+    rows: Tensor
+    factor: float
+
+    def trace(self) -> Tensor:
+        """The trace, a scalar."""
+        return self.rows.square().sum() * self.factor
+
+    def matrix(self) -> Tensor:
+        """The matrix, (n, n)."""
+        return (self.rows.T @ self.rows).mul_(self.factor)
+
+
 class Sums:
     """Sums over all positions of all samples of a layer since the last step.
 
+    The rows of a single call of a linear layer in a single process on the CPU stay as they are, if they are
+    few: products of matrices can then be added to the averages as they are made, in one pass over memory.
+
     Attributes:
-        a: Σ ā āᵀ of the inputs, with a 1 appended if there is a bias: (inputs, inputs).
-        g: Σ g gᵀ of the gradients with respect to the outputs: (outputs, outputs).
         squares: Σ_n (Q_Gᵀ ∇W_n Q_A)², entry by entry: (outputs, inputs); None without a basis.
         rows: number of positions in all samples.
     """
 
     def __init__(self, layer: Layer, basis: Basis | None) -> None:
         weight = layer.weight.detach()
-        kind = {
+        self._kind: dict[str, Any] = {
             "dtype": torch.promote_types(weight.dtype, torch.float32),
             "device": weight.device,
         }
         self._layer = layer
         self._basis = basis
-        self.a = torch.zeros(layer.inputs, layer.inputs, **kind)  # type: ignore[call-overload]
-        self.g = torch.zeros(layer.outputs, layer.outputs, **kind)  # type: ignore[call-overload]
-        self.squares = None if basis is None else torch.zeros_like(self.a[:1]).repeat(layer.outputs, 1)
+        self._a: Tensor | None = None
+        self._g: Tensor | None = None
+        self._pending: tuple[Tensor, Tensor] | None = None
+        self.squares = None if basis is None else self._zeros(layer.outputs, layer.inputs)
         self.rows = 0
 
     def add(self, module: Module, inputs: Tensor, gradient: Tensor, samples: int) -> None:
         """Add one call of ``module``: its inputs and the gradient with respect to its outputs."""
-        fan_in = self._layer.fan_in
-        weight_part = self.a[:fan_in, :fan_in]
         features = self._layer.outputs
         total = gradient.numel() // features
         positions = total // samples if samples and total % samples == 0 else 1
+        self.rows += total
+        if self._basis is None and applies(module, inputs):
+            self._add_patches(module, inputs, gradient)  # type: ignore[arg-type]
+            return
+        waits = self.rows == total and self._may_wait(module, total)
         for x, g in rows(module, inputs, gradient):
-            weight_part.addmm_(x.T, x)
-            if self._layer.bias is not None:
-                column = x.sum(0)
-                self.a[fan_in, :fan_in] += column
-                self.a[:fan_in, fan_in] += column
-                self.a[fan_in, fan_in] += len(x)
-            self.g.addmm_(g.T, g)
+            if waits:
+                self._pending = self._extended(x), g.clone()  # copies: others may write to these tensors
+            else:
+                self._multiply(x, g)
             if self._basis is not None and self.squares is not None:
                 self._add_squares(self._basis, x, g, positions)
-        self.rows += total
+
+    def second_moments(
+        self, of_a: float | Tensor, of_g: float | Tensor
+    ) -> tuple[Tensor | Rows, Tensor | Rows]:
+        """of_a · Σ ā āᵀ of the inputs, with a 1 appended if there is a bias, and of_g · Σ g gᵀ of the
+        gradients with respect to the outputs: (inputs, inputs) and (outputs, outputs).
+
+        The matrices are those of this object, which is not to be used any more.
+        """
+        if self._pending is not None and self._a is None:
+            x, g = self._pending
+            return Rows(x, float(of_a)), Rows(g, float(of_g))
+        a, g = self.matrices()
+        return a.mul_(of_a), g.mul_(of_g)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Σ ā āᵀ and Σ g gᵀ."""
+        if self._pending is not None:
+            (x, g), self._pending = self._pending, None
+            self._multiply(x[:, : self._layer.fan_in], g)
+        if self._a is None or self._g is None:
+            self._a = self._zeros(self._layer.inputs, self._layer.inputs)
+            self._g = self._zeros(self._layer.outputs, self._layer.outputs)
+        return self._a, self._g
+
+    def _may_wait(self, module: Module, total: int) -> bool:
+        device: torch.device = self._kind["device"]
+        small = total <= min(self._layer.inputs, self._layer.outputs)
+        return small and isinstance(module, nn.Linear) and device.type == "cpu" and world_size() == 1
+
+    def _extended(self, x: Tensor) -> Tensor:
+        if self._layer.bias is None:
+            return x.clone()
+        return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+
+    def _multiply(self, x: Tensor, g: Tensor) -> None:
+        sum_a, sum_g = self.matrices()
+        fan_in = self._layer.fan_in
+        sum_a[:fan_in, :fan_in].addmm_(x.T, x)
+        if self._layer.bias is not None:
+            self._add_ones(x.sum(0), len(x))
+        sum_g.addmm_(g.T, g)
+
+    def _add_patches(self, module: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> None:
+        sum_a, sum_g = self.matrices()
+        fan_in = self._layer.fan_in
+        second, first = patch_moments(module, inputs)
+        sum_a[:fan_in, :fan_in] += second
+        if self._layer.bias is not None:
+            self._add_ones(first, gradient.numel() // self._layer.outputs)
+        g = gradient.to(sum_g.dtype).transpose(0, 1).reshape(self._layer.outputs, -1)
+        sum_g.addmm_(g, g.T)
+
+    def _add_ones(self, column: Tensor, count: int) -> None:
+        """The part of A that the 1 in ā makes; ``column`` is the sum of the rows."""
+        sum_a, fan_in = self.matrices()[0], self._layer.fan_in
+        sum_a[fan_in, :fan_in] += column
+        sum_a[:fan_in, fan_in] += column
+        sum_a[fan_in, fan_in] += count
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, **self._kind)
 
     def _add_squares(self, basis: Basis, x: Tensor, g: Tensor, positions: int) -> None:
         assert self.squares is not None
@@ -84,8 +170,8 @@ class Sums:
 class Moments:
     """The moments of a layer in one step: A, G and, with a basis, the squares of its gradients."""
 
-    a: Tensor
-    g: Tensor
+    a: Tensor | Rows
+    g: Tensor | Rows
     squares: Tensor | None
 
 
@@ -98,36 +184,51 @@ def moments(
     A = (1/N) Σ ā āᵀ and G = (1/(N S)) Σ ĝ ĝᵀ, squares (1/N) Σ_n (…)².
 
     Args:
-        pending: the sums of each layer.
+        pending: the sums of each layer; they are used up.
         samples: N in this process.
         gradient_scale: ĝ/g, the factor on the gradients in the sums.
         reference_scaling: divide A by S² and multiply G by S², as the preset ``reference`` has it.
     """
-    parts: list[Tensor] = []
-    for sums in pending.values():
-        parts += [sums.a, sums.g.mul_(gradient_scale**2)]
-        if sums.squares is not None:
-            parts.append(sums.squares.mul_(gradient_scale**2))
+    square = gradient_scale**2
     total: float | Tensor = float(samples)
-    if world_size() > 1:
-        *parts, total = sum_over_processes([*parts, parts[0].new_tensor(samples)])
+    if world_size() > 1:  # each process scales gradients by its own number of samples
+        total, square = _join(list(pending.values()), samples, square), 1.0
     means = {}
-    remaining = iter(parts)
     for layer, sums in pending.items():
         positions = sums.rows / samples
-        a, g = next(remaining).div_(total), next(remaining).div_(total * positions)
-        if reference_scaling:
-            a, g = a.div_(positions**2), g.mul_(positions**2)
-        squares = next(remaining).div_(total) if sums.squares is not None else None
+        reference = positions**2 if reference_scaling else 1.0
+        a, g = sums.second_moments(1 / (total * reference), square * reference / (total * positions))
+        squares = sums.squares.mul_(square / total) if sums.squares is not None else None
         means[layer] = Moments(a, g, squares)
     return means
+
+
+def _join(pending: Sequence[Sums], samples: int, square: float) -> Tensor:
+    """Add up the sums of all processes, in place, by one all-reduce.
+
+    Args:
+        square: factor on the squares of the gradients of this process.
+
+    Returns:
+        The number of samples in all processes.
+    """
+    parts: list[Tensor] = []
+    for sums in pending:
+        a, g = sums.matrices()
+        parts += [a, g.mul_(square)]
+        if sums.squares is not None:
+            parts.append(sums.squares.mul_(square))
+    *joined, total = sum_over_processes([*parts, parts[0].new_tensor(samples)])
+    for part, sum_of_all in zip(parts, joined, strict=True):
+        part.copy_(sum_of_all)
+    return total
 
 
 class Factors:
     """The running averages M ← decay·M + (1 − decay)·M_new of A and G of one layer.
 
-    They start from the first moments, or from the identity. Moments that are not finite change nothing; this
-    is decided on the device, so the host never waits.
+    They start from the first moments, or from the identity. Moments that are not finite change nothing; on
+    devices other than the CPU this is decided there, so the host never waits.
 
     Attributes:
         a, g: the averages.
@@ -150,10 +251,18 @@ class Factors:
             Whether they were finite, a boolean scalar on the device.
         """
         # |A_ij|² <= A_ii A_jj: the diagonals are finite exactly if the matrices are
-        finite = torch.isfinite(new.a.diagonal().sum() + new.g.diagonal().sum())
-        weight = 1 - self._decay * self.seen.to(self.a.dtype)  # all of the first moments
-        for average, moment in ((self.a, new.a), (self.g, new.g)):
-            average.lerp_(torch.where(finite, moment, average), weight)
+        finite = torch.isfinite(_trace(new.a) + _trace(new.g))
+        pairs = ((self.a, new.a), (self.g, new.g))
+        if self.a.device.type == "cpu":  # passes over memory dominate, and reading the flags is free
+            if finite:
+                weight = 1 - self._decay * float(self.seen)  # all of the first moments
+                for average, moment in pairs:
+                    _blend(average, moment, weight)
+        else:
+            share = 1 - self._decay * self.seen.to(self.a.dtype)
+            for average, moment in pairs:
+                matrix = moment.matrix() if isinstance(moment, Rows) else moment
+                average.lerp_(torch.where(finite, matrix, average), share)
         self.seen = self.seen | finite
         return finite
 
@@ -164,3 +273,16 @@ class Factors:
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore the value of :meth:`state`."""
         self.a, self.g, self.seen = state["a"], state["g"], state["seen"]
+
+
+def _trace(moment: Tensor | Rows) -> Tensor:
+    return moment.trace() if isinstance(moment, Rows) else moment.diagonal().sum()
+
+
+def _blend(average: Tensor, moment: Tensor | Rows, weight: float) -> None:
+    """average ← (1 − weight) · average + weight · moment, in place and in one pass over it."""
+    if isinstance(moment, Rows):
+        rows = moment.rows
+        average.addmm_(rows.T, rows, beta=1 - weight, alpha=weight * moment.factor)
+    else:
+        average.lerp_(moment, weight)

@@ -15,6 +15,8 @@ from gnewton import KFAC, GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.experiment.prepare import settings_from
 from gnewton.optim.options import TrainingProblem
+from gnewton.optim.shadow_direction import ShadowDirection
+from tests.optim.kfac.cases import CASES
 from tests.optim.problems import classification, tanh_net
 
 RATE = 0.02
@@ -76,6 +78,31 @@ def test_constant_rates_are_kfac(preconditioner: str, fisher: str, decay: float)
     assert (ours - start).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("case", ["wide", "conv"])
+def test_a_step_that_is_read_off_is_that_of_the_shadows(case: str, momentum: float) -> None:
+    """A hook on steps makes the shadows move; both have the same fresh part every third step."""
+    found = []
+    for hooked in (False, True):
+        model, inputs = CASES[case].make()
+        named = list(model.named_parameters())
+        shadow = ShadowDirection(named, direction(model, momentum=momentum))
+        assert isinstance(shadow.inner, KFAC)
+        if hooked:
+            shadow.inner.register_step_post_hook(lambda *_: None)
+        assert shadow.inner.readable == (not hooked)
+        steps = []
+        for number in range(5):
+            model.zero_grad()
+            (model(inputs + number).square().mean()).backward()
+            u, v = shadow.advance(fresh=number % 3 == 1)
+            steps += [t.clone() for t in (*u, *(v if number % 3 == 1 else ()))]
+        assert all(not torch.any(p) for p in shadow._shadows) or hooked
+        found.append(steps)
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 @pytest.mark.parametrize("engine", ["tangent", "reference"])
 def test_the_passes_of_the_summary_are_not_watched(engine: str, fisher: str) -> None:
@@ -96,7 +123,7 @@ def test_the_passes_of_the_summary_are_not_watched(engine: str, fisher: str) -> 
         torch.testing.assert_close(g, found[1][name][1], rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize("preconditioner", ["inverse", "ekfac"])
+@pytest.mark.parametrize("preconditioner", ["inverse", "low_rank", "ekfac"])
 def test_a_restored_direction_continues_bit_for_bit(preconditioner: str) -> None:
     straight = tanh_net()
     whole = advance(

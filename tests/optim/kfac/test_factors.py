@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton import KFAC
+from gnewton.optim.kfac.kronecker_blocks import rows
+from gnewton.optim.kfac.patch_moments import applies, patch_moments
+from gnewton.optim.kfac.statistics import Rows
 from tests.optim.kfac.cases import CASES, DOUBLE, Dense, dense, fixed, labels_from
 
 
@@ -227,10 +230,11 @@ def test_only_the_first_of_two_backward_passes_counts() -> None:
         same(g, wanted[layer].g)
 
 
-def test_patches_come_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["conv", "conv-stride"])
+def test_patches_come_in_pieces_of_bounded_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from gnewton.optim.kfac import kronecker_blocks
 
-    model, inputs = CASES["conv-all"].make()
+    model, inputs = CASES[name].make()
     deltas = labels_from(model, inputs)
     found: list[dict[str, Any]] = []
     for numbers in (2**26, 1):
@@ -243,6 +247,54 @@ def test_patches_come_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch)
     for layer in found[0]:
         same(found[0][layer][0], found[1][layer][0])
         same(found[0][layer][1], found[1][layer][1])
+
+
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "padding": {"padding": (2, 1)},
+    "same, circular": {"padding": "same", "padding_mode": "circular"},
+    "stride along rows": {"stride": (1, 2), "padding": 1},
+    "dilation along rows": {"dilation": (1, 2)},
+    "a column": {"kernel_size": (3, 1)},
+    "as high as the image": {"kernel_size": (7, 2)},
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_moments_of_patches_are_those_of_the_patches(name: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, **{"kernel_size": (4, 3), **CONVOLUTIONS[name]}).double()
+    inputs = torch.randn(5, 2, 7, 8, dtype=DOUBLE)
+    assert applies(layer, inputs)
+    second, first = patch_moments(layer, inputs.to(memory_format=torch.channels_last))
+    (x, _), *more = rows(layer, inputs, layer(inputs).detach())
+    assert not more
+    same(second, x.T @ x)
+    same(first, x.sum(0))
+
+
+def test_other_convolutions_are_counted_patch_by_patch() -> None:
+    image = torch.zeros(1, 2, 7, 8)
+    for options in ({"stride": (2, 1)}, {"dilation": (2, 1)}, {"kernel_size": (1, 3)}):
+        assert not applies(nn.Conv2d(2, 3, **{"kernel_size": 3, **options}), image)  # type: ignore[arg-type]
+    assert not applies(nn.Conv2d(2, 3, 3), image[0])
+
+
+def test_rows_that_wait_are_copies() -> None:
+    """What is written to the inputs between the passes and the step is not counted."""
+    found = []
+    for changed in (False, True):
+        model, inputs = CASES["wide"].make()
+        optimizer = KFAC(model, likelihood=fixed(labels_from(model, inputs)), lr=1e-30)
+        backward(model, inputs)
+        assert isinstance(optimizer._capture.sums[optimizer._layers[0]].second_moments(1.0, 1.0)[0], Rows)
+        if changed:
+            inputs.zero_()
+        optimizer.step()
+        found.append(optimizer.factors)
+    for layer, (a, g) in found[0].items():
+        same(found[1][layer][0], a)
+        same(found[1][layer][1], g)
 
 
 def test_lower_precision_is_averaged_in_float32() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from gnewton import KFAC
 from gnewton.errors import GnewtonError
-from gnewton.optim.kfac.preconditioner import DenseGradient, LowRankGradient, damped_inverses, split_damping
+from gnewton.optim.kfac.layer_gradient import DenseGradient, LowRankGradient
+from gnewton.optim.kfac.preconditioner import damped_inverses, split_damping
 from gnewton.optim.kfac.statistics import Factors
 from tests.optim.kfac.cases import CASES, DOUBLE, dense, fixed, joined, labels_from, pi
 
@@ -31,7 +32,7 @@ def eigen(a: Tensor, g: Tensor, gradient: Tensor) -> Tensor:
     return torch.linalg.solve(matrix, gradient.flatten()).view_as(gradient)
 
 
-FORMULAS = {"inverse": inverse, "eigen": eigen, "ekfac": eigen}
+FORMULAS = {"inverse": inverse, "low_rank": inverse, "eigen": eigen, "ekfac": eigen}
 LAYERED = ["mlp", "no-bias", "frozen-bias", "wide", "positions", "tied", "conv", "conv-all", "conv1d"]
 
 
@@ -225,7 +226,9 @@ def test_ekfac_averages_squares_of_single_gradients_in_the_eigenbasis() -> None:
             matrix = basis @ torch.diag(wanted.flatten() + DAMPING) @ basis.T
             solved = torch.linalg.solve(matrix, gradient.flatten()).view_as(gradient)
             made = kept.apply(DenseGradient.of(weight, bias), DAMPING)
-            torch.testing.assert_close(joined(*made), solved.view(len(solved), -1), rtol=1e-8, atol=1e-11)
+            torch.testing.assert_close(
+                joined(*made.parts()), solved.view(len(solved), -1), rtol=1e-8, atol=1e-11
+            )
         advance()  # a new basis: the scale starts over
         for layer in optimizer._layers:
             a, g = optimizer.factors[layer.name]

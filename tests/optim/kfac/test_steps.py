@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from gnewton import KFAC
 from gnewton.errors import InputError
+from gnewton.optim.kfac import low_rank
 from tests.optim.kfac.cases import CASES, DOUBLE, Chain, dense, fixed, joined, pi
 from tests.processes import in_processes, process_group
 
@@ -223,7 +225,7 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last
 
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
-@pytest.mark.parametrize("preconditioner", ["inverse", "eigen", "ekfac"])
+@pytest.mark.parametrize("preconditioner", ["inverse", "eigen", "ekfac"])  # low_rank: test_low_rank.py
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 8])
 def test_a_restored_optimizer_continues_bit_for_bit(
     preconditioner: str, fisher: str, stop: int, tmp_path: Path
@@ -303,7 +305,7 @@ def test_zero_gradients_move_nothing_and_are_not_divided_by() -> None:
 
 Job = tuple[str, str, str]
 JOBS: dict[int, list[Job]] = {
-    2: [("true", "inverse", "hidden"), ("empirical", "ekfac", "in place")],
+    2: [("true", "inverse", "hidden"), ("empirical", "ekfac", "in place"), ("true", "low_rank", "hidden")],
     3: [("true", "ekfac", "replaced"), ("empirical", "eigen", "hidden")],
 }
 """By the number of processes: Fisher, preconditioner, and how the gradients are joined."""
@@ -334,14 +336,23 @@ def run(rank: int, size: int, fisher: str, preconditioner: str, joint: str) -> t
         lr=0.05,
         statistics_period=1,
         inverse_period=2,
+        damping=3.0 if preconditioner == "low_rank" else 0.03,
         fisher=fisher,
         preconditioner=preconditioner,
         likelihood=likelihood,
     )
-    for x, y in zip(batches[:, rows], targets[:, rows], strict=True):
+    with mock.patch.object(low_rank, "SMALLEST", 0):
+        train(model, optimizer, batches[:, rows], targets[:, rows], count, joint if size > 1 else None)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), optimizer.factors
+
+
+def train(
+    model: nn.Module, optimizer: KFAC, inputs: Tensor, targets: Tensor, count: int, joint: str | None
+) -> None:
+    for x, y in zip(inputs, targets, strict=True):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        for p in model.parameters() if size > 1 else ():
+        for p in model.parameters() if joint is not None else ():
             assert p.grad is not None
             if joint == "in place":
                 p.grad.mul_(len(x) / count)
@@ -354,7 +365,6 @@ def run(rank: int, size: int, fisher: str, preconditioner: str, joint: str) -> t
                 dist.all_reduce(whole)
                 p.grad = whole
         optimizer.step()
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), optimizer.factors
 
 
 @pytest.mark.parametrize("size", JOBS)
@@ -385,7 +395,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"likelihood": "poisson"},
         "likelihood=poisson: must be one of categorical, categorical_last, gaussian",
     ),
-    "preconditioner": ({"preconditioner": "lu"}, "preconditioner=lu: must be one of inverse, eigen, ekfac"),
+    "preconditioner": (
+        {"preconditioner": "lu"},
+        "preconditioner=lu: must be one of inverse, low_rank, eigen, ekfac",
+    ),
     "start": ({"start": "zero"}, "start=zero: must be one of first, identity"),
     "scaling": ({"scaling": "none"}, "scaling=none: must be one of standard, reference"),
     "params": (
