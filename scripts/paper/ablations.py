@@ -14,7 +14,7 @@ def ablations(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
     variants = {PAPER: (), **settings.ablations}
     trials = [
         settings.trial(name, variant, "", seed, (*settings.ablation_task, f"optimizer={PAPER}", *overrides))
-        for seed in settings.curves.seeds
+        for seed in settings.ablation_seeds
         for variant, overrides in variants.items()
     ]
     outcomes = workshop.run(trials)

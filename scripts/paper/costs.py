@@ -1,4 +1,4 @@
-"""What a summary costs against the number of groups S: the engine of this package beside S backward passes."""
+"""The cost of a summary against the number of groups S, beside that of S double backward passes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from scripts.paper.record import FigureFiles
 from scripts.paper.runs import Workshop, composed
 from scripts.paper.settings import PAPER, PaperSettings
 
-SIDES = {"tangent": "one pass with S tangents (this package)", "reference": "S double and triple backward passes"}
+SIDES = {
+    "tangent": "one pass with S tangents (this package)",
+    "reference": "S double and triple backward passes",
+}
 BLOCKS = (256, 128, 64, 32, 16, 8)
 """Output channels of a group, from few groups to many."""
 
@@ -30,8 +33,7 @@ def costs(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
     for name, overrides in settings.costs.items():
         seed = settings.curves.seeds[0]
         point = open_point(composed((*overrides, f"optimizer={PAPER}", f"seed={seed}")), None, trains=True)
-        for partition in partitions(point):
-            rows.append({"network": name, **measure(point, partition, settings)})
+        rows += [{"network": name, **measure(point, partition, settings)} for partition in partitions(point)]
     table = pd.DataFrame(rows)
     return FigureFiles(tables={"costs": table}, images={"costs": _figure(table)})
 

@@ -24,7 +24,7 @@ PIECE = 1000
 
 
 def matrices(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
-    """Inspect each set-up at its start and after the steps of each stage, and show the rates of the longest run.
+    """Inspect each set-up at its start and after each stage, and show the rates of the longest run.
 
     A stage is a run of its own: with one seed, a shorter run is the beginning of a longer one.
     """
@@ -94,7 +94,9 @@ def _inspected(point: Point, samples: int) -> InspectionFiles:
 
 def _entries(files: InspectionFiles) -> pd.DataFrame:
     """The entries of H̄ and of the scaled H̄, one row each."""
-    pairs = pd.MultiIndex.from_product([files.names, files.names], names=["row", "column"]).to_frame(index=False)
+    pairs = pd.MultiIndex.from_product([files.names, files.names], names=["row", "column"]).to_frame(
+        index=False
+    )
     return pairs.assign(hessian=files.hessian.ravel(), scaled=files.scaled.ravel())
 
 
@@ -103,5 +105,3 @@ def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
     joined = pd.concat(tables, ignore_index=True)
     front = [name for name in ("task", "step") if name in joined]
     return joined[[*front, *(name for name in joined if name not in front)]]
-
-

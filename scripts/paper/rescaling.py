@@ -1,7 +1,9 @@
-"""Invariance: one network trained in two parameterisations that differ by a factor for each group.
+"""Invariance: a network is trained in parameterisations that differ by a factor for each group, θ_s = a_s θ̃_s.
 
-``model.scaling=true`` is the parameterisation of the neural tangent kernel: the weights of a layer are √fan_in
-times larger and its input is divided by √fan_in. So θ_s = a_s θ̃_s with a_s = 1/√fan_in for weights, 1 for biases.
+- ``powers``: a_s are powers of two, for weights and biases (:mod:`scripts.paper.units`). The runs start from the
+  same function to the last bit.
+- ``ntk``: ``model.scaling=true``, the parameterisation of the neural tangent kernel: a_s = 1/√fan_in for weights.
+  These are drawn in float32, so the runs start from functions that differ by its rounding.
 """
 
 from __future__ import annotations
@@ -18,48 +20,57 @@ from gnewton.report.plots.style import figure, legend_below, log_scale, looks, t
 from gnewton.training.checkpoint import load_checkpoint
 from scripts.paper.record import FigureFiles
 from scripts.paper.runs import Workshop, composed, last_checkpoint
-from scripts.paper.settings import PaperSettings
+from scripts.paper.settings import PAPER, PaperSettings
 from scripts.study.plan import Trial
 from scripts.study.stages import Outcome
 
+IMPORTS = "imports=[scripts.paper.rescaled_networks]"
+PLAIN = "plain"
+FORMS = {PLAIN: (), "powers": ("model.spread=8",), "ntk": ("model.scaling=true",)}
 DTYPES = ("float64", "float32")
-FORMS = {"plain": (), "scaled": ("model.scaling=true",)}
 
 
 def rescaling(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
-    """Train every method in both parameterisations and number formats, and compare losses and weights."""
+    """Train in two parameterisations and compare losses and weights; rivals in ntk and float64 alone."""
     name, seed = settings.rescaling_task[0].partition("=")[2], settings.curves.seeds[0]
+    ours = [method for method in settings.rescaling if method.startswith(PAPER)]
+    pairs = [(method, dtype, form) for method in ours for dtype in DTYPES for form in list(FORMS)[1:]]
+    pairs += [(method, DTYPES[0], "ntk") for method in settings.rescaling if method not in ours]
     trials = {
         (method, dtype, form): settings.trial(
             name,
             method,
             f"{dtype} {form}",
             seed,
-            (*settings.rescaling_task, *overrides, f"trainer.dtype={dtype}", *FORMS[form]),
+            (
+                *settings.rescaling_task,
+                *settings.rescaling[method],
+                f"trainer.dtype={dtype}",
+                *FORMS[form],
+                IMPORTS,
+            ),
         )
-        for method, overrides in settings.rescaling.items()
-        for dtype in DTYPES
-        for form in FORMS
+        for method, dtype, other in pairs
+        for form in (PLAIN, other)
     }
     outcomes = dict(zip(trials, workshop.run(list(trials.values())), strict=True))
     lines, ends = [], []
-    for method in settings.rescaling:
-        for dtype in DTYPES:
-            plain, scaled = (outcomes[method, dtype, form] for form in FORMS)
-            line = deviations(plain, scaled).assign(method=method, dtype=dtype)
-            lines.append(line)
-            ends.append(
-                {
-                    "method": method,
-                    "dtype": dtype,
-                    "steps": len(line),
-                    "first_step": line["deviation"].iloc[0] if len(line) else math.nan,
-                    "largest": line["deviation"].max(),
-                    "last_step": line["deviation"].iloc[-1] if len(line) else math.nan,
-                    "weights": distance_of_weights(plain, scaled),
-                    "lost": plain.lost + scaled.lost,
-                }
-            )
+    for method, dtype, form in pairs:
+        plain, other = outcomes[method, dtype, PLAIN], outcomes[method, dtype, form]
+        about = {"method": method, "dtype": dtype, "form": form}
+        line = deviations(plain, other)
+        lines.append(line.assign(**about))
+        ends.append(
+            {
+                **about,
+                "steps": len(line),
+                "at_start": line["deviation"].iloc[0] if len(line) else math.nan,
+                "at_end": line["deviation"].iloc[-1] if len(line) else math.nan,
+                "largest": line["deviation"].max(),
+                "weights": distance_of_weights(plain, other),
+                "lost": plain.lost + other.lost,
+            }
+        )
     table = pd.concat(lines, ignore_index=True)
     return FigureFiles(
         tables={"deviation": table, "ends": pd.DataFrame(ends)},
@@ -68,27 +79,25 @@ def rescaling(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
     )
 
 
-def deviations(plain: Outcome, scaled: Outcome) -> pd.DataFrame:
+def deviations(plain: Outcome, other: Outcome) -> pd.DataFrame:
     """The losses of two runs step by step, and |L − L̃|/|L|."""
-    if plain.run is None or scaled.run is None:
-        return pd.DataFrame(columns=["step", "plain", "scaled", "deviation"], dtype=float)
-    losses = [run.steps.set_index("step")["loss"] for run in (plain.run, scaled.run)]
-    table = pd.concat(losses, axis=1, keys=["plain", "scaled"], join="inner").reset_index()
-    return table.assign(deviation=(table["plain"] - table["scaled"]).abs() / table["plain"].abs())
+    if plain.run is None or other.run is None:
+        return pd.DataFrame(columns=["step", "plain", "rescaled", "deviation"], dtype=float)
+    losses = [run.steps.set_index("step")["loss"] for run in (plain.run, other.run)]
+    table = pd.concat(losses, axis=1, keys=["plain", "rescaled"], join="inner").reset_index()
+    return table.assign(deviation=(table["plain"] - table["rescaled"]).abs() / table["plain"].abs())
 
 
-def distance_of_weights(plain: Outcome, scaled: Outcome) -> float:
+def distance_of_weights(plain: Outcome, other: Outcome) -> float:
     """‖θ − a θ̃‖ / ‖θ − θ_0‖ at the end of two runs: their distance relative to the way that was trained."""
-    ends = [_weights(outcome) for outcome in (plain, scaled)]
-    if ends[0] is None or ends[1] is None:
+    end, end_of_other = _weights(plain), _weights(other)
+    if end is None or end_of_other is None:
         return math.nan
-    starts = [_initial(outcome.trial) for outcome in (plain, scaled)]
+    start, units = _initial(plain.trial), _units(other.trial)
     apart = way = 0.0
-    for key, end in ends[0].items():
-        largest = starts[1][key].abs().max()
-        factor = float(starts[0][key].abs().max() / largest) if largest > 0 else 1.0
-        apart += float((end - factor * ends[1][key]).double().square().sum())
-        way += float((end - starts[0][key]).double().square().sum())
+    for key, value in end.items():
+        apart += float((value - units[key] * end_of_other[key]).double().square().sum())
+        way += float((value - start[key]).double().square().sum())
     return math.sqrt(apart / way) if way > 0 else math.nan
 
 
@@ -102,19 +111,30 @@ def _initial(trial: Trial) -> dict[str, Tensor]:
     return {key: value.detach().cpu() for key, value in point.model.state_dict().items()}
 
 
+def _units(trial: Trial) -> dict[str, float]:
+    """a_s of every parameter of a run, by its name."""
+    point = open_point(composed(trial.overrides), None)
+    units = {}
+    for key, stored in point.model.named_parameters():
+        factor = point.model.get_submodule(f"{key.rpartition('.')[0]}.0").factor
+        ntk = point.settings.model.scaling and stored.ndim > 1  # type: ignore[attr-defined]
+        units[key] = factor / math.sqrt(stored[0].numel()) if ntk else factor
+    return units
+
+
 def _figure(table: pd.DataFrame, name: str) -> Figure:
     canvas, axes = figure(1, len(DTYPES), width=4.4, height=3.2)
-    methods = list(dict.fromkeys(table["method"]))
-    styles = dict(zip(methods, looks(len(methods)), strict=True))
-    shown = table.assign(deviation=table["deviation"].where(table["deviation"] > 0, np.finfo(float).eps))
+    kinds = list(dict.fromkeys(zip(table["method"], table["form"], strict=True)))
+    styles = dict(zip(kinds, looks(len(kinds)), strict=True))
+    shown = table.assign(deviation=table["deviation"].where(table["deviation"] > 0, np.finfo(float).eps / 4))
     for axis, dtype in zip(axes[0], DTYPES, strict=True):
-        for method, style in styles.items():
-            line = shown[(shown["method"] == method) & (shown["dtype"] == dtype)]
+        for (method, form), style in styles.items():
+            line = shown[(shown["method"] == method) & (shown["form"] == form) & (shown["dtype"] == dtype)]
             axis.plot(line["step"], line["deviation"], linewidth=1.3, **style)
         axis.set_xlabel("step")
         axis.set_ylabel("relative deviation of the loss")
         log_scale(axis, "y")
         title(axis, f"{name}, {dtype}")
     handles = [axes[0][0].plot([], [], **style)[0] for style in styles.values()]
-    legend_below(canvas, handles, methods)
+    legend_below(canvas, handles, [f"{method}, {form}" for method, form in kinds])
     return canvas

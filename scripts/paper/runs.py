@@ -1,4 +1,4 @@
-"""Training runs of the figures: one resumable sweep for all, so that a run that two figures need is made once."""
+"""Training runs of the figures: one resumable sweep for all, so that what two figures need is run once."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ class PaperSettings:
         stages: for each of them, the steps of training at which it is shown besides the start; None: the end.
         samples: training samples over which H̄ is averaged.
         ablation_task: overrides of the task of the ablations.
+        ablation_seeds: of their runs.
         ablations: overrides of each variant by its name; they come after those of the paper's optimizer.
         rescaling_task: overrides of the task that is trained in two parameterisations.
         rescaling: overrides of each method that is trained so, by its name.
@@ -42,6 +43,7 @@ class PaperSettings:
     stages: Mapping[str, tuple[int | None, ...]]
     samples: int
     ablation_task: Overrides
+    ablation_seeds: tuple[int, ...]
     ablations: Mapping[str, Overrides]
     rescaling_task: Overrides
     rescaling: Mapping[str, Overrides]
@@ -68,6 +70,7 @@ class PaperSettings:
             stages={name: tuple(value["steps"]) for name, value in matrices["setups"].items()},
             samples=int(matrices["samples"]),
             ablation_task=tuple(ablations["task"]),
+            ablation_seeds=tuple(ablations["seeds"]),
             ablations=_by_name(ablations["variants"]),
             rescaling_task=tuple(rescaling["task"]),
             rescaling=_by_name(rescaling["methods"]),

@@ -18,8 +18,8 @@ AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
 def curve_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """The training loss along every run.
 
-    Columns: ``task``, ``method``, ``setting``, ``seed``, ``step``, ``epoch``, ``train_seconds``, ``loss`` (the
-    mean since the row before) and ``trailing`` (the mean over the last tenth of the run's steps).
+    Columns: ``task``, ``method``, ``setting``, ``seed``, ``step``, ``epoch``, ``train_seconds``, ``loss``
+    (the mean since the row before) and ``trailing`` (the mean over a tenth of the run's steps).
     """
     tables = []
     for outcome in outcomes:
@@ -96,5 +96,3 @@ def end_table(outcomes: Sequence[Outcome], reference: str) -> pd.DataFrame:
     base = table[table["method"] == reference].set_index("task")["train_loss"]
     table.insert(8, "ratio", table["train_loss"] / table["task"].map(base))
     return table
-
-
