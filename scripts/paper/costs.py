@@ -65,10 +65,10 @@ def measure(point: Point, partition: Partition, settings: PaperSettings) -> dict
     sides: dict[str, Callable[[], object]] = {
         "gradient": partial(mean_gradient, point.model, loss_fn, [batch]),
     }
-    for side in SIDES:
-        if side == "tangent" or len(partition) <= settings.reference_most:
-            summarizer = Summarizer(point.model, loss_fn, partition, engine=side)  # type: ignore[arg-type]
-            sides[side] = partial(summarizer.summarize, *batch, direction)
+    for engine in SIDES:
+        if engine == "tangent" or len(partition) <= settings.reference_most:
+            summarizer = Summarizer(point.model, loss_fn, partition, engine=engine)  # type: ignore[arg-type]
+            sides[engine] = partial(summarizer.summarize, *batch, direction)
     least = dict.fromkeys(sides, float("inf"))
     for side in sides.values():
         side()

@@ -1,9 +1,11 @@
-"""Invariance: a network is trained in parameterisations that differ by a factor for each group, θ_s = a_s θ̃_s.
+"""Invariance: a network trained in parameterisations that differ by a factor for each group.
 
-- ``powers``: a_s are powers of two, for weights and biases (:mod:`scripts.paper.units`). The runs start from the
-  same function to the last bit.
-- ``ntk``: ``model.scaling=true``, the parameterisation of the neural tangent kernel: a_s = 1/√fan_in for weights.
-  These are drawn in float32, so the runs start from functions that differ by its rounding.
+θ_s = a_s θ̃_s, in two forms:
+
+- ``powers``: powers of two for weights and biases (:mod:`scripts.paper.units`). The runs start from the same
+  function to the last bit.
+- ``ntk``: ``model.scaling=true``, the parameterisation of the neural tangent kernel: 1/√fan_in for weights.
+  They are drawn in float32, so the runs start from functions that differ by its rounding.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from gnewton.training.checkpoint import load_checkpoint
 from scripts.paper.record import FigureFiles
 from scripts.paper.runs import Workshop, composed, last_checkpoint
 from scripts.paper.settings import PAPER, PaperSettings
+from scripts.paper.units import Times
 from scripts.study.plan import Trial
 from scripts.study.stages import Outcome
 
@@ -116,7 +119,9 @@ def _units(trial: Trial) -> dict[str, float]:
     point = open_point(composed(trial.overrides), None)
     units = {}
     for key, stored in point.model.named_parameters():
-        factor = point.model.get_submodule(f"{key.rpartition('.')[0]}.0").factor
+        times = point.model.get_submodule(f"{key.rpartition('.')[0]}.0")
+        assert isinstance(times, Times)
+        factor = times.factor
         ntk = point.settings.model.scaling and stored.ndim > 1  # type: ignore[attr-defined]
         units[key] = factor / math.sqrt(stored[0].numel()) if ntk else factor
     return units
