@@ -20,6 +20,7 @@ from gnewton.experiment.run import run
 from gnewton.report.runs import read_run
 from scripts.paper.__main__ import FIGURES
 from scripts.paper.record import MADE_WITH
+from scripts.paper.rescaling import EXACT
 from scripts.paper.runs import Workshop, composed
 from scripts.paper.settings import PAPER, PaperSettings
 from scripts.paper.units import rescale
@@ -45,8 +46,8 @@ TOY = {
     "matrices": {"samples": 200, "setups": {"digits": {"overrides": NETWORK, "steps": [None]}}},
     "ablations": {"task": NETWORK, "seeds": [1], "variants": {"one group": ["partition=single"]}},
     "rescaling": {
-        "task": ["model=rescaled_mlp", *NETWORK[1:]],
-        "methods": {PAPER: [f"optimizer={PAPER}", "optimizer.cap=null"]},
+        "task": ["model=rescaled_mlp", "imports=[scripts.paper.rescaled_networks]", *NETWORK[1:]],
+        "methods": {EXACT: [f"optimizer={PAPER}", "optimizer.cap=null"]},
     },
     "costs": {
         "networks": {"digits": ["model=mlp", "model.widths=[8]", "data=digits"]},

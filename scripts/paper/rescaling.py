@@ -27,31 +27,32 @@ from scripts.paper.units import Times
 from scripts.study.plan import Trial
 from scripts.study.stages import Outcome
 
-IMPORTS = "imports=[scripts.paper.rescaled_networks]"
 PLAIN = "plain"
 FORMS = {PLAIN: (), "powers": ("model.spread=8",), "ntk": ("model.scaling=true",)}
 DTYPES = ("float64", "float32")
+EXACT = f"{PAPER}, no cap"
+"""The method without the cap on steps: its floor, for parameters that start at 0, is in fixed units."""
 
 
 def rescaling(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
-    """Train in two parameterisations and compare losses and weights; rivals in ntk and float64 alone."""
+    """Train in each form and compare losses and weights.
+
+    :data:`EXACT` is trained in both number formats, the paper's preset in float64, rivals in ntk and float64.
+    """
     name, seed = settings.rescaling_task[0].partition("=")[2], settings.curves.seeds[0]
-    ours = [method for method in settings.rescaling if method.startswith(PAPER)]
-    pairs = [(method, dtype, form) for method in ours for dtype in DTYPES for form in list(FORMS)[1:]]
-    pairs += [(method, DTYPES[0], "ntk") for method in settings.rescaling if method not in ours]
+    pairs = [
+        (method, dtype, form)
+        for method in settings.rescaling
+        for dtype in DTYPES[: 2 if method == EXACT else 1]
+        for form in list(FORMS)[1 if method.startswith(PAPER) else 2 :]
+    ]
     trials = {
         (method, dtype, form): settings.trial(
             name,
             method,
             f"{dtype} {form}",
             seed,
-            (
-                *settings.rescaling_task,
-                *settings.rescaling[method],
-                f"trainer.dtype={dtype}",
-                *FORMS[form],
-                IMPORTS,
-            ),
+            (*settings.rescaling_task, *settings.rescaling[method], f"trainer.dtype={dtype}", *FORMS[form]),
         )
         for method, dtype, other in pairs
         for form in (PLAIN, other)
