@@ -43,7 +43,7 @@ TOY = {
         "seeds": [1],
         "methods": {PAPER: {"overrides": [f"optimizer={PAPER}"]}},
     },
-    "matrices": {"samples": 200, "setups": {"digits": {"overrides": NETWORK, "steps": [None]}}},
+    "matrices": {"setups": {"digits": {"overrides": NETWORK, "samples": 200, "steps": [None]}}},
     "ablations": {"task": NETWORK, "seeds": [1], "variants": {"one group": ["partition=single"]}},
     "rescaling": {
         "task": ["model=rescaled_mlp", "imports=[scripts.paper.rescaled_networks]", *NETWORK[1:]],

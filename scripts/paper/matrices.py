@@ -41,7 +41,7 @@ def matrices(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
         config = composed(trials[0].overrides)
         ends = [path for outcome in outcomes if (path := last_checkpoint(outcome)) is not None]
         for checkpoint in (None, *ends):  # the table of runs has those that came to no end
-            found = _inspected(open_point(config, checkpoint), settings.samples)
+            found = _inspected(open_point(config, checkpoint), settings.samples[name])
             steps = found.about["step"]
             about = {"task": name, "step": steps}
             groups.append(found.groups.assign(**about, loss=found.about["loss"]))

@@ -29,6 +29,7 @@ from scripts.study.stages import Outcome
 
 PLAIN = "plain"
 FORMS = {PLAIN: (), "powers": ("model.spread=8",), "ntk": ("model.scaling=true",)}
+RESCALED = ("powers", "ntk")
 DTYPES = ("float64", "float32")
 EXACT = f"{PAPER}, no cap"
 """The method without the cap on steps: its floor, for parameters that start at 0, is in fixed units."""
@@ -37,14 +38,15 @@ EXACT = f"{PAPER}, no cap"
 def rescaling(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
     """Train in each form and compare losses and weights.
 
-    :data:`EXACT` is trained in both number formats, the paper's preset in float64, rivals in ntk and float64.
+    :data:`EXACT` is trained in all forms and number formats, the preset of the paper in powers and float64, rivals
+    in ntk and float64.
     """
     name, seed = settings.rescaling_task[0].partition("=")[2], settings.curves.seeds[0]
     pairs = [
         (method, dtype, form)
         for method in settings.rescaling
         for dtype in DTYPES[: 2 if method == EXACT else 1]
-        for form in list(FORMS)[1 if method.startswith(PAPER) else 2 :]
+        for form in {EXACT: RESCALED, PAPER: RESCALED[:1]}.get(method, RESCALED[1:])
     ]
     trials = {
         (method, dtype, form): settings.trial(

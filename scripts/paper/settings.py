@@ -26,7 +26,7 @@ class PaperSettings:
         curves: the tasks, methods, rates and seeds of the training curves.
         matrices: overrides of each set-up whose H̄ is shown.
         stages: for each of them, the steps of training at which it is shown besides the start; None: the end.
-        samples: training samples over which H̄ is averaged.
+        samples: for each of them, the training samples over which H̄ is averaged.
         ablation_task: overrides of the task of the ablations.
         ablation_seeds: of their runs.
         ablations: overrides of each variant by its name; they come after those of the paper's optimizer.
@@ -41,7 +41,7 @@ class PaperSettings:
     curves: Plan
     matrices: Mapping[str, Overrides]
     stages: Mapping[str, tuple[int | None, ...]]
-    samples: int
+    samples: Mapping[str, int]
     ablation_task: Overrides
     ablation_seeds: tuple[int, ...]
     ablations: Mapping[str, Overrides]
@@ -68,7 +68,7 @@ class PaperSettings:
             curves=Plan.parse({"common": common, **content["curves"]}),
             matrices={name: tuple(value["overrides"]) for name, value in matrices["setups"].items()},
             stages={name: tuple(value["steps"]) for name, value in matrices["setups"].items()},
-            samples=int(matrices["samples"]),
+            samples={name: int(value["samples"]) for name, value in matrices["setups"].items()},
             ablation_task=tuple(ablations["task"]),
             ablation_seeds=tuple(ablations["seeds"]),
             ablations=_by_name(ablations["variants"]),
