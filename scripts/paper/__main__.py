@@ -1,5 +1,7 @@
 """Make a figure of the paper, or all of them; runs that have been made already are not made again.
 
+The runs of all figures are one sweep: what an interrupted figure has left open is run first by the next one.
+
 python -m scripts.paper matrices|curves|ablations|rescaling|costs|all [--quick] [--out FOLDER] [--jobs 2]
 """
 
