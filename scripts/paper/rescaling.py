@@ -38,7 +38,7 @@ EXACT = f"{PAPER}, no cap"
 def rescaling(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
     """Train in each form and compare losses and weights.
 
-    :data:`EXACT` is trained in all forms and number formats; in float64, the preset of the paper in powers and
+    :data:`EXACT` is trained in all forms and number formats; in float64, the paper's preset in powers and the
     rivals in ntk.
     """
     name, seed = settings.rescaling_task[0].partition("=")[2], settings.curves.seeds[0]
