@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -15,17 +13,13 @@ from torch import nn
 
 from gnewton.cli.composer import Composer
 from gnewton.experiment.overrides import parse_overrides
-from gnewton.experiment.prepare import prepare
-from gnewton.experiment.run import run
-from gnewton.report.runs import read_run
 from scripts.paper.__main__ import FIGURES
 from scripts.paper.record import MADE_WITH
 from scripts.paper.rescaling import EXACT
-from scripts.paper.runs import Workshop, composed
+from scripts.paper.runs import InProcessWorkshop
 from scripts.paper.settings import PAPER, PaperSettings
 from scripts.paper.units import rescale
 from scripts.study.plan import Trial
-from scripts.study.stages import Outcome
 
 NETWORK = ["model=mlp", "model.widths=[8]", "data=digits"]
 TOY = {
@@ -57,32 +51,11 @@ TOY = {
 }
 
 
-@dataclass(frozen=True)
-class InThisProcess(Workshop):
-    """Makes each run once, without a process of its own, which takes seconds to start."""
-
-    made: dict[str, Path] = field(default_factory=dict)
-
-    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
-        outcomes = []
-        for trial in trials:
-            overrides = [*trial.overrides, f"output_root={self.folder}"]
-            config = composed(overrides)
-            key = str(config)
-            if key not in self.made:
-                folder = run(prepare(config, overrides)).folder
-                assert folder is not None
-                self.made[key] = folder
-            ended = read_run(self.made[key])
-            outcomes.append(Outcome(trial, ended.status, ended))
-        return outcomes
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of each figure."""
     root = tmp_path_factory.mktemp("paper")
-    settings, workshop = PaperSettings.parse(TOY), InThisProcess(root / "runs")
+    settings, workshop = PaperSettings.parse(TOY), InProcessWorkshop(root / "runs")
     for name, figure in FIGURES.items():
         figure(settings, workshop).write(
             root / name, ["python", "-m", "scripts.paper", name], torch.device("cpu")

@@ -20,7 +20,7 @@ from scripts.paper.curves import curves
 from scripts.paper.matrices import matrices
 from scripts.paper.record import FigureFiles
 from scripts.paper.rescaling import rescaling
-from scripts.paper.runs import Workshop
+from scripts.paper.runs import InProcessWorkshop, Workshop
 from scripts.paper.settings import PaperSettings
 
 FIGURES: dict[str, Callable[[PaperSettings, Workshop], FigureFiles]] = {
@@ -39,10 +39,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short runs: two cores, under an hour")
     parser.add_argument("--out", type=Path, help="default: outputs/paper/quick or outputs/paper/full")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; for times that compare: 1")
+    parser.add_argument("--in-process", action="store_true", help="start no process for a run")
     options = parser.parse_args()
     form = "quick" if options.quick else "full"
     place = Path("outputs/paper") / form
-    workshop = Workshop((place / "runs").resolve(), [f"launcher.jobs={options.jobs}"])
+    folder = (place / "runs").resolve()
+    workshop = (
+        InProcessWorkshop(folder)
+        if options.in_process
+        else Workshop(folder, (f"launcher.jobs={options.jobs}",))
+    )
     out = options.out or place
     try:
         settings = PaperSettings.read(form)

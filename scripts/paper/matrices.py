@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -32,13 +33,11 @@ def matrices(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
     files = FigureFiles()
     groups, entries, masses, rates = [], [], [], []
     for name, task in settings.matrices.items():
-        trials = [
-            settings.trial(name, PAPER, "", seed, (*task, f"optimizer={PAPER}", *_length(steps)))
-            for steps in settings.stages[name]
-        ]
-        outcomes = workshop.run(trials)
+        whole = settings.trial(name, PAPER, "", seed, (*task, f"optimizer={PAPER}"))
+        stages = [replace(whole, overrides=(*whole.overrides, *_length(n))) for n in settings.stages[name]]
+        outcomes = workshop.run(stages) if stages else []
         files.outcomes += outcomes
-        config = composed(trials[0].overrides)
+        config = composed(whole.overrides)
         ends = [path for outcome in outcomes if (path := last_checkpoint(outcome)) is not None]
         for checkpoint in (None, *ends):  # the table of runs has those that came to no end
             found = _inspected(open_point(config, checkpoint), settings.samples[name])
@@ -49,7 +48,7 @@ def matrices(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
             entries.append(_entries(found).assign(**about))
             files.images[f"{name}_matrix_step{steps}"] = hessian_figure(found)
             files.images[f"{name}_rates_step{steps}"] = point_rates_figure(found)
-        longest = outcomes[-1].run
+        longest = outcomes[-1].run if outcomes else None
         if longest is not None and longest.rates is not None:
             plot = training_rates_figure(group_runs([longest])[0][0])
             if plot is not None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from gnewton.cli.composer import Composer
+from gnewton.errors import Diverged
+from gnewton.experiment.folder import config_hash
 from gnewton.experiment.overrides import parse_overrides
-from gnewton.runfiles import CHECKPOINT_FOLDER, LAST
+from gnewton.experiment.prepare import prepare
+from gnewton.experiment.run import run
+from gnewton.report.runs import Run, read_run
+from gnewton.runfiles import CHECKPOINT_FOLDER, DIVERGED, ENDED, FAILED, LAST, RESULT_FILE
 from scripts.study.plan import Trial
 from scripts.study.stages import Outcome, run_stage
 
@@ -32,9 +39,38 @@ class Workshop:
         return run_stage(self.folder, trials, self.launcher)
 
 
+class InProcessWorkshop(Workshop):
+    """Makes runs in this process, one after the other, which spares each the seconds that a process takes."""
+
+    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Make those runs that are not in the folder yet, and read all of them."""
+        return [self._outcome(trial) for trial in trials]
+
+    def _outcome(self, trial: Trial) -> Outcome:
+        overrides = [*trial.overrides, f"output_root={self.folder}"]
+        config = composed(overrides)
+        found = self._finished(config)
+        if found is None:
+            with suppress(Diverged):  # that is a result too
+                run(prepare(config, overrides))
+            found = self._finished(config)
+        return Outcome(trial, FAILED if found is None else found.status, found)
+
+    def _finished(self, config: DictConfig) -> Run | None:
+        """The run of a configuration that came to its end, made by whichever workshop."""
+        folders = self.folder.glob(f"**/*_{config_hash(config)}")
+        runs = (read_run(folder) for folder in folders if (folder / RESULT_FILE).is_file())
+        return next((run for run in runs if run.status in (*ENDED, DIVERGED)), None)
+
+
+@cache
+def _composer() -> Composer:
+    return Composer()
+
+
 def composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration of a run."""
-    return Composer().compose(parse_overrides(overrides))
+    return _composer().compose(parse_overrides(overrides))
 
 
 def last_checkpoint(outcome: Outcome) -> Path | None:
