@@ -48,12 +48,12 @@ class InProcessWorkshop(Workshop):
 
     def _outcome(self, trial: Trial) -> Outcome:
         overrides = [*trial.overrides, f"output_root={self.folder}"]
-        config = composed(overrides)
-        found = self._finished(config)
+        prepared = prepare(composed(overrides), overrides)
+        found = self._finished(prepared.config)
         if found is None:
             with suppress(Diverged):  # that is a result too
-                run(prepare(config, overrides))
-            found = self._finished(config)
+                run(prepared)
+            found = self._finished(prepared.config)
         return Outcome(trial, FAILED if found is None else found.status, found)
 
     def _finished(self, config: DictConfig) -> Run | None:
