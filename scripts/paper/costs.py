@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from gnewton.experiment.point import Point, open_point
+from gnewton.experiment.build import Point, open_point
 from gnewton.inspection.measurement import mean_gradient
 from gnewton.partition import Partition
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, title

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gnewton.experiment.point import Point, open_point
+from gnewton.experiment.build import Point, open_point
 from gnewton.inspection.measurement import mean_gradient
 from gnewton.inspection.point_inspection import inspect_point, inspection_files
 from gnewton.report.inspection_report import InspectionFiles, parsed_inspection

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from gnewton.experiment.environment import describe_environment
+from gnewton.backend import describe_environment
 from gnewton.report.comparison import write_file
 from gnewton.report.plots.style import rendered
 from scripts.study.stages import Outcome

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gnewton.experiment.point import open_point
+from gnewton.experiment.build import open_point
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, title
 from gnewton.training.checkpoint import load_checkpoint
 from scripts.paper.record import FigureFiles
