@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+import gnewton
 from gnewton.backend import describe_environment
 from gnewton.report.comparison import write_file
 from gnewton.report.plots.style import rendered
@@ -79,7 +80,7 @@ def _csv(table: pd.DataFrame) -> str:
 
 
 def _made_with(command: Sequence[str], device: torch.device) -> str:
-    environment = describe_environment(device, command, [])
+    environment = describe_environment(device, command, [], gnewton.__version__)
     kept = {key: value for key, value in environment.items() if key not in NO_PLACE}
     kept["command"] = shlex.join(command)
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
