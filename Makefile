@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $(STAMP)
 
-.PHONY: help setup run test thorough faults lint types data sweep bench study study-quick gpu report docs docs-options clean
+.PHONY: help setup run test thorough faults lint types data sweep bench study study-quick paper paper-quick gpu report docs docs-options clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -51,6 +51,12 @@ study: $(STAMP) ## GroupedNewton against tuned and untuned rivals on eight tasks
 
 study-quick: $(STAMP) ## The same with short runs, fewer rates and six tasks
 	$(BIN)/python -m scripts.study quick
+
+paper: $(STAMP) ## The figures of the paper at its lengths, for a GPU; resumable, days
+	$(BIN)/python -m scripts.paper all
+
+paper-quick: $(STAMP) ## The same figures from short runs (two cores, under an hour)
+	$(BIN)/python -m scripts.paper all --quick
 
 gpu: $(STAMP) ## Run the tests and benchmarks that need a CUDA device (eight minutes)
 	PYTHON=$(BIN)/python scripts/gpu/check.sh

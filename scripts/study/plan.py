@@ -90,9 +90,12 @@ class Plan:
     @classmethod
     def read(cls, name: str) -> Plan:
         """The plan in ``NAME.yaml`` beside this module."""
-        content: dict[str, Any] = yaml.safe_load(
-            (Path(__file__).parent / f"{name}.yaml").read_text(encoding="utf-8")
-        )
+        path = Path(__file__).parent / f"{name}.yaml"
+        return cls.parse(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> Plan:
+        """The plan of this content of a YAML file."""
         methods = tuple(
             Method(
                 method,
