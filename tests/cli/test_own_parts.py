@@ -51,7 +51,7 @@ def test_a_run_is_inspected_repeated_and_resumed_after_its_file_has_moved(own, t
     newton = ["model=gated", "model.width=8", "data=rings", "partition=ends", "trainer.batch_size=50"]
     assert own(["train", "import=own.py", *newton, *FEW]).code == 0
     folder = str(_run_folder())
-    assert set(pd.read_csv(f"{folder}/rates.csv")["group"]) == {"before", "output"}
+    assert set(pd.read_csv(f"{folder}/rates.csv")["group"]) == {"all:gradient", "before:adam", "output:adam"}
     assert own(["inspect", folder, "partition=single", "--batch-size=20", "--no-plots"]).code == 0
     forget_all()
     assert "reproduced: every value is the same" in own(["rerun", folder]).out
