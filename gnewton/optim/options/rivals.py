@@ -1,4 +1,4 @@
-"""Rivals: NAdam, RMSprop and Muon of torch; Prodigy, D-Adaptation, schedule-free, SOAP, Shampoo of others; DoG.
+"""Rivals: NAdam, RMSprop, Muon and DoG; Prodigy, D-Adaptation, schedule-free, SOAP and Shampoo of others.
 
 ``pip install 'gnewton[rivals]'`` installs the packages.
 """
