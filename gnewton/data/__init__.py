@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 Batch: TypeAlias = "tuple[Any, Tensor]"
-"""(inputs, targets), the one form of batch that the trainer takes. The inputs are a tensor, or a tuple or mapping
-of tensors for ``model(*inputs)`` or ``model(**inputs)``; all have one entry a sample along the first axis."""
+"""(inputs, targets), the one form of batch that the trainer takes. The inputs are a tensor, or a tuple or
+mapping of tensors for ``model(*inputs)`` or ``model(**inputs)``; all have an entry a sample along the first axis.
+"""
 
 
 class Split(ABC):

@@ -83,6 +83,20 @@ def test_no_page_has_commands_that_no_test_runs():
             assert page.partition("/")[0] in (TESTS / owner).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.stem)
+def test_a_numbered_list_with_paragraphs_has_a_blank_line_before_each_number(path):
+    """Without it the site joins the number to the paragraph above."""
+    before, loose = "", False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if re.match(r"\d+\. ", line):
+            assert not (loose and before), line
+        elif line.startswith("    ") and not before:
+            loose = True
+        elif line and not line.startswith(" "):
+            loose = False
+        before = line
+
+
 def test_every_group_is_named():
     for group in config_groups():
         assert f"`{group}`" in DOCUMENT
