@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = "tuple[Any, Tensor]"
 """(inputs, targets), the one form of batch that the trainer takes. The inputs are a tensor, or a tuple or
-mapping of tensors for ``model(*inputs)`` or ``model(**inputs)``; all have an entry a sample along the first axis.
+mapping of tensors for ``model(*inputs)`` or ``model(**inputs)``; each has an entry for every sample.
 """
 
 

@@ -86,8 +86,8 @@ def _pair(batch: Any) -> Batch:
         ):
             return inputs, targets
     raise InputError(
-        "data: a batch of the trainer must be (inputs, targets), a tensor (or a tuple or dictionary of tensors)"
-        f" and a tensor, not a {type(batch).__name__}; "
+        "data: a batch of the trainer must be (inputs, targets), a tensor (or a tuple or dictionary of "
+        f"tensors) and a tensor, not a {type(batch).__name__}; "
         "for batches of another form write a loop of your own, with GroupedNewton(…, forward=…)"
     )
 
