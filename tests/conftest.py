@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from gnewton.experiment.run import Report
+    from gnewton.experiment.run import Draw, Report
 
 SMALL = (
     "model.widths=[8]",
@@ -103,13 +103,13 @@ def compose() -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Report]:
-    """run(overrides, root=tmp_path) -> the report of a run in this process, on the CPU."""
+    """run(overrides, root=tmp_path, draw=None) -> the report of a run in this process, on the CPU."""
     from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
-    def started(overrides: Sequence[str] = (), root: Path = tmp_path) -> Report:
+    def started(overrides: Sequence[str] = (), root: Path = tmp_path, draw: Draw | None = None) -> Report:
         overrides = [f"output_root={root}", "trainer.device=cpu", *overrides]
-        return run_experiment(prepare(compose(overrides), overrides))
+        return run_experiment(prepare(compose(overrides), overrides), draw=draw)
 
     return started
 

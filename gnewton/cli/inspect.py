@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
         raise InputError("inspect: --full takes all samples; leave out --batches and --batch-size")
     from gnewton.cli.inspect import parse_subject
 
-    subject = parse_subject(options.subject, "inspect", idle=Role.BATCHES)
+    subject = parse_subject(options.subject, "inspect", idle=Role.BATCHES, also=["logger"])
     from gnewton.experiment.build import open_point
     from gnewton.inspection.point_inspection import inspection_files
     from gnewton.report.comparison import write_file
@@ -53,9 +53,25 @@ def run(arguments: list[str]) -> int:
     if options.plots:
         from gnewton.report.plots.inspection_plots import write_inspection_plots
 
-        written += write_inspection_plots(stored, folder)
+        plots = write_inspection_plots(stored, folder)
+        written += plots
+        if subject.folder is not None and point.settings.logger:
+            _send(point, subject, [plot for plot in plots if plot.suffix == ".png"])
     print(f"\n{len(written)} files in {folder}: {', '.join(path.name for path in written)}")
     return 0
+
+
+def _send(point: Point, subject: Subject, plots: Sequence[Path]) -> None:
+    """The plots to the loggers of the run, or to those chosen in their place."""
+    from gnewton.experiment.folder import dotted
+    from gnewton.loggers import GuardedLoggers, RunCard
+
+    loggers = GuardedLoggers({name: recipe.build() for name, recipe in point.settings.logger.items()})
+    assert subject.folder is not None
+    card = RunCard(subject.folder, point.settings.name, dotted(subject.config), point.step, trains=False)
+    with loggers.reporting(card):
+        for plot in plots:
+            loggers.image(f"inspection/{plot.stem}", plot, point.step)
 
 
 def _inspect(point: Point, options: argparse.Namespace) -> tuple[Inspection, str]:
@@ -168,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="RUN|CHECKPOINT|OPTION=VALUE",
         help="a run folder (its last checkpoint), a checkpoint in one, or the options of gnewton train "
-        "that make the initial weights; beside a run: partition=, data.root=, trainer.device=",
+        "that make the initial weights; beside a run: partition=, data.root=, trainer.device=, logger=",
     )
     add_sample_options(parser)
     add_matrix_option(parser)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,10 +39,17 @@ def run(arguments: list[str]) -> int:
             log.info("%s: model %s, data %s, optimizer %s; loading torch", *_parts(config))
         from gnewton.experiment.run import run as run_experiment
 
-        run_experiment(prepared, ["gnewton", "train", *arguments])
+        run_experiment(prepared, ["gnewton", "train", *arguments], _draw)
 
     run_hydra(arguments, train)
     return 0
+
+
+def _draw(folder: Path, place: Path) -> dict[str, Path]:
+    """The plots of a run for its loggers; Matplotlib is loaded for a run that has loggers."""
+    from gnewton.report.plots.run_plots import write_run_plots
+
+    return write_run_plots(folder, place)
 
 
 def _parts(config: DictConfig) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from gnewton.tasks import Task
 
 
-Batch: TypeAlias = "tuple[Tensor, Tensor]"
-"""(inputs, targets): the one form of batch that the trainer takes."""
+Batch: TypeAlias = "tuple[Any, Tensor]"
+"""(inputs, targets), the one form of batch that the trainer takes. The inputs are a tensor, or a tuple or
+mapping of tensors for ``model(*inputs)`` or ``model(**inputs)``; each has an entry for every sample.
+"""
 
 
 class Split(ABC):

@@ -36,7 +36,7 @@ class DataRecipe(ABC):
     def build(self, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
         """Obtain the set, split it, and place it on ``device``; inputs come out as ``dtype``.
 
-        The trainer takes batches of one form, a pair of tensors (inputs, targets).
+        The trainer takes batches of one form, (inputs, targets): see :data:`gnewton.data.Batch`.
 
         Args:
             device, dtype: of the batches.

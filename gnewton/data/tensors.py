@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from gnewton.data import Batch, BatchStream, Split
 from gnewton.errors import InputError
@@ -67,24 +68,34 @@ class TensorSplit(Split):
     and augmentation belong to the position in the epoch, so they do not depend on the batch size.
 
     Args:
-        inputs: (N, C, H, W) uint8, (N, …) floats, or (N, T) int64 tokens.
+        inputs: (N, C, H, W) uint8, (N, …) floats, or (N, T) int64 tokens; or a tuple or dict of such tensors.
         targets: (N,) or (N, T) int64 labels or (N, d) floats; None: the target is the input, flattened.
-        scaling: from a stored batch to the network's input, such as a :class:`Scaling`.
+        scaling: from a stored batch to the network's input, such as a :class:`Scaling`; None: they are equal.
         augmenter: applied to the batches of :meth:`epoch` and :meth:`stream`, never to :meth:`in_order`.
         seed: decides the orders of :meth:`epoch`.
         title: the name of the split in messages, such as ``"the train split of data=mnist"``.
+
+    Raises:
+        InputError: if the tensors differ in length.
     """
 
     def __init__(
         self,
-        inputs: Tensor,
+        inputs: Any,
         targets: Tensor | None,
-        scaling: Callable[[Tensor], Tensor],
+        scaling: Callable[[Any], Any] | None = None,
         *,
         augmenter: Augmenter | None = None,
         seed: int,
         title: str,
     ) -> None:
+        tensors: list[Tensor] = [
+            tensor for tensor in pytree.tree_leaves((inputs, targets)) if tensor is not None
+        ]
+        lengths = sorted({len(tensor) for tensor in tensors})
+        if len(lengths) > 1:
+            raise InputError(f"{title}: its tensors hold {lengths} samples; all must hold the same number")
+        self._samples, self._device = len(tensors[0]), tensors[0].device
         self.inputs = inputs
         self.targets = targets
         self.scaling = scaling
@@ -93,7 +104,7 @@ class TensorSplit(Split):
         self.title = title
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return self._samples
 
     def epoch(self, index: int, batch_size: int | None, *, skip: int = 0) -> Iterator[Batch]:
         """See :meth:`Split.epoch`."""
@@ -124,7 +135,7 @@ class TensorSplit(Split):
 
     def order(self, *parts: int | str) -> _Order:
         """The order and augmentation named by ``parts``."""
-        generator = generator_for(self.inputs.device, *parts)
+        generator = generator_for(self._device, *parts)
         samples = shuffled(len(self), generator)
         return _Order(samples, self.augmenter.draw(len(self), generator) if self.augmenter else None)
 
@@ -133,10 +144,10 @@ class TensorSplit(Split):
         return self._finish(order.samples[start:stop], order.draws and order.draws.part(start, stop))
 
     def _finish(self, where: Tensor | slice, draws: CropDraws | None) -> Batch:
-        stored = self.inputs[where]
+        stored = pytree.tree_map(lambda tensor: tensor[where], self.inputs)
         if self.augmenter is not None and draws is not None:
             stored = self.augmenter.apply(stored, draws)
-        inputs = self.scaling(stored)
+        inputs = stored if self.scaling is None else self.scaling(stored)
         return inputs, inputs.flatten(1) if self.targets is None else self.targets[where]
 
     def _size(self, batch_size: int | None) -> int:

@@ -8,7 +8,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import gnewton
 from gnewton.backend import describe_environment, require_compiler
-from gnewton.errors import Diverged, GnewtonError, InputError
+from gnewton.errors import Diverged, GnewtonError, InputError, first_line
 from gnewton.experiment.build import Parts, build_parts, choose_device, prepare_torch, problem_of
 from gnewton.experiment.folder import (
     config_hash,
@@ -57,12 +57,17 @@ class Report:
     outcome: Outcome
 
 
-def run(prepared: Prepared, command: Sequence[str] | None = None) -> Report:
+Draw = Callable[[Path, Path], Mapping[str, Path]]
+"""draw(run folder, where to put them) -> plots of a run that has ended, PNG files by name."""
+
+
+def run(prepared: Prepared, command: Sequence[str] | None = None, draw: Draw | None = None) -> Report:
     """Run one experiment.
 
     Args:
         prepared: see :func:`gnewton.experiment.prepare.prepare`.
         command: the command line for environment.json, by default that of this process.
+        draw: makes the plots that the loggers get at the end; None: they get none.
 
     Returns:
         the run folder and the outcome.
@@ -123,6 +128,8 @@ def run(prepared: Prepared, command: Sequence[str] | None = None) -> Report:
                 outcome = trainer.fit()
                 if folder is not None:
                     write_json(folder / RESULT_FILE, asdict(outcome))
+                if folder is not None and draw is not None and loggers:
+                    _send_plots(loggers, draw, folder, trainer.state.step)
             log.info("%s: results in %s", outcome.status, folder)
     return Report(folder, outcome)
 
@@ -190,6 +197,18 @@ def _describe(parts: Parts, device: torch.device, world: World) -> None:
         log.warning("%s", remark)
     if parts.partition is not None:
         log.info("partition: %s", parts.partition.describe())
+
+
+def _send_plots(loggers: GuardedLoggers, draw: Draw, folder: Path, step: int) -> None:
+    """Plots of a run that has ended to its loggers; one that cannot be drawn costs no run."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            plots = draw(folder, Path(place))
+        except (GnewtonError, OSError) as error:
+            log.warning("the loggers get no plots: %s", first_line(error))
+            return
+        for name, file in plots.items():
+            loggers.image(name, file, step)
 
 
 def _reporting(

@@ -30,20 +30,25 @@ class RunCard:
         experiment: the option ``name``.
         config: all options by dotted name.
         step: training steps done before a run is continued; 0 for a new one.
+        trains: whether the run begins or goes on; else something is added to it as it is.
     """
 
     folder: Path
     experiment: str
     config: Mapping[str, Any]
     step: int
+    trains: bool = True
 
 
 class Logger(ABC):
-    """Receives the rows that a run writes to its CSV files, in the same order. Its methods may raise."""
+    """Receives the rows that a run writes to its CSV files, in the same order, and plots of it.
+
+    Its methods may raise.
+    """
 
     @abstractmethod
     def start(self, card: RunCard) -> None:
-        """A run begins or is continued."""
+        """A run begins or is continued, or gets an addition (``card.trains``)."""
 
     @abstractmethod
     def metrics(self, row: Mapping[str, Any]) -> None:
@@ -56,6 +61,10 @@ class Logger(ABC):
     @abstractmethod
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of rates.csv."""
+
+    @abstractmethod
+    def image(self, name: str, file: Path, step: int) -> None:
+        """A plot that shows the run at a step: a PNG file, which may be gone after the call."""
 
     @abstractmethod
     def finish(self, ended_well: bool) -> None:
@@ -130,6 +139,10 @@ class GuardedLoggers(Logger):
     def __init__(self, loggers: Mapping[str, Logger]) -> None:
         self._loggers = dict(loggers)
 
+    def __bool__(self) -> bool:
+        """Whether there is a logger that has not failed."""
+        return bool(self._loggers)
+
     def start(self, card: RunCard) -> None:
         """See :meth:`Logger.start`."""
         self._forward(lambda logger: logger.start(card))
@@ -145,6 +158,10 @@ class GuardedLoggers(Logger):
     def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """See :meth:`Logger.rates`."""
         self._forward(lambda logger: logger.rates(rows))
+
+    def image(self, name: str, file: Path, step: int) -> None:
+        """See :meth:`Logger.image`."""
+        self._forward(lambda logger: logger.image(name, file, step))
 
     def finish(self, ended_well: bool) -> None:
         """See :meth:`Logger.finish`."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gnewton.loggers import (
@@ -60,6 +61,7 @@ class MlflowLogger(Logger):
         self._experiment = experiment
         self._client: Any = None
         self._run = ""
+        self._keeps_status = False
 
     def start(self, card: RunCard) -> None:
         """Create the MLflow run, or continue it."""
@@ -73,7 +75,9 @@ class MlflowLogger(Logger):
         runs = self._client.search_runs([experiment], f"tags.`{TAG}` = '{card.folder.name}'")
         if runs:
             self._run = runs[0].info.run_id
-            self._client.set_terminated(self._run, "RUNNING")
+            self._keeps_status = not card.trains  # its status is not ours to set
+            if card.trains:
+                self._client.set_terminated(self._run, "RUNNING")
             return
         tags = {TAG: card.folder.name, "gnewton.name": card.experiment}
         self._run = self._client.create_run(experiment, run_name=card.folder.name, tags=tags).info.run_id
@@ -93,8 +97,17 @@ class MlflowLogger(Logger):
         """Log the rate of each group, at the step of the update."""
         self._log(rate_numbers(rows))
 
+    def image(self, name: str, file: Path, step: int) -> None:
+        """Log the image at its step."""
+        from PIL import Image
+
+        with Image.open(file) as image:
+            self._client.log_image(self._run, image.convert("RGB"), key=name, step=step, synchronous=True)
+
     def finish(self, ended_well: bool) -> None:
-        """Set the status of the MLflow run."""
+        """Set the status of the MLflow run, unless it was found with one and is only added to."""
+        if self._keeps_status:
+            return
         self._client.set_terminated(self._run, "FINISHED" if ended_well else "FAILED")
 
     def _log(self, values: Mapping[int, Mapping[str, float]]) -> None:

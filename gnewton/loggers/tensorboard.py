@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnewton.loggers import (
@@ -40,7 +41,9 @@ class TensorBoardRecipe(LoggerRecipe):
 
 
 class TensorBoardLogger(Logger):
-    """Scalars through torch's writer; a run continued from a checkpoint hides the events of later steps.
+    """Scalars and images through torch's writer.
+
+    A run that is continued from a checkpoint hides the events of later steps.
 
     Args:
         flush_seconds: interval at which the file is flushed to the disk.
@@ -56,11 +59,12 @@ class TensorBoardLogger(Logger):
 
         self._writer = SummaryWriter(
             str(card.folder / FOLDER),
-            purge_step=card.step + 1 if card.step else None,
+            purge_step=card.step + 1 if card.step and card.trains else None,
             flush_secs=self._flush_seconds,
         )
-        lines = "\n".join(f"    {name}: {value}" for name, value in card.config.items())
-        self._writer.add_text("config", lines, card.step)
+        if card.trains:
+            lines = "\n".join(f"    {name}: {value}" for name, value in card.config.items())
+            self._writer.add_text("config", lines, card.step)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Write a scalar for each column that has a value."""
@@ -80,6 +84,15 @@ class TensorBoardLogger(Logger):
         for step, values in rate_numbers(rows).items():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+
+    def image(self, name: str, file: Path, step: int) -> None:
+        """Write the image."""
+        import numpy as np
+        from PIL import Image
+
+        assert self._writer is not None
+        with Image.open(file) as image:
+            self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def finish(self, ended_well: bool) -> None:
         """Close the event file."""

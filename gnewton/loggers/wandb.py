@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gnewton.loggers import (
@@ -90,6 +91,12 @@ class WandbLogger(Logger):
         """Log the rate of each group, at the step of the update."""
         for step, values in rate_numbers(rows).items():
             self._run.log(values, step=step)
+
+    def image(self, name: str, file: Path, step: int) -> None:
+        """Log the image; W&B takes no row before its last one, so that the step is in the caption."""
+        import wandb
+
+        self._run.log({name: wandb.Image(str(file), caption=f"step {step:,}")})
 
     def finish(self, ended_well: bool) -> None:
         """Close the run; this waits until all data are sent."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
@@ -21,7 +21,7 @@ from gnewton.errors import InputError
 _PLAIN = (Tensor, type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device)
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
+def call(model: Callable[..., Any], inputs: Any) -> Any:
     """``model(*inputs)`` for a tuple or list, ``model(**inputs)`` for a mapping, else ``model(inputs)``."""
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)

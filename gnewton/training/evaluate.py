@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from gnewton.data import Batch, DataSet, Split
 from gnewton.errors import InputError
 from gnewton.optim.options import OptimizerRecipe
+from gnewton.summary.batch import batch_size as samples_of
+from gnewton.summary.batch import call
 from gnewton.tasks import Task
 from gnewton.training.resources import memory_suffices
 from gnewton.training.settings import Evaluation
@@ -57,9 +59,9 @@ def evaluate(
     try:
         for batch in split.in_order(batch_size, limit):
             inputs, targets = _pair(batch)
-            outputs = model(inputs)
+            outputs = call(model, inputs)
             losses.append(task.loss(outputs, targets))
-            sizes.append(max(len(inputs), 1))
+            sizes.append(samples_of(inputs, targets))
             correct = task.correct(outputs, targets)
             if correct is not None:
                 hits.append(correct)
@@ -75,11 +77,17 @@ def evaluate(
 
 
 def _pair(batch: Any) -> Batch:
-    """The batch, if it is a pair of tensors."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(torch.is_tensor(x) for x in batch):
-        return batch[0], batch[1]
+    """The batch, if it is a pair of inputs, one tensor or several, and a tensor of targets."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and torch.is_tensor(batch[1]):
+        inputs, targets = batch
+        several = inputs.values() if isinstance(inputs, Mapping) else inputs
+        if torch.is_tensor(inputs) or (
+            isinstance(inputs, (tuple, list, Mapping)) and all(torch.is_tensor(x) for x in several)
+        ):
+            return inputs, targets
     raise InputError(
-        f"data: a batch of the trainer must be two tensors, (inputs, targets), not a {type(batch).__name__}; "
+        "data: a batch of the trainer must be (inputs, targets), a tensor (or a tuple or dictionary of "
+        f"tensors) and a tensor, not a {type(batch).__name__}; "
         "for batches of another form write a loop of your own, with GroupedNewton(…, forward=…)"
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gnewton.data import Batch
 from gnewton.optim.options import OptimizerRecipe
+from gnewton.summary.batch import batch_size, call, cut
 from gnewton.tasks import Task
 from gnewton.training.world import World
 
@@ -77,7 +78,7 @@ FULL = Precision()
 
 
 def add_gradient(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[..., Tensor],
     task: Task,
     batch: Batch,
     microbatch: int | None,
@@ -99,17 +100,18 @@ def add_gradient(
         loss and right answers (None where the task has no such notion), scalars still on the device.
     """
     inputs, targets = batch
-    size = len(inputs)
+    size = batch_size(inputs, targets)
     piece = min(microbatch or size, size)
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     for start in range(0, size, piece):
-        part, labels = inputs[start : start + piece], targets[start : start + piece]
+        stop = min(start + piece, size)
+        part, labels = cut(batch, size, start, stop) if piece < size else (inputs, targets)
         with precision.autocast():
-            outputs = precision.outputs(model(part))
+            outputs = precision.outputs(call(model, part))
         loss = task.loss(outputs, labels)
         if piece < size:
-            loss = loss * (len(part) / size)
+            loss = loss * ((stop - start) / size)
         precision.backward(loss)
         losses.append(loss.detach())
         correct = task.correct(outputs.detach(), labels)
@@ -151,7 +153,7 @@ class TrainingStep:
         clip_norm: float | None = None,
     ) -> None:
         self._model = model
-        self._network: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+        self._network: Callable[..., Tensor] = torch.compile(model) if compiled else model
         self._task = task
         self._optimizer = optimizer
         self._recipe = recipe
@@ -174,7 +176,7 @@ class TrainingStep:
             """The mean loss on the whole batch, with its gradient in ``.grad``."""
             self._optimizer.zero_grad(set_to_none=True)
             loss, correct = add_gradient(self._network, self._task, share, self._microbatch, self.precision)
-            loss, correct = self._world.combine(self._model, loss, correct, len(share[0]))
+            loss, correct = self._world.combine(self._model, loss, correct, batch_size(*share))
             counts.append(correct)
             if self.precision.scaler is None:
                 self._clip()
@@ -190,7 +192,7 @@ class TrainingStep:
                 self._clip()
             scaler.step(self._optimizer)
             scaler.update()
-        return StepResult(loss, counts[0] if counts else None, max(len(batch[0]), 1))
+        return StepResult(loss, counts[0] if counts else None, batch_size(*batch))
 
     def _clip(self) -> None:
         """Shorten the gradient to the limit; the device decides, and the host does not wait for it."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gnewton.backend import rank, sum_over_processes
 from gnewton.data import Batch, BatchStream
 from gnewton.errors import InputError
+from gnewton.summary.batch import batch_size, cut
 
 
 class World:
@@ -58,9 +59,9 @@ class World:
         if self.size == 1:
             return batch
         inputs, targets = batch
-        rows = len(inputs)
-        mine = slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
-        return inputs[mine], targets[mine]
+        rows = batch_size(inputs, targets)
+        share: Batch = cut(batch, rows, self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+        return share
 
     def combine(
         self, model: nn.Module, loss: Tensor, correct: Tensor | None, rows: int

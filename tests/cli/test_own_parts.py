@@ -231,3 +231,30 @@ def test_entry_points_of_an_installed_package(own, monkeypatch, tmp_path, capsys
     assert "entry point broken = ringed_net:Missing (gnewton.models): AttributeError" in answer.err
     for name in ("ringed_parts", "ringed_net"):
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "grouped_newton"])
+def test_the_example_with_several_inputs_trains_in_whole_batches_and_in_pieces(cli, tmp_path, optimizer):
+    page = PAGE.partition("## Several inputs")[2]
+    (tmp_path / "pairs.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    command = re.search(r"```sh\ngnewton (.*)\n", page)[1].split()
+    try:
+        losses = []
+        for place, piece in enumerate(["null", "7"]):
+            sized = [
+                f"trainer.microbatch={piece}",
+                "trainer.batch_size=20",
+                "trainer.dtype=float64",
+                f"name={place}",
+            ]
+            answer = cli(
+                [*command, f"optimizer={optimizer}", *sized, "trainer.max_steps=20", "trainer.device=cpu"]
+            )
+            assert answer.code == 0, answer.err
+            (folder,) = Path("outputs", str(place)).glob("*")
+            losses.append(pd.read_csv(folder / "metrics.csv")["test_loss"].tolist())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+        assert losses[0][-1] < 0.95 * losses[0][0]
+        assert cli(["inspect", str(folder), "--batch-size=50", "--no-plots"]).code == 0
+    finally:
+        forget_all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnewton.data.tensors import Augmenter, mixed_seed
+from gnewton.data.tensors import Augmenter, TensorSplit, mixed_seed
 from gnewton.errors import InputError
 from tests.data.cases import same, split
 
@@ -152,3 +152,18 @@ def test_fetching_a_batch_never_waits_for_the_device():
 def test_mixed_seeds_are_stable_and_distinct():
     assert mixed_seed("epoch", 0, 1) == 5119285417032344837
     assert len({mixed_seed("epoch", seed, epoch) for seed in range(50) for epoch in range(50)}) == 2500
+
+
+def test_several_inputs_keep_together():
+    first, second, targets = torch.arange(10), torch.arange(10, 20), torch.arange(20, 30)
+    samples = TensorSplit({"a": first, "b": (second,)}, targets, seed=0, title="a split")
+    plain = TensorSplit(first, targets, seed=0, title="a split")
+    for whole, alone in ((samples.epoch(1, 4), plain.epoch(1, 4)), (samples.in_order(4), plain.in_order(4))):
+        for (inputs, labels), (a, _) in zip(whole, alone, strict=True):
+            assert torch.equal(inputs["a"], a)
+            assert torch.equal(inputs["b"][0], a + 10)
+            assert torch.equal(labels, a + 20)
+    with pytest.raises(
+        InputError, match=r"a split: its tensors hold \[9, 10\] samples; all must hold the same"
+    ):
+        TensorSplit((first, second[:9]), targets, seed=0, title="a split")

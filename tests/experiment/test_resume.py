@@ -46,6 +46,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "muon cosine": ("optimizer=muon", "optimizer/schedule=cosine", *BASELINE),
     "prodigy": ("optimizer=prodigy", *BASELINE),
     "dadapt_adam": ("optimizer=dadapt_adam", *BASELINE),
+    "dog": ("optimizer=dog", "optimizer.initial=0.01", *BASELINE),
     "schedule_free": ("optimizer=schedule_free", *BASELINE),
     "lbfgs": ("optimizer=lbfgs", *SMALL_BASELINE[:2]),
     "kfac": ("optimizer=kfac", *BASELINE),
@@ -179,9 +180,10 @@ def test_killed_at_every_step(name, every, uninterrupted, run, resumed, monkeypa
     assert_same_run(reference, folder)
 
 
-def test_soap_is_resumed(uninterrupted, broken_off, resumed, monkeypatch):
+@pytest.mark.parametrize("name", ["soap", "shampoo"])
+def test_what_an_extra_brings_is_resumed(name, uninterrupted, broken_off, resumed, monkeypatch):
     pytest.importorskip("pytorch_optimizer")
-    overrides = ("optimizer=soap", "optimizer.period=2", *BASELINE)
+    overrides = (f"optimizer={name}", "optimizer.period=2", *BASELINE)
     reference = uninterrupted(overrides)
     with after_step(monkeypatch, 4, send(signal.SIGTERM)):
         folder = broken_off(overrides)

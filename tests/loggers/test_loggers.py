@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from types import SimpleNamespace
 
@@ -10,16 +11,22 @@ import pandas as pd
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from PIL import Image
 
-from gnewton.errors import Diverged
+from gnewton.errors import Diverged, InputError
 from gnewton.experiment.folder import config_hash
 from gnewton.experiment.resume import trajectory_hash
 from gnewton.loggers import LOGGERS, GuardedLoggers, Logger, RunCard
+from gnewton.loggers.mlflow import MlflowLogger
+from gnewton.loggers.tensorboard import TensorBoardLogger
+from gnewton.loggers.wandb import WandbLogger
+from gnewton.report.plots.run_plots import write_run_plots
 from gnewton.report.runs import read_run
 from gnewton.report.setups import group_runs
 from tests.conftest import SMALL
 
 SHORT = [*SMALL, "trainer.epochs=2", "trainer.log_every=2"]
+PNG = b"\x89PNG\r\n\x1a\n"
 LOGGED = ("train_loss", "validation_accuracy", "lr")
 
 
@@ -28,6 +35,7 @@ class Kept(Logger):
 
     def __init__(self):
         self.cards, self.metric_rows, self.step_rows, self.rate_rows, self.ends = [], [], [], [], []
+        self.images = []
 
     def start(self, card):
         self.cards.append(card)
@@ -40,6 +48,9 @@ class Kept(Logger):
 
     def rates(self, rows):
         self.rate_rows.extend(map(dict, rows))
+
+    def image(self, name, file, step):
+        self.images.append((name, file.read_bytes()[:8], step))
 
     def finish(self, ended_well):
         self.ends.append(ended_well)
@@ -92,12 +103,12 @@ def test_they_get_the_rows_of_the_csv_files(run, with_loggers):
     assert kept.ends == [True]
 
 
-@pytest.mark.parametrize("method", ["start", "metrics", "steps", "rates", "finish"])
+@pytest.mark.parametrize("method", ["start", "metrics", "steps", "rates", "image", "finish"])
 def test_one_that_fails_costs_nothing_but_itself(run, with_loggers, caplog, method):
     broken, kept = Broken(method), Kept()
     with_loggers(broken=broken, kept=kept)
     with caplog.at_level(logging.WARNING, "gnewton"):
-        report = run(SHORT)
+        report = run(SHORT, draw=write_run_plots)
     assert report.outcome.status == "done"
     assert broken.calls == 1
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -106,6 +117,60 @@ def test_one_that_fails_costs_nothing_but_itself(run, with_loggers, caplog, meth
     assert message in (report.folder / "train.log").read_text()
     assert len(kept.metric_rows) == 3
     assert kept.ends == [True]
+
+
+def test_they_get_the_rates_of_a_run_as_a_plot(run, with_loggers):
+    kept = Kept()
+    with_loggers(kept=kept)
+    run(SHORT, draw=write_run_plots)
+    assert kept.images == [("plots/rates", PNG, 6)]
+    adam = [option for option in SHORT if "curvature" not in option]
+    run([*adam, "optimizer=adam"], draw=write_run_plots)
+    assert len(kept.images) == 1  # it has no rates of groups
+
+
+def test_a_plot_that_cannot_be_drawn_costs_no_run(run, with_loggers, caplog):
+    def draw(folder, place):
+        raise InputError("rates.csv cannot be read")
+
+    kept = Kept()
+    with_loggers(kept=kept)
+    assert run(SHORT, draw=draw).outcome.status == "done"
+    assert "the loggers get no plots: rates.csv cannot be read" in caplog.text
+    assert (kept.images, kept.ends) == ([], [True])
+
+
+def test_a_command_draws_for_loggers_only(cli, monkeypatch):
+    kept = Kept()
+    monkeypatch.setattr("gnewton.loggers.tensorboard.TensorBoardRecipe.build", lambda self: kept)
+    assert cli(["train", *SHORT, "logger=tensorboard"]).code == 0
+    assert [name for name, *_ in kept.images] == ["plots/rates"]
+    monkeypatch.setattr("gnewton.report.plots.run_plots.write_run_plots", None)
+    assert cli(["train", *SHORT]).code == 0
+
+
+def test_plots_of_an_inspection_go_to_the_loggers_of_the_run(cli, monkeypatch, tmp_path):
+    kept, chosen = Kept(), Kept()
+    for name, logger in (("tensorboard", kept), ("mlflow", chosen)):
+        monkeypatch.setattr(LOGGERS[name], "conflicts", lambda self: iter(()))
+        monkeypatch.setattr(LOGGERS[name], "build", lambda self, logger=logger: logger)
+    assert cli(["train", *SHORT, "trainer.epochs=1", "logger=tensorboard"]).code == 0
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    kept.__init__()
+    sent = [(f"inspection/{name}", PNG, 3) for name in ("hessian", "rates", "spectrum", "distances")]
+    assert cli(["inspect", str(folder)]).code == 0
+    (card,) = kept.cards
+    assert (card.folder, card.step, card.trains) == (folder, 3, False)
+    assert (kept.images, kept.ends, kept.metric_rows) == (sent, [True], [])
+    assert cli(["inspect", str(folder), "logger=mlflow"]).code == 0
+    assert (chosen.images, len(kept.images)) == (sent, 4)
+    assert cli(["inspect", str(folder), "--no-plots"]).code == 0
+    assert len(kept.images) == 4
+    answer = cli(["inspect", "logger=tensorboard"])
+    assert (answer.code, answer.err) == (
+        2,
+        "gnewton: logger=tensorboard: has no effect on gnewton inspect\n",
+    )
 
 
 def test_they_learn_that_a_run_has_diverged(run, with_loggers):
@@ -204,14 +269,28 @@ def check_scalars(report, found):
         assert list(logged) == pytest.approx(rows["rate"].tolist(), rel=1e-6)
 
 
+def add_image(logger, folder, step):
+    """Add an image of 3 × 2 pixels to a run that has ended; the file is gone when the logger closes."""
+    file = folder / "small.png"
+    Image.new("RGB", (3, 2), "red").save(file)
+    logger.start(RunCard(folder, "name", {}, step, trains=False))
+    logger.image("inspection/small", file, step)
+    file.unlink()
+    logger.finish(True)
+
+
 def test_tensorboard(run):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    report = run([*SHORT, "logger=tensorboard"])
+    report = run([*SHORT, "logger=tensorboard"], draw=write_run_plots)
+    add_image(TensorBoardLogger(30), report.folder, step=3)  # of a checkpoint before the end
     events = EventAccumulator(str(report.folder / "tensorboard"))
     events.Reload()
     check_scalars(report, lambda name: [(event.step, event.value) for event in events.Scalars(name)])
+    ((rates,), (added,)) = (events.Images(name) for name in ("plots/rates", "inspection/small"))
+    assert (rates.step, added.step, added.width, added.height) == (6, 3, 3, 2)
+    assert rates.width > 500
 
 
 def test_tensorboard_of_a_resumed_run(run):
@@ -255,6 +334,16 @@ def test_mlflow(run, tmp_path):
         return [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, name)]
 
     check_scalars(report, history)
+    client.set_terminated(found.info.run_id, "FAILED")
+    add_image(MlflowLogger(str(tmp_path / "store"), "mine"), folder, step=3)
+    (found,) = client.search_runs([found.info.experiment_id])
+    assert found.info.status == "FAILED"  # an addition leaves it as it was
+    images = client.list_artifacts(found.info.run_id, "images")
+    (png,) = [each.path for each in images if each.path.endswith(".png")]
+    assert "small" in png
+    assert "3" in re.split(r"\W+", png)
+    with Image.open(client.download_artifacts(found.info.run_id, png)) as image:
+        assert (image.size, image.getpixel((0, 0))) == ((3, 2), (255, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -285,3 +374,7 @@ def test_wandb_offline(run, monkeypatch):
     content = file.read_bytes()
     for word in (b"validation_accuracy", b"rate/hidden1.weight", report.folder.name.encode()):
         assert word in content
+    add_image(WandbLogger(None, None, "offline"), report.folder, step=3)
+    (image,) = (report.folder / "wandb").rglob("media/images/**/*.png")
+    with Image.open(image) as stored:
+        assert stored.size == (3, 2)

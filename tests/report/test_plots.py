@@ -174,6 +174,9 @@ def test_many_groups_have_a_colour_bar(tmp_path):
     canvas = rates_figure(compare([tmp_path]).setups[0])
     assert canvas.legends == []
     assert canvas.axes[1].get_ylabel().startswith("place of the group in the partition")
+    bar = canvas.axes[1].collections[-1]  # it has the colours of the lines
+    for place, line in enumerate(canvas.axes[0].lines, start=1):
+        assert bar.cmap(bar.norm(place)) == pytest.approx(line.get_color(), abs=0.01)
 
 
 # ---- sensitivity and profile

@@ -55,7 +55,7 @@ def test_evaluation_is_weighted_by_samples(batch_size):
 def test_batches_of_another_form_are_refused():
     data = builders.classification()
     data.test.in_order = lambda size, limit: iter([{"x": torch.zeros(2, 5)}])
-    with pytest.raises(InputError, match="must be two tensors, .inputs, targets., not a dict"):
+    with pytest.raises(InputError, match=r"must be \(inputs, targets\), .* and a tensor, not a dict"):
         evaluate(builders.network(data.task), data.task, data.test, 4)
 
 

@@ -1,4 +1,4 @@
-"""Rivals: NAdam, RMSprop and Muon of torch; Prodigy, D-Adaptation, schedule-free and SOAP of other packages.
+"""Rivals: NAdam, RMSprop, Muon and DoG; Prodigy, D-Adaptation, schedule-free, SOAP and Shampoo of others.
 
 ``pip install 'gnewton[rivals]'`` installs the packages.
 """
@@ -39,8 +39,6 @@ class RivalRecipe(OptimizerRecipe):
     kind: ClassVar[str]
 
     lr: float = option(1.0, help="factor on the estimated learning rate", above=0)
-    betas: list[float] = option_of(Adam, "betas")
-    eps: float = option_of(Adam, "eps")
     weight_decay: float = option(
         0.0, help="share of each parameter if decoupled, else factor of the L2 term", at_least=0
     )
@@ -60,21 +58,31 @@ class RivalRecipe(OptimizerRecipe):
         from gnewton.optim.grouping import trainable
 
         kind: Any = getattr(importlib.import_module(self.package), self.kind)
-        first, second = self.betas
         optimizer: torch.optim.Optimizer = kind(
             list(trainable(problem.model).values()),
             lr=self.lr,
-            betas=(first, second),
-            eps=self.eps,
             weight_decay=self.weight_decay,
             **self.settings(),
         )
         return optimizer
 
 
+@dataclass(kw_only=True)
+class AdamLikeRecipe(RivalRecipe):
+    """A rival with Adam's two averages."""
+
+    betas: list[float] = option_of(Adam, "betas")
+    eps: float = option_of(Adam, "eps")
+
+    def settings(self) -> dict[str, Any]:
+        """Adam's arguments."""
+        first, second = self.betas
+        return {"betas": (first, second), "eps": self.eps}
+
+
 @OPTIMIZERS.register("prodigy")
 @dataclass(kw_only=True)
-class Prodigy(RivalRecipe):
+class Prodigy(AdamLikeRecipe):
     """Adam with a scale that is estimated from the distance to the start (Mishchenko, Defazio 2023)."""
 
     package: ClassVar[str] = "prodigyopt"
@@ -91,6 +99,7 @@ class Prodigy(RivalRecipe):
     def settings(self) -> dict[str, Any]:
         """The arguments that only Prodigy has."""
         return {
+            **super().settings(),
             "decouple": self.decoupled,
             "use_bias_correction": self.bias_correction,
             "safeguard_warmup": self.safeguard_warmup,
@@ -99,7 +108,7 @@ class Prodigy(RivalRecipe):
 
 @OPTIMIZERS.register("dadapt_adam")
 @dataclass(kw_only=True)
-class DAdaptAdam(RivalRecipe):
+class DAdaptAdam(AdamLikeRecipe):
     """D-Adaptation for Adam (Defazio, Mishchenko 2023)."""
 
     package: ClassVar[str] = "dadaptation"
@@ -110,12 +119,13 @@ class DAdaptAdam(RivalRecipe):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that only D-Adaptation has."""
-        return {"decouple": self.decoupled, "use_bias_correction": self.bias_correction}
+        own = {"decouple": self.decoupled, "use_bias_correction": self.bias_correction}
+        return super().settings() | own
 
 
 @OPTIMIZERS.register("schedule_free")
 @dataclass(kw_only=True)
-class ScheduleFree(RivalRecipe):
+class ScheduleFree(AdamLikeRecipe):
     """AdamW without a schedule: gradients at y, evaluation at the average x (Defazio et al. 2024)."""
 
     package: ClassVar[str] = "schedulefree"
@@ -125,7 +135,7 @@ class ScheduleFree(RivalRecipe):
 
     lr: float = option_of(RivalRecipe, "lr", 0.0025, help="learning rate")
     betas: list[float] = option_of(
-        RivalRecipe,
+        AdamLikeRecipe,
         "betas",
         help="weight of the average in the point of the gradients; decay of the average of their square",
     )
@@ -144,7 +154,7 @@ class ScheduleFree(RivalRecipe):
 
     def settings(self) -> dict[str, Any]:
         """The length of the rise."""
-        return {"warmup_steps": self.warmup}
+        return super().settings() | {"warmup_steps": self.warmup}
 
     def evaluating(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
         """Within the block the parameters are the average x."""
@@ -153,7 +163,7 @@ class ScheduleFree(RivalRecipe):
 
 @OPTIMIZERS.register("soap")
 @dataclass(kw_only=True)
-class Soap(RivalRecipe):
+class Soap(AdamLikeRecipe):
     """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024); its first step moves nothing."""
 
     package: ClassVar[str] = "pytorch_optimizer"
@@ -161,7 +171,7 @@ class Soap(RivalRecipe):
 
     lr: float = option_of(RivalRecipe, "lr", 0.003, help="learning rate")
     betas: list[float] = option_of(
-        RivalRecipe,
+        AdamLikeRecipe,
         "betas",
         [0.95, 0.95],
         help="decays of the averages; the second also of the preconditioner",
@@ -179,9 +189,38 @@ class Soap(RivalRecipe):
     def settings(self) -> dict[str, Any]:
         """The arguments that only SOAP has."""
         return {
+            **super().settings(),
             "precondition_frequency": self.period,
             "max_precondition_dim": self.max_size,
             "precondition_1d": self.vectors,
+        }
+
+
+@OPTIMIZERS.register("shampoo")
+@dataclass(kw_only=True)
+class Shampoo(RivalRecipe):
+    """The gradient between inverse roots of its second moments, one for each of its axes (Gupta et al. 2018).
+
+    For a matrix G: L = εI + Σ G Gᵀ and R = εI + Σ Gᵀ G over all steps, and −lr · L^(−1/4) G R^(−1/4) is the
+    step. The momentum of the package mixes steps with gradients, and is left out.
+    """
+
+    package: ClassVar[str] = "pytorch_optimizer"
+    kind: ClassVar[str] = "Shampoo"
+
+    lr: float = option_of(RivalRecipe, "lr", 0.1, help="learning rate")
+    eps: float = option(1e-6, help="ε, where the sums begin", above=0)
+    period: int = option(
+        1, help="steps between two computations of the roots; none moves before the first", at_least=1
+    )
+    decoupled: bool = option_of(Prodigy, "decoupled", False)
+
+    def settings(self) -> dict[str, Any]:
+        """Shampoo's own options."""
+        return {
+            "matrix_eps": self.eps,
+            "preconditioning_compute_steps": self.period,
+            "weight_decouple": self.decoupled,
         }
 
 
@@ -312,3 +351,42 @@ class Muon(OptimizerRecipe):
     def proposal(self, problem: TrainingProblem) -> DirectionFactory:
         """The same with learning rate 1."""
         return partial(self.method(), lr=1.0)  # type: ignore[call-arg]
+
+
+@OPTIMIZERS.register("dog")
+@dataclass(kw_only=True)
+class DoGRecipe(OptimizerRecipe):
+    """Gradient descent without a rate to tune (Ivgi, Hinder, Carmon 2023), evaluated at an average."""
+
+    why_full_precision: ClassVar[str] = ""
+    why_uncompiled: ClassVar[str] = ""
+    evaluates_elsewhere: ClassVar[bool] = True
+
+    lr: float = option(1.0, help="factor on the step size of the method", above=0)
+    initial: float = option(
+        1e-6,
+        help="first step as a share of 1 + the norm of the weights; with batch normalisation 1e-4",
+        above=0,
+    )
+    eps: float = option(1e-8, help="added to the sum of the squared gradients", above=0)
+    weight_decay: float = option(0.0, help="factor of the L2 term added to the gradient", at_least=0)
+
+    def build(self, problem: TrainingProblem) -> torch.optim.Optimizer:
+        """:class:`gnewton.optim.dog.DoG` over all trainable parameters."""
+        from gnewton.optim.dog import DoG
+        from gnewton.optim.grouping import trainable
+
+        return DoG(
+            trainable(problem.model).values(),
+            lr=self.lr,
+            initial=self.initial,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )
+
+    def evaluating(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Within the block the parameters are the average of the iterates."""
+        from gnewton.optim.dog import DoG
+
+        assert isinstance(optimizer, DoG)
+        return optimizer.averaged()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -200,7 +200,7 @@ def rates_figure(setup: Setup) -> Figure | None:
     if len(names) <= LEGEND_UP_TO:
         legend_below(canvas, handles, names)
     else:
-        mappable = ScalarMappable(Normalize(1, len(names)), colormaps["viridis"])
+        mappable = ScalarMappable(Normalize(1, len(names)), ListedColormap(_colors(256)))
         canvas.colorbar(mappable, ax=axis, label="place of the group in the partition (dashed: biases)")
     return canvas
 
