@@ -71,7 +71,7 @@ AVERAGE: DirectionFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, dampe
 """The exponential average of the gradient, of the length of a gradient."""
 
 ADAM: DirectionFactory = partial(torch.optim.Adam, lr=1.0)
-"""The default direction of GroupedNewton: the mean gradient over its root mean square."""
+"""The mean gradient over its root mean square."""
 
 NAMED: dict[str, DirectionFactory] = {
     "average": AVERAGE,
@@ -102,8 +102,8 @@ class Shared:
 
 
 PAIR: dict[str, DirectionFactory] = {"gradient": Shared(NAMED["gradient"]), "adam": ADAM}
-"""The pair of directions that trained best: one rate for the gradient of the batch, common to all groups, and
-a rate of each group for Adam's step (docs/results/directions.md)."""
+"""The default of GroupedNewton: one rate for the gradient of the batch, common to all groups, and a rate of
+each group for Adam's step (docs/results/directions.md)."""
 
 DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
 """A name, "pair" for :data:`PAIR`, "kfac" for K-FAC's step (:mod:`gnewton.optim.kfac.direction`), a factory,
@@ -229,7 +229,10 @@ class Directions:
         """
         first, *others = [member.quadratic_decay() for member in self.members]
         if any(other != first for other in others):
-            raise InputError("direction: all of them must have the same coupled weight_decay")
+            raise InputError(
+                "direction: all of them must have the same weight_decay, coupled in all (as in SGD and Adam) "
+                "or in none (AdamW, Muon, K-FAC)"
+            )
         return first
 
     def renew(self, *, always: bool) -> None:
@@ -245,6 +248,11 @@ class Directions:
         grown.members = [member.extended(named) for member in self.members]
         grown.quadratic_decay()
         return grown
+
+    def forget_gradients(self) -> None:
+        """Discard what was gathered from gradients since the last step."""
+        for member in self.members:
+            member.forget_gradients()
 
     def close(self) -> None:
         """Release the model, which the directions listen to."""

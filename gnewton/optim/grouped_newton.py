@@ -91,12 +91,12 @@ class GroupedNewton(BoundOptimizer):
             "by_layer", or lists of names (:func:`~gnewton.partition.chosen_partition`).
         direction: the first-order method that proposes u: a name
             (:data:`~gnewton.optim.directions.NAMED`), or a function from (name, tensor) pairs, which every
-            torch optimizer takes, to an optimizer; by default Adam. Its weight decay is part of u
+            torch optimizer takes, to an optimizer. Its weight decay is part of u
             (:class:`~gnewton.optim.shadow_direction.ShadowDirection`), a coupled one also of the loss. With
             several methods by label, ``{"gradient": …, "momentum": …}``, every group has a rate for each of
             them: the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem. One that is
-            :class:`~gnewton.optim.directions.Shared` has one rate for all groups. "pair" is the gradient,
-            shared, and Adam's step (docs/results/directions.md).
+            :class:`~gnewton.optim.directions.Shared` has one rate for all groups. "pair", the
+            default, is the gradient, shared, and Adam's step (docs/results/directions.md).
         along: the direction of the summary. "fresh": v, the part of u that the current gradient adds
             (:mod:`gnewton.optim.inner_optimizers`), best measured on its own batch; "step": u itself.
         period: number of training steps between two updates of the rates, at least 1.
@@ -281,6 +281,11 @@ class GroupedNewton(BoundOptimizer):
     def release(self) -> None:
         """Update the rates again after :meth:`hold`, at the next step that an update falls on."""
         self._schedule.held = False
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, and what a direction has gathered from them since the last step."""
+        self._directions.forget_gradients()
+        super().zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None) -> Any:  # type: ignore[override]
         """Make one training step from the gradients in ``.grad``.

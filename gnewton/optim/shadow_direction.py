@@ -164,6 +164,12 @@ class ShadowDirection:
                     optimizer.state[shadow] = states[before[shadow]]
         return grown
 
+    def forget_gradients(self) -> None:
+        """Discard what the inner optimizer gathered from gradients since the last step."""
+        for part in parts(self.inner):
+            if hasattr(part, "forget_gradients"):
+                part.forget_gradients()
+
     def close(self) -> None:
         """Release the model, for inner optimizers that refer to it."""
         for part in parts(self.inner):

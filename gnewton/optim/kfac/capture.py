@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from gnewton.backend import world_size
 from gnewton.errors import InputError
@@ -95,13 +96,14 @@ class Capture:
         handles += [
             module.register_forward_hook(_Hook(self._on_layer), with_kwargs=True) for module in self._layer_of
         ]
-        handles.append(model.register_forward_hook(_Hook(self._on_end)))  # after that of a lone layer
-        self._handles = handles
+        end = _Hook(self._on_end)
+        handles.append(model.register_forward_hook(end, with_kwargs=True))  # after that of a lone layer
+        self._finalizer = weakref.finalize(self, _remove, handles)
+        self._finalizer.atexit = False
 
     def close(self) -> None:
         """Remove the hooks from the model."""
-        for handle in self._handles:
-            handle.remove()
+        self._finalizer()
 
     def clear(self) -> None:
         """Discard all statistics and rows."""
@@ -131,7 +133,8 @@ class Capture:
             same &= bias is not None and kept.bias is not None and _same(bias, kept.bias)
         if not same:
             return None
-        return LowRankGradient(kept.inputs, kept.outputs, layer.bias is not None)
+        dtype = torch.promote_types(kept.inputs.dtype, torch.float32)  # that of the factors
+        return LowRankGradient(kept.inputs.to(dtype), kept.outputs.to(dtype), layer.bias is not None)
 
     def _on_start(self, model: nn.Module, args: Any) -> None:
         self._open = model.training and torch.is_grad_enabled()
@@ -154,13 +157,13 @@ class Capture:
                 call.edge = get_gradient_edge(output)  # now: an in-place activation would change output
             self._calls.append(call)
 
-    def _on_end(self, model: nn.Module, args: Any, output: Any) -> None:
+    def _on_end(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self._open = False
         if not self._calls:
             return
         calls, self._calls = self._calls, []
         if self._sampler is None:
-            self._pass.samples = _samples(output, args)
+            self._pass.samples = _samples((output, args, kwargs))
             return
         if not isinstance(output, Tensor) or output.dim() == 0:
             raise InputError(
@@ -215,9 +218,14 @@ class Capture:
             output.grad_fn.register_hook(partial(_keep_rows, kept, places))  # type: ignore[union-attr]
 
 
-def _samples(output: Any, args: Any) -> int:
-    """The length of the first tensor with axes in what the model returned, or took."""
-    for leaf in tree_leaves((output, args)):
+def _remove(handles: Sequence[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _samples(values: Any) -> int:
+    """The length of the first tensor with axes in what the model returned and took."""
+    for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return len(leaf)
     return 1

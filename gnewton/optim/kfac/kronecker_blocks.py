@@ -15,7 +15,7 @@ from gnewton.wrappers import named_parameters
 
 Module = nn.Linear | nn.Conv1d | nn.Conv2d
 _KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
-_PATCH_NUMBERS = 2**26
+PATCH_NUMBERS = 2**26
 """Most numbers in the patches of a convolution that are made at once."""
 
 
@@ -57,7 +57,8 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
     """The layers of ``model`` whose weight is among the parameters ``names`` and that K-FAC can treat.
 
     These are Linear, Conv1d and Conv2d with one group, and subclasses with the same forward pass. A weight is
-    not treated if it is parametrised (weight norm), or shared with a module that does not share its bias.
+    not treated if it is parametrised (weight norm), shared with a module that does not share its bias, or
+    part of ``nn.MultiheadAttention``.
 
     Raises:
         InputError: if a lazy module has no shape yet.
@@ -69,11 +70,17 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
         for p in module._parameters.values():
             if p is not None:
                 owners.setdefault(id(p), set()).add(module)
+    unseen = {  # attention multiplies by the weight of its last layer without calling it
+        child
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.children()
+    }
     blocks: dict[tuple[int, int | None], list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         if isinstance(module._parameters.get("weight"), UninitializedParameter):
             raise InputError(f"model: '{name}' has no shape yet; run the model once before building KFAC")
-        if _is_treated(module) and id(module.weight) in wanted:
+        if _is_treated(module) and id(module.weight) in wanted and module not in unseen:
             bias = module._parameters.get("bias")
             key = (id(module.weight), None if bias is None else id(bias))
             blocks.setdefault(key, []).append((name, module))
@@ -160,7 +167,7 @@ def _patches(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
 
 def piece_size(numbers: int) -> int:
     """How many samples are taken at once, if the patches of one hold so many numbers."""
-    return max(_PATCH_NUMBERS // numbers, 1)
+    return max(PATCH_NUMBERS // numbers, 1)
 
 
 def padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:

@@ -193,5 +193,5 @@ def _orthonormal(block: Tensor) -> Tensor:
 
 def _random(matrix: Tensor, count: int) -> Tensor:
     """The same normal numbers at every call and in every process, apart from torch's own stream."""
-    numbers = torch.randn(len(matrix), count, generator=torch.Generator().manual_seed(0))
+    numbers = torch.randn(len(matrix), count, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return numbers.to(matrix)

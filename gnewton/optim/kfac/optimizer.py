@@ -181,9 +181,13 @@ class KFAC(BoundOptimizer):
         """Remove the hooks from the model; the optimizer cannot be used afterwards."""
         self._capture.close()
 
+    def forget_gradients(self) -> None:
+        """Discard the statistics of the empirical Fisher that are not in the averages yet."""
+        self._capture.forget_gradients()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, and the statistics of the empirical Fisher that were made from them."""
-        self._capture.forget_gradients()
+        self.forget_gradients()
         super().zero_grad(set_to_none)
 
     @torch.no_grad()
@@ -319,8 +323,8 @@ class KFAC(BoundOptimizer):
         layers = [layer for layer in self._factors if due or layer not in self._preconditioners]
         if not self._factors:
             raise InputError(
-                "step: no statistics yet; the model must run forward in training mode, with gradients, "
-                "before the first step"
+                "step: no statistics yet; before the first step the model itself must be called in training "
+                "mode, with gradients; calls of its parts are not seen"
             )
         if not layers:
             return

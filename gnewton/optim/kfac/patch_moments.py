@@ -11,17 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gnewton.optim.kfac.kronecker_blocks import Module, padded, piece_size
+from gnewton.optim.kfac.kronecker_blocks import PATCH_NUMBERS, Module, padded, piece_size
 
 
 def applies(module: Module, inputs: Tensor) -> bool:
-    """Whether the kernel moves row by row over a batch of images, and is more than a row."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and inputs.dim() == 4
-        and module.stride[0] == module.dilation[0] == 1
-        and module.kernel_size[0] > 1
-    )
+    """Whether the kernel moves row by row over images, is more than a row, and the products are few."""
+    if not isinstance(module, nn.Conv2d) or inputs.dim() != 4 or module.kernel_size[0] == 1:
+        return False
+    features = module.in_channels * module.kernel_size[1]
+    numbers = 2 * inputs.shape[2] * module.kernel_size[0] * features**2  # padding at most doubles the height
+    return module.stride[0] == module.dilation[0] == 1 and numbers <= PATCH_NUMBERS
 
 
 def patch_moments(module: nn.Conv2d, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,9 @@ class PairDirection(DirectionRecipe):
     first: DirectionRecipe = option(help="one of the two methods")
     second: DirectionRecipe = option(help="the other one")
     shared: bool = option(True, help="one rate for the first method, common to all groups", before=False)
-    weight_decay: float | None = option(None, help="that of both methods; null: as each has it", at_least=0)
+    weight_decay: float | None = option(
+        None, help="that of both methods; null: as each has it", at_least=0, before=None
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Refuse a pair within a pair, and a weight decay that a method does not have."""

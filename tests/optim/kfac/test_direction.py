@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,3 +173,59 @@ def test_it_goes_on_bit_for_bit_from_a_state() -> None:
     resumed = GroupedNewton(other, F.cross_entropy, direction="kfac", period=3)
     resumed.load_state_dict(state)
     assert [take_step(other, resumed, batch) for _ in range(5)] == expected
+
+
+def test_half_precision_with_few_rows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)).bfloat16()
+    optimizer = GroupedNewton(model, F.cross_entropy, direction="kfac", period=4)
+    batch = torch.randn(8, 64).bfloat16(), torch.randint(3, (8,))
+    losses = [take_step(model, optimizer, batch) for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_last_layer_of_attention_is_left_to_adam() -> None:
+    """It is never called, only its weight is read, so K-FAC has no statistics of it."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double()
+    kfac, adam = kfac_direction(model)(shadows(model)).parts  # type: ignore[attr-defined]
+    assert kfac.layers == ["linear1", "linear2"]
+    assert len(adam.param_groups[0]["params"]) == 8  # of attention four, of each norm two
+
+
+class Named(nn.Module):
+    """Takes its input by name and returns an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tanh_net()
+
+    def forward(self, *, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.net(x))
+
+
+def test_samples_of_inputs_by_name_are_counted() -> None:
+    model = Named()
+    optimizer = KFAC(model, fisher="empirical")
+    inputs, targets = classification(12)
+    F.cross_entropy(model(x=inputs).logits, targets).backward()
+    optimizer.step()
+    a, _ = optimizer.factors["net.0"]
+    torch.testing.assert_close(a[-1, -1].item(), 1.0)  # the mean square of the bias's input
+
+
+def test_gradients_that_are_discarded_leave_no_statistics() -> None:
+    model, (inputs, targets) = tanh_net(), classification(12)
+    optimizer = GroupedNewton(model, lambda o, t: F.cross_entropy(o, t), direction="kfac")
+    (kfac,) = (member.inner for member in optimizer._directions.members)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+    assert kfac._capture.samples == 12  # type: ignore[attr-defined]
+
+
+def test_the_hooks_go_with_the_optimizer() -> None:
+    model = tanh_net()
+    for _ in range(3):
+        GroupedNewton(model, F.cross_entropy, direction="kfac")
+    gc.collect()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
