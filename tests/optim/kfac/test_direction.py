@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -111,25 +112,25 @@ def test_the_decay_takes_the_same_share_of_every_parameter() -> None:
         torch.testing.assert_close(p.detach(), 0.9 * before[name])
 
 
-@pytest.mark.parametrize(
-    ("loss_fn", "expected"),
-    [
-        (F.cross_entropy, "categorical"),
-        (nn.CrossEntropyLoss(label_smoothing=0.1), "categorical"),
-        (partial(F.cross_entropy, label_smoothing=0.1), "categorical"),
-        (F.mse_loss, "gaussian"),
-        (nn.MSELoss(), "gaussian"),
-        (nn.MSELoss(reduction="sum"), None),
-        (partial(F.mse_loss, reduction="sum"), None),
-        (nn.BCEWithLogitsLoss(), "bernoulli"),
-        (F.binary_cross_entropy_with_logits, "bernoulli"),
-        (F.l1_loss, None),
-        (lambda outputs, targets: F.cross_entropy(outputs, targets), None),
-    ],
-    ids=str,
-)
-def test_the_likelihood_of_a_loss(loss_fn: object, expected: str | None) -> None:
-    assert likelihood_of(loss_fn) == expected  # type: ignore[arg-type]
+LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
+    "cross entropy": (F.cross_entropy, "categorical"),
+    "module": (nn.CrossEntropyLoss(label_smoothing=0.1), "categorical"),
+    "partial": (partial(F.cross_entropy, label_smoothing=0.1), "categorical"),
+    "squares": (F.mse_loss, "gaussian"),
+    "module of squares": (nn.MSELoss(), "gaussian"),
+    "sum, module": (nn.MSELoss(reduction="sum"), None),
+    "sum, partial": (partial(F.mse_loss, reduction="sum"), None),
+    "binary, module": (nn.BCEWithLogitsLoss(), "bernoulli"),
+    "binary": (F.binary_cross_entropy_with_logits, "bernoulli"),
+    "absolute": (F.l1_loss, None),
+    "own": (lambda outputs, targets: F.cross_entropy(outputs, targets), None),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_likelihood_of_a_loss(name: str) -> None:
+    loss_fn, expected = LOSSES[name]
+    assert likelihood_of(loss_fn) == expected
 
 
 @pytest.mark.parametrize("loss", ["known", "own"])
