@@ -28,7 +28,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def network() -> nn.Sequential:
-    """Two convolutions and a linear layer: six tensors, hence six groups with a learning rate each."""
+    """Two convolutions and a linear layer: six tensors, hence six groups with a rate each."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 32, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2)),

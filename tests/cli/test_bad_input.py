@@ -117,7 +117,7 @@ TABLE: list[tuple[str, str]] = [
     ("train ~trainer.epochs", "~trainer.epochs: every group and option is needed"),
     ("train ~foo", "~foo: every group and option is needed"),
     # unknown choices
-    ("train optimizer=sdg", "optimizer=sdg: must be one of adam, adamw, dadapt_adam, grouped_newton"),
+    ("train optimizer=sdg", "optimizer=sdg: must be one of adam, adamw, dadapt_adam, dog, grouped_newton"),
     ("train optimizer=sdg", "; did you mean 'sgd'?"),
     ("train model=mlpp", "did you mean 'mlp'?"),
     ("train data=cifar", "did you mean 'cifar10'?"),

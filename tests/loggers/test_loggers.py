@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from types import SimpleNamespace
 
 import pandas as pd
@@ -371,9 +372,11 @@ def test_wandb_offline(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     report = run([*SHORT, "logger=wandb", "logger.wandb.mode=offline"])
     (file,) = (report.folder / "wandb").rglob("*.wandb")
-    content = file.read_bytes()
-    for word in (b"validation_accuracy", b"rate/hidden1.weight", report.folder.name.encode()):
-        assert word in content
+    words = (b"validation_accuracy", b"rate/hidden1.weight", report.folder.name.encode())
+    last = time.monotonic() + 20  # the process of W&B writes the file after the run has ended
+    while not all(word in file.read_bytes() for word in words):
+        assert time.monotonic() < last
+        time.sleep(0.1)
     add_image(WandbLogger(None, None, "offline"), report.folder, step=3)
     (image,) = (report.folder / "wandb").rglob("media/images/**/*.png")
     with Image.open(image) as stored:

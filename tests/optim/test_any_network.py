@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gnewton import GroupedNewton
-from gnewton.optim.kfac import KFAC
 from tests.thorough import count
 
 STEPS = 40
@@ -51,9 +50,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
 @st.composite
 def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
     """What the optimizer is built with."""
-    directions: list[Any] = ["adam", "adamw", "sgd", "average"]
-    if not hasattr(model, "unused"):
-        directions.append(lambda named: KFAC(model, params=named, lr=1.0))
+    directions = ["pair", "adam", "adamw", "sgd", "average", "kfac"]
     return {
         "direction": draw(st.sampled_from(directions)),
         "step_size": draw(st.sampled_from((0.3, 1.0, 3.0))),

@@ -180,7 +180,7 @@ def test_what_does_not_belong_into_a_resumption_is_refused(cli, sweeps, monkeypa
     cli(["sweep", "seed=0", "data=mnist"])
     folder = str(sweeps.folder)
     answer = cli(["sweep", "--resume", folder, "seed=1"])
-    assert (answer.code, "seed=1: the runs of a sweep that is resumed" in answer.err) == (2, True)
+    assert (answer.code, "seed=1: a resumed sweep keeps its runs" in answer.err) == (2, True)
     answer = cli(["sweep", "--resume", folder, "--config-dir", "."])
     assert (answer.code, "has no effect with --resume" in answer.err) == (2, True)
     (sweeps.folder / "manifest.csv").write_text("job,hash\n1,2\n")

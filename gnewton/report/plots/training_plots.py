@@ -187,7 +187,7 @@ def rates_figure(setup: Setup) -> Figure | None:
             where="post",
             color=color,
             linewidth=1.3,
-            linestyle="--" if name.rpartition(".")[2] in ("bias", "biases") else "-",
+            linestyle="--" if name.partition(":")[0].rpartition(".")[2] in ("bias", "biases") else "-",
             gid=series(place),
         )[0]
         for place, (name, color) in enumerate(zip(rates.columns, colors, strict=True))
