@@ -129,14 +129,16 @@ def test_they_get_the_rates_of_a_run_as_a_plot(run, with_loggers):
     assert len(kept.images) == 1  # it has no rates of groups
 
 
-def test_a_plot_that_cannot_be_drawn_costs_no_run(run, with_loggers, caplog):
+@pytest.mark.parametrize("kind", [InputError, ValueError, ImportError])
+def test_a_plot_that_cannot_be_drawn_costs_no_run(run, with_loggers, caplog, kind):
     def draw(folder, place):
-        raise InputError("rates.csv cannot be read")
+        raise kind("rates.csv cannot be read\nand more")
 
     kept = Kept()
     with_loggers(kept=kept)
     assert run(SHORT, draw=draw).outcome.status == "done"
-    assert "the loggers get no plots: rates.csv cannot be read" in caplog.text
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.getMessage() == "the loggers get no plots: rates.csv cannot be read"
     assert (kept.images, kept.ends) == ([], [True])
 
 
