@@ -139,6 +139,11 @@ def test_one_module_touches_the_internals_of_hydra():
     assert touching == ["gnewton.cli.composer"]
 
 
+def test_no_module_imports_itself():
+    itself = {module for module, names in WITH_TYPES.items() if module in map(_home, names)}
+    assert itself <= {"gnewton"}
+
+
 def test_there_are_no_cycles():
     edges = {
         module: {home for name in names if (home := _home(name)) not in (None, module, "gnewton")}

@@ -34,8 +34,6 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     if options.full and (options.batches is not None or options.batch_size is not None):
         raise InputError("inspect: --full takes all samples; leave out --batches and --batch-size")
-    from gnewton.cli.inspect import parse_subject
-
     subject = parse_subject(options.subject, "inspect", idle=Role.BATCHES, also=["logger"])
     from gnewton.experiment.build import open_point
     from gnewton.inspection.point_inspection import inspection_files
@@ -170,8 +168,6 @@ def _folder(point: Point, subject: Subject) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gnewton.cli.inspect import add_matrix_option
-
     parser = Parser(
         prog="gnewton inspect",
         description="The gradient, Hessian and third derivative of the loss along the partition at a point, "

@@ -204,7 +204,7 @@ def _send_plots(loggers: GuardedLoggers, draw: Draw, folder: Path, step: int) ->
     with tempfile.TemporaryDirectory() as place:
         try:
             plots = draw(folder, Path(place))
-        except (GnewtonError, OSError) as error:
+        except Exception as error:  # Matplotlib may raise any
             log.warning("the loggers get no plots: %s", first_line(error))
             return
         for name, file in plots.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gnewton.loggers import (
     step_numbers,
 )
 from gnewton.options import option
+from gnewton.runfiles import ENDED, RESULT_FILE
 
 MODES = ("online", "offline", "disabled")
 
@@ -50,6 +52,11 @@ class WandbRecipe(LoggerRecipe):
 class WandbLogger(Logger):
     """One W&B run per run folder, continued under the same id.
 
+    An addition leaves the options of the W&B run as they are; a W&B run that begins with one has none. W&B
+    sets a status whenever a process leaves a run, and does not tell the one before: after an addition it is
+    "finished" if the run folder says that the run came to its end, else "failed", also for a run that W&B
+    called crashed or killed or that is still under way.
+
     Args:
         project, entity: of the run; None: the values of WANDB_PROJECT and WANDB_ENTITY.
         mode: "online"; "offline": files in the run folder for ``wandb sync``; "disabled"; None: the value of
@@ -61,11 +68,13 @@ class WandbLogger(Logger):
         self._entity = entity
         self._mode = mode
         self._run: Any = None
+        self._added_to: Path | None = None
 
     def start(self, card: RunCard) -> None:
         """Start the W&B run, or continue it."""
         import wandb
 
+        self._added_to = None if card.trains else card.folder
         self._run = wandb.init(
             project=self._project or os.environ.get("WANDB_PROJECT") or "gnewton",
             entity=self._entity,
@@ -74,7 +83,7 @@ class WandbLogger(Logger):
             id=card.folder.name,
             name=card.folder.name,
             group=card.experiment,
-            config=dict(card.config),
+            config=dict(card.config) if card.trains else None,
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -99,5 +108,14 @@ class WandbLogger(Logger):
         self._run.log({name: wandb.Image(str(file), caption=f"step {step:,}")})
 
     def finish(self, ended_well: bool) -> None:
-        """Close the run; this waits until all data are sent."""
+        """Close the run, after an addition with its own end; this waits until all data are sent."""
+        if self._added_to is not None:
+            ended_well = _came_to_its_end(self._added_to)
         self._run.finish(exit_code=0 if ended_well else 1)
+
+
+def _came_to_its_end(folder: Path) -> bool:
+    try:
+        return json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))["status"] in ENDED
+    except (OSError, ValueError, KeyError, TypeError):  # killed or under way
+        return False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.errors import InputError
 from gnewton.optim.bound_optimizer import evaluated, refuse_sparse
 
 DELAY = 8
@@ -16,6 +17,8 @@ DELAY = 8
 
 _REACH, _ENERGY, _COUNT = "reach", "energy", "count"  # of all parameters, kept in the state of the first
 _START, _AVERAGE = "start", "average"
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class DoG(torch.optim.Optimizer):
@@ -30,7 +33,8 @@ class DoG(torch.optim.Optimizer):
 
         θ̄_k = θ̄_(k−1) + (1 + γ)/(k + γ) (θ_k − θ̄_(k−1)),   γ = 8.
 
-    Nothing waits for the device. A parameter without a gradient stays where it is.
+    Nothing waits for the device. A parameter without a gradient stays where it is. Lengths, and the state
+    made of them, have at least the precision of float32, also for parameters of half precision.
 
     Args:
         params: tensors to train, as one group.
@@ -40,7 +44,7 @@ class DoG(torch.optim.Optimizer):
         weight_decay: factor of the parameters in the gradients.
 
     Raises:
-        InputError: in :meth:`step`, for sparse gradients.
+        InputError: for several groups of parameters, and in :meth:`step`, for sparse gradients.
     """
 
     def __init__(
@@ -52,6 +56,22 @@ class DoG(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "initial": initial, "eps": eps, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the group, if it is the first one."""
+        if self.param_groups:
+            raise InputError("params: DoG has one step size for all parameters; give them as one group")
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state; torch would round what all parameters share to the dtype of the first."""
+        super().load_state_dict(state_dict)
+        first = self.param_groups[0]["params"][0]
+        saved = state_dict["state"].get(state_dict["param_groups"][0]["params"][0], {})
+        for name in (_REACH, _ENERGY):
+            if name in saved:
+                dtype = torch.promote_types(saved[name].dtype, torch.float32)
+                self.state[first][name] = saved[name].to(first.device, dtype, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -130,5 +150,6 @@ class DoG(torch.optim.Optimizer):
 
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """The Euclidean norm of tensors as one vector, of shape ()."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    """The Euclidean norm of tensors as one vector, of shape (), in float32 or better."""
+    wide = [t.float() if t.dtype in _HALF else t for t in tensors]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))

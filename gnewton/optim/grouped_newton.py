@@ -17,7 +17,7 @@ from gnewton.arguments import (
     check_whole,
     explained,
 )
-from gnewton.errors import GnewtonError, InputError
+from gnewton.errors import InputError
 from gnewton.optim.averaging import Averaging, ExponentialAveraging
 from gnewton.optim.bound_optimizer import (
     BoundOptimizer,
@@ -45,9 +45,6 @@ from gnewton.summary.problem import Forward, LossFunction, check_loss
 from gnewton.wrappers import unwrapped
 
 log = logging.getLogger(__name__)
-
-_FAILURES = (GnewtonError, RuntimeError, NotImplementedError, MemoryError)
-"""Errors of a summary that leave the rates as they are; an InputError is none of them."""
 
 ANNEALED = 1.0
 """Least λ_1 of the default controller where the end of the run takes it to 0 in any case."""

@@ -30,6 +30,12 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
     return model(inputs)
 
 
+def plain(batch: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The batch (inputs, targets) with a mapping of inputs as a dictionary: torch cuts no other mapping."""
+    inputs, targets = batch
+    return (dict(inputs), targets) if isinstance(inputs, Mapping) else (inputs, targets)
+
+
 # --- containers that torch does not know --------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from gnewton.data import Batch, DataSet, Split
 from gnewton.errors import InputError
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.summary.batch import batch_size as samples_of
-from gnewton.summary.batch import call
+from gnewton.summary.batch import call, plain
 from gnewton.tasks import Task
 from gnewton.training.resources import memory_suffices
 from gnewton.training.settings import Evaluation
@@ -78,18 +78,31 @@ def evaluate(
 
 def _pair(batch: Any) -> Batch:
     """The batch, if it is a pair of inputs, one tensor or several, and a tensor of targets."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and torch.is_tensor(batch[1]):
-        inputs, targets = batch
-        several = inputs.values() if isinstance(inputs, Mapping) else inputs
-        if torch.is_tensor(inputs) or (
-            isinstance(inputs, (tuple, list, Mapping)) and all(torch.is_tensor(x) for x in several)
-        ):
-            return inputs, targets
+    fault = _fault(batch)
+    if fault is None:
+        return plain(batch)
     raise InputError(
         "data: a batch of the trainer must be (inputs, targets), a tensor (or a tuple or dictionary of "
-        f"tensors) and a tensor, not a {type(batch).__name__}; "
+        f"tensors) and a tensor, not {fault}; "
         "for batches of another form write a loop of your own, with GroupedNewton(…, forward=…)"
     )
+
+
+def _fault(batch: Any) -> str | None:
+    """What makes the batch no pair of tensors; None: it is one."""
+    if not isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__}"
+    if len(batch) != 2:
+        return f"a {type(batch).__name__} of {len(batch)}"
+    inputs, targets = batch
+    entries: dict[str, Any] = {"inputs": inputs}
+    if isinstance(inputs, Mapping):
+        entries = {f"inputs[{key!r}]": value for key, value in inputs.items()}
+    elif isinstance(inputs, (tuple, list)):
+        entries = {f"inputs[{position}]": value for position, value in enumerate(inputs)}
+    entries["targets"] = targets
+    wrong = (name for name, value in entries.items() if not torch.is_tensor(value))
+    return next((f"a {type(entries[name]).__name__} as {name}" for name in wrong), None)
 
 
 def evaluate_splits(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnewton.data import Batch
 from gnewton.optim.options import OptimizerRecipe
-from gnewton.summary.batch import batch_size, call, cut
+from gnewton.summary.batch import batch_size, call, cut, plain
 from gnewton.tasks import Task
 from gnewton.training.world import World
 
@@ -99,14 +99,14 @@ def add_gradient(
     Returns:
         loss and right answers (None where the task has no such notion), scalars still on the device.
     """
-    inputs, targets = batch
+    inputs, targets = plain(batch)
     size = batch_size(inputs, targets)
     piece = min(microbatch or size, size)
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     for start in range(0, size, piece):
         stop = min(start + piece, size)
-        part, labels = cut(batch, size, start, stop) if piece < size else (inputs, targets)
+        part, labels = cut((inputs, targets), size, start, stop) if piece < size else (inputs, targets)
         with precision.autocast():
             outputs = precision.outputs(call(model, part))
         loss = task.loss(outputs, labels)

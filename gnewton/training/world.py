@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gnewton.backend import rank, sum_over_processes
 from gnewton.data import Batch, BatchStream
 from gnewton.errors import InputError
-from gnewton.summary.batch import batch_size, cut
+from gnewton.summary.batch import batch_size, cut, plain
 
 
 class World:
@@ -58,8 +58,8 @@ class World:
         """This process's rows of a batch: consecutive ones, the shares of nearly equal size."""
         if self.size == 1:
             return batch
-        inputs, targets = batch
-        rows = batch_size(inputs, targets)
+        batch = plain(batch)
+        rows = batch_size(*batch)
         share: Batch = cut(batch, rows, self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
         return share
 

@@ -24,6 +24,7 @@ from gnewton.loggers.wandb import WandbLogger
 from gnewton.report.plots.run_plots import write_run_plots
 from gnewton.report.runs import read_run
 from gnewton.report.setups import group_runs
+from gnewton.runfiles import RESULT_FILE
 from tests.conftest import SMALL
 
 SHORT = [*SMALL, "trainer.epochs=2", "trainer.log_every=2"]
@@ -130,14 +131,16 @@ def test_they_get_the_rates_of_a_run_as_a_plot(run, with_loggers):
     assert len(kept.images) == 1  # it has no rates of groups
 
 
-def test_a_plot_that_cannot_be_drawn_costs_no_run(run, with_loggers, caplog):
+@pytest.mark.parametrize("kind", [InputError, ValueError, ImportError])
+def test_a_plot_that_cannot_be_drawn_costs_no_run(run, with_loggers, caplog, kind):
     def draw(folder, place):
-        raise InputError("rates.csv cannot be read")
+        raise kind("rates.csv cannot be read\nand more")
 
     kept = Kept()
     with_loggers(kept=kept)
     assert run(SHORT, draw=draw).outcome.status == "done"
-    assert "the loggers get no plots: rates.csv cannot be read" in caplog.text
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.getMessage() == "the loggers get no plots: rates.csv cannot be read"
     assert (kept.images, kept.ends) == ([], [True])
 
 
@@ -365,6 +368,31 @@ def test_the_environment_of_wandb_counts_where_nothing_is_set(
     recipe = OmegaConf.to_object(compose(["logger=wandb", *overrides]).logger.wandb)
     recipe.build().start(RunCard(tmp_path, "name", {}, 0))
     assert (asked["mode"], asked["project"], asked["entity"]) == (mode, project, None)
+
+
+@pytest.mark.parametrize(
+    ("result", "code"), [('{"status": "done"}', 0), ('{"status": "diverged"}', 1), ("{", 1), (None, 1)]
+)
+@pytest.mark.parametrize("sent", [True, False])
+def test_an_addition_leaves_wandb_the_options_and_the_end_of_the_run(
+    result, code, sent, monkeypatch, tmp_path
+):
+    asked, codes = [], []
+    wandb_run = SimpleNamespace(finish=lambda exit_code: codes.append(exit_code))
+
+    def init(**options):
+        asked.append(options)
+        return wandb_run
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **options: None))
+    if result is not None:
+        (tmp_path / RESULT_FILE).write_text(result)
+    logger = WandbLogger(None, None, None)
+    for trains in (False, True):
+        logger.start(RunCard(tmp_path, "name", {"seed": 1}, 3, trains=trains))
+        logger.finish(sent)
+    assert [options["config"] for options in asked] == [None, {"seed": 1}]
+    assert codes == [code, 0 if sent else 1]
 
 
 def test_wandb_offline(run, monkeypatch):

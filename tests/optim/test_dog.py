@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from gnewton.errors import InputError
 from gnewton.optim.dog import DoG
 from gnewton.optim.options import OPTIMIZERS
 from tests.optim.options.test_baselines import problem_for
@@ -105,3 +106,34 @@ def test_a_parameter_without_a_gradient_stays():
     first = 0.1 * (1 + math.sqrt(6)) / math.sqrt(12 + 1e-8)  # the length of both counts
     second = 0.1 * (1 + math.sqrt(6)) / math.sqrt(24 + 1e-8)
     assert moved.tolist() == pytest.approx([1 - 2 * (first + second)] * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lengths_are_kept_in_float32_for_half_precision(dtype, tmp_path):
+    ends = []
+    for stops in (False, True):
+        parameters = [torch.nn.Parameter(torch.full((4,), value, dtype=dtype)) for value in (1.0, 2.0)]
+        optimizer = DoG(parameters, initial=1e-3)
+        for count in range(4):
+            if stops and count == 2:
+                torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+                optimizer = DoG(parameters, initial=1e-3)
+                optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+            for p in parameters:
+                p.grad = torch.full_like(p, 300.0)
+            optimizer.step()
+        state = optimizer.state[parameters[0]]
+        assert state["reach"].dtype == state["energy"].dtype == torch.float32
+        assert float(state["energy"]) == pytest.approx(4 * 8 * 300.0**2, rel=1e-6)  # float16 ends at 65504
+        assert all(p.dtype == dtype and torch.isfinite(p).all() for p in parameters)
+        ends.append((state["reach"], state["energy"], *parameters))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_several_groups_are_refused():
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    message = "^params: DoG has one step size for all parameters; give them as one group$"
+    with pytest.raises(InputError, match=message):
+        DoG([{"params": [first]}, {"params": [second]}])
+    with pytest.raises(InputError, match=message):
+        DoG([first]).add_param_group({"params": [second]})

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import traceback
+from collections import UserDict
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -28,6 +31,7 @@ from gnewton.training.checkpoint import load_checkpoint
 from gnewton.training.evaluate import evaluate
 from gnewton.training.settings import Evaluation, Target
 from gnewton.training.training_step import add_gradient
+from gnewton.training.world import World
 from tests.training import builders
 
 
@@ -102,6 +106,67 @@ def test_microbatches_add_up_to_the_batch(data, microbatch):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14)
     if correct is not None:
         assert correct.item() == (model(batch[0]).argmax(1) == batch[1]).sum().item()
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, MappingProxyType])
+def test_any_mapping_of_inputs_is_cut_with_its_targets(kind):
+    data = builders.classification()
+    network = builders.network(data.task)
+    model = Named(network)
+    x, targets = data.train.inputs[:10], data.train.targets[:10]
+    batch = (kind({"x": x, "scale": torch.ones(())}), targets)
+    expected = torch.autograd.grad(data.task.loss(network(x), targets), list(network.parameters()))
+    total, correct = add_gradient(model, data.task, batch, 4)
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14)
+    shares = [World(rank, 2).share(batch) for rank in range(2)]
+    assert torch.equal(torch.cat([share["x"] for share, _ in shares]), x)
+    assert [len(labels) for _, labels in shares] == [5, 5]
+    score = evaluate(model, data.task, OneBatch(batch), 10)
+    assert score.loss == pytest.approx(total.item(), rel=1e-12)
+    assert score.accuracy == pytest.approx(correct.item() / 10)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fault"),
+    [
+        ((torch.ones(2, 4), np.zeros(2)), "a ndarray as targets"),
+        ((np.ones((2, 4)), torch.zeros(2)), "a ndarray as inputs"),
+        (((torch.ones(2, 4), None), torch.zeros(2)), "a NoneType as inputs[1]"),
+        ((UserDict(x=[1, 2]), torch.zeros(2)), "a list as inputs['x']"),
+        ((torch.ones(2, 4),), "a tuple of 1"),
+        ({"x": torch.ones(2, 4)}, "a dict"),
+    ],
+)
+def test_a_batch_of_another_form_is_refused_by_its_fault(batch, fault):
+    data = builders.classification()
+    with pytest.raises(InputError) as refusal:
+        evaluate(builders.network(data.task), data.task, OneBatch(batch), 2)
+    assert (
+        f"(inputs, targets), a tensor (or a tuple or dictionary of tensors) and a tensor, not {fault}; "
+        in (str(refusal.value))
+    )
+
+
+class Named(torch.nn.Module):
+    """A network that takes its input by name, and a factor of it."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, scale):
+        return self.network(scale * x)
+
+
+class OneBatch:
+    """A split of one batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def in_order(self, batch_size, limit=None):
+        yield self.batch
 
 
 def test_a_run_with_microbatches_is_the_same_run(tmp_path):
