@@ -132,6 +132,37 @@ def test_whole_powers_hold_at_zero():
     np.testing.assert_array_equal(of_scalar(lambda w: w**3, 0.0), expected)
 
 
+def of_rows(function, *, zero_row, order=4, **options):
+    """The derivatives of function(w ∘ x), where x has one row, and a row of zeros if ``zero_row``."""
+    w, x = torch.tensor([0.3, -0.7, 0.2]).double(), torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]).double()
+    model = zoo.Net(lambda m, x: function(m.w * x), w=nn.Parameter(w))
+    x = x if zero_row else x[:1]
+    case = model, lambda o, t: o, x, None, None, [torch.tensor([0.5, 1.0, -0.4]).double()]
+    return loss_derivatives(*case, order, **({"engine": "taylor"} | options))[0].numpy()
+
+
+LENGTHS = {
+    "std": lambda h: h.std(-1).sum(),
+    "norm": lambda h: h.norm(dim=-1).sum(),
+    "normalize": lambda h: F.normalize(h, dim=-1).sin().sum(),
+    "each entry": lambda h: torch.linalg.vector_norm(h.unsqueeze(2), dim=2).sum(),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_length_of_zero_has_no_derivatives(name):
+    """A row of zeros adds nothing to any order."""
+    found = of_rows(LENGTHS[name], zero_row=True)
+    assert found[2:].any() or name == "each entry"
+    np.testing.assert_allclose(found, of_rows(LENGTHS[name], zero_row=False), rtol=1e-12, atol=1e-13)
+
+
+def test_a_length_that_leaves_zero_has_no_derivatives():
+    """As in torch: the first derivative of ‖w‖ is zero at w = 0."""
+    found = of_rows(lambda h: (h - h.detach()).norm() + h.sum(), zero_row=False)
+    np.testing.assert_allclose(found, of_rows(torch.sum, zero_row=False), rtol=1e-12, atol=0)
+
+
 POINTS = torch.tensor([0.15, 0.4, 0.62, 0.9], dtype=torch.float64)
 SHIFTED = {"acosh": 1.5, "log": 0.5, "reciprocal": 0.5}
 OPTIONS = {"pow.Tensor_Scalar": (1.7,), "pow.Scalar": (1.7,), "logit": (0.2,)}

@@ -166,7 +166,14 @@ def _vector_norm(site: SeriesSite) -> Result:
     axes = _from_the_end(site.option("dim"), jet.value.dim())
     series = jet.series(site.order)
     squares = series.square().sum(axes) if axes else series.square()
-    return jet_of(squares.sqrt(), site.value, jet.groups)
+    return jet_of(_root(squares, site.value), site.value, jet.groups)
+
+
+def _root(squares: Series, value: Tensor) -> Series:
+    """The root of a sum of squares, ``value`` in torch; zero derivatives where it is zero, as in torch."""
+    zero = (squares.head == 0) | (value.reshape(squares.head.shape) == 0)
+    root = Series(torch.where(zero, 1.0, squares.head), squares.tail, squares.order).sqrt()
+    return Series(squares.head.sqrt(), [torch.where(zero, 0.0, x) for x in root.tail], squares.order)
 
 
 @series_rule("var.correction", "std.correction")
@@ -180,5 +187,5 @@ def _variance(site: SeriesSite) -> Result:
     centred = series - series.mean(axes)
     count = math.prod(jet.value.shape[a] for a in axes) - (1 if correction is None else correction)
     variance = centred.square().sum(axes).scaled(1 / count)
-    series = variance.sqrt() if "std" in site.step.op.name() else variance
+    series = _root(variance, site.value) if "std" in site.step.op.name() else variance
     return jet_of(series, site.value, jet.groups)
