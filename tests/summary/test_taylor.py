@@ -15,9 +15,10 @@ import gnewton
 from gnewton.errors import InputError
 from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives, SummaryError, loss_derivatives, summarize
-from gnewton.summary.taylor import nested_rule
+from gnewton.summary.taylor import derivatives, nested_rule
 from gnewton.summary.taylor.function_series import FUNCTIONS
 from gnewton.summary.taylor.series import Series
+from gnewton.summary.taylor.taylor_pass import coefficients
 
 from . import oracles, zoo
 
@@ -161,6 +162,56 @@ def test_a_length_that_leaves_zero_has_no_derivatives():
     """As in torch: the first derivative of ‖w‖ is zero at w = 0."""
     found = of_rows(lambda h: (h - h.detach()).norm() + h.sum(), zero_row=False)
     np.testing.assert_allclose(found, of_rows(torch.sum, zero_row=False), rtol=1e-12, atol=0)
+
+
+POWERS = {
+    "1.5": lambda h: F.relu(h) ** 1.5,
+    "2.5": lambda h: F.relu(h) ** 2.5,
+    "65": lambda h: F.relu(h) ** 65,
+    "sqrt": lambda h: F.relu(h).sqrt(),
+    "0": lambda h: F.relu(h) ** 0 + h.sin(),
+}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_powers_of_an_entry_that_stays_at_zero(name):
+    """Without the rows that are zero, nested reverse mode needs no power of zero."""
+    found = of_rows(lambda h: POWERS[name](h).sum(), zero_row=True)[1:]
+    positive = of_rows(lambda h: POWERS[name](h[:, [0, 2]]).sum(), zero_row=False, engine="reference")[1:]
+    if name == "0":
+        positive += of_rows(lambda h: h[:, 1].sin().sum(), zero_row=False)[1:]
+    assert found.all()
+    np.testing.assert_allclose(found, positive, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.5, 2.5, -0.5])
+@pytest.mark.parametrize("u", [1.0, -2.0])
+def test_powers_of_an_entry_that_leaves_zero(power, u):
+    """As by torch: zero below the power, then infinite."""
+    found, other = (of_scalar(lambda w: w**power, 0.0, u, order=5, engine=e) for e in ("taylor", "reference"))
+    np.testing.assert_array_equal(found, other)
+    assert np.isinf(found[-1])
+
+
+def test_a_derivative_at_zero_that_is_not_known():
+    """|w|³ as (w²)^1.5: the series has no third derivative."""
+    found = of_scalar(lambda w: (w * w) ** 1.5, 0.0, order=3)
+    np.testing.assert_array_equal(found, [0, 0, np.nan, np.nan])
+
+
+def test_the_reference_engine_takes_over_where_a_series_is_not_finite(caplog, monkeypatch):
+    def with_nan(plan, values, direction, order, positions):
+        found = coefficients(plan, values, direction, order, positions)
+        found[:, -1] = torch.nan
+        return found
+
+    monkeypatch.setattr(derivatives, "coefficients", with_nan)
+    np.testing.assert_allclose(of_scalar(torch.exp, X, order=3, engine="auto"), [math.exp(X)] * 4, rtol=1e-12)
+    assert "the reference engine takes over: a derivative along a group is not finite" in caplog.text
+    assert np.isnan(of_scalar(torch.exp, X, order=3)[-1])
+    caplog.clear()
+    assert not np.isfinite(of_scalar(torch.log, 0.0, order=3, engine="auto")).all()
+    assert "takes over" not in caplog.text
 
 
 POINTS = torch.tensor([0.15, 0.4, 0.62, 0.9], dtype=torch.float64)
