@@ -164,6 +164,26 @@ def test_a_length_that_leaves_zero_has_no_derivatives():
     np.testing.assert_allclose(found, of_rows(torch.sum, zero_row=False), rtol=1e-12, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("name", ["std", "var"])
+@pytest.mark.parametrize(("entries", "correction"), [(1, 1), (2, 2), (2, 3)])
+def test_spreads_without_degrees_of_freedom(name, entries, correction):
+    """Of a batch of one, all is nan, as in torch; of more entries, the value is infinite."""
+
+    def forward(m, x):
+        return getattr(torch, name)(m.w, 0, correction=correction)
+
+    model = zoo.Net(forward, w=nn.Parameter(torch.tensor([0.3, -0.7]).double()[:entries]))
+    case = model, lambda o, t: o, torch.empty(0), None, None, [torch.ones(entries).double()]
+    found, summary = loss_derivatives(*case, 2, engine="taylor")[0], summarize(*case, engine="tangent")
+    assert not found[0].isfinite()
+    assert found[1:].isnan().all()
+    assert summary.hessian.isnan().all()
+    if entries == 1:
+        assert summary.gradient.isnan().all()
+        assert loss_derivatives(*case, 2, engine="reference").isnan().all()
+
+
 POWERS = {
     "1.5": lambda h: F.relu(h) ** 1.5,
     "2.5": lambda h: F.relu(h) ** 2.5,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.summary.tangent.rules.lengths import variance_scale
 from gnewton.summary.tangent.rules.product import gate
 from gnewton.summary.taylor.jet import Jet, jet_of, product
 from gnewton.summary.taylor.series import Series, inner
@@ -185,7 +186,7 @@ def _variance(site: SeriesSite) -> Result:
         raise NotApplicable
     series = jet.series(site.order)
     centred = series - series.mean(axes)
-    count = math.prod(jet.value.shape[a] for a in axes) - (1 if correction is None else correction)
-    variance = centred.square().sum(axes).scaled(1 / count)
+    scale = variance_scale(math.prod(jet.value.shape[a] for a in axes), correction)
+    variance = centred.square().sum(axes).scaled(scale)
     series = _root(variance, site.value) if "std" in site.step.op.name() else variance
     return jet_of(series, site.value, jet.groups)
