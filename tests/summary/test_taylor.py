@@ -15,10 +15,13 @@ import gnewton
 from gnewton.errors import InputError
 from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives, SummaryError, loss_derivatives, summarize
+from gnewton.summary.smooth import DECOMPOSITIONS
+from gnewton.summary.tangent.rules import RULES
 from gnewton.summary.taylor import derivatives, nested_rule
 from gnewton.summary.taylor.function_series import FUNCTIONS
 from gnewton.summary.taylor.series import Series
 from gnewton.summary.taylor.taylor_pass import coefficients
+from gnewton.summary.taylor.taylor_rule import SERIES_RULES
 
 from . import oracles, zoo
 
@@ -368,6 +371,33 @@ def test_operations_without_a_rule_are_differentiated_by_themselves():
     for function in (torch.lgamma, lambda w: torch.atan2(w, 1 + w * w)):
         found, other = (of_scalar(function, X, order=5, engine=e) for e in ("taylor", "reference"))
         np.testing.assert_allclose(found, other, rtol=1e-10)
+
+
+def test_no_rule_is_idle():
+    """Neither for an operation that tracing replaces, nor for one that has a linear rule already."""
+    linear = {op for op, rule in RULES.items() if not rule.adjoint}
+    assert not {str(op) for op in SERIES_RULES if op in DECOMPOSITIONS or op in linear}
+
+
+def choices(m, x):
+    h = torch.tanh(m.a(x))
+    tied = torch.cat([h, h, m.b(h)], 1)
+    parts = [
+        *(torch.maximum(h, m.w), torch.minimum(m.w, h), torch.maximum(h, x), torch.minimum(x, m.w)),
+        *(torch.maximum(h, h.clone()), tied.amax(1), tied.amin((0, 1)), tied.amax(0, keepdim=True)),
+        *(tied.unsqueeze(2).amin((1, 2), keepdim=True), h.sum().amax(), torch.amin(h)),
+        *(F.glu(tied[:, :6], 1), F.glu(m.w[:4]), tied.logsumexp(1), h.logsumexp((0, 1), keepdim=True)),
+    ]
+    return torch.stack([part.sin().sum() for part in parts])
+
+
+def test_choices_gates_and_sums_of_exponentials():
+    torch.manual_seed(0)
+    model = zoo.Net(choices, a=nn.Linear(5, 5), b=nn.Linear(5, 2), w=nn.Parameter(torch.randn(5))).double()
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    case = model, lambda o, t: o.exp().sum(), torch.randn(6, 5).double(), None, "per_tensor", direction
+    fast = loss_derivatives(*case, 4, engine="taylor")
+    torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-11)
 
 
 def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():

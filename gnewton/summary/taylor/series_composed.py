@@ -16,29 +16,24 @@ from gnewton.summary.taylor.series import Series, inner
 from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite, series_rule
 
 
-def softmax_series(x: Series, axis: int) -> tuple[Series, Series, Series]:
-    """The series of log-softmax q, softmax p and logsumexp l along an axis counted from the end.
+def softmax_series(x: Series, axis: int) -> tuple[Series, Series]:
+    """The series of log-softmax q and softmax p along an axis counted from the end.
 
-    From l' = ⟨p, x'⟩, q' = x' − l' and p' = p q'.
+    From q' = x' − ⟨p, x'⟩ and p' = p q'.
     """
-    p, top = x.head.softmax(axis), x.head.logsumexp(axis, keepdim=True)
+    p = x.head.softmax(axis)
     weighted = x.weighted()
     qs: list[Tensor] = []
     ps: list[Tensor] = []
-    tops: list[Tensor] = []
     moved: list[Tensor] = []  # i q_i
     for n in range(1, x.order + 1):
-        tops.append(x.step(weighted, p, ps, n).sum(axis, keepdim=True))
-        qs.append(x.tail[n - 1] - tops[-1] if n <= len(x.tail) else (-tops[-1]).expand_as(x.tail[0]))
+        top = x.step(weighted, p, ps, n).sum(axis, keepdim=True)
+        qs.append(x.tail[n - 1] - top if n <= len(x.tail) else (-top).expand_as(x.tail[0]))
         moved.append(qs[-1] * n)
         mixed = inner(moved, ps, n)
         rise = qs[-1] * p
         ps.append(rise if mixed is None else rise.add_(mixed, alpha=1 / n))
-    return (
-        Series(x.head.log_softmax(axis), qs, x.order),
-        Series(p, ps, x.order),
-        Series(top, tops, x.order),
-    )
+    return Series(x.head.log_softmax(axis), qs, x.order), Series(p, ps, x.order)
 
 
 def _softmax_of(site: SeriesSite, which: int) -> Jet:
@@ -57,16 +52,6 @@ def _log_softmax(site: SeriesSite) -> Result:
 @series_rule("_softmax", "softmax.int", "_safe_softmax")
 def _softmax(site: SeriesSite) -> Result:
     return _softmax_of(site, 1)
-
-
-@series_rule("logsumexp")
-def _logsumexp(site: SeriesSite) -> Result:
-    jet, axes = site.moving(0), site.option("dim")
-    axes = [axes] if isinstance(axes, int) else list(axes)
-    if len(axes) != 1 or jet.value.dim() == 0:
-        raise NotApplicable
-    axis = axes[0] - jet.value.dim() if axes[0] >= 0 else axes[0]
-    return jet_of(softmax_series(jet.series(site.order), axis)[2], site.value, jet.groups)
 
 
 # --- normalisation ------------------------------------------------------------------------------------------
