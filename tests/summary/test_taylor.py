@@ -421,6 +421,22 @@ def test_a_wrong_forward_mode_is_found_out(monkeypatch):
     np.testing.assert_allclose(found, of_scalar(torch.lgamma, X, order=4, engine="reference"), rtol=1e-10)
 
 
+def test_a_verdict_holds_for_one_precision_and_rests_on_finite_numbers(monkeypatch):
+    monkeypatch.setattr(nested_rule, "_verdicts", {})
+    kind = torch.ops.aten.lgamma.default, 1
+    found = of_scalar(torch.lgamma, 0.0, order=3)
+    assert not np.isfinite(found).any()
+    assert nested_rule._verdicts == {}
+    of_scalar(torch.lgamma, X, order=3)
+    assert nested_rule._verdicts == {(*kind, torch.float64): True}
+    right = nested_rule._by_forward_mode
+    monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.1 * x for x in right(*a)])
+    found = of_scalar(lambda w: torch.lgamma(w.float()), X, order=3)
+    assert nested_rule._verdicts[(*kind, torch.float32)] is False
+    expected = of_scalar(torch.lgamma, X, order=3, engine="reference")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 class Doubled(torch.autograd.Function):
     """A backward pass of its own, which cannot be traced."""
 
