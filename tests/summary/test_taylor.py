@@ -15,9 +15,13 @@ import gnewton
 from gnewton.errors import InputError
 from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives, SummaryError, loss_derivatives, summarize
-from gnewton.summary.taylor import nested_rule
+from gnewton.summary.smooth import DECOMPOSITIONS
+from gnewton.summary.tangent.rules import RULES
+from gnewton.summary.taylor import derivatives, nested_rule
 from gnewton.summary.taylor.function_series import FUNCTIONS
 from gnewton.summary.taylor.series import Series
+from gnewton.summary.taylor.taylor_pass import coefficients
+from gnewton.summary.taylor.taylor_rule import SERIES_RULES
 
 from . import oracles, zoo
 
@@ -130,6 +134,107 @@ def test_closed_forms_up_to_order_eight(name):
 def test_whole_powers_hold_at_zero():
     expected = [0, 0, 0, 6, 0, 0, 0, 0, 0]
     np.testing.assert_array_equal(of_scalar(lambda w: w**3, 0.0), expected)
+
+
+def of_rows(function, *, zero_row, order=4, **options):
+    """The derivatives of function(w ∘ x), where x has one row, and a row of zeros if ``zero_row``."""
+    w, x = torch.tensor([0.3, -0.7, 0.2]).double(), torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]).double()
+    model = zoo.Net(lambda m, x: function(m.w * x), w=nn.Parameter(w))
+    x = x if zero_row else x[:1]
+    case = model, lambda o, t: o, x, None, None, [torch.tensor([0.5, 1.0, -0.4]).double()]
+    return loss_derivatives(*case, order, **({"engine": "taylor"} | options))[0].numpy()
+
+
+LENGTHS = {
+    "std": lambda h: h.std(-1).sum(),
+    "norm": lambda h: h.norm(dim=-1).sum(),
+    "normalize": lambda h: F.normalize(h, dim=-1).sin().sum(),
+    "each entry": lambda h: torch.linalg.vector_norm(h.unsqueeze(2), dim=2).sum(),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_length_of_zero_has_no_derivatives(name):
+    """A row of zeros adds nothing to any order."""
+    found = of_rows(LENGTHS[name], zero_row=True)
+    assert found[2:].any() or name == "each entry"
+    np.testing.assert_allclose(found, of_rows(LENGTHS[name], zero_row=False), rtol=1e-12, atol=1e-13)
+
+
+def test_a_length_that_leaves_zero_has_no_derivatives():
+    """As in torch: the first derivative of ‖w‖ is zero at w = 0."""
+    found = of_rows(lambda h: (h - h.detach()).norm() + h.sum(), zero_row=False)
+    np.testing.assert_allclose(found, of_rows(torch.sum, zero_row=False), rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("name", ["std", "var"])
+@pytest.mark.parametrize(("entries", "correction"), [(1, 1), (2, 2), (2, 3)])
+def test_spreads_without_degrees_of_freedom(name, entries, correction):
+    """Of a batch of one, all is nan, as in torch; of more entries, the value is infinite."""
+
+    def forward(m, x):
+        return getattr(torch, name)(m.w, 0, correction=correction)
+
+    model = zoo.Net(forward, w=nn.Parameter(torch.tensor([0.3, -0.7]).double()[:entries]))
+    case = model, lambda o, t: o, torch.empty(0), None, None, [torch.ones(entries).double()]
+    found, summary = loss_derivatives(*case, 2, engine="taylor")[0], summarize(*case, engine="tangent")
+    assert not found[0].isfinite()
+    assert found[1:].isnan().all()
+    assert summary.hessian.isnan().all()
+    if entries == 1:
+        assert summary.gradient.isnan().all()
+        assert loss_derivatives(*case, 2, engine="reference").isnan().all()
+
+
+POWERS = {
+    "1.5": lambda h: F.relu(h) ** 1.5,
+    "2.5": lambda h: F.relu(h) ** 2.5,
+    "65": lambda h: F.relu(h) ** 65,
+    "sqrt": lambda h: F.relu(h).sqrt(),
+    "0": lambda h: F.relu(h) ** 0 + h.sin(),
+}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_powers_of_an_entry_that_stays_at_zero(name):
+    """Without the rows that are zero, nested reverse mode needs no power of zero."""
+    found = of_rows(lambda h: POWERS[name](h).sum(), zero_row=True)[1:]
+    positive = of_rows(lambda h: POWERS[name](h[:, [0, 2]]).sum(), zero_row=False, engine="reference")[1:]
+    if name == "0":
+        positive += of_rows(lambda h: h[:, 1].sin().sum(), zero_row=False)[1:]
+    assert found.all()
+    np.testing.assert_allclose(found, positive, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.5, 2.5, -0.5])
+@pytest.mark.parametrize("u", [1.0, -2.0])
+def test_powers_of_an_entry_that_leaves_zero(power, u):
+    """As by torch: zero below the power, then infinite."""
+    found, other = (of_scalar(lambda w: w**power, 0.0, u, order=5, engine=e) for e in ("taylor", "reference"))
+    np.testing.assert_array_equal(found, other)
+    assert np.isinf(found[-1])
+
+
+def test_a_derivative_at_zero_that_is_not_known():
+    """|w|³ as (w²)^1.5: the series has no third derivative."""
+    found = of_scalar(lambda w: (w * w) ** 1.5, 0.0, order=3)
+    np.testing.assert_array_equal(found, [0, 0, np.nan, np.nan])
+
+
+def test_the_reference_engine_takes_over_where_a_series_is_not_finite(caplog, monkeypatch):
+    def with_nan(plan, values, direction, order, positions):
+        found = coefficients(plan, values, direction, order, positions)
+        found[:, -1] = torch.nan
+        return found
+
+    monkeypatch.setattr(derivatives, "coefficients", with_nan)
+    np.testing.assert_allclose(of_scalar(torch.exp, X, order=3, engine="auto"), [math.exp(X)] * 4, rtol=1e-12)
+    assert "the reference engine takes over: a derivative along a group is not finite" in caplog.text
+    assert np.isnan(of_scalar(torch.exp, X, order=3)[-1])
+    caplog.clear()
+    assert not np.isfinite(of_scalar(torch.log, 0.0, order=3, engine="auto")).all()
+    assert "takes over" not in caplog.text
 
 
 POINTS = torch.tensor([0.15, 0.4, 0.62, 0.9], dtype=torch.float64)
@@ -268,6 +373,33 @@ def test_operations_without_a_rule_are_differentiated_by_themselves():
         np.testing.assert_allclose(found, other, rtol=1e-10)
 
 
+def test_no_rule_is_idle():
+    """Neither for an operation that tracing replaces, nor for one that has a linear rule already."""
+    linear = {op for op, rule in RULES.items() if not rule.adjoint}
+    assert not {str(op) for op in SERIES_RULES if op in DECOMPOSITIONS or op in linear}
+
+
+def choices(m, x):
+    h = torch.tanh(m.a(x))
+    tied = torch.cat([h, h, m.b(h)], 1)
+    parts = [
+        *(torch.maximum(h, m.w), torch.minimum(m.w, h), torch.maximum(h, x), torch.minimum(x, m.w)),
+        *(torch.maximum(h, h.clone()), tied.amax(1), tied.amin((0, 1)), tied.amax(0, keepdim=True)),
+        *(tied.unsqueeze(2).amin((1, 2), keepdim=True), h.sum().amax(), torch.amin(h)),
+        *(F.glu(tied[:, :6], 1), F.glu(m.w[:4]), tied.logsumexp(1), h.logsumexp((0, 1), keepdim=True)),
+    ]
+    return torch.stack([part.sin().sum() for part in parts])
+
+
+def test_choices_gates_and_sums_of_exponentials():
+    torch.manual_seed(0)
+    model = zoo.Net(choices, a=nn.Linear(5, 5), b=nn.Linear(5, 2), w=nn.Parameter(torch.randn(5))).double()
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    case = model, lambda o, t: o.exp().sum(), torch.randn(6, 5).double(), None, "per_tensor", direction
+    fast = loss_derivatives(*case, 4, engine="taylor")
+    torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-11)
+
+
 def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():
     def forward(m, x):
         return torch.linalg.det(m.p @ m.p.T + torch.eye(3, dtype=torch.float64)).log()
@@ -287,6 +419,22 @@ def test_a_wrong_forward_mode_is_found_out(monkeypatch):
     found = of_scalar(torch.lgamma, X, order=4)
     assert list(nested_rule._verdicts.values()) == [False]
     np.testing.assert_allclose(found, of_scalar(torch.lgamma, X, order=4, engine="reference"), rtol=1e-10)
+
+
+def test_a_verdict_holds_for_one_precision_and_rests_on_finite_numbers(monkeypatch):
+    monkeypatch.setattr(nested_rule, "_verdicts", {})
+    kind = torch.ops.aten.lgamma.default, 1
+    found = of_scalar(torch.lgamma, 0.0, order=3)
+    assert not np.isfinite(found).any()
+    assert nested_rule._verdicts == {}
+    of_scalar(torch.lgamma, X, order=3)
+    assert nested_rule._verdicts == {(*kind, torch.float64): True}
+    right = nested_rule._by_forward_mode
+    monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.1 * x for x in right(*a)])
+    found = of_scalar(lambda w: torch.lgamma(w.float()), X, order=3)
+    assert nested_rule._verdicts[(*kind, torch.float32)] is False
+    expected = of_scalar(torch.lgamma, X, order=3, engine="reference")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 class Doubled(torch.autograd.Function):

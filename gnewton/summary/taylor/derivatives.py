@@ -43,7 +43,8 @@ class LossDerivatives:
         engine: "taylor" propagates power series through the traced loss, at a cost that grows like d to d²
             with the order d, and raises where it cannot trace the model; "reference" differentiates the loss
             d times in reverse mode, group by group, at a cost that grows exponentially; "auto" uses
-            "taylor" where it works, else "reference" with a line in the log.
+            "taylor" where it works and its result is finite or the loss is not, else "reference" with a line
+            in the log.
         max_memory: bytes for the power series; groups are taken a few at a time, down to one, to stay
             within it. None: half of the free memory.
 
@@ -88,7 +89,10 @@ class LossDerivatives:
         try:
             if stranger := hidden(request.batch):
                 raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
-            return self._by_series(request, order)
+            found = self._by_series(request, order)
+            if self.engine != "auto" or found.isfinite().all() or not found[:, 0].isfinite().all():
+                return found
+            reason = "a derivative along a group is not finite, where the loss is"
         except InputError:
             raise
         except Exception as error:

@@ -29,7 +29,7 @@ COMPARED = 3  # orders compared with reverse mode
 
 Curve = Callable[[Tensor, list[Tensor]], tuple[Tensor, ...]]
 
-# whether nested forward mode agreed with reverse mode, by operation and number of moving arguments
+# whether nested forward mode agreed with reverse mode, by operation, number of moving arguments and precision
 _verdicts: dict[Any, bool] = {}
 
 
@@ -73,7 +73,7 @@ def _jet(value: Tensor, stack: Tensor, groups: Groups) -> Jet:
 
 def _coefficients(site: SeriesSite, curve: Curve, stacks: list[Tensor], count: int) -> list[Tensor]:
     """The coefficients of each smooth result, (d, k, *shape)."""
-    kind = site.step.op, count
+    kind = site.step.op, count, stacks[0].dtype
     if site.step.op in WRONG or _verdicts.get(kind) is False:
         return _by_reverse_mode(curve, stacks, site.order)
     try:
@@ -83,14 +83,19 @@ def _coefficients(site: SeriesSite, curve: Curve, stacks: list[Tensor], count: i
             raise
         return _by_reverse_mode(curve, stacks, site.order)
     if kind not in _verdicts:
-        _verdicts[kind] = _agrees(site, curve, stacks, terms)
-        if not _verdicts[kind]:
+        verdict = _agrees(site, curve, stacks, terms)
+        if verdict is not None:
+            _verdicts[kind] = verdict
+        if not verdict:
             return _by_reverse_mode(curve, stacks, site.order)
     return terms
 
 
-def _agrees(site: SeriesSite, curve: Curve, stacks: list[Tensor], terms: list[Tensor]) -> bool:
-    """Whether the low orders of one group agree with reverse mode, where there is one."""
+def _agrees(site: SeriesSite, curve: Curve, stacks: list[Tensor], terms: list[Tensor]) -> bool | None:
+    """Whether the low orders of one group agree with reverse mode, where there is one.
+
+    None where either is not finite, which tells nothing of the operation.
+    """
     orders = min(site.order, COMPARED)
     try:
         other = _by_reverse_mode(curve, [stack[-1:] for stack in stacks], orders)
@@ -98,8 +103,11 @@ def _agrees(site: SeriesSite, curve: Curve, stacks: list[Tensor], terms: list[Te
         if is_exhausted(error) or not _slope_agrees(curve, stacks, terms):
             raise
         return True
-    for a, b in zip(terms, other, strict=True):
-        if not _near(a[:orders, -1:], b):
+    pairs = [(a[:orders, -1:], b) for a, b in zip(terms, other, strict=True)]
+    if not all(x.isfinite().all() for pair in pairs for x in pair):
+        return None
+    for a, b in pairs:
+        if not _near(a, b):
             log.info("summary: forward mode is wrong for %s; reverse mode is used", site.step.op)
             return False
     return True

@@ -11,6 +11,7 @@ derivatives number 2^d (A. Griewank and A. Walther, Evaluating Derivatives, SIAM
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
@@ -191,9 +192,38 @@ class Series:
         return Series(self.head.log(), ys, self.order)
 
     def power(self, p: float) -> Series:
-        """x^p: whole powers by products, others from x y' = p y x'."""
+        """x^p: whole powers by products, others from x y' = p y x'. Where x_0 = 0, see :meth:`_from_zero`."""
+        if p == 0 or not self.tail:
+            return Series(self.head.pow(p), [], self.order)
         if p == int(p) and 1 <= p <= MOST_PRODUCTS:
             return self._whole_power(int(p))
+        zero = self.head == 0
+        if not zero.any():
+            return self._broken_power(p)
+        safe = Series(torch.where(zero, 1.0, self.head), self.tail, self.order)._broken_power(p)
+        tail = [torch.where(zero, y, x) for x, y in zip(safe.tail, self._from_zero(p), strict=True)]
+        return Series(self.head.pow(p), tail, self.order)
+
+    def _from_zero(self, p: float) -> list[Tensor]:
+        """The coefficients of x^p where x_0 = 0.
+
+        A constant x has none, and those of order n < p are zero. The others are the limits from the side
+        that x_1 t > 0, p (p − 1) … (p − n + 1)/n! x_1^n ∞; without x_1 they are not known, nan.
+        """
+        first = self.tail[0]
+        still = torch.stack([x == 0 for x in self.tail]).all(0)
+        ys: list[Tensor] = []
+        falling = 1.0
+        for n in range(1, self.order + 1):
+            falling *= p - n + 1
+            limit = (
+                torch.zeros_like(first) if n < p else first.sign().pow(n) * math.copysign(math.inf, falling)
+            )
+            ys.append(torch.where(still, 0.0, limit))
+        return ys
+
+    def _broken_power(self, p: float) -> Series:
+        """x^p for x_0 ≠ 0, from x y' = p y x'."""
         start, over, weighted = self.head.pow(p), self.head.reciprocal(), self.weighted()
         ys: list[Tensor] = []
         moved: list[Tensor] = []

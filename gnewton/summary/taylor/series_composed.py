@@ -9,35 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.summary.tangent.rules.lengths import variance_scale
 from gnewton.summary.tangent.rules.product import gate
 from gnewton.summary.taylor.jet import Jet, jet_of, product
 from gnewton.summary.taylor.series import Series, inner
 from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite, series_rule
 
 
-def softmax_series(x: Series, axis: int) -> tuple[Series, Series, Series]:
-    """The series of log-softmax q, softmax p and logsumexp l along an axis counted from the end.
+def softmax_series(x: Series, axis: int) -> tuple[Series, Series]:
+    """The series of log-softmax q and softmax p along an axis counted from the end.
 
-    From l' = ⟨p, x'⟩, q' = x' − l' and p' = p q'.
+    From q' = x' − ⟨p, x'⟩ and p' = p q'.
     """
-    p, top = x.head.softmax(axis), x.head.logsumexp(axis, keepdim=True)
+    p = x.head.softmax(axis)
     weighted = x.weighted()
     qs: list[Tensor] = []
     ps: list[Tensor] = []
-    tops: list[Tensor] = []
     moved: list[Tensor] = []  # i q_i
     for n in range(1, x.order + 1):
-        tops.append(x.step(weighted, p, ps, n).sum(axis, keepdim=True))
-        qs.append(x.tail[n - 1] - tops[-1] if n <= len(x.tail) else (-tops[-1]).expand_as(x.tail[0]))
+        top = x.step(weighted, p, ps, n).sum(axis, keepdim=True)
+        qs.append(x.tail[n - 1] - top if n <= len(x.tail) else (-top).expand_as(x.tail[0]))
         moved.append(qs[-1] * n)
         mixed = inner(moved, ps, n)
         rise = qs[-1] * p
         ps.append(rise if mixed is None else rise.add_(mixed, alpha=1 / n))
-    return (
-        Series(x.head.log_softmax(axis), qs, x.order),
-        Series(p, ps, x.order),
-        Series(top, tops, x.order),
-    )
+    return Series(x.head.log_softmax(axis), qs, x.order), Series(p, ps, x.order)
 
 
 def _softmax_of(site: SeriesSite, which: int) -> Jet:
@@ -56,16 +52,6 @@ def _log_softmax(site: SeriesSite) -> Result:
 @series_rule("_softmax", "softmax.int", "_safe_softmax")
 def _softmax(site: SeriesSite) -> Result:
     return _softmax_of(site, 1)
-
-
-@series_rule("logsumexp")
-def _logsumexp(site: SeriesSite) -> Result:
-    jet, axes = site.moving(0), site.option("dim")
-    axes = [axes] if isinstance(axes, int) else list(axes)
-    if len(axes) != 1 or jet.value.dim() == 0:
-        raise NotApplicable
-    axis = axes[0] - jet.value.dim() if axes[0] >= 0 else axes[0]
-    return jet_of(softmax_series(jet.series(site.order), axis)[2], site.value, jet.groups)
 
 
 # --- normalisation ------------------------------------------------------------------------------------------
@@ -166,7 +152,14 @@ def _vector_norm(site: SeriesSite) -> Result:
     axes = _from_the_end(site.option("dim"), jet.value.dim())
     series = jet.series(site.order)
     squares = series.square().sum(axes) if axes else series.square()
-    return jet_of(squares.sqrt(), site.value, jet.groups)
+    return jet_of(_root(squares, site.value), site.value, jet.groups)
+
+
+def _root(squares: Series, value: Tensor) -> Series:
+    """The root of a sum of squares, ``value`` in torch; zero derivatives where it is zero, as in torch."""
+    zero = (squares.head == 0) | (value.reshape(squares.head.shape) == 0)
+    root = Series(torch.where(zero, 1.0, squares.head), squares.tail, squares.order).sqrt()
+    return Series(squares.head.sqrt(), [torch.where(zero, 0.0, x) for x in root.tail], squares.order)
 
 
 @series_rule("var.correction", "std.correction")
@@ -178,7 +171,7 @@ def _variance(site: SeriesSite) -> Result:
         raise NotApplicable
     series = jet.series(site.order)
     centred = series - series.mean(axes)
-    count = math.prod(jet.value.shape[a] for a in axes) - (1 if correction is None else correction)
-    variance = centred.square().sum(axes).scaled(1 / count)
-    series = variance.sqrt() if "std" in site.step.op.name() else variance
+    scale = variance_scale(math.prod(jet.value.shape[a] for a in axes), correction)
+    variance = centred.square().sum(axes).scaled(scale)
+    series = _root(variance, site.value) if "std" in site.step.op.name() else variance
     return jet_of(series, site.value, jet.groups)

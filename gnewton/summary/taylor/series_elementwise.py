@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from gnewton.summary.tangent.rules.product import spread_rows
 from gnewton.summary.taylor import function_series
 from gnewton.summary.taylor.function_series import FUNCTIONS, Formula
 from gnewton.summary.taylor.jet import Jet, applied, jet_of, joined_groups
@@ -38,22 +37,6 @@ for _name, _formula in FUNCTIONS.items():
 def _log_sigmoid(site: SeriesSite) -> Result:
     jet = applied(site.moving(0), lambda x, _: function_series.log_sigmoid(x), site.first_value, site.order)
     return [jet, None]
-
-
-@series_rule("maximum", "minimum")
-def _extreme(site: SeriesSite) -> Result:
-    """The larger or smaller of two entries; where they are equal, the mean of the two, as in torch."""
-    a, b = site.args
-    shape, groups = site.value.shape, joined_groups(site.jet(0), site.jet(1))
-    first = ((a == site.value) & (b != site.value)).to(site.value.dtype) + 0.5 * (a == b)
-    degree = max(jet.degree for jet in (site.jet(0), site.jet(1)) if jet is not None)
-    total: Tensor | None = None
-    for jet, share in ((site.jet(0), first), (site.jet(1), 1 - first)):
-        if jet is not None:
-            rows = spread_rows(jet.widened(groups, degree).flatten(0, 1), shape) * share
-            total = rows if total is None else total + rows
-    assert total is not None
-    return Jet(site.value, total.unflatten(0, (degree, len(groups))), groups)
 
 
 # --- losses -------------------------------------------------------------------------------------------------

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gnewton.summary.tangent.rules import RULES
 from gnewton.summary.tangent.rules.rule import OperationSite
 from gnewton.summary.tangent.tangent import Rows, Tangent
 from gnewton.summary.taylor.jet import Jet, joined_groups
-from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite, series_rule
+from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite
 
 
 class _LinearSite(OperationSite):
@@ -56,22 +55,3 @@ def linear_rule(site: SeriesSite) -> Result:
     if isinstance(passed, list):
         return [jet(tangent, value) for tangent, value in zip(passed, site.value, strict=False)]
     return jet(passed, site.value)
-
-
-@series_rule("amax", "amin")
-def _extreme(site: SeriesSite) -> Result:
-    """The mean over the entries that are largest (or smallest), as in torch."""
-    x, axes, keep = site.args[0], site.option("dim"), bool(site.option("keepdim", False))
-    axes = [axes] if isinstance(axes, int) else list(axes or range(x.dim()))
-    if x.dim() == 0:
-        raise NotApplicable
-    axes = sorted({a % x.dim() for a in axes})
-    best = x.amax(axes, keepdim=True) if "amax" in site.step.op.name() else x.amin(axes, keepdim=True)
-    chosen = (x == best).to(x.dtype)
-    share = chosen / chosen.sum(axes, keepdim=True)
-
-    def pick(rows: Tensor) -> Tensor:
-        picked: Tensor = torch.where(share != 0, rows * share, 0.0).sum([a + 1 for a in axes], keepdim=keep)
-        return picked
-
-    return site.moving(0).map(pick, site.value)

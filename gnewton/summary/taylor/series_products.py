@@ -161,20 +161,6 @@ def _prelu(site: SeriesSite) -> Result:
     return product(gate(torch.where(above, 0.0, x), weight), below, site.jet(1), site.value, site.order, kept)
 
 
-@series_rule("glu")
-def _glu(site: SeriesSite) -> Result:
-    """A σ(b) with the halves a and b of x."""
-    axis = site.option("dim", -1)
-    jet = site.moving(0)
-    axis = axis if axis >= 0 else axis + jet.value.dim()
-    a, b = (
-        Jet(v, t, jet.groups)
-        for v, t in zip(jet.value.chunk(2, axis), jet.terms.chunk(2, axis + 2), strict=True)
-    )
-    gated = applied(b, lambda x, _: x.sigmoid(), b.value.sigmoid(), site.order)
-    return product(gate(a.value, gated.value), a, gated, site.value, site.order)
-
-
 @series_rule("pow.Tensor_Tensor")
 def _power(site: SeriesSite) -> Result:
     """a^b as exp(b log a), for a > 0 where b moves."""

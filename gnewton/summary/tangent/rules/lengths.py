@@ -37,12 +37,17 @@ def _vector_norm(site: OperationSite) -> Passed:
 @rule(*overloads("var.correction", "std.correction"), adjoint=True)
 def _spread(site: OperationSite) -> Passed:
     x, dims = site.args[0], site.argument(1)
-    correction = site.kwargs.get("correction")
     count = math.prod(x.shape[d] for d in _axes(x, dims))
-    scale = 1.0 / (count - (1 if correction is None else correction))
+    scale = variance_scale(count, site.kwargs.get("correction"))
     square = "var" in site.step.op.name()
     scale = scale if square else math.sqrt(scale)
     return _length(site, dims, centred=True, square=square, scale=scale)
+
+
+def variance_scale(count: int, correction: float | None) -> float:
+    """1/(n − δ); nan without degrees of freedom, where variances in torch are nan or infinite."""
+    free = count - (1 if correction is None else correction)
+    return 1.0 / free if free > 0 else math.nan
 
 
 def _axes(x: Tensor, dims: Sequence[int] | int | None) -> list[int]:
