@@ -114,8 +114,9 @@ class AdjointSite:
         shape = self.values[source].shape
         if stack.shape[1:] != shape:
             missing = stack.dim() - 1 - len(shape)
-            summed = stack.sum_to_size(len(stack), *[1] * missing, *shape)
-            stack, owned = summed.reshape(len(stack), *shape), True
+            if stack.shape[1:] != (*[1] * missing, *shape):  # else a sum would be the same memory
+                stack, owned = stack.sum_to_size(len(stack), *[1] * missing, *shape), True
+            stack = stack.reshape(len(stack), *shape)
         self.pending.add(source, stack, owned)
 
     def buffer(self) -> Tensor:
