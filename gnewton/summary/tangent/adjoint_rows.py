@@ -157,10 +157,9 @@ def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator
     if rows.coupled:
         return False
     places: dict[int, Place] = {}
-    tolerance = 1e3 * torch.finfo(z[0].dtype).eps
     found = adjoints_of(rows, values, pairs)
     for j, pair in found.items():
-        place = place_of(pair, scales, tolerance)
+        place = place_of(pair, scales, rows.loss.tolerance)
         if place is None or (j in rows.places and rows.places[j] != place):
             rows.coupled = True
             return False

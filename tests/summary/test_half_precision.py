@@ -1,0 +1,72 @@
+"""Gauss–Newton matrices in half precision and in mixed precision, against float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gnewton.partition import Partition
+from gnewton.summary import Summarizer
+
+from .test_zoo import difference
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def coupled(features):
+    return nn.Sequential(
+        nn.Linear(8, features), nn.BatchNorm1d(features), nn.Tanh(), nn.Linear(features, 8), nn.Tanh(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def independent(features):
+    layers = [[nn.Linear(features, features), nn.LayerNorm(features), nn.ReLU()] for _ in range(6)]
+    return nn.Sequential(nn.Linear(8, features), *[m for block in layers for m in block], nn.Linear(features, 3))
+
+
+def summary(model, inputs, targets, direction, way, loss_fn=F.cross_entropy):
+    """The Gauss–Newton summary, and the way that was taken."""
+    partition = Partition.from_names(model, [[name] for name in direction])
+    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
+    made.tangent_engine.way = way
+    direction = {name: u.to(dict(model.named_parameters())[name].dtype) for name, u in direction.items()}
+    return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
+
+
+def data(model, samples, dtype):
+    """Inputs and direction as numbers of half precision, so that float64 computes with the same ones."""
+    torch.manual_seed(0)
+    inputs = torch.randn(samples, 8).to(dtype)
+    direction = {name: torch.randn(p.shape).to(dtype) for name, p in model.named_parameters()}
+    return inputs, torch.randint(3, (samples,)), direction
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("samples", [4, 16, 100])
+def test_coupled_samples_are_noticed(dtype, samples):
+    torch.manual_seed(1)
+    half = coupled(16).to(dtype)
+    exact = copy.deepcopy(half).double()
+    inputs, targets, direction = data(half, samples, dtype)
+    true, _ = summary(exact, inputs.double(), targets, direction, "tangents")
+    made, way = summary(half, inputs, targets, direction, "rows")
+    assert way == "tangents"
+    assert difference(made.hessian, true.hessian) < 0.1
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("samples", [4, 100])
+def test_independent_samples_keep_their_rows(dtype, samples):
+    torch.manual_seed(1)
+    half = independent(32).to(dtype)
+    exact = copy.deepcopy(half).double()
+    inputs, targets, direction = data(half, samples, dtype)
+    true, _ = summary(exact, inputs.double(), targets, direction, "rows")
+    made, way = summary(half, inputs, targets, direction, "rows")
+    assert way == "rows"
+    assert difference(made.hessian, true.hessian) < 0.1
