@@ -55,8 +55,17 @@ def unmarked(entries: Entries) -> Tensor:
 
 
 def reduced(entries: Tensor, reduction: str) -> Tensor:
-    """Mean, sum or none of it."""
+    """Mean, sum or none of it; any other name is an error, as in torch."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")
     return {"mean": entries.mean, "sum": entries.sum}.get(reduction, lambda: entries)()
+
+
+def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """The reduction, by its former names where these are given."""
+    if size_average is None and reduce is None:
+        return reduction
+    return F._Reduction.legacy_get_string(size_average, reduce)
 
 
 def gaussian_entries(
@@ -84,9 +93,9 @@ def poisson_entries(
     target: Tensor,
     log_input: bool = True,
     full: bool = False,
-    size_average: None = None,
+    size_average: bool | None = None,
     eps: float = 1e-8,
-    reduce: None = None,
+    reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Entries:
     """λ − y log λ, as ``F.poisson_nll_loss``: the input is log λ, or λ."""
@@ -99,15 +108,15 @@ def poisson_entries(
     if full:
         stirling = target * torch.log(target) - target + 0.5 * torch.log(2 * math.pi * target)
         loss = loss + torch.where(target > 1, stirling, 0.0)
-    return Entries(loss, "poisson", [rate.expand_as(loss)], reduction)
+    return Entries(loss, "poisson", [rate.expand_as(loss)], _reduction(reduction, size_average, reduce))
 
 
 def bernoulli_loss(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    size_average: None = None,
-    reduce: None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
@@ -116,7 +125,9 @@ def bernoulli_loss(
     if pos_weight is not None:
         log_likelihood = (1 + (pos_weight - 1) * target) * log_likelihood
     loss = (1 - target) * input - log_likelihood
-    return reduced(loss if weight is None else loss * weight, reduction)
+    return reduced(
+        loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce)
+    )
 
 
 def normalised(q: Any) -> bool:
