@@ -76,10 +76,21 @@ def gaussian_entries(
     eps: float = 1e-6,
     reduction: str = "mean",
 ) -> Entries:
-    """½ (log v + (μ − y)²/v), as ``F.gaussian_nll_loss`` without its check of the variances."""
+    """½ (log v + (μ − y)²/v), as ``F.gaussian_nll_loss``, with its errors.
+
+    Raises:
+        ValueError: for a negative variance, or variances in another shape than that of the input, of the
+            input without its last axis, or with a single axis of size 1.
+    """
     variance = torch.full_like(input, var) if isinstance(var, float) else var
-    if variance.dim() == input.dim() - 1 and variance.shape == input.shape[:-1]:
+    if bool((variance.detach() < 0).any()):
+        raise ValueError("var has negative entry/entries")
+    if variance.shape != input.shape and variance.shape == input.shape[:-1]:
         variance = variance.unsqueeze(-1)
+    elif variance.shape != input.shape:
+        other = [b for a, b in zip(input.shape, variance.shape, strict=False) if a != b]
+        if variance.dim() != input.dim() or sum(other) != 1:
+            raise ValueError("var is of incorrect size")
     below = CONSTANT((variance.clamp(min=eps) - variance).detach())  # the bound does not stop the gradient
     variance = variance + below
     loss = 0.5 * (variance.log() + (input - target).square() / variance)
@@ -120,7 +131,15 @@ def bernoulli_loss(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    """The binary cross-entropy with logits z, written with log σ(z), by which it is recognised."""
+    """The binary cross-entropy with logits z, written with log σ(z), by which it is recognised.
+
+    Raises:
+        ValueError: as in torch, where the target has another shape than the input.
+    """
+    if target.shape != input.shape:
+        raise ValueError(
+            f"Target size ({target.size()}) must be the same as input size ({input.size()})"
+        )
     log_likelihood = F.logsigmoid(input)
     if pos_weight is not None:
         log_likelihood = (1 + (pos_weight - 1) * target) * log_likelihood

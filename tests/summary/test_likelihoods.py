@@ -36,3 +36,39 @@ def test_former_names_of_the_reduction_count(loss_fn, legacy, curvature):
     exact = summary(loss, engine="reference")
     assert difference(made.loss, exact.loss) < 1e-12
     assert difference(made.gradient, exact.gradient) < 1e-12
+
+
+# losses that torch refuses, with its message
+REFUSED = {
+    "bce_column": (lambda o, t: F.binary_cross_entropy_with_logits(o, t[:, :1]), "Target size"),
+    "bce_row": (lambda o, t: F.binary_cross_entropy_with_logits(o, t[0]), "Target size"),
+    "gaussian_shape": (lambda o, t: F.gaussian_nll_loss(o, t, torch.ones(1, 1).double()), "incorrect size"),
+    "gaussian_axes": (lambda o, t: F.gaussian_nll_loss(o, t, torch.ones(3).double()), "incorrect size"),
+    "gaussian_number": (lambda o, t: F.gaussian_nll_loss(o, t, -1.0), "negative entry"),
+    "gaussian_sign": (lambda o, t: F.gaussian_nll_loss(o, t, o), "negative entry"),
+    "gaussian_reduction": (lambda o, t: F.gaussian_nll_loss(o, t, t + 1, reduction="men"), "not .*valid"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton", "fisher"])
+def test_errors_of_torch_are_kept(name, curvature):
+    loss_fn, match = REFUSED[name]
+    with pytest.raises(ValueError, match=match):
+        loss_fn(torch.linspace(-1, 1, 18).double().view(6, 3), TARGETS)
+    with pytest.raises(ValueError, match=match):
+        summary(loss_fn, curvature=curvature)
+
+
+VARIANCES = {"number": 0.5, "whole": TARGETS + 1, "short": torch.full((6,), 0.3).double(), "column": TARGETS[:, :1] + 1}
+
+
+@pytest.mark.parametrize("name", VARIANCES)
+@pytest.mark.parametrize("curvature", ["gauss_newton", "fisher"])
+def test_variances_in_every_shape_of_torch(name, curvature):
+    def loss(outputs, targets):
+        return F.gaussian_nll_loss(outputs, targets, VARIANCES[name])
+
+    made, exact = summary(loss, curvature=curvature), summary(loss, engine="reference")
+    assert difference(made.loss, exact.loss) < 1e-12
+    assert difference(made.gradient, exact.gradient) < 1e-12
