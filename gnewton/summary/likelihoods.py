@@ -1,7 +1,7 @@
 """Negative log-likelihoods that a trace would not show: written out, and marked with their distribution.
 
 A mark is the identity of the entries ℓ_i = −log p(y_i | π_i) of a loss, beside the parameters π of their
-distribution. The loss weights every entry, L = Σ s_i ℓ_i, so the adjoint of a mark is the share s_i of each
+distribution, and the target y. The loss weights every entry, L = Σ s_i ℓ_i, so the adjoint of a mark is the share s_i of each
 entry, and labels can be drawn from p(· | π_i) (:mod:`gnewton.summary.tangent.output_labels`).
 """
 
@@ -19,25 +19,26 @@ from gnewton.summary.tangent.program import CONSTANT
 
 
 class Entries(NamedTuple):
-    """The entries of a loss, with their distribution, its parameters (in their shape) and the reduction."""
+    """The entries of a loss, with their distribution, its parameters (in their shape), target and reduction."""
 
     value: Tensor
     family: str
     parameters: list[Tensor]
+    target: Tensor
     reduction: str
 
 
 _library = torch.library.Library("gnewton", "FRAGMENT")
-_library.define("likelihood(Tensor entries, str family, Tensor[] parameters) -> Tensor")
-_library.impl("likelihood", lambda entries, family, parameters: entries.clone(), "CompositeExplicitAutograd")
+_library.define("likelihood(Tensor entries, str family, Tensor[] parameters, Tensor target) -> Tensor")
+_library.impl("likelihood", lambda entries, *_: entries.clone(), "CompositeExplicitAutograd")
 
 
 def _keep_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.count = len(inputs[2])
 
 
-def _pull(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, list[None]]:
-    return adjoint, None, [None] * ctx.count
+def _pull(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, list[None], None]:
+    return adjoint, None, [None] * ctx.count, None
 
 
 torch.library.register_autograd("gnewton::likelihood", _pull, setup_context=_keep_count, lib=_library)
@@ -46,7 +47,7 @@ LIKELIHOOD = torch.ops.gnewton.likelihood.default
 
 def marked(entries: Entries) -> Tensor:
     """The loss, with the mark on its entries."""
-    return reduced(LIKELIHOOD(*entries[:3]), entries.reduction)
+    return reduced(LIKELIHOOD(*entries[:4]), entries.reduction)
 
 
 def unmarked(entries: Entries) -> Tensor:
@@ -96,7 +97,8 @@ def gaussian_entries(
     loss = 0.5 * (variance.log() + (input - target).square() / variance)
     if full:
         loss = loss + 0.5 * math.log(2 * math.pi)
-    return Entries(loss, "gaussian", [input.expand_as(loss), variance.expand_as(loss)], reduction)
+    parameters = [input.expand_as(loss), variance.expand_as(loss)]
+    return Entries(loss, "gaussian", parameters, target, reduction)
 
 
 def poisson_entries(
@@ -119,7 +121,8 @@ def poisson_entries(
     if full:
         stirling = target * torch.log(target) - target + 0.5 * torch.log(2 * math.pi * target)
         loss = loss + torch.where(target > 1, stirling, 0.0)
-    return Entries(loss, "poisson", [rate.expand_as(loss)], _reduction(reduction, size_average, reduce))
+    reduction = _reduction(reduction, size_average, reduce)
+    return Entries(loss, "poisson", [rate.expand_as(loss)], target, reduction)
 
 
 def bernoulli_loss(

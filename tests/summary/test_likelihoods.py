@@ -72,3 +72,24 @@ def test_variances_in_every_shape_of_torch(name, curvature):
     made, exact = summary(loss, curvature=curvature), summary(loss, engine="reference")
     assert difference(made.loss, exact.loss) < 1e-12
     assert difference(made.gradient, exact.gradient) < 1e-12
+
+
+# losses of outputs o and labels that are computed from y
+MOVING = {
+    "gaussian": lambda o, y: F.gaussian_nll_loss(o[:, :1], y[:, 1:2], 0.5 * torch.ones(6, 1).double()),
+    "poisson": lambda o, y: F.poisson_nll_loss(o[:, :1], y[:, 1:2].exp()),
+    "bce": lambda o, y: F.binary_cross_entropy_with_logits(o[:, :1], y[:, 1:2].sigmoid()),
+    "mse": lambda o, y: F.mse_loss(o[:, :1], y[:, 1:2]),
+}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_target_that_moves_is_no_label(name):
+    with pytest.raises(InputError, match="not the negative log-likelihood"):
+        summary(lambda o, t: MOVING[name](o, o), curvature="fisher")
+
+    def cut(outputs, targets):
+        return MOVING[name](outputs, outputs.detach())
+
+    made, exact = summary(cut, curvature="fisher"), summary(cut, engine="reference")
+    assert difference(made.gradient, exact.gradient) < 1e-10

@@ -87,7 +87,7 @@ def _sites(loss: OutputLoss) -> tuple[int, ...]:
         seen.add(i)
         if _is_site(steps, i):
             found.add(i)
-        elif i in loss.curved:
+        elif i in loss.curved or steps[i].op is LIKELIHOOD:
             return ()
         else:
             stack.extend(steps[i].reads)
@@ -99,7 +99,8 @@ def _is_site(steps: Sequence[Step], i: int) -> bool:
     if step.op not in _SITES:
         return False
     if step.op is LIKELIHOOD:
-        return True
+        target = step.args[3]
+        return not (type(target) is Ref and steps[target.step].active)
     moving = [k for k, a in enumerate(step.args) if type(a) is Ref and steps[a.step].active]
     if moving != [0]:  # a target that moves
         return False
@@ -199,7 +200,7 @@ def _coin(args: list[Any], value: Tensor, adjoint: Tensor, stream: _Stream) -> S
 
 def _family(args: list[Any], value: Tensor, adjoint: Tensor, stream: _Stream) -> Scores:
     """A marked likelihood: Gaussian (μ, v), or Poisson (λ)."""
-    _, family, parameters = args
+    _, family, parameters, _ = args
     root, known = _root(adjoint), [p.detach() for p in parameters]
     if family == "poisson":
         return [(parameters[0], (1 - stream.poisson(known[0]) / known[0]) * root)]
