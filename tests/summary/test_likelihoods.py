@@ -93,3 +93,43 @@ def test_a_target_that_moves_is_no_label(name):
 
     made, exact = summary(cut, curvature="fisher"), summary(cut, engine="reference")
     assert difference(made.gradient, exact.gradient) < 1e-10
+
+
+def per_entry(outputs, targets):
+    return F.mse_loss(outputs, targets, reduction="none")
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda o, t: F.mse_loss(o, t) + F.l1_loss(o, t),
+        lambda o, t: F.cross_entropy(o, t) + 0.1 * o.abs().mean(),
+        lambda o, t: F.mse_loss(o, t) + F.relu(1 - o * t).mean(),
+        lambda o, t: F.mse_loss(o, t) + o.amax(1).mean(),
+        lambda o, t: F.mse_loss(o, t) + o.mean(),
+        lambda o, t: per_entry(o, t).clamp(max=1.0).mean(),
+        lambda o, t: per_entry(o, t).topk(2, 1)[0].mean(),
+        lambda o, t: F.binary_cross_entropy_with_logits(o, t) + F.l1_loss(o, t),
+        lambda o, t: F.binary_cross_entropy_with_logits(o.tanh(), t) + o.mean(),
+    ],
+)
+def test_other_terms_are_no_likelihood(loss_fn):
+    with pytest.raises(InputError, match="not the negative log-likelihood"):
+        summary(loss_fn, curvature="fisher")
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda o, t: F.binary_cross_entropy_with_logits(2 * o.view(-1), t.view(-1)),
+        lambda o, t: F.binary_cross_entropy_with_logits(o, t, pos_weight=1 + t[0], weight=t + 0.5),
+        lambda o, t: ((1 - t) * o - F.logsigmoid(o)).mean(),
+        lambda o, t: -(t * F.logsigmoid(o) + (1 - t) * F.logsigmoid(-o)).mean(),
+        lambda o, t: 0.3 * per_entry(o, t).sum(1).mean() + F.cross_entropy(o, t),
+    ],
+)
+def test_companions_of_a_likelihood_are_allowed(loss_fn):
+    made = summary(loss_fn, curvature="fisher", draws=5000)
+    exact = summary(loss_fn, curvature="gauss_newton", engine="reference")
+    assert difference(made.gradient, exact.gradient) < 1e-10
+    assert difference(made.hessian, exact.hessian) < 0.1
