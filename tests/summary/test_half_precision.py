@@ -29,9 +29,10 @@ def independent(features):
     return nn.Sequential(nn.Linear(8, features), *[m for block in layers for m in block], nn.Linear(features, 3))
 
 
-def summary(model, inputs, targets, direction, way, loss_fn=F.cross_entropy):
+def summary(model, inputs, targets, direction, way, loss_fn=F.cross_entropy, sliced=False):
     """The Gauss–Newton summary, and the way that was taken."""
-    partition = Partition.from_names(model, [[name] for name in direction])
+    whole = Partition.from_names(model, [[name] for name in direction])
+    partition = Partition.per_channel(model) if sliced else whole
     made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
     made.tangent_engine.way = way
     direction = {name: u.to(dict(model.named_parameters())[name].dtype) for name, u in direction.items()}
@@ -70,3 +71,43 @@ def test_independent_samples_keep_their_rows(dtype, samples):
     made, way = summary(half, inputs, targets, direction, "rows")
     assert way == "rows"
     assert difference(made.hessian, true.hessian) < 0.1
+
+
+class Mixed(nn.Module):
+    """A body in one precision and a head in another, with outputs in both."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+        self.head = nn.Linear(6, 3)
+        self.both = both
+
+    def forward(self, x):
+        h = self.body(x)
+        z = self.head(h.to(self.head.weight.dtype))
+        return (h, z) if self.both else z
+
+
+def both_losses(outputs, targets):
+    return outputs[0].square().mean().to(outputs[1].dtype) + F.cross_entropy(outputs[1], targets)
+
+
+PRECISIONS = [(torch.bfloat16, torch.float32, 0.05), (torch.float32, torch.float64, 1e-5)]
+
+
+@pytest.mark.parametrize(("low", "high", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("sliced", [False, True])
+def test_rows_of_mixed_precision(low, high, tolerance, both, sliced):
+    torch.manual_seed(2)
+    mixed = Mixed(both)
+    mixed.body.to(low)
+    mixed.head.to(low).to(high)
+    exact = copy.deepcopy(mixed).double()
+    inputs, targets, direction = data(mixed, 6, low)
+    loss_fn = both_losses if both else F.cross_entropy
+    made, way = summary(mixed, inputs, targets, direction, "rows", loss_fn, sliced)
+    true, _ = summary(exact, inputs.double(), targets, direction, "rows", loss_fn, sliced)
+    assert way == "rows"
+    assert difference(made.gradient, true.gradient) < tolerance
+    assert difference(made.hessian, true.hessian) < tolerance
