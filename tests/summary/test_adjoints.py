@@ -52,3 +52,21 @@ def test_axes_of_size_one_are_not_new_memory(forward):
     torch.manual_seed(0)
     model = Net(forward, a=nn.Linear(4, 5), b=nn.Linear(4, 5), o=nn.Linear(5, 2))
     check(model, torch.randn(6, 4).double(), torch.randn(6, 2).double())
+
+
+TRANSPOSED = [
+    nn.ConvTranspose1d(3, 2, 3, stride=1, dilation=2, output_padding=1),
+    nn.ConvTranspose1d(3, 2, 3, stride=2, dilation=4, output_padding=3, padding=1),
+    nn.ConvTranspose2d(3, 2, 2, stride=(1, 2), dilation=(3, 1), output_padding=(2, 1)),
+]
+
+
+@pytest.mark.parametrize("layer", TRANSPOSED)
+def test_transposed_convolutions_with_padded_outputs(layer):
+    torch.manual_seed(0)
+    shape = [6] * (layer.weight.dim() - 2)
+    first = (nn.Conv1d if len(shape) == 1 else nn.Conv2d)(2, 3, 3, padding=1)
+    model = nn.Sequential(first, nn.Tanh(), layer, nn.Tanh(), nn.Flatten(), nn.LazyLinear(2))
+    inputs = torch.randn(3, 2, *shape)
+    model(inputs)
+    check(model, inputs.double(), torch.randn(3, 2).double())
