@@ -12,6 +12,7 @@ from torch import nn
 from gnewton.partition import Partition
 from gnewton.summary import Summarizer
 
+from .operations import Net
 from .test_zoo import difference
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -108,6 +109,37 @@ def test_rows_of_mixed_precision(low, high, tolerance, both, sliced):
     loss_fn = both_losses if both else F.cross_entropy
     made, way = summary(mixed, inputs, targets, direction, "rows", loss_fn, sliced)
     true, _ = summary(exact, inputs.double(), targets, direction, "rows", loss_fn, sliced)
+    assert way == "rows"
+    assert difference(made.gradient, true.gradient) < tolerance
+    assert difference(made.hessian, true.hessian) < tolerance
+
+
+def attention(m, x):
+    scores = torch.softmax(m.a(x), 1, dtype=m.high)
+    return m.o((scores * m.b(x)).to(x.dtype) + torch.softmax(m.b(x), 1))
+
+
+def joined(m, x):
+    h = torch.cat([torch.tanh(m.a(x)), torch.tanh(m.b(x)).to(m.high)], 1)
+    return m.o(torch.softmax(h, 1)[:, 2:8].to(x.dtype))
+
+
+def product(m, x):
+    gates = torch.linspace(0.5, 2, 6, dtype=m.high)
+    return m.o((gates * torch.tanh(m.a(x)) - m.b(x)).to(x.dtype))
+
+
+@pytest.mark.parametrize(("low", "high", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("forward", [attention, joined, product])
+def test_adjoints_have_the_type_of_their_value(forward, low, high, tolerance):
+    torch.manual_seed(3)
+    members = {"a": nn.Linear(7, 6), "b": nn.Linear(7, 6), "o": nn.Linear(6, 3), "first": nn.Linear(8, 7)}
+    half = Net(lambda m, x: forward(m, torch.tanh(m.first(x))), **members).to(low)
+    exact = copy.deepcopy(half).double()
+    half.high, exact.high = high, torch.float64
+    inputs, targets, direction = data(half, 6, low)
+    made, way = summary(half, inputs, targets, direction, "rows")
+    true, _ = summary(exact, inputs.double(), targets, direction, "rows")
     assert way == "rows"
     assert difference(made.gradient, true.gradient) < tolerance
     assert difference(made.hessian, true.hessian) < tolerance
