@@ -140,16 +140,12 @@ def bernoulli_loss(
         ValueError: as in torch, where the target has another shape than the input.
     """
     if target.shape != input.shape:
-        raise ValueError(
-            f"Target size ({target.size()}) must be the same as input size ({input.size()})"
-        )
+        raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
     log_likelihood = F.logsigmoid(input)
     if pos_weight is not None:
         log_likelihood = (1 + (pos_weight - 1) * target) * log_likelihood
     loss = (1 - target) * input - log_likelihood
-    return reduced(
-        loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce)
-    )
+    return reduced(loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce))
 
 
 def normalised(q: Any) -> bool:

@@ -11,6 +11,10 @@ from torch import nn
 
 from gnewton.partition import Partition
 from gnewton.summary import Summarizer
+from gnewton.summary.result import Rounding
+from gnewton.summary.tangent.accumulator import Accumulator
+from gnewton.summary.tangent.checks import disagreement
+from gnewton.summary.tangent.passes import Passes
 
 from .operations import Net
 from .test_zoo import difference
@@ -27,7 +31,9 @@ def coupled(features):
 
 def independent(features):
     layers = [[nn.Linear(features, features), nn.LayerNorm(features), nn.ReLU()] for _ in range(6)]
-    return nn.Sequential(nn.Linear(8, features), *[m for block in layers for m in block], nn.Linear(features, 3))
+    return nn.Sequential(
+        nn.Linear(8, features), *[m for block in layers for m in block], nn.Linear(features, 3)
+    )
 
 
 def summary(model, inputs, targets, direction, way, loss_fn=F.cross_entropy, sliced=False):
@@ -143,3 +149,33 @@ def test_adjoints_have_the_type_of_their_value(forward, low, high, tolerance):
     assert way == "rows"
     assert difference(made.gradient, true.gradient) < tolerance
     assert difference(made.hessian, true.hessian) < tolerance
+
+
+def deep(features):
+    layers = [nn.Linear(8, features), nn.BatchNorm1d(features), nn.ReLU()]
+    for _ in range(2):
+        layers += [nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(features, 3))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_gradients_that_are_noise_are_no_wrong_rule(seed):
+    """The biases before the normalisations have no gradient."""
+    torch.manual_seed(seed)
+    half = deep(16).to(torch.bfloat16)
+    inputs, targets, direction = data(half, 8, torch.bfloat16)
+    made, way = summary(half, inputs, targets, direction, "tangents")
+    assert way == "tangents"
+    biases = [made.gradient[list(direction).index(f"{k}.bias")].abs() for k in (0, 3, 6)]
+    assert max(biases) < 0.05 * made.gradient.abs().max()
+
+
+@pytest.mark.parametrize(("dtype", "noticed"), [(torch.bfloat16, [1, 2]), (torch.float64, [0, 1, 2])])
+def test_larger_gradients_are_compared(dtype, noticed):
+    slope = torch.tensor([0.004, 0.02, 1.0], dtype=torch.float64)
+    sums = Accumulator(
+        3, slope.device, diagonal=True, third=False, rounding=Rounding.of([dtype], slope.device)
+    )
+    sums.gradient += 1.2 * slope - 0.0005
+    bad = disagreement(Passes(sums, slope.new_ones(()), slope), dtype)
+    assert bad.nonzero().flatten().tolist() == noticed

@@ -21,7 +21,11 @@ def summary(loss_fn, targets=TARGETS, **options):
     return summarize(model, loss_fn, inputs, targets, partition, direction, **options)
 
 
-LEGACY = [{"size_average": False}, {"reduce": True, "size_average": True}, {"size_average": False, "reduce": True}]
+LEGACY = [
+    {"size_average": False},
+    {"reduce": True, "size_average": True},
+    {"size_average": False, "reduce": True},
+]
 
 
 @pytest.mark.filterwarnings("ignore:size_average")
@@ -60,7 +64,12 @@ def test_errors_of_torch_are_kept(name, curvature):
         summary(loss_fn, curvature=curvature)
 
 
-VARIANCES = {"number": 0.5, "whole": TARGETS + 1, "short": torch.full((6,), 0.3).double(), "column": TARGETS[:, :1] + 1}
+VARIANCES = {
+    "number": 0.5,
+    "whole": TARGETS + 1,
+    "short": torch.full((6,), 0.3).double(),
+    "column": TARGETS[:, :1] + 1,
+}
 
 
 @pytest.mark.parametrize("name", VARIANCES)

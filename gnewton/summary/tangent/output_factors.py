@@ -117,7 +117,9 @@ class OutputLoss:
     @property
     def tolerance(self) -> float:
         """The relative error up to which two products that differ by factors are taken to agree."""
-        return tolerance_of(step.dtype for step in self.program.steps if step.active and step.dtype is not None)
+        return tolerance_of(
+            step.dtype for step in self.program.steps if step.active and step.dtype is not None
+        )
 
     def separates(self, values: Sequence[Any], generator: torch.Generator) -> bool:
         """Whether the Hessian of the loss does not couple samples, by two products with random vectors."""
