@@ -1,8 +1,8 @@
 """Negative log-likelihoods that a trace would not show: written out, and marked with their distribution.
 
 A mark is the identity of the entries ℓ_i = −log p(y_i | π_i) of a loss, beside the parameters π of their
-distribution, and the target y. The loss weights every entry, L = Σ s_i ℓ_i, so the adjoint of a mark is the share s_i of each
-entry, and labels can be drawn from p(· | π_i) (:mod:`gnewton.summary.tangent.output_labels`).
+distribution, and the target y. The loss weights every entry, L = Σ s_i ℓ_i, so the adjoint of a mark is the
+share s_i of each entry, and labels can be drawn from p(· | π_i) (:mod:`gnewton.summary.tangent.output_labels`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import _reduction as _Reduction
 
 from gnewton.summary.tangent.program import CONSTANT
 
 
 class Entries(NamedTuple):
-    """The entries of a loss, with their distribution, its parameters (in their shape), target and reduction."""
+    """The entries of a loss: their distribution, its parameters (in their shape), target, reduction."""
 
     value: Tensor
     family: str
@@ -66,7 +67,7 @@ def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -
     """The reduction, by its former names where these are given."""
     if size_average is None and reduce is None:
         return reduction
-    return F._Reduction.legacy_get_string(size_average, reduce)
+    return _Reduction.legacy_get_string(size_average, reduce)
 
 
 def gaussian_entries(
