@@ -2,7 +2,8 @@
 
 A mark is the identity of the entries ℓ_i = −log p(y_i | π_i) of a loss, beside the parameters π of their
 distribution, and the target y. The loss weights every entry, L = Σ s_i ℓ_i, so the adjoint of a mark is the
-share s_i of each entry, and labels can be drawn from p(· | π_i) (:mod:`gnewton.summary.tangent.output_labels`).
+share s_i of each entry, and labels can be drawn from p(· | π_i)
+(:mod:`gnewton.summary.tangent.output_labels`).
 """
 
 from __future__ import annotations
