@@ -19,6 +19,7 @@ from gnewton.summary.group_parts import check_carried
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import MOST_SQUARED, Summary
+from gnewton.summary.tangent.checks import eager_loss
 from gnewton.summary.tangent.engine import TangentEngine
 from gnewton.summary.tangent.output_engine import OutputEngine
 from gnewton.summary.tangent.program import TraceError
@@ -240,6 +241,7 @@ class Summarizer:
 
     def _by_reference(self, request: Request) -> Summary:
         if self.curvature == "fisher":
+            eager_loss(self.problem, *request.batch)  # an error of the loss itself comes first
             raise InputError("summary: curvature=fisher: needs a model that can be traced; use gauss_newton")
         if isinstance(self.problem, CutProblem):
             return reference_gauss_newton(self.problem, request, diagonal=self.diagonal)

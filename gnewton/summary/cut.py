@@ -7,7 +7,7 @@ differentiation, for every model, stands here as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from gnewton.summary.likelihoods import (
 )
 from gnewton.summary.problem import Problem, Request, loss_arguments
 from gnewton.summary.reference import gradient_noise
-from gnewton.summary.result import Summary
+from gnewton.summary.result import Rounding, Summary
 from gnewton.summary.smooth import FunctionMode, SmoothNorms
 
 MATRICES = ("hessian", "gauss_newton", "fisher")
@@ -196,7 +196,7 @@ def reference_gauss_newton(problem: CutProblem, request: Request, *, diagonal: b
         matrix = _curvature(value, variables, [[*t, *r] for t, r in zip(tangents, rows, strict=True)], device)
     if not matrix.any() and gradient.any():
         raise InputError(FLAT)
-    check_convex(matrix)
+    check_convex(matrix, {p.dtype for p in problem.parameters().values()})
     noise, rounding = gradient_noise(problem, request, gradient)
     matrix = matrix.diagonal().clone() if diagonal else (matrix + matrix.T) / 2
     return Summary(
@@ -232,13 +232,17 @@ def _curvature(value: Tensor, variables: list[Tensor], rows: list[Any], device: 
     return matrix
 
 
-def check_convex(matrix: Tensor, coarse: bool = False) -> None:
+def check_convex(matrix: Tensor, dtypes: Iterable[torch.dtype]) -> None:
     """Check that a Gauss–Newton matrix (S, S) is positive semi-definite, up to rounding.
+
+    Args:
+        matrix: the matrix, or its diagonal.
+        dtypes: the types it was computed in; the coarsest one counts.
 
     Raises:
         InputError: if it is not: then the loss is not convex in the outputs.
     """
     entries = matrix if matrix.dim() == 1 else torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     lowest, size = entries.amin(), entries.abs().amax()
-    if bool(lowest < -(1e-2 if coarse else 1e-6) * size):
+    if bool(lowest < -max(1e-6, 4 * Rounding.of(dtypes, matrix.device).unit) * size):
         raise InputError(NOT_CONVEX)

@@ -11,6 +11,7 @@ of each entry.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,10 +158,9 @@ def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator
     if rows.coupled:
         return False
     places: dict[int, Place] = {}
-    tolerance = 1e3 * torch.finfo(z[0].dtype).eps
     found = adjoints_of(rows, values, pairs)
     for j, pair in found.items():
-        place = place_of(pair, scales, tolerance)
+        place = place_of(pair, scales, rows.loss.tolerance)
         if place is None or (j in rows.places and rows.places[j] != place):
             rows.coupled = True
             return False
@@ -194,7 +194,8 @@ def form_rows(
     """
     size, samples = len(plan.order), 1 if joined else rows.samples
     count, device = len(stacks[0]), stacks[0].device
-    result = stacks[0].new_zeros(size, samples, count)
+    dtype = functools.reduce(torch.promote_types, [stack.dtype for stack in stacks])
+    result = stacks[0].new_zeros(size, samples, count, dtype=dtype)
     noise = torch.zeros(size, dtype=torch.float64, device=device)
     rounding = Rounding.of(plan.dtypes, device)
     chunk = _together(rows, values, count, limit)
@@ -222,7 +223,7 @@ def form_rows(
             for groups, part in seeds[j].by_part():
                 index = torch.tensor(groups, device=device)
                 shares = _inner(_by_sample(part, place, samples), spread)
-                result[:, :, at].index_add_(0, index, shares)
+                result[:, :, at].index_add_(0, index, shares.to(dtype))
                 if at.start == 0:
                     lengths = vector_norm(part.flatten(1).double(), dim=1) * vector_norm(adjoint[0].double())
                     noise.index_add_(0, index, PRODUCT * rounding.inner(adjoint[0].numel()) * lengths)
@@ -242,7 +243,7 @@ def _together(rows: RowPlan, values: Sequence[Any], count: int, limit: int | Non
 
 def _inner(moved: Tensor, spread: Tensor) -> Tensor:
     """Σ_e moved[s, n, e] spread[k, n, e], (s, n, k)."""
-    return torch.bmm(moved.transpose(0, 1), spread.permute(1, 2, 0)).transpose(0, 1)
+    return torch.bmm(moved.transpose(0, 1), spread.to(moved.dtype).permute(1, 2, 0)).transpose(0, 1)
 
 
 def _by_sample(stack: Tensor, place: Place, samples: int) -> Tensor:

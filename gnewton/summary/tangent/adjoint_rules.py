@@ -210,6 +210,8 @@ def _convolution(site: AdjointSite) -> None:
             )
         ]  # fmt: skip
     pulled = aten.convolution.default(wide, weight, None, stride, padding, dilation, shape, extra, groups)
+    for axis, length in enumerate(a.shape[2:], start=2):  # longer where the padding of the output ≥ stride
+        pulled = pulled.narrow(axis, 0, length)
     site.send(0, pulled.unflatten(0, (len(site.stack), -1)), True)
     return None
 

@@ -29,7 +29,16 @@ class Pending:
         return self._single.pop(i, None)
 
     def add(self, i: int, stack: Tensor, owned: bool = False) -> None:
-        """Add a stack to the adjoint of a step; ``owned``: its memory belongs to no one else."""
+        """Add a stack to the adjoint of a step, in the type of its value.
+
+        Args:
+            i: the step.
+            stack: what is added.
+            owned: whether its memory belongs to no one else.
+        """
+        dtype = self._values[i].dtype
+        if stack.dtype != dtype:
+            stack, owned = stack.to(dtype), True
         self._single[i] = _sum(self._single.get(i), stack, owned)
 
     def add_output(self, i: int, k: int, stack: Tensor, owned: bool) -> None:
@@ -114,8 +123,9 @@ class AdjointSite:
         shape = self.values[source].shape
         if stack.shape[1:] != shape:
             missing = stack.dim() - 1 - len(shape)
-            summed = stack.sum_to_size(len(stack), *[1] * missing, *shape)
-            stack, owned = summed.reshape(len(stack), *shape), True
+            if stack.shape[1:] != (*[1] * missing, *shape):  # else a sum would be the same memory
+                stack, owned = stack.sum_to_size(len(stack), *[1] * missing, *shape), True
+            stack = stack.reshape(len(stack), *shape)
         self.pending.add(source, stack, owned)
 
     def buffer(self) -> Tensor:

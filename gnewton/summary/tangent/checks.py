@@ -91,15 +91,19 @@ def disagreement(passes: Passes, dtype: torch.dtype) -> Tensor:
 
     One is the inner product of adjoints with the direction, the other the tangent of the loss. They may
     differ by a share of the entry and of √(|H̄_ss| |L|), which has the same unit, and by a multiple of the
-    rounding errors of the products in the sums, which do not vanish with the loss. If an entry is not
-    finite, nothing is compared.
+    rounding errors of the products in the sums, which do not vanish with the loss. Where the gradient of a
+    group is 0 but for rounding (a bias before a batch normalisation), its adjoint is noise, and these do not
+    show it: an entry below one unit of the coarsest type of the largest entry is not compared. If an entry
+    is not finite, nothing is compared.
     """
     sums, slope = passes.sums, passes.slope
     curvature = sums.hessian if sums.diagonal else sums.hessian.diagonal()
-    scale = torch.maximum(sums.gradient.abs(), slope.abs()) + (curvature * passes.loss).abs().sqrt()
+    size = torch.maximum(sums.gradient.abs(), slope.abs())
+    scale = size + (curvature * passes.loss).abs().sqrt()
     scale = torch.maximum(scale, 1e-3 * scale.max())
     allowed = _AGREEMENT.get(dtype, _COARSE) * scale + _ROUNDING * sums.gradient_noise
-    return ((sums.gradient - slope).abs() > allowed) & (scale + slope).isfinite().all()
+    above = size > sums.rounding.unit * scale.max()
+    return above & ((sums.gradient - slope).abs() > allowed) & (scale + slope).isfinite().all()
 
 
 def report_disagreement(bad: Tensor, names: Sequence[str]) -> None:

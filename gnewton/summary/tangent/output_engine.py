@@ -71,7 +71,7 @@ class OutputTangents(TangentEngine):
         program = trace.program
         if program.loss in model_part(program) or not trace.plan.adjoints:
             raise InputError(FLAT)
-        check_convex(summary.hessian)
+        check_convex(summary.hessian, trace.plan.dtypes)
         return replace(summary, matrix="gauss_newton")
 
 

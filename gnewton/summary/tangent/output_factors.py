@@ -7,7 +7,7 @@ columns give gradient and curvature. Any other loss is differentiated twice in i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gnewton.errors import InputError
 from gnewton.summary.cut import FLAT, NOT_CONVEX
+from gnewton.summary.result import COARSE
 from gnewton.summary.tangent.passes import call_step
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import Ref, aten
@@ -113,6 +114,13 @@ class OutputLoss:
         widths = [value[0].numel() for value in z]
         return with_gradient(slopes, list(columns.split(widths, 2)))
 
+    @property
+    def tolerance(self) -> float:
+        """The relative error up to which two products that differ by factors are taken to agree."""
+        return tolerance_of(
+            step.dtype for step in self.program.steps if step.active and step.dtype is not None
+        )
+
     def separates(self, values: Sequence[Any], generator: torch.Generator) -> bool:
         """Whether the Hessian of the loss does not couple samples, by two products with random vectors."""
         z, slopes, _ = self.gradient(values, graph=True)
@@ -127,7 +135,7 @@ class OutputLoss:
             given = [v for v, slope in zip(vectors, slopes, strict=True) if slope.requires_grad]
             products.append(torch.autograd.grad(curved, z, given, retain_graph=True, materialize_grads=True))
         size = max(float(one.abs().amax()) for one in products[0]) * float(scales.abs().amax())
-        allowed = 1e3 * torch.finfo(z[0].dtype).eps * size
+        allowed = self.tolerance * size
         return all(
             bool((other - by_sample(one, scales)).abs().amax() <= allowed)
             for one, other in zip(*products, strict=True)
@@ -137,6 +145,16 @@ class OutputLoss:
 def random_columns(z: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Normal numbers in the shapes of z."""
     return [torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device) for v in z]
+
+
+def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
+    """The relative error of a product that is made twice, with factors 2^r: that of the coarsest type.
+
+    The same operations on the same numbers give the same result but for the order of sums. In half precision
+    every result is rounded by itself, so a few units suffice; 10³ of them would hide every coupling.
+    """
+    unit = max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point), default=0.0)
+    return (4 if unit > COARSE else 1e3) * unit
 
 
 def by_sample(value: Tensor, scales: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ columns of all sites may be added: E[ccᵀ] = Σ_i s_i J_iᵀ F_i J_i, with F_i 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from gnewton.errors import InputError
 from gnewton.summary.likelihoods import LIKELIHOOD, normalised
 from gnewton.summary.tangent.output_factors import Columns, OutputLoss, with_gradient
 from gnewton.summary.tangent.program import Ref, Step, aten
+from gnewton.summary.tangent.rules.elementwise import ELEMENTWISE
+from gnewton.summary.tangent.rules.rule import overloads
 
 LIKELIHOODS = (
     "cross-entropy, NLL of log-probabilities, MSE, binary cross-entropy of logits or probabilities, Gaussian "
@@ -74,24 +76,49 @@ class LabelDraws:
 def _sites(loss: OutputLoss) -> tuple[int, ...]:
     """The likelihoods of the loss, the first ones on every way back from it; empty if one is unknown.
 
-    Whatever is linear before the sites weights them. Behind the sites, towards the outputs, all is allowed.
+    Whatever is linear before the sites weights them; what has kinks (clamp, max) makes them no likelihoods.
+    Behind the sites, towards the outputs, all is allowed. A term that reaches an output without a site must
+    be linear in logits z of log σ(z): then it sets the label, as (1 − t) z − log σ(z) does.
     """
     program = loss.program
     steps, found = program.steps, set()
+    free: set[int] = set()  # outputs in terms that have no site
     seen: set[int] = set()
     stack = [program.loss]
     while stack:
         i = stack.pop()
-        if i in seen or not steps[i].active or i in loss.ends:
+        if i in seen or not steps[i].active:
             continue
         seen.add(i)
-        if _is_site(steps, i):
+        if i in loss.ends:
+            free.add(i)
+        elif _is_site(steps, i):
             found.add(i)
-        elif i in loss.curved:
+        elif not _is_linear(loss, i) or steps[i].op is LIKELIHOOD:
             return ()
         else:
             stack.extend(steps[i].reads)
-    return tuple(sorted(found))
+    return tuple(sorted(found)) if free <= _logits(loss, found) else ()
+
+
+def _is_linear(loss: OutputLoss, i: int) -> bool:
+    """Whether a step of the loss is linear in what depends on parameters, and has no kinks."""
+    op = loss.program.steps[i].op
+    return not (i in loss.curved or op in ELEMENTWISE or op in _CHOICES)
+
+
+def _logits(loss: OutputLoss, sites: Iterable[int]) -> set[int]:
+    """The outputs of which the logits of coins are linear functions."""
+    steps = loss.program.steps
+    found: set[int] = set()
+    stack = [j for i in sites if steps[i].op is aten.log_sigmoid_forward.default for j in steps[i].reads]
+    while stack:
+        i = stack.pop()
+        if i in loss.ends:
+            found.add(i)
+        elif steps[i].active and _is_linear(loss, i):
+            stack.extend(steps[i].reads)
+    return found
 
 
 def _is_site(steps: Sequence[Step], i: int) -> bool:
@@ -99,7 +126,8 @@ def _is_site(steps: Sequence[Step], i: int) -> bool:
     if step.op not in _SITES:
         return False
     if step.op is LIKELIHOOD:
-        return True
+        target = step.args[3]
+        return not (type(target) is Ref and steps[target.step].active)
     moving = [k for k, a in enumerate(step.args) if type(a) is Ref and steps[a.step].active]
     if moving != [0]:  # a target that moves
         return False
@@ -199,7 +227,7 @@ def _coin(args: list[Any], value: Tensor, adjoint: Tensor, stream: _Stream) -> S
 
 def _family(args: list[Any], value: Tensor, adjoint: Tensor, stream: _Stream) -> Scores:
     """A marked likelihood: Gaussian (μ, v), or Poisson (λ)."""
-    _, family, parameters = args
+    _, family, parameters, _ = args
     root, known = _root(adjoint), [p.detach() for p in parameters]
     if family == "poisson":
         return [(parameters[0], (1 - stream.poisson(known[0]) / known[0]) * root)]
@@ -207,6 +235,12 @@ def _family(args: list[Any], value: Tensor, adjoint: Tensor, stream: _Stream) ->
     return [(parameters[0], noise / v.sqrt() * root), (parameters[1], (1 - noise**2) / (2 * v) * root)]
 
 
+_CHOICES = overloads(
+    "max", "min", "max.dim", "min.dim", "amax", "amin", "median.dim", "mode", "kthvalue", "topk", "sort",
+    "sort.stable", "maximum", "minimum", "clamp_min.Tensor", "clamp_max.Tensor", "scatter_reduce.two",
+    "max_pool2d_with_indices", "adaptive_max_pool2d", "max_pool3d_with_indices", "adaptive_max_pool3d",
+    "fractional_max_pool2d", "fractional_max_pool3d",
+)  # fmt: skip
 _NLL = (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
 _SITES: dict[Any, Callable[[list[Any], Tensor, Tensor, _Stream], Scores]] = {
     aten._log_softmax.default: _softmax,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.result import PRODUCT, Rounding
-from gnewton.summary.tangent.output_factors import sample_scales
+from gnewton.summary.tangent.output_factors import sample_scales, tolerance_of
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.tangent import Rows
 
@@ -75,8 +75,7 @@ def find_slices(
     for j, moved in seeds(starts, 2 * len(names)):
         for number in sorted({g // 2 for g in moved.groups}):
             name, pair = names[number], moved.pick((2 * number, 2 * number + 1))
-            tolerance = 1e3 * torch.finfo(pair.dtype).eps
-            place = place_of(pair, scales[name], tolerance)
+            place = place_of(pair, scales[name], tolerance_of(plan.dtypes))
             if place is not None and bool(pair[0].any()):  # zeros show nothing
                 found[j, name] = place
     return found
