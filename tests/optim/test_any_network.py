@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -59,13 +60,22 @@ def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    log = logging.getLogger("gnewton")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(level)
+
+
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.slow
 @given(data=st.data())
 @settings(
     max_examples=count(12, 24), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 def test_a_training_goes_down_and_never_far_up(data: st.DataObject) -> None:
-    logging.getLogger("gnewton").setLevel(logging.ERROR)
     model = data.draw(networks())
     loss = data.draw(st.sampled_from(LOSSES))
     inputs = torch.randn(96, 6) * data.draw(st.sampled_from((0.1, 1.0, 10.0)))

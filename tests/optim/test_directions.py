@@ -292,5 +292,5 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(InputError, match="direction: the mapping is empty"):
         GroupedNewton(model, F.cross_entropy, direction={})
     decayed = partial(torch.optim.SGD, lr=1.0, weight_decay=0.1)
-    with pytest.raises(InputError, match="all of them must have the same coupled weight_decay"):
+    with pytest.raises(InputError, match="all of them must have the same weight_decay, coupled in all"):
         GroupedNewton(model, F.cross_entropy, direction={"a": SGD, "b": decayed})

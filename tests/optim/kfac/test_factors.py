@@ -238,7 +238,7 @@ def test_patches_come_in_pieces_of_bounded_size(name: str, monkeypatch: pytest.M
     deltas = labels_from(model, inputs)
     found: list[dict[str, Any]] = []
     for numbers in (2**26, 1):
-        monkeypatch.setattr(kronecker_blocks, "_PATCH_NUMBERS", numbers)
+        monkeypatch.setattr(kronecker_blocks, "PATCH_NUMBERS", numbers)
         optimizer = KFAC(model, likelihood=fixed(deltas), lr=1e-30)
         backward(model, inputs)
         optimizer.step()

@@ -456,7 +456,7 @@ def test_several_devices_are_refused() -> None:
 
 def test_a_step_before_any_pass_is_an_error() -> None:
     with pytest.raises(
-        InputError, match="step: no statistics yet; the model must run forward in training mode"
+        InputError, match="step: no statistics yet; before the first step the model itself must be called"
     ):
         KFAC(Chain(nn.Linear(4, 3))).step()
 
