@@ -119,6 +119,20 @@ def free_memory(device: torch.device) -> int:
     return 1 << 62
 
 
+SHARE = 0.5
+"""Share of the free memory that a computation may take where no limit is set."""
+
+SMALL = 1 << 28
+"""Bytes below which the free memory is not queried."""
+
+
+def memory_limit(needed: int, limit: int | None, device: torch.device) -> int:
+    """The bytes that a computation may take that needs ``needed`` at once: ``limit``, if one is set."""
+    if limit is not None:
+        return limit
+    return int(SHARE * free_memory(device)) if needed > SMALL else needed
+
+
 def is_exhausted(error: BaseException) -> bool:
     """Whether an exception means that memory is exhausted; torch has no type for that on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from gnewton.backend import free_memory
+from gnewton.backend import memory_limit
 from gnewton.summary.result import PRODUCT, Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.adjoint_pass import AdjointPass, Consumer
@@ -34,8 +34,6 @@ from gnewton.summary.tangent.slice_rows import Place, Seeds, add_slices, find_sl
 from gnewton.summary.tangent.tangent import Rows, Tangent
 
 LIVE = 4  # stacks of the largest value that are held at the same time in the backward pass
-SHARE = 0.5  # of the free memory for them, where no limit is set
-SMALL = 1 << 28  # bytes below which the free memory is not queried
 
 
 @dataclass
@@ -236,9 +234,8 @@ def _together(rows: RowPlan, values: Sequence[Any], count: int, limit: int | Non
     """The number of columns whose adjoints fit into memory at the same time."""
     model = [v for v in values if isinstance(v, Tensor)]
     each = LIVE * max((v.numel() * v.element_size() for v in model), default=1)
-    if limit is None:
-        limit = int(SHARE * free_memory(model[0].device)) if each * count > SMALL else each * count
-    return min(max(1, limit // max(each, 1)), count)
+    bytes_allowed = memory_limit(each * count, limit, model[0].device)
+    return min(max(1, bytes_allowed // max(each, 1)), count)
 
 
 def _inner(moved: Tensor, spread: Tensor) -> Tensor:

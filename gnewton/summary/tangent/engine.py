@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.backend import free_memory, is_exhausted, require_compiler
+from gnewton.backend import is_exhausted, memory_limit, require_compiler
 from gnewton.errors import OutOfMemory
 from gnewton.summary.isolation import exact_products, preserve_random_streams, without_side_effects
 from gnewton.summary.problem import Problem, Request
@@ -19,15 +19,10 @@ from gnewton.summary.tangent import checks
 from gnewton.summary.tangent.accumulator import TOTALS
 from gnewton.summary.tangent.passes import Arguments, Passes, run_passes
 from gnewton.summary.tangent.plan import PassPlan
-from gnewton.summary.tangent.program import TraceError
 from gnewton.summary.tangent.splitting import Splitter
-from gnewton.summary.tangent.trace_cache import StaleTrace, Trace, TraceCache
+from gnewton.summary.tangent.trace_cache import Trace, TraceCache
 
 log = logging.getLogger(__name__)
-
-RENEWALS = 8  # of traces in one summary: of the whole batch, and of its parts
-SHARE = 0.5  # of the free memory, where no limit is set
-SMALL = 1 << 28  # bytes of tangents below which the free memory is not queried
 
 
 class TangentEngine:
@@ -86,21 +81,7 @@ class TangentEngine:
             exact_products(device, self.tf32),
             torch.autocast(device.type, enabled=False),
         ):
-            for renewal in range(RENEWALS):
-                summary = self._by_current_trace(request)
-                if summary is not None:
-                    if renewal == 0:
-                        self.traces.reset_renewals(request)
-                    return summary
-        raise TraceError("the loss is another one at every call")
-
-    def _by_current_trace(self, request: Request) -> Summary | None:
-        """The summary; None if a trace was stale and has been renewed."""
-        try:
-            return self._within_memory(request)
-        except StaleTrace as stale:
-            self.traces.renew(stale)
-        return None
+            return self.traces.renewing(request, lambda: self._within_memory(request))
 
     def _within_memory(self, request: Request) -> Summary:
         """The summary, in as many parts of the batch as the memory requires."""
@@ -117,10 +98,7 @@ class TangentEngine:
 
     def _parts(self, size: int) -> int:
         """The number of parts of a batch that should fit, by the memory of the whole."""
-        limit = self.max_memory
-        if limit is None:
-            limit = int(SHARE * free_memory(self.problem.device())) if size > SMALL else size
-        return math.ceil(size / max(limit, 1))
+        return math.ceil(size / max(memory_limit(size, self.max_memory, self.problem.device()), 1))
 
     def _attempt(self, whole: Trace, request: Request, parts: int) -> Summary | None:
         """The summary of the batch in ``parts``; None if memory is exhausted.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,10 @@ _library = torch.library.Library("gnewton", "DEF")
 _library.define("constant(Tensor x) -> Tensor")
 _library.impl("constant", lambda x: x.clone(), "CompositeExplicitAutograd")
 CONSTANT = torch.ops.gnewton.constant.default
+
+
+Path = tuple[Any, ...]
+"""Where an argument of a step stands: its position or keyword, and its place in a list."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,35 @@ class Step:
     active: bool = False
     random: bool = False
     needed: bool = False
+
+    def references(self) -> list[tuple[Path, int]]:
+        """Where it takes the values of other steps, and which steps these are."""
+        places: list[tuple[Path, Any]] = []
+        for key, argument in (*enumerate(self.args), *self.kwargs.items()):
+            if type(argument) is list:
+                places.extend(((key, i), entry) for i, entry in enumerate(argument))
+            else:
+                places.append(((key,), argument))
+        return [(path, argument.step) for path, argument in places if type(argument) is Ref]
+
+
+def call_with(
+    step: Step,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    paths: Sequence[Path],
+    values: Sequence[Tensor],
+) -> Any:
+    """The result of the operation of a step, with other tensors at ``paths`` of its arguments."""
+    own_args: list[Any] = [list(a) if isinstance(a, list) else a for a in args]
+    own_kwargs: dict[str, Any] = dict(kwargs)
+    for (key, *entry), value in zip(paths, values, strict=True):
+        place: Any = own_kwargs if isinstance(key, str) else own_args
+        if entry:
+            place[key][entry[0]] = value
+        else:
+            place[key] = value
+    return step.op(*own_args, **own_kwargs)
 
 
 @dataclass

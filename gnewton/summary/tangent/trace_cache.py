@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ from gnewton.summary.tangent.tracing import trace
 
 log = logging.getLogger(__name__)
 
+RENEWALS = 8  # of traces in one summary: of the whole batch, and of its parts
 KEPT = 4  # traces of one kind of batch, for different attributes
 IDLE = 3  # changes without effect, after which an attribute is ignored
 RESTLESS = 3  # consecutive summaries that needed a new trace, after which new ones are not compiled
 
 Attributes = dict[tuple[str, str], Any]
+Result = TypeVar("Result")
 
 
 class StaleTrace(Exception):
@@ -216,7 +218,24 @@ class TraceCache:
         if b != 0 and gap == gap and gap != float("inf"):
             kept.rounding = gap / abs(b)
 
-    def renew(self, stale: StaleTrace) -> None:
+    def renewing(self, request: Request, compute: Callable[[], Result]) -> Result:
+        """What ``compute`` returns, called again with a new trace where the one it used was stale.
+
+        Raises:
+            TraceError: if the model has no trace any more, or none that holds.
+        """
+        for renewal in range(RENEWALS):
+            try:
+                result = compute()
+            except StaleTrace as stale:
+                self._renew(stale)
+                continue
+            if renewal == 0:
+                self._kind(request).renewals = 0
+            return result
+        raise TraceError("the loss is another one at every call")
+
+    def _renew(self, stale: StaleTrace) -> None:
         """Replace a trace that no longer holds.
 
         Raises:
@@ -243,10 +262,6 @@ class TraceCache:
             entry for entry in kind.traces if entry[1] is not same and (entry[1] is not old or old.uses > 1)
         ]  # a trace that held only once is unlikely to hold again
         kind.traces = [*others[1 - KEPT :], (now, same)]
-
-    def reset_renewals(self, request: Request) -> None:
-        """Note that a summary needed no new trace."""
-        self._kind(request).renewals = 0
 
     # --- tracing --------------------------------------------------------------------------------------------
 

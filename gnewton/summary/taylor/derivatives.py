@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.arguments import check_name, check_number, explained, shown
-from gnewton.backend import free_memory, is_exhausted
+from gnewton.backend import is_exhausted, memory_limit
 from gnewton.errors import GnewtonError, InputError, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.summary.batch import hidden
@@ -19,11 +19,10 @@ from gnewton.summary.group_parts import sums_by_group
 from gnewton.summary.isolation import exact_products, without_side_effects
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_derivatives
-from gnewton.summary.tangent.engine import RENEWALS, SHARE, SMALL
 from gnewton.summary.tangent.passes import forward
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import TraceError
-from gnewton.summary.tangent.trace_cache import StaleTrace, Trace, TraceCache
+from gnewton.summary.tangent.trace_cache import Trace, TraceCache
 from gnewton.summary.taylor.taylor_pass import coefficients
 
 log = logging.getLogger(__name__)
@@ -111,16 +110,9 @@ class LossDerivatives:
             exact_products(device, False),
             torch.autocast(device.type, enabled=False),
         ):
-            for renewal in range(RENEWALS):
-                try:
-                    found = self._by_trace(self.traces.get(request), request, order)
-                except StaleTrace as stale:
-                    self.traces.renew(stale)
-                    continue
-                if renewal == 0:
-                    self.traces.reset_renewals(request)
-                return found
-        raise TraceError("the loss is another one at every call")
+            return self.traces.renewing(
+                request, lambda: self._by_trace(self.traces.get(request), request, order)
+            )
 
     def _by_trace(self, trace: Trace, request: Request, order: int) -> Tensor:
         plan, program = trace.plan, trace.program
@@ -174,9 +166,7 @@ class LossDerivatives:
         """The number of groups whose series fit into the memory at the same time."""
         size = len(trace.plan.order)
         whole = 2 * trace.bytes * order
-        limit = self.max_memory
-        if limit is None:
-            limit = int(SHARE * free_memory(self.problem.device())) if whole > SMALL else whole
+        limit = memory_limit(whole, self.max_memory, self.problem.device())
         return max(1, min(size, int(size * limit / max(whole, 1))))
 
 

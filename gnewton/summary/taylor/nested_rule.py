@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from gnewton.backend import is_exhausted
-from gnewton.summary.tangent.program import Ref
-from gnewton.summary.tangent.rules.general import WRONG
+from gnewton.summary.tangent.program import call_with
+from gnewton.summary.tangent.rules.general import WRONG, gradients
+from gnewton.summary.tangent.rules.rule import results_of
 from gnewton.summary.taylor.jet import Groups, Jet, joined_groups
 from gnewton.summary.taylor.taylor_rule import Result, SeriesSite
 
@@ -39,14 +40,14 @@ def nested_rule(site: SeriesSite) -> Result:
     Raises:
         NotImplementedError, RuntimeError: torch's, where the operation has no derivatives of this order.
     """
-    paths = _paths(site)
-    jets = [site.jets[j] for _, j in paths]
+    moving = [(path, j) for path, j in site.step.references() if j in site.jets]
+    paths = [path for path, _ in moving]
+    jets = [site.jets[j] for _, j in moving]
     groups = joined_groups(*jets)
     degree = max(jet.degree for jet in jets)
     stacks = [jet.widened(groups, degree).movedim(0, 1) for jet in jets]  # (k, m, *shape)
     several = not isinstance(site.value, Tensor)
-    outputs = list(site.value) if several else [site.value]
-    smooth = [i for i, out in enumerate(outputs) if isinstance(out, Tensor) and out.is_floating_point()]
+    outputs, smooth = results_of(site.value)
 
     def curve(t: Tensor, coefficients: list[Tensor]) -> tuple[Tensor, ...]:
         """The smooth results along the curve, by Horner's scheme."""
@@ -56,7 +57,7 @@ def nested_rule(site: SeriesSite) -> Result:
             for x in reversed(series.unbind(0)):
                 rise = (rise + x) * t
             moved.append(jet.value + rise)
-        result = _call(site, [path for path, _ in paths], moved)
+        result = call_with(site.step, site.args, site.kwargs, paths, moved)
         results = list(result) if several else [result]
         return tuple(results[i] for i in smooth)
 
@@ -174,42 +175,11 @@ def _by_reverse_mode(curve: Curve, stacks: list[Tensor], order: int) -> list[Ten
             psi = torch.stack([(w * y).sum() for w, y in zip(weights, results, strict=True)]).sum()
             orders = []
             for n in range(1, order + 1):
-                psi = _slope(psi, [t])[0]
+                psi = gradients(psi, [t])[0]
                 scale = 1 / math.factorial(n)
-                orders.append([g.detach() * scale for g in _slope(psi, weights)])
+                orders.append([g.detach() * scale for g in gradients(psi, weights)])
             rows.append(orders)
     return [
         torch.stack([torch.stack([row[n][i] for row in rows]) for n in range(order)])
         for i in range(len(rows[0][0]))
     ]
-
-
-def _slope(scalar: Tensor, targets: list[Tensor]) -> list[Tensor]:
-    if not scalar.requires_grad:
-        return [torch.zeros_like(x) for x in targets]
-    grads = torch.autograd.grad(scalar, targets, create_graph=True, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, targets, strict=True)]
-
-
-def _paths(site: SeriesSite) -> list[tuple[tuple[Any, ...], int]]:
-    """Where the moving arguments stand, and the steps that they are."""
-    places: list[tuple[tuple[Any, ...], Any]] = []
-    for key, argument in (*enumerate(site.step.args), *site.step.kwargs.items()):
-        if type(argument) is list:
-            places.extend(((key, i), entry) for i, entry in enumerate(argument))
-        else:
-            places.append(((key,), argument))
-    return [(path, a.step) for path, a in places if type(a) is Ref and a.step in site.jets]
-
-
-def _call(site: SeriesSite, paths: list[tuple[Any, ...]], values: list[Tensor]) -> Any:
-    """The result of the operation with other tensors at ``paths``."""
-    args: list[Any] = [list(a) if isinstance(a, list) else a for a in site.args]
-    kwargs: dict[str, Any] = dict(site.kwargs)
-    for path, value in zip(paths, values, strict=True):
-        place: Any = kwargs if isinstance(path[0], str) else args
-        if len(path) == 2:
-            place[path[0]][path[1]] = value
-        else:
-            place[path[0]] = value
-    return site.step.op(*args, **kwargs)

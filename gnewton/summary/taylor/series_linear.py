@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gnewton.summary.tangent.program import Path
 from gnewton.summary.tangent.rules import RULES
 from gnewton.summary.tangent.rules.rule import OperationSite
 from gnewton.summary.tangent.tangent import Rows, Tangent
@@ -20,7 +21,7 @@ from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite
 class _LinearSite(OperationSite):
     """A site without adjoints, for rules that are linear; the general rule, which is not, finds no entry."""
 
-    def moving_arguments(self) -> list[tuple[tuple[Any, ...], Tensor, Tangent]]:
+    def moving_arguments(self) -> list[tuple[Path, Tensor, Tangent]]:
         raise NotApplicable
 
 

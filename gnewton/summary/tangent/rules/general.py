@@ -32,7 +32,7 @@ from torch.func import grad, jvp, vmap
 
 from gnewton.backend import is_exhausted
 from gnewton.summary.tangent.accumulator import being_compiled, flat
-from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads
+from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, results_of
 from gnewton.summary.tangent.tangent import Rows, Tangent, union
 
 
@@ -92,8 +92,7 @@ def reverse_parts(site: OperationSite) -> OperationDerivatives:
     first = [tangent.first.widen(groups) for _, _, tangent in moving]
     second = [None if t.second is None else t.second.widen(groups) for _, _, t in moving]
     several = not isinstance(site.value, Tensor)
-    outputs = list(site.value) if several else [site.value]
-    smooth = [i for i, out in enumerate(outputs) if isinstance(out, Tensor) and out.is_floating_point()]
+    outputs, smooth = results_of(site.value)
     with torch.enable_grad():
         values = [value.detach().requires_grad_() for _, value, _ in moving]
         result = site.call_with([path for path, _, _ in moving], tuple(values))
@@ -105,7 +104,7 @@ def reverse_parts(site: OperationSite) -> OperationDerivatives:
                 (torch.zeros_like(outputs[i]) if adjoint is None else adjoint).detach().requires_grad_()
             )
         psi = _dot([results[i] for i in smooth], weights)
-        slopes = _grad(psi, values)
+        slopes = gradients(psi, values)
         pushed: list[list[Tensor]] = []
         bent: list[list[Tensor]] = []
         columns: list[list[Tensor]] = []
@@ -113,14 +112,14 @@ def reverse_parts(site: OperationSite) -> OperationDerivatives:
         for k in range(len(groups)):
             dx = [rows[k] for rows in first]
             along = _dot(slopes, dx)
-            column = _grad(along, values)
-            pushed.append([g.detach() for g in _grad(along, weights)])
+            column = gradients(along, values)
+            pushed.append([g.detach() for g in gradients(along, weights)])
             columns.append([g.detach() for g in column])
             if site.third:
                 ddx = [None if rows is None else rows[k] for rows in second]
                 twice = _dot(column, dx)
-                bent.append([g.detach() for g in _grad(twice + _dot(slopes, ddx), weights)])
-                thirds.append((_dot(_grad(twice, values), dx) + 3 * _dot(column, ddx)).detach())
+                bent.append([g.detach() for g in gradients(twice + _dot(slopes, ddx), weights)])
+                thirds.append((_dot(gradients(twice, values), dx) + 3 * _dot(column, ddx)).detach())
     block = sum(
         (flat(rows) @ flat(torch.stack([c[i] for c in columns])).T for i, rows in enumerate(first)),
         torch.zeros((), device=first[0].device),
@@ -137,7 +136,8 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
     return torch.stack(terms).sum() if terms else a[0].new_zeros(())
 
 
-def _grad(scalar: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
+def gradients(scalar: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
+    """∂(scalar)/∂(targets), which can be differentiated again; zeros where there is no dependence."""
     if not scalar.requires_grad:
         return [torch.zeros_like(t) for t in targets]
     grads = torch.autograd.grad(scalar, targets, create_graph=True, allow_unused=True)
@@ -242,8 +242,7 @@ def _by_forward_mode(site: OperationSite) -> tuple[OperationDerivatives, Tensor 
     groups = union(*(tangent.first.groups for _, _, tangent in moving))
     first = tuple(tangent.first.widen(groups) for _, _, tangent in moving)
     several = not isinstance(site.value, Tensor)
-    outputs = list(site.value) if several else [site.value]
-    smooth = [i for i, out in enumerate(outputs) if isinstance(out, Tensor) and out.is_floating_point()]
+    _, smooth = results_of(site.value)
 
     def call(*x: Tensor) -> tuple[Tensor, ...]:
         result = site.call_with([path for path, _, _ in moving], x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.tangent.accumulator import Accumulator
-from gnewton.summary.tangent.program import Ref, Step
+from gnewton.summary.tangent.program import Path, Ref, Step, call_with
 from gnewton.summary.tangent.tangent import Tangent
 
 
@@ -71,33 +71,27 @@ class OperationSite:
         """∂L/∂(value), or ∂L/∂(one of several values); None where the loss does not depend on it."""
         return self._adjoints.get(output)
 
-    def moving_arguments(self) -> list[tuple[tuple[Any, ...], Tensor, Tangent]]:
+    def moving_arguments(self) -> list[tuple[Path, Tensor, Tangent]]:
         """The arguments with a tangent, wherever they stand: path, value and tangent."""
-        moving: list[tuple[tuple[Any, ...], Tensor, Tangent]] = []
-        for key, argument, value in [
-            *((i, a, v) for i, (a, v) in enumerate(zip(self.step.args, self.args, strict=True))),
-            *((k, a, self.kwargs[k]) for k, a in self.step.kwargs.items()),
-        ]:
-            entries: list[tuple[tuple[Any, ...], Any, Any]] = [((key,), argument, value)]
-            if type(argument) is list:
-                entries = [((key, i), a, v) for i, (a, v) in enumerate(zip(argument, value, strict=True))]
-            for path, a, v in entries:
-                tangent = self.tangent_of(a)
-                if type(a) is Ref and tangent is not None:
-                    moving.append((path, v, tangent))
+        moving = []
+        for path, j in self.step.references():
+            tangent = self._tangents.get(j)
+            if tangent is not None:
+                key, *entry = path
+                value = self.kwargs[key] if isinstance(key, str) else self.args[key]
+                moving.append((path, value[entry[0]] if entry else value, tangent))
         return moving
 
-    def call_with(self, paths: list[tuple[Any, ...]], values: tuple[Tensor, ...]) -> Any:
+    def call_with(self, paths: Sequence[Path], values: Sequence[Tensor]) -> Any:
         """The result of the operation with other tensors at ``paths``."""
-        args: list[Any] = [list(a) if isinstance(a, list) else a for a in self.args]
-        kwargs: dict[str, Any] = dict(self.kwargs)
-        for path, value in zip(paths, values, strict=True):
-            place: Any = kwargs if isinstance(path[0], str) else args
-            if len(path) == 2:
-                place[path[0]][path[1]] = value
-            else:
-                place[path[0]] = value
-        return self.step.op(*args, **kwargs)
+        return call_with(self.step, self.args, self.kwargs, paths, values)
+
+
+def results_of(value: Any) -> tuple[list[Any], list[int]]:
+    """The values of an operation as a list, and the places of those that may have derivatives."""
+    results = [value] if isinstance(value, Tensor) else list(value)
+    smooth = [i for i, x in enumerate(results) if isinstance(x, Tensor) and x.is_floating_point()]
+    return results, smooth
 
 
 Passed: TypeAlias = "Tangent | list[Tangent | None] | None"
