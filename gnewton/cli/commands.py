@@ -133,8 +133,12 @@ def with_imports(arguments: Sequence[str]) -> list[str]:
     """
     if not any(word.startswith(WORDS) for word in arguments) and not _installed():
         return list(arguments)
-    from gnewton.experiment.own_parts import OPTION, absolute_imports, use_entry_points, use_imports
-    from gnewton.options import quoted
+    from gnewton.experiment.own_parts import (
+        absolute_imports,
+        imports_override,
+        use_entry_points,
+        use_imports,
+    )
 
     for problem in use_entry_points():
         print(f"gnewton: {problem}", file=sys.stderr)
@@ -145,10 +149,9 @@ def with_imports(arguments: Sequence[str]) -> list[str]:
         dict.fromkeys(entry for word in words for entry in absolute_imports(word.partition("=")[2]))
     )
     use_imports(entries)
-    override = f"{OPTION}=[{','.join(map(quoted, entries))}]"
     first = list(arguments).index(words[0])
     rest = [word for word in arguments[first:] if word not in words]
-    return [*arguments[:first], override, *rest]
+    return [*arguments[:first], imports_override(entries), *rest]
 
 
 def _installed() -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gnewton
 from gnewton.cli.commands import WORDS, Parser, path
 from gnewton.errors import InputError
-from gnewton.options import quoted, user_path
+from gnewton.options import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ def with_moved_imports(job: Job, argument: str, given: Sequence[str] | None) -> 
         InputError: if a file is missing and none is given, or the job imports nothing.
     """
     from gnewton.experiment.overrides import Override
-    from gnewton.experiment.own_parts import OPTION, imports_of, moved_imports
+    from gnewton.experiment.own_parts import imports_of, imports_override, moved_imports
     from gnewton.sweep.manifest import Job
 
     saved = imports_of([Override.parse(text) for text in job.overrides])
@@ -119,7 +119,7 @@ def with_moved_imports(job: Job, argument: str, given: Sequence[str] | None) -> 
             raise InputError(f"import={given[0]}: {argument} imports nothing; leave it out")
         return job
     entries = moved_imports(saved, argument, given)
-    own = f"{OPTION}=[{','.join(map(quoted, entries))}]"
+    own = imports_override(entries)
     texts = [own if text.startswith(WORDS) else text for text in job.overrides]
     return Job(job.digest, tuple(texts))
 

@@ -13,7 +13,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -29,6 +29,7 @@ from gnewton.errors import InputError, first_line
 from gnewton.experiment.overrides import Override, expand_home, forget_options
 from gnewton.experiment.places import config_folder
 from gnewton.experiment.schema import REGISTRIES, store_schema
+from gnewton.options import quoted
 from gnewton.plugins import PARTS, registering
 from gnewton.registry import OWN_PARTS, OwnPart, Registry
 
@@ -78,6 +79,11 @@ def imports_of(overrides: Sequence[Override]) -> list[str] | None:
     """The imports that overrides set; None where they set none."""
     texts = [override.value for override in overrides if override.key in (OPTION, "import")]
     return absolute_imports(texts[-1] or "") if texts else None
+
+
+def imports_override(entries: Iterable[str]) -> str:
+    """The override that sets these imports."""
+    return f"{OPTION}=[{','.join(map(quoted, entries))}]"
 
 
 def use_imports(entries: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gnewton.errors import InputError
 from gnewton.optim.bound_optimizer import evaluated, refuse_sparse
+from gnewton.optim.inner_optimizers import restore_scalars
 
 DELAY = 8
 """γ of the polynomial-decay average, the value of the authors."""
@@ -66,12 +67,7 @@ class DoG(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state; torch would round what all parameters share to the dtype of the first."""
         super().load_state_dict(state_dict)
-        first = self.param_groups[0]["params"][0]
-        saved = state_dict["state"].get(state_dict["param_groups"][0]["params"][0], {})
-        for name in (_REACH, _ENERGY):
-            if name in saved:
-                dtype = torch.promote_types(saved[name].dtype, torch.float32)
-                self.state[first][name] = saved[name].to(first.device, dtype, copy=True)
+        restore_scalars(self, state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

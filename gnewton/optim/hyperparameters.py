@@ -109,6 +109,18 @@ class PreconditionerHyperparameters:
 
 
 @dataclass(kw_only=True)
+class KFACDirectionHyperparameters:
+    """Of K-FAC as a direction, beside those of K-FAC itself."""
+
+    largest_factor: int = option(
+        8192, help="most rows of a factor; layers with a larger one are left to Adam", at_least=1
+    )
+    adam_scale: float = option(
+        0.03, help="length of Adam's step beside K-FAC's, as the learning rate of Adam", above=0
+    )
+
+
+@dataclass(kw_only=True)
 class KFACHyperparameters(PreconditionerHyperparameters):
     """The hyperparameters of :class:`~gnewton.optim.kfac.optimizer.KFAC`."""
 

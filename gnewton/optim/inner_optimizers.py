@@ -106,13 +106,13 @@ def restore(inner: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load the state of an optimizer, bit for bit."""
     inner.load_state_dict(state)
     for part, saved in zip(parts(inner), state.get("parts", [state]), strict=True):
-        _restore_scalars(part, saved)
+        restore_scalars(part, saved)
 
 
-def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Restore the dtype of scalars in the state, such as NAdam's ``mu_product``.
+def restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Restore the scalars in the state, such as NAdam's ``mu_product``, in their own dtype.
 
-    torch casts every floating-point entry to the dtype of its parameter, which changes the next step.
+    torch rounds every floating-point entry to the dtype of its parameter, which changes the next step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
@@ -120,7 +120,7 @@ def _restore_scalars(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
         for key, value in saved["state"].get(number, {}).items():
             if isinstance(value, Tensor) and value.dim() == 0:
                 state = optimizer.state[parameter]
-                state[key] = state[key].to(value.dtype)
+                state[key] = value.to(state[key].device, copy=True)
 
 
 class CompositeOptimizer(BoundOptimizer):

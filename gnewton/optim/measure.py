@@ -123,7 +123,8 @@ class Measurer:
             for j in range(len(labels))
         ]
         self.names = (partition or grouping.partition).names
-        self._places = torch.tensor(list(numbered(grouping.partition, labels, shared).values()))
+        places = list(numbered(grouping.partition, labels, shared).values())
+        self._places = torch.tensor(places, device=self._problem.device())
         self._shared = shared
         self.sign = -1.0 if objective.maximize else 1.0
         self._summarizer = Summarizer(
@@ -216,7 +217,7 @@ class Measurer:
     def _placed(self, numbers: Tensor) -> Tensor:
         """A vector or matrix of a summary with its numbers at their places among the R entries, else zero."""
         size = len(self._grouping.partition) * len(self._names)
-        at = self._places.to(numbers.device)
+        at = self._places
         placed = numbers.new_zeros([size] * numbers.dim())
         placed[(at,) if numbers.dim() == 1 else (at.unsqueeze(1), at)] = numbers
         return placed

@@ -220,10 +220,10 @@ class CheckpointSchedule:
     def due(self, step: int) -> bool:
         """Whether one is due within an epoch, after ``step`` steps or the seconds since the last one.
 
-        Several processes agree on seconds at the logging period, since to agree is to wait for the device.
+        Several processes agree on seconds at the logging period.
         """
         if self._interval.unit == SECONDS:
-            if self._world.size > 1 and step % self._log_every:
+            if not self._world.meets(step, self._log_every):
                 return False
             due = self._interval.due_after(SECONDS, time.monotonic() - self._saved_at)
             return self._world.any(due, self._device)

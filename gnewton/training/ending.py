@@ -92,7 +92,7 @@ class StopRule:
 
     def _apart(self, step: int) -> bool:
         """Whether several processes go on without asking each other."""
-        return self._world.size > 1 and step % self._settings.log_every > 0
+        return not self._world.meets(step, self._settings.log_every)
 
     def _last(self, step: int) -> bool:
         return self._settings.max_steps is not None and step >= self._settings.max_steps

@@ -170,13 +170,15 @@ class TrainingStep:
         the first evaluation.
         """
         share = self._world.share(batch)
+        samples = batch_size(*batch)
+        rows = samples if share is batch else batch_size(*share)
         counts: list[Tensor | None] = []
 
         def evaluate() -> Tensor:
             """The mean loss on the whole batch, with its gradient in ``.grad``."""
             self._optimizer.zero_grad(set_to_none=True)
             loss, correct = add_gradient(self._network, self._task, share, self._microbatch, self.precision)
-            loss, correct = self._world.combine(self._model, loss, correct, batch_size(*share))
+            loss, correct = self._world.combine(self._model, loss, correct, rows)
             counts.append(correct)
             if self.precision.scaler is None:
                 self._clip()
@@ -192,7 +194,7 @@ class TrainingStep:
                 self._clip()
             scaler.step(self._optimizer)
             scaler.update()
-        return StepResult(loss, counts[0] if counts else None, batch_size(*batch))
+        return StepResult(loss, counts[0] if counts else None, samples)
 
     def _clip(self) -> None:
         """Shorten the gradient to the limit; the device decides, and the host does not wait for it."""

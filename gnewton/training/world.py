@@ -41,6 +41,13 @@ class World:
         """Whether this process writes the logs."""
         return self.rank == 0
 
+    def meets(self, step: int, every: int) -> bool:
+        """Whether the processes may ask each other after ``step`` steps: one alone always, several at times.
+
+        To agree is to wait for the device.
+        """
+        return self.size == 1 or step % every == 0
+
     def check(self, samples: int, batch_size: int | None, option: str) -> None:
         """Check that every batch has a row for every process.
 

@@ -10,18 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnewton.arguments import check_options
+from gnewton.optim.hyperparameters import KFACDirectionHyperparameters
 from gnewton.optim.inner_optimizers import CompositeOptimizer
 from gnewton.optim.kfac.kronecker_blocks import find_layers
 from gnewton.optim.kfac.optimizer import KFAC
 from gnewton.optim.shadow_direction import DirectionFactory
 from gnewton.wrappers import unwrapped
 
-ADAM_SCALE = 0.03
+_DEFAULTS = KFACDirectionHyperparameters()
+
+ADAM_SCALE = _DEFAULTS.adam_scale
 """Learning rate of Adam's step beside K-FAC's at 1. Tuned rates of the two lie about thirtyfold apart; with
 this factor one common rate serves both."""
 
-LARGEST_FACTOR = 8192
-"""Most rows of a Kronecker factor. One of this size takes 256 MiB in float32, and its inverse as much."""
+LARGEST_FACTOR = _DEFAULTS.largest_factor
+"""Most rows of a Kronecker factor. One of 8,192 rows takes 256 MiB in float32, and its inverse as much."""
 
 _LIKELIHOODS: dict[Any, str] = {
     F.cross_entropy: "categorical",
@@ -62,7 +66,11 @@ def kfac_direction(
 
     Returns:
         A function from (name, tensor) pairs to the optimizer, one of the two if the other has no parameter.
+
+    Raises:
+        InputError: for a value out of range.
     """
+    check_options(KFACDirectionHyperparameters, largest_factor=largest_factor, adam_scale=adam_scale)
 
     def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
         layers = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -85,9 +86,7 @@ class StepByRows(LayerStep):
 
     def along(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Σ_nm (p_n · g_m)(q_n · ā_m): R²(o + i) multiplications, and no pass over V."""
-        return torch.sum(
-            (self.outputs @ self.gradient.outputs.T) * (self.inputs @ self.gradient.extended().T)
-        )
+        return torch.sum((self.outputs @ self.gradient.outputs.T) * (self.inputs @ self.gradient.extended.T))
 
     def scale(self, factor: Tensor) -> None:
         """By the rows of the outputs."""
@@ -156,6 +155,7 @@ class LowRankGradient(LayerGradient):
     outputs: Tensor
     bias: bool
 
+    @cached_property
     def extended(self) -> Tensor:
         """ā, (R, inputs)."""
         if not self.bias:
@@ -164,11 +164,11 @@ class LowRankGradient(LayerGradient):
 
     def sandwich(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """((g left)ᵀ, ā right): R(o² + i²) multiplications now, R·o·i for the product."""
-        return (self.outputs @ left).T, self.extended() @ right
+        return (self.outputs @ left).T, self.extended @ right
 
     def between(self, left: Symmetric, right: Symmetric) -> LayerStep:
         """By rows."""
-        return StepByRows(left.of_rows(self.outputs), right.of_rows(self.extended()), self)
+        return StepByRows(left.of_rows(self.outputs), right.of_rows(self.extended), self)
 
     @staticmethod
     def pays(samples: int, inputs: int, outputs: int) -> bool:

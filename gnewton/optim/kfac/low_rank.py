@@ -80,8 +80,7 @@ class LowRank(Preconditioner):
     factor, a QR decomposition and a small eigenvalue problem (Halko, Martinsson & Tropp, arXiv 0909.4061).
     """
 
-    def __init__(self, bias: bool) -> None:
-        super().__init__(bias)
+    def __init__(self) -> None:
         self.sides: dict[str, Symmetric] = {}
         self._patience = {"a": 0, "g": 0}
 

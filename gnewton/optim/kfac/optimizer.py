@@ -279,9 +279,7 @@ class KFAC(BoundOptimizer):
         self._steps = saved["steps"]
         self._next_statistics, self._next_inverses = saved["next_statistics"], saved["next_inverses"]
         self._factors = {known[name]: self._new_factors(known[name]) for name in saved["factors"]}
-        self._preconditioners = {
-            known[name]: self._new_kind(known[name]) for name in saved["preconditioners"]
-        }
+        self._preconditioners = {known[name]: _KINDS[self._kind]() for name in saved["preconditioners"]}
         for layer, factors in self._factors.items():
             factors.load(self._copies(saved["factors"][layer.name]))
         for layer, preconditioner in self._preconditioners.items():
@@ -297,9 +295,6 @@ class KFAC(BoundOptimizer):
 
     def _new_factors(self, layer: Layer) -> Factors:
         return Factors(layer, self._decay, self._identity)
-
-    def _new_kind(self, layer: Layer) -> Preconditioner:
-        return _KINDS[self._kind](layer.bias is not None)
 
     def _take_statistics(self) -> None:
         """Add the statistics of the passes of this step to the averages."""
@@ -329,7 +324,7 @@ class KFAC(BoundOptimizer):
         if not layers:
             return
         for layer in layers:
-            self._preconditioners.setdefault(layer, self._new_kind(layer))
+            self._preconditioners.setdefault(layer, _KINDS[self._kind]())
         preconditioners = [self._preconditioners[layer] for layer in layers]
         factors = [self._factors[layer] for layer in layers]
         _KINDS[self._kind].refresh(preconditioners, factors, float(self.param_groups[0]["damping"]))

@@ -22,9 +22,6 @@ errors alone can make an average of squares indefinite."""
 class Preconditioner(ABC):
     """The map from ∇W to V of one layer, as of the last refresh."""
 
-    def __init__(self, bias: bool) -> None:
-        self._bias = bias
-
     @staticmethod
     @abstractmethod
     def refresh(preconditioners: Sequence[Any], factors: Sequence[Factors], damping: float) -> None:
@@ -70,8 +67,7 @@ class Explicit:
 class Inverses(Preconditioner):
     """V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹: Tikhonov damping, split by π = √((tr A/dim A)/(tr G/dim G))."""
 
-    def __init__(self, bias: bool) -> None:
-        super().__init__(bias)
+    def __init__(self) -> None:
         self.a = self.g = torch.empty(0)
 
     @staticmethod
@@ -152,8 +148,7 @@ class Eigen(Preconditioner):
     (d_A, Q_A) and (d_G, Q_G) are the eigenvalues and eigenvectors of A and G.
     """
 
-    def __init__(self, bias: bool) -> None:
-        super().__init__(bias)
+    def __init__(self) -> None:
         self.inputs = self.outputs = self.scale = torch.empty(0)
 
     @staticmethod
@@ -168,7 +163,7 @@ class Eigen(Preconditioner):
         """V: rotate into the eigenbasis, divide, rotate back."""
         left, right = gradient.sandwich(self.outputs, self.inputs)
         rotated = (left @ right).div_(self.scale + damping)
-        return WholeStep(*product(self.outputs @ rotated, self.inputs.T, self._bias))
+        return WholeStep(*product(self.outputs @ rotated, self.inputs.T, gradient.bias))
 
     def state(self) -> dict[str, Tensor]:
         """Eigenvectors and scale."""

@@ -41,10 +41,6 @@ class Rows:
         """The trace, a scalar."""
         return self.rows.square().sum() * self.factor
 
-    def matrix(self) -> Tensor:
-        """The matrix, (n, n)."""
-        return (self.rows.T @ self.rows).mul_(self.factor)
-
 
 class Sums:
     """Sums over all positions of all samples of a layer since the last step.
@@ -97,7 +93,7 @@ class Sums:
 
         The matrices are those of this object, which is not to be used any more.
         """
-        if self._pending is not None and self._a is None:
+        if self._pending is not None:
             x, g = self._pending
             return Rows(x, float(of_a)), Rows(g, float(of_g))
         a, g = self.matrices()
@@ -261,8 +257,8 @@ class Factors:
         else:
             share = 1 - self._decay * self.seen.to(self.a.dtype)
             for average, moment in pairs:
-                matrix = moment.matrix() if isinstance(moment, Rows) else moment
-                average.lerp_(torch.where(finite, matrix, average), share)
+                assert isinstance(moment, Tensor)  # rows wait on the CPU alone
+                average.lerp_(torch.where(finite, moment, average), share)
         self.seen = self.seen | finite
         return finite
 

@@ -10,6 +10,7 @@ from gnewton.errors import InputError
 from gnewton.optim.hyperparameters import (
     MATRICES,
     GroupedNewtonHyperparameters,
+    KFACDirectionHyperparameters,
     KFACHyperparameters,
     PreconditionerHyperparameters,
 )
@@ -222,15 +223,8 @@ class KFACRecipe(_Options, KFACHyperparameters, OptimizerRecipe):
 
 @DIRECTIONS.register("kfac")
 @dataclass(kw_only=True)
-class KFACDirection(_Options, DirectionRecipe):
+class KFACDirection(KFACDirectionHyperparameters, _Options, DirectionRecipe):
     """K-FAC's step, and Adam's for the parameters that K-FAC does not treat."""
-
-    largest_factor: int = option(
-        8192, help="most rows of a factor; layers with a larger one are left to Adam", at_least=1
-    )
-    adam_scale: float = option(
-        0.03, help="length of Adam's step beside K-FAC's, as the learning rate of Adam", above=0
-    )
 
     def build(self, problem: TrainingProblem) -> DirectionFactory:
         """A factory of K-FAC with learning rate 1, on the layers of the run's model that it treats."""
