@@ -437,6 +437,29 @@ def test_a_verdict_holds_for_one_precision_and_rests_on_finite_numbers(monkeypat
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: torch.linalg.vector_norm(m.a * m.b, dim=0),
+        lambda m, x: torch.var(m.a * m.b, dim=0, correction=0) + m.a * m.b,
+    ],
+    ids=["norm", "variance"],
+)
+@pytest.mark.parametrize("engine", ["taylor", "auto"])
+def test_the_axis_of_a_number_is_not_that_of_the_groups(function, engine):
+    numbers = (torch.tensor(value, dtype=torch.float64) for value in (1.1, 2.2))
+    model, empty = (
+        zoo.Net(function, **dict(zip("ab", map(nn.Parameter, numbers), strict=True))),
+        torch.empty(0),
+    )
+    direction = {"a": torch.tensor(0.7, dtype=torch.float64), "b": torch.tensor(-1.3, dtype=torch.float64)}
+    found, expected = (
+        loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, order=3, engine=name)
+        for name in (engine, "reference")
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
 class Doubled(torch.autograd.Function):
     """A backward pass of its own, which cannot be traced."""
 

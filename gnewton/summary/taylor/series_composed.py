@@ -147,7 +147,7 @@ def _group_norm(site: SeriesSite) -> Result:
 def _vector_norm(site: SeriesSite) -> Result:
     """The Euclidean norm, as the root of a sum of squares; other norms have no rule."""
     jet, order = site.moving(0), site.option("ord", 2)
-    if order != 2:
+    if order != 2 or jet.value.dim() == 0:
         raise NotApplicable
     axes = _from_the_end(site.option("dim"), jet.value.dim())
     series = jet.series(site.order)
@@ -167,7 +167,7 @@ def _variance(site: SeriesSite) -> Result:
     """Σ c²/(n − δ) with c = x − mean x, and its root."""
     jet, correction = site.moving(0), site.option("correction")
     axes = _from_the_end(site.option("dim"), jet.value.dim())
-    if not axes:
+    if not axes or jet.value.dim() == 0:
         raise NotApplicable
     series = jet.series(site.order)
     centred = series - series.mean(axes)
