@@ -15,7 +15,7 @@ from gnewton.inspection.measurement import Batches, Floats
 from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives
 from gnewton.summary.batch import batch_size
-from gnewton.summary.group_parts import part_of
+from gnewton.summary.group_parts import part_of, sums_by_group
 from gnewton.summary.isolation import without_side_effects
 from gnewton.summary.problem import Forward, LossFunction, Problem
 from gnewton.summary.taylor.derivatives import DerivativeEngine
@@ -186,9 +186,8 @@ def _decay_of(
     for name, p in problem.parameters().items():
         factor = decay.get(name, 0.0)
         if factor:
-            for s in problem.partition.holders[name]:
-                u = part_of(problem.partition, name, direction[name], s)
-                if u is not None:
-                    slopes[s] -= factor * float((p.double() * u.double()).sum())
-                    bends[s] += factor * float(u.double().square().sum())
+            u = direction[name].detach().double()
+            for derivatives, sign, terms in ((slopes, -1, p.detach().double() * u), (bends, 1, u.square())):
+                groups, sums = sums_by_group(problem.partition, name, terms)
+                derivatives[list(groups)] += sign * factor * sums.cpu().numpy()
     return slopes, bends

@@ -244,12 +244,12 @@ def reference_derivatives(problem: Problem, request: Request, order: int) -> Ten
         loss, derive = _prepare(problem, request)
         found = torch.zeros(size, order + 1, dtype=torch.float64, device=device)
         found[:, 0] = loss.detach()
-        for s in range(size):
-            scalar: Tensor | None = loss.double()
-            for k in range(1, order + 1):
-                assert scalar is not None
-                scalar = derive.along(scalar, graph=k < order, groups=range(s, s + 1))[s]
-                if scalar is None:
-                    break
+        for s, scalar in enumerate(derive.along(loss.double(), graph=order > 1)):
+            k = 1
+            while scalar is not None:
                 found[s, k] = scalar.detach()
+                k += 1
+                if k > order:
+                    break
+                scalar = derive.along(scalar, graph=k < order, groups=range(s, s + 1))[s]
         return found

@@ -124,7 +124,7 @@ class OutputEngine(OutputTangents):
     def _bytes(self, whole: Trace, request: Request) -> int:
         """The memory of the rows, in the ways of several copies, or that of the tangents."""
         rows = self._plan(whole, request)
-        if rows is None or rows.coupled or (self.matrix != "fisher" and not self._cheaper(whole, rows)):
+        if rows is None or rows.coupled or not self._takes_rows(whole, rows):
             return super()._bytes(whole, request)
         columns = self._draws + 1 if self.matrix == "fisher" else rows.width
         size = len(whole.plan.order)
@@ -140,6 +140,12 @@ class OutputEngine(OutputTangents):
             rows = make_row_plan(trace.plan, program.inputs[skipped:], request.batch_size)
             self._rows[trace] = rows
         return self._rows[trace]
+
+    def _takes_rows(self, trace: Trace, rows: RowPlan) -> bool:
+        """Whether rows are to be formed: for labels always, else where they are possible and cheaper."""
+        if self.matrix == "fisher":
+            return True
+        return not rows.coupled and rows.convex and self._cheaper(trace, rows)
 
     def _cheaper(self, trace: Trace, rows: RowPlan) -> bool:
         if self.way != "auto":
@@ -157,9 +163,7 @@ class OutputEngine(OutputTangents):
                 "a row for each sample, and read no parameter; use curvature=gauss_newton"
             )
         self.last_way = "tangents"
-        if rows is None or (
-            not fisher and (rows.coupled or not rows.convex or not self._cheaper(trace, rows))
-        ):
+        if rows is None or not self._takes_rows(trace, rows):
             return None
         program = trace.program
         leaves = {name: p.detach().requires_grad_() for name, p in self.problem.parameters().items()}

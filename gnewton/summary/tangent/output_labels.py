@@ -20,6 +20,7 @@ from gnewton.summary.likelihoods import LIKELIHOOD, normalised
 from gnewton.summary.tangent.output_factors import Columns, OutputLoss, with_gradient
 from gnewton.summary.tangent.program import Ref, Step, aten
 from gnewton.summary.tangent.rules.elementwise import ELEMENTWISE
+from gnewton.summary.tangent.rules.losses import MEAN
 from gnewton.summary.tangent.rules.rule import overloads
 
 LIKELIHOODS = (
@@ -30,7 +31,6 @@ UNKNOWN = (
     "summary: curvature=fisher: the loss is not the negative log-likelihood of a known distribution "
     f"({LIKELIHOODS}); use curvature=gauss_newton"
 )
-MEAN = 1  # a reduction, as torch numbers them
 
 Scores = list[tuple[Tensor, Tensor]]
 """Parameters of a distribution, each with the scores of drawn labels, (draws, *shape)."""

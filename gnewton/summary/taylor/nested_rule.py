@@ -19,7 +19,7 @@ from torch.func import jvp, vmap
 
 from gnewton.backend import is_exhausted
 from gnewton.summary.tangent.program import call_with
-from gnewton.summary.tangent.rules.general import WRONG, gradients
+from gnewton.summary.tangent.rules.general import WRONG, filled, gradients, inner_product
 from gnewton.summary.tangent.rules.rule import results_of
 from gnewton.summary.taylor.jet import Groups, Jet, joined_groups
 from gnewton.summary.taylor.taylor_rule import Result, SeriesSite
@@ -124,9 +124,9 @@ def _slope_agrees(curve: Curve, stacks: list[Tensor], terms: list[Tensor]) -> bo
         results = curve(t, [stack[-1] for stack in stacks])
         generator = torch.Generator(t.device).manual_seed(0)
         weights = [torch.rand(y.shape, generator=generator, dtype=y.dtype, device=y.device) for y in results]
-        psi = torch.stack([(w * y).sum() for w, y in zip(weights, results, strict=True)]).sum()
+        psi = inner_product(weights, results)
         (slope,) = torch.autograd.grad(psi, t)
-    found = torch.stack([(w * a[0, -1]).sum() for w, a in zip(weights, terms, strict=True)]).sum()
+    found = inner_product(weights, [a[0, -1] for a in terms])
     return _near(found, slope)
 
 
@@ -154,14 +154,9 @@ def _by_forward_mode(curve: Curve, stacks: list[Tensor], order: int) -> list[Ten
 
     found = vmap(row)(*stacks)
     return [
-        torch.stack([_filled(found[n][i]) / math.factorial(n + 1) for n in range(order)])
-        for i in range(len(found[0]))
+        torch.stack([rows / math.factorial(n) for n, rows in enumerate(filled(of_one), start=1)])
+        for of_one in zip(*found, strict=True)
     ]
-
-
-def _filled(rows: Tensor) -> Tensor:
-    """Rows in ordinary memory: torch may mark zeros by a flag that later operations do not support."""
-    return rows.clone() if rows._is_zerotensor() else rows
 
 
 def _by_reverse_mode(curve: Curve, stacks: list[Tensor], order: int) -> list[Tensor]:
@@ -172,7 +167,7 @@ def _by_reverse_mode(curve: Curve, stacks: list[Tensor], order: int) -> list[Ten
             t = torch.zeros((), dtype=stacks[0].dtype, device=stacks[0].device, requires_grad=True)
             results = curve(t, list(coefficients))
             weights = [torch.zeros_like(y).requires_grad_() for y in results]
-            psi = torch.stack([(w * y).sum() for w, y in zip(weights, results, strict=True)]).sum()
+            psi = inner_product(weights, results)
             orders = []
             for n in range(1, order + 1):
                 psi = gradients(psi, [t])[0]

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from gnewton.summary.tangent.rules.losses import MEAN, NONE
 from gnewton.summary.taylor import function_series
 from gnewton.summary.taylor.function_series import FUNCTIONS, Formula
 from gnewton.summary.taylor.jet import Jet, applied, jet_of, joined_groups
 from gnewton.summary.taylor.series import Series
 from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite, series_rule
-
-NONE, MEAN = 0, 1  # the reductions of a loss
 
 
 def _enter(name: str, formula: Formula) -> None:

@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gnewton.summary.tangent.rules.bilinear import convolution_product, matrix_product
 from gnewton.summary.tangent.rules.product import gate
 from gnewton.summary.taylor.jet import Jet, Pairing, applied, jet_of, joined_groups, product
 from gnewton.summary.taylor.series import Series
 from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite, series_rule
 
 aten = torch.ops.aten
-
-
-class MatrixPairing:
-    """z = α ab for matrices or batches of them."""
-
-    def __init__(self, a: Tensor, b: Tensor, alpha: float = 1.0) -> None:
-        self.a = a
-        self.b = b if alpha == 1 else b * alpha
-        self.alpha = alpha
-
-    def left(self, rows: Tensor) -> Tensor:
-        """ȧ b."""
-        if self.b.dim() == 2:
-            return torch.mm(rows.flatten(0, 1), self.b).unflatten(0, rows.shape[:2])
-        return torch.matmul(rows, self.b)
-
-    def right(self, rows: Tensor) -> Tensor:
-        """A ḃ."""
-        return self.both(self.a, rows)
-
-    def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
-        """ȧ ḃ."""
-        out = torch.matmul(a_rows, b_rows)
-        return out if self.alpha == 1 else out * self.alpha
 
 
 class VectorPairing:
@@ -60,33 +36,9 @@ class VectorPairing:
         return (a_rows * (b_rows.unsqueeze(1) if a_rows.dim() == 3 else b_rows)).sum(-1)
 
 
-class ConvolutionPairing:
-    """z = a ∗ W with the stride, padding, dilation, kind and channel groups of ``options``."""
-
-    def __init__(self, a: Tensor, weight: Tensor, options: list[Any]) -> None:
-        self.a = a
-        self.weight = weight
-        self.options = options
-
-    def _call(self, a: Tensor, weight: Tensor) -> Tensor:
-        return aten.convolution.default(a, weight, None, *self.options)
-
-    def left(self, rows: Tensor) -> Tensor:
-        """ȧ ∗ W: the rows join the samples."""
-        return self._call(rows.flatten(0, 1), self.weight).unflatten(0, rows.shape[:2])
-
-    def right(self, rows: Tensor) -> Tensor:
-        """A ∗ Ẇ, row by row."""
-        return torch.stack([self._call(self.a, row) for row in rows])
-
-    def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
-        """ȧ ∗ Ẇ, row by row."""
-        return torch.stack([self._call(a, b) for a, b in zip(a_rows, b_rows, strict=True)])
-
-
 @series_rule("mm", "bmm")
 def _mm(site: SeriesSite) -> Result:
-    return _product(site, MatrixPairing(*site.args), 0, 1)
+    return _product(site, matrix_product(*site.args), 0, 1)
 
 
 @series_rule("dot", "vdot", "mv")
@@ -98,7 +50,10 @@ def _mv(site: SeriesSite) -> Result:
 def _addmm(site: SeriesSite) -> Result:
     _, a, b = site.args
     beta, alpha = site.kwargs.get("beta", 1), site.kwargs.get("alpha", 1)
-    return _product(site, MatrixPairing(a, b, alpha), 1, 2, (site.jet(0), _bringing(site.value, beta)))
+    added, first = (site.jet(0), _bringing(site.value, beta)), site.jet(1)
+    if alpha != 1:
+        a, first = a * alpha, _scaled(first, alpha)
+    return product(matrix_product(a, b), first, site.jet(2), site.value, site.order, added)
 
 
 @series_rule("convolution")
@@ -109,7 +64,7 @@ def _convolution(site: SeriesSite) -> Result:
     def by_channel(rows: Tensor) -> Tensor:
         return rows.reshape(rows.shape[0], 1, -1, *inner)
 
-    return _product(site, ConvolutionPairing(a, weight, options), 0, 1, (site.jet(2), by_channel))
+    return _product(site, convolution_product(a, weight, options), 0, 1, (site.jet(2), by_channel))
 
 
 @series_rule("mul.Tensor")
@@ -144,10 +99,8 @@ def _addcmul(site: SeriesSite) -> Result:
             b = second.value
     if isinstance(factor, Tensor) or a.dim() == 0 or b.dim() == 0:
         raise NotApplicable
-    first = site.jet(1)
-    scaled = None if first is None else first.map(lambda rows: rows * factor, first.value * factor)
-    pairing = gate(a * factor, b)
-    return product(pairing, scaled, second, site.value, site.order, (site.jet(0), _bringing(site.value, 1)))
+    pairing, first = gate(a * factor, b), _scaled(site.jet(1), factor)
+    return product(pairing, first, second, site.value, site.order, (site.jet(0), _bringing(site.value, 1)))
 
 
 @series_rule("_prelu_kernel")
@@ -184,6 +137,10 @@ def _product(
     *others: tuple[Jet | None, Callable[[Tensor], Tensor]],
 ) -> Jet:
     return product(pairing, site.jet(first), site.jet(second), site.value, site.order, *others)
+
+
+def _scaled(jet: Jet | None, factor: float) -> Jet | None:
+    return None if jet is None else jet.map(lambda rows: rows * factor, jet.value * factor)
 
 
 def _bringing(value: Tensor, factor: float) -> Callable[[Tensor], Tensor]:

@@ -86,6 +86,11 @@ class _Batch(Product):
         return torch.matmul(a_rows, b_rows)
 
 
+def matrix_product(a: Tensor, b: Tensor) -> Product:
+    """The product of two matrices, or of two batches of them."""
+    return _Matrix(a, b) if a.dim() == 2 else _Batch(a, b)
+
+
 SMALL = 1 << 12  # entries of a factor below which one call for all rows costs less than a call per row
 
 
@@ -192,6 +197,11 @@ class _Convolution(Product):
     def _pull(self, adjoint: Tensor, a: Tensor, weight: Tensor, factor: int) -> Tensor:
         mask = [factor == 0, factor == 1, False]
         return aten.convolution_backward.default(adjoint, a, weight, None, *self.options, mask)[factor]
+
+
+def convolution_product(a: Tensor, weight: Tensor, options: list[Any]) -> Product:
+    """The convolution with the stride, padding, dilation, kind and channel groups of ``options``."""
+    return _Convolution(a, weight, options)
 
 
 def _stack(results: list[Tensor]) -> Tensor:

@@ -103,7 +103,7 @@ def reverse_parts(site: OperationSite) -> OperationDerivatives:
             weights.append(
                 (torch.zeros_like(outputs[i]) if adjoint is None else adjoint).detach().requires_grad_()
             )
-        psi = _dot([results[i] for i in smooth], weights)
+        psi = inner_product([results[i] for i in smooth], weights)
         slopes = gradients(psi, values)
         pushed: list[list[Tensor]] = []
         bent: list[list[Tensor]] = []
@@ -111,15 +111,17 @@ def reverse_parts(site: OperationSite) -> OperationDerivatives:
         thirds: list[Tensor] = []
         for k in range(len(groups)):
             dx = [rows[k] for rows in first]
-            along = _dot(slopes, dx)
+            along = inner_product(slopes, dx)
             column = gradients(along, values)
             pushed.append([g.detach() for g in gradients(along, weights)])
             columns.append([g.detach() for g in column])
             if site.third:
                 ddx = [None if rows is None else rows[k] for rows in second]
-                twice = _dot(column, dx)
-                bent.append([g.detach() for g in gradients(twice + _dot(slopes, ddx), weights)])
-                thirds.append((_dot(gradients(twice, values), dx) + 3 * _dot(column, ddx)).detach())
+                twice = inner_product(column, dx)
+                bent.append([g.detach() for g in gradients(twice + inner_product(slopes, ddx), weights)])
+                thirds.append(
+                    (inner_product(gradients(twice, values), dx) + 3 * inner_product(column, ddx)).detach()
+                )
     block = sum(
         (flat(rows) @ flat(torch.stack([c[i] for c in columns])).T for i, rows in enumerate(first)),
         torch.zeros((), device=first[0].device),
@@ -131,7 +133,8 @@ def reverse_parts(site: OperationSite) -> OperationDerivatives:
     )
 
 
-def _dot(a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
+def inner_product(a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
+    """The sum of the inner products of tensors, a scalar."""
     terms = [(x * y).sum() for x, y in zip(a, b, strict=True) if y is not None]
     return torch.stack(terms).sum() if terms else a[0].new_zeros(())
 
@@ -263,7 +266,7 @@ def _by_forward_mode(site: OperationSite) -> tuple[OperationDerivatives, Tensor 
         columns = vmap(lambda *dx: jvp(gradient, (values,), (dx,))[1])(*first)
         block = sum(flat(a) @ flat(b).T for a, b in zip(first, columns, strict=True))
     if not site.third:
-        pushed = _filled(vmap(lambda *dx: jvp(call, values, dx)[1])(*first))
+        pushed = filled(vmap(lambda *dx: jvp(call, values, dx)[1])(*first))
         return OperationDerivatives(groups, several, smooth, pushed, None, block, None), None
 
     bent = tuple(
@@ -288,9 +291,9 @@ def _by_forward_mode(site: OperationSite) -> tuple[OperationDerivatives, Tensor 
         return initial, second, weigh(third) if contributes else torch.zeros_like(one)
 
     pushed, second, third = vmap(derivatives)(first, bent)
-    bends = _filled(second)
+    bends = filled(second)
     parts = OperationDerivatives(
-        groups, several, smooth, _filled(pushed), bends, block, third if contributes else None
+        groups, several, smooth, filled(pushed), bends, block, third if contributes else None
     )
     if not contributes or being_compiled(third):
         return parts, None
@@ -306,6 +309,6 @@ def _by_forward_mode(site: OperationSite) -> tuple[OperationDerivatives, Tensor 
     return parts, ~(gap > tolerance * (size + block.diagonal().abs())).any()
 
 
-def _filled(rows: Any) -> list[Tensor]:
+def filled(rows: Any) -> list[Tensor]:
     """Tangents in ordinary memory: torch may mark zeros by a flag that later operations do not support."""
     return [r.clone() if r._is_zerotensor() else r for r in rows]
