@@ -42,14 +42,20 @@ def check_number(
         raise InputError(f"{name}={shown(value)}: must be a finite number {' and '.join(bounds)}".rstrip())
 
 
-def check_whole(name: str, value: object, at_least: int) -> None:
+def check_whole(name: str, value: object, at_least: int, at_most: int | None = None) -> None:
     """Check for a whole number.
 
     Raises:
         InputError: for any other value.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        raise InputError(f"{name}={shown(value)}: must be an integer >= {at_least}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Integral)
+        or value < at_least
+        or (at_most is not None and value > at_most)
+    ):
+        bound = "" if at_most is None else f" and <= {at_most}"
+        raise InputError(f"{name}={shown(value)}: must be an integer >= {at_least}{bound}")
 
 
 def check_name(name: str, value: object, allowed: Collection[str]) -> None:
@@ -95,7 +101,9 @@ def check_options(recipe: type, /, **values: object) -> None:
         elif kind is bool:
             check_flag(name, value)
         elif kind is int and rule.at_least is not None:
-            check_whole(name, value, int(rule.at_least))
+            check_whole(
+                name, value, int(rule.at_least), None if rule.at_most is None else int(rule.at_most)
+            )
         else:
             bounds = {side: getattr(rule, side) for side in ("above", "at_least", "below", "at_most")}
             check_number(name, value, **{side: bound for side, bound in bounds.items() if bound is not None})

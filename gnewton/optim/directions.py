@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from gnewton.arguments import shown
 from gnewton.errors import InputError
-from gnewton.optim.inner_optimizers import CompositeOptimizer
+from gnewton.optim.inner_optimizers import CompositeOptimizer, parts
 from gnewton.optim.kfac.direction import watching
+from gnewton.optim.kfac.optimizer import KFAC
 from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
 from gnewton.options import did_you_mean
 
@@ -216,6 +217,11 @@ class Directions:
         """
         both = [member.advance(fresh=fresh) for member in self.members]
         return [step for step, _ in both], [newest for _, newest in both]
+
+    @property
+    def with_kfac(self) -> bool:
+        """Whether one of the methods is K-FAC, for some of the parameters at least."""
+        return any(isinstance(part, KFAC) for member in self.members for part in parts(member.inner))
 
     def weights(self) -> list[list[float]]:
         """:attr:`ShadowDirection.weights` of every method."""

@@ -207,6 +207,7 @@ class GroupedNewton(BoundOptimizer):
         )
         if controller is None:
             controller = Progress() if total_steps is None else Progress(lowest=ANNEALED)
+        controller.along_kfac = self._directions.with_kfac
         controller.begin(step_size, period)
         if matrix == "hessian" or rule.needs_third:
             check_carried(self.partition, "the Hessian or third derivatives")

@@ -165,3 +165,16 @@ class ProgressHyperparameters:
     window: int = option(
         6, help="updates over which the trend of the loss is taken; later a third of all so far", at_least=4
     )
+    exponent: float = option(
+        0.5,
+        help="λ_1 rises while the loss falls at least as the number of updates to minus this power",
+        at_least=0,
+        before=0.0,
+    )
+    first_rises: int | None = option(
+        None,
+        help="updates at the start at which λ_1 rises in any case; null: 3, along K-FAC's direction 0",
+        at_least=0,
+        at_most=3,
+        before=3,
+    )

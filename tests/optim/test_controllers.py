@@ -13,7 +13,7 @@ from torch import nn
 
 from gnewton import GroupedNewton
 from gnewton.errors import InputError
-from gnewton.optim.controllers import Constant, Progress, trend
+from gnewton.optim.controllers import Constant, Progress, decay_exponent, trend
 from gnewton.optim.rate_rule import RateUpdate
 from tests.optim.problems import classification, tanh_net
 
@@ -55,13 +55,58 @@ def test_constant_moves_nothing() -> None:
 
 
 def test_it_rises_while_the_objective_falls_and_falls_when_it_rests() -> None:
-    rule = Progress(2.0, 0.5, highest=100.0, lowest=0.01, window=4)
+    rule = Progress(2.0, 0.5, highest=100.0, lowest=0.01, window=4, exponent=0.0)
     rule.begin(1.0, 10)
     assert follow(rule, [9.0, 8.0, 7.0]) == [8.0]
     assert follow(rule, [6.0]) == [16.0]
     assert trend([8.0, 7.0, 6.0, 7.0]) == pytest.approx(-1.155, abs=1e-3)
     assert follow(rule, [7.0]) == [16.0], "a trend between the two thresholds"
     assert follow(rule, [8.0, 9.0]) == [4.0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_exponent_is_that_of_a_power_law(seed: int) -> None:
+    values = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).add(0.1)
+    numbers = torch.arange(15, 21, dtype=torch.float64)
+    assert decay_exponent((3 * numbers**-0.7).tolist(), 20) == pytest.approx(0.7, rel=1e-12)
+    fit = linregress(numbers.log().numpy(), values.log().numpy())
+    assert decay_exponent(values.tolist(), 20) == pytest.approx(-fit.slope, rel=1e-10)
+
+
+def test_exponents_of_values_without_one() -> None:
+    assert decay_exponent([1.0, -1.0], 2) == math.inf
+    assert decay_exponent([1.0, 0.0], 2) == math.inf
+    assert decay_exponent([1.0], 1) == -math.inf
+    assert decay_exponent([1.0, math.inf], 2) == -math.inf
+    assert decay_exponent([1.0, math.nan], 2) == -math.inf
+
+
+@pytest.mark.parametrize(("power", "rises"), [(0.4, False), (0.6, True)])
+def test_it_rises_only_while_the_objective_falls_fast_enough(power: float, rises: bool) -> None:
+    rule = Progress(first_rises=0)
+    rule.begin(1.0, 10)
+    follow(rule, [2.0])
+    assert rule.step_size == 1.0, "one value has no exponent"
+    follow(rule, [2 * n**-power for n in range(2, 31)])
+    assert rule.step_size == (4.0 if rises else 1.0)
+
+
+@pytest.mark.parametrize(("first_rises", "along_kfac"), [(None, False), (None, True), (2, True), (0, False)])
+def test_first_rises(first_rises: int | None, along_kfac: bool) -> None:
+    rule = Progress(first_rises=first_rises)
+    rule.along_kfac = along_kfac
+    rule.begin(1.0, 10)
+    expected = first_rises if first_rises is not None else 0 if along_kfac else 3
+    assert follow(rule, [1.0, 1.1, 1.2]) == [pytest.approx(1.2**expected)]
+
+
+@pytest.mark.parametrize(
+    ("direction", "along_kfac"), [("pair", False), ("kfac", True), ({"g": "gradient", "k": "kfac"}, True)]
+)
+def test_an_optimizer_tells_it_whether_kfac_is_the_direction(direction: Any, along_kfac: bool) -> None:
+    rule = Progress()
+    GroupedNewton(tanh_net(), F.cross_entropy, direction=direction, controller=rule)
+    assert rule.along_kfac == along_kfac
 
 
 def test_the_window_grows_and_the_steps_shrink_with_it() -> None:
@@ -113,6 +158,8 @@ def test_a_restored_rule_goes_on() -> None:
         ({"highest": 0.0}, "highest=0.0: must be a finite number > 0"),
         ({"lowest": 5.0}, "lowest=5.0: must be > 0 and <= highest=4.0"),
         ({"window": 3}, "window=3: must be an integer >= 4"),
+        ({"exponent": -1.0}, "exponent=-1.0: must be a finite number >= 0"),
+        ({"first_rises": 4}, "first_rises=4: must be an integer >= 0 and <= 3"),
     ],
 )
 def test_bad_values_are_refused(options: dict[str, Any], message: str) -> None:

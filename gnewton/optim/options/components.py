@@ -111,7 +111,15 @@ class ProgressRecipe(ProgressHyperparameters, ControllerRecipe):
         """The controller before its first update."""
         from gnewton.optim.controllers import Progress
 
-        return Progress(self.rise, self.fall, highest=self.highest, lowest=self.lowest, window=self.window)
+        return Progress(
+            self.rise,
+            self.fall,
+            highest=self.highest,
+            lowest=self.lowest,
+            window=self.window,
+            exponent=self.exponent,
+            first_rises=self.first_rises,
+        )
 
 
 @SCHEDULES.register("constant")
