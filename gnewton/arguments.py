@@ -101,9 +101,7 @@ def check_options(recipe: type, /, **values: object) -> None:
         elif kind is bool:
             check_flag(name, value)
         elif kind is int and rule.at_least is not None:
-            check_whole(
-                name, value, int(rule.at_least), None if rule.at_most is None else int(rule.at_most)
-            )
+            check_whole(name, value, int(rule.at_least), None if rule.at_most is None else int(rule.at_most))
         else:
             bounds = {side: getattr(rule, side) for side in ("above", "at_least", "below", "at_most")}
             check_number(name, value, **{side: bound for side, bound in bounds.items() if bound is not None})

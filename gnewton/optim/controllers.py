@@ -85,7 +85,7 @@ class Progress(Controller):
         lowest: lower bound on λ_1, unless it begins below; > 0 and at most ``highest``.
         window: number of values in the trend, >= 4; a third of all values so far, once that is more. While
             it grows, λ_1 moves by the same factor per window, hence more and more slowly.
-        exponent: least p at which λ_1 rises, >= 0.
+        exponent: least p at which λ_1 rises beyond 1, >= 0.
         first_rises: number of values at the start, from 0 to 3, at which λ_1 rises in any case; at the rest
             of the first three it rises if p allows. None: 3, or 0 for an optimizer along K-FAC's direction,
             whose minimiser is no shorter at the start than later.
@@ -172,7 +172,10 @@ class Progress(Controller):
         if self._count <= first:
             return True
         fast = decay_exponent(self._values, self._count) >= self._exponent
-        return fast and (len(self._values) < LEAST or trend(self._values) < FALLING)
+        if len(self._values) < LEAST:
+            return fast
+        short = self._initial * self.step_size < 1  # of the minimiser
+        return (fast or short) and trend(self._values) < FALLING
 
 
 def trend(values: Sequence[float]) -> float:

@@ -167,7 +167,7 @@ class ProgressHyperparameters:
     )
     exponent: float = option(
         0.5,
-        help="λ_1 rises while the loss falls at least as the number of updates to minus this power",
+        help="λ_1 rises beyond 1 while the loss falls at least as the number of updates to minus this power",
         at_least=0,
         before=0.0,
     )

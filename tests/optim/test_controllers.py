@@ -91,6 +91,13 @@ def test_it_rises_only_while_the_objective_falls_fast_enough(power: float, rises
     assert rule.step_size == (4.0 if rises else 1.0)
 
 
+def test_below_the_minimiser_a_sure_fall_is_enough() -> None:
+    rule = Progress(first_rises=0)
+    rule.begin(0.3, 10)
+    follow(rule, [2 * n**-0.4 for n in range(1, 31)])
+    assert 1 <= 0.3 * rule.step_size < 1.2
+
+
 @pytest.mark.parametrize(("first_rises", "along_kfac"), [(None, False), (None, True), (2, True), (0, False)])
 def test_first_rises(first_rises: int | None, along_kfac: bool) -> None:
     rule = Progress(first_rises=first_rises)
