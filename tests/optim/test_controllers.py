@@ -15,7 +15,7 @@ from gnewton import GroupedNewton
 from gnewton.errors import InputError
 from gnewton.optim.controllers import Constant, Progress, trend
 from gnewton.optim.rate_rule import RateUpdate
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import classification, take_step, tanh_net
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -125,9 +125,7 @@ def test_it_is_what_an_optimizer_has_by_default() -> None:
     optimizer = GroupedNewton(model, F.cross_entropy, on_update=updates.append, period=1)
     batch = classification(60)
     for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(batch[0]), batch[1]).backward()
-        optimizer.step(batch=batch)
+        take_step(model, optimizer, batch)
     assert updates[0].step_size == [1.0] * 7  # six groups and the gradient
     assert updates[-1].step_size[0] == pytest.approx(1.2**6)
 
@@ -145,13 +143,9 @@ def test_where_no_summary_is_finite_the_first_radius_is_gone(caplog: pytest.LogC
     targets = inputs[:, :2] * 3
     losses = []
     for _ in range(100):
-        optimizer.zero_grad()
-        loss = loss_fn(model(inputs), targets)
-        loss.backward()
         before = model.weight.detach().clone()
-        optimizer.step(batch=(inputs, targets))
+        losses.append(take_step(model, optimizer, (inputs, targets), loss_fn))
         assert (model.weight - before).norm() <= 0.0101 * before.norm()
-        losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert caplog.text.count("a summary that is not finite") == 1
     assert updates[0].solved.rates.tolist() == [group["rate"] for group in optimizer.param_groups]

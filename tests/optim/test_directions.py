@@ -18,7 +18,16 @@ from gnewton.optim.averaging import NoAveraging
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer, Objective, Stack
 from gnewton.summary import Summarizer
-from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, take_step, tanh_net, value
+from tests.optim.problems import (
+    EXACT,
+    NOTHING,
+    Quadratic,
+    advance,
+    classification,
+    take_step,
+    tanh_net,
+    value,
+)
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
@@ -232,9 +241,7 @@ def test_one_named_direction_is_the_same_as_one() -> None:
     for direction in (MOMENTUM, {"momentum": MOMENTUM}):
         model = tanh_net()
         optimizer = GroupedNewton(model, F.cross_entropy, direction=direction, period=2)
-        for step in range(10):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
-        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        ends.append(advance(model, optimizer, 0, 10))
     assert torch.equal(*ends)
 
 
@@ -244,9 +251,7 @@ def test_a_direction_twice_changes_no_step_but_shares_the_rate() -> None:
         model = tanh_net()
         settings = BARE | {"solver": "newton", "averaging": NoAveraging()}
         optimizer = GroupedNewton(model, F.cross_entropy, direction=direction, **settings)
-        for step in range(6):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
-        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        ends.append(advance(model, optimizer, 0, 6))
     # only to the accuracy to which a singular system can be solved
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
@@ -256,10 +261,6 @@ def test_a_restored_state_continues_bit_for_bit(settings: dict[str, Any]) -> Non
     def build(model: nn.Module) -> GroupedNewton:
         both = {"gradient": SGD, "adam": partial(torch.optim.Adam, lr=1.0)}
         return GroupedNewton(model, F.cross_entropy, direction=both, period=3, **settings)
-
-    def advance(model: nn.Module, optimizer: GroupedNewton, first: int, last: int) -> None:
-        for step in range(first, last):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
 
     straight, model, resumed = tanh_net(), tanh_net(), tanh_net(seed=9)
     advance(straight, build(straight), 0, 14)

@@ -19,7 +19,7 @@ from gnewton.optim.directions import muon_with_adamw
 from gnewton.optim.kfac import KFAC
 from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.shadow_direction import DirectionFactory
-from tests.optim.problems import EXACT, Stream, classification, tanh_net
+from tests.optim.problems import EXACT, Stream, advance, flat, tanh_net
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)
 DIRECTIONS: dict[str, Any] = {
@@ -62,18 +62,6 @@ def joint(model: nn.Module) -> Partition:
     groups = {"4.weight": ["4.weight"], "4.bias": ["4.bias"]}
     groups |= {"middle": ["2.weight", "2.bias"], "0.weight": ["0.weight", "0.bias"]}
     return Partition.from_names(model, groups)
-
-
-def advance(model: nn.Module, optimizer: GroupedNewton, first: int, last: int) -> None:
-    for step in range(first, last):
-        inputs, targets = classification(20, seed=step)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step(batch=(inputs, targets))
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name != "static"])
@@ -167,12 +155,8 @@ def test_the_direction_goes_on_for_the_old_parameters(name: str) -> None:
 
     def run(first: int, last: int) -> None:
         optimizer.hold(0.02)
-        for step in range(first, last):
-            inputs, targets = classification(20, seed=step)
-            for net, taken in ((model, optimizer), (twin, reference)):
-                taken.zero_grad()
-                F.cross_entropy(net(inputs), targets).backward()
-                taken.step()  # type: ignore[attr-defined]
+        advance(model, optimizer, first, last)
+        advance(twin, reference, first, last)
 
     run(0, 6)
     thaw(model, optimizer, 2)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from gnewton import GroupedNewton
 from gnewton.errors import OutOfMemory
@@ -19,12 +19,7 @@ from gnewton.optim.controllers import Constant
 from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.safeguard import FALL, WINDOW, Safeguard
 from gnewton.summary.result import SummaryError
-from tests.optim.problems import classification, take_step, tanh_net
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
+from tests.optim.problems import classification, flat, take_step, tanh_net
 
 # --- the band ----------------------------------------
 
@@ -136,10 +131,7 @@ def test_a_gradient_that_stays_nan_ends_at_the_last_good_parameters(
     batch = classification(30)
     with caplog.at_level(logging.WARNING):
         for _ in range(12):
-            optimizer.zero_grad()
-            F.cross_entropy(model(batch[0]), batch[1]).backward()
-            next(model.parameters()).grad[0, 0] = math.nan  # type: ignore[index]
-            optimizer.step(batch=batch)
+            take_step(model, optimizer, batch, poison=math.nan)
     assert bool(flat(model).isfinite().all())
     assert optimizer.rejected >= 1
     said = [r.getMessage() for r in caplog.records if "withheld" in r.getMessage()]

@@ -17,7 +17,7 @@ from gnewton.experiment.prepare import settings_from
 from gnewton.optim.options import TrainingProblem
 from gnewton.optim.shadow_direction import ShadowDirection
 from tests.optim.kfac.cases import CASES
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import classification, flat, tanh_net
 
 RATE = 0.02
 
@@ -60,7 +60,7 @@ def advance(model: nn.Module, optimizer: Any, first: int, last: int, *, summary:
         optimizer.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         optimizer.step(**({"batch": classification(20, seed=step + 100)} if summary else {}))
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    return flat(model)
 
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
@@ -70,7 +70,7 @@ def test_constant_rates_are_kfac(preconditioner: str, fisher: str, decay: float)
     model = tanh_net()
     twin = copy.deepcopy(model)
     options = {"preconditioner": preconditioner, "fisher": fisher, "weight_decay": decay}
-    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = flat(model)
     ours = advance(model, grouped(model, constant=True, **options), 0, 12)
     alone = KFAC(twin, lr=RATE, kl_clip=None, statistics_period=2, inverse_period=3, seed=5, **options)
     theirs = advance(twin, alone, 0, 12)

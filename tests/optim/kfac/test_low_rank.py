@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton import KFAC
@@ -16,6 +15,7 @@ from gnewton.optim.kfac import low_rank
 from gnewton.optim.kfac.low_rank import FRACTION, LowRankInverse, low_rank_inverse
 from gnewton.optim.kfac.preconditioner import Explicit
 from tests.optim.kfac.cases import CASES, DOUBLE
+from tests.optim.problems import flat, take_step
 
 SIZE = 80
 DAMPING = torch.tensor(0.5, dtype=DOUBLE)
@@ -137,10 +137,8 @@ def advance(model: nn.Module, optimizer: KFAC, first: int, last: int, case: str 
         generator = torch.Generator().manual_seed(step)
         inputs = torch.randn(6, *CASES[case].shape, dtype=DOUBLE, generator=generator)
         targets = torch.randint(0, 3, (6,), generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+        take_step(model, optimizer, (inputs, targets))
+    return flat(model)
 
 
 def forms(optimizer: KFAC) -> set[str]:
