@@ -6,13 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 
 from gnewton.errors import InputError
 from gnewton.summary import Summarizer, summarize
 
 from . import zoo
+from .operations import Net
+from .oracles import phi
 from .test_zoo import difference
+from .ways import by, summarizer
 
 ONE_HOT = F.one_hot(torch.tensor([0, 2, 1, 1, 0, 2]), 3).double()
 LIKELIHOODS = {
@@ -45,16 +47,9 @@ def test_the_mean_over_draws_is_the_gauss_newton_matrix(name):
     assert difference(one.hessian, exact.hessian) > 0.05
 
 
-class Heads(nn.Module):
+def with_head(base, head):
     """A network whose outputs are a function of those of another one."""
-
-    def __init__(self, base, head):
-        super().__init__()
-        self.base = base
-        self.head = head
-
-    def forward(self, x):
-        return self.head(self.base(x))
+    return Net(lambda m, x: head(m.base(x)), base=base)
 
 
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -108,7 +103,7 @@ def test_other_outputs_of_a_likelihood_leave_its_matrix(name):
     head, loss_fn, natural, known_loss, targets = REPARAMETRISED[name]
     base, _, inputs, _, direction = zoo.make("mlp")
     direction = {f"base.{key}": u for key, u in direction.items()}
-    model, known = Heads(base, head), Heads(base, natural)
+    model, known = with_head(base, head), with_head(base, natural)
     partition = zoo.partitions(model)["per_tensor"]
     exact = summarize(known, known_loss, inputs, targets, partition, direction, curvature="gauss_newton")
     made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000)
@@ -119,7 +114,7 @@ def test_other_outputs_of_a_likelihood_leave_its_matrix(name):
 def test_gaussian_of_own_variance():
     """Mean and variance are outputs: their Fisher matrix is that of 1/v and 1/(2v²), from the Jacobian."""
     base, _, inputs, _, direction = zoo.make("mlp")
-    model = Heads(base, lambda z: (z[:, :2], z[:, 2:]))  # one variance for two means
+    model = with_head(base, lambda z: (z[:, :2], z[:, 2:]))  # one variance for two means
     direction = {f"base.{key}": u for key, u in direction.items()}
     partition = zoo.partitions(model)["per_tensor"]
 
@@ -128,16 +123,13 @@ def test_gaussian_of_own_variance():
 
     arguments = (model, loss_fn, inputs, ONE_HOT[:, :2], partition, direction)
     made = summarize(*arguments, curvature="fisher", draws=20_000)
-    names = list(direction)
 
     def moments(steps):
-        moved = {
-            name: p + steps[partition.index[name]] * direction[name] for name, p in model.named_parameters()
-        }
-        mean, raw = functional_call(model, moved, (inputs,))
-        return mean, F.softplus(raw).expand(-1, 2)
+        """Mean and variance at θ + Σ_s ε_s P_s u."""
+        given = (model, lambda o, t: (o[0], F.softplus(o[1]).expand(-1, 2)), *arguments[2:])
+        return phi(*given, steps)
 
-    zero = torch.zeros(len(names), dtype=torch.float64)
+    zero = torch.zeros(len(partition), dtype=torch.float64)
     (mean, variance), (v, _) = torch.autograd.functional.jacobian(moments, zero), moments(zero)[::-1]
     exact = torch.einsum("nks,nk,nkt->st", mean, 1 / v, mean)
     exact += torch.einsum("nks,nk,nkt->st", variance, 0.5 / v**2, variance)
@@ -159,13 +151,13 @@ def test_standard_errors_over_drawn_batches():
     """The spread over 1,000 batches of independent samples is what each of them reports on average."""
     model, loss_fn, _, _, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["alternate"]
-    summarizer = Summarizer(model, loss_fn, partition, curvature="fisher", engine="tangent")
+    measuring = Summarizer(model, loss_fn, partition, curvature="fisher", engine="tangent")
     generator = torch.Generator().manual_seed(3)
     made = []
     for _ in range(1000):
         inputs = torch.randn(8, 5, generator=generator, dtype=torch.float64)
         targets = torch.randint(0, 3, (8,), generator=generator)
-        made.append(summarizer.summarize(inputs, targets, direction, generator))
+        made.append(measuring.summarize(inputs, targets, direction, generator))
     for entry, error in (("gradient", "gradient_error"), ("hessian", "hessian_error")):
         spread = torch.stack([getattr(m, entry) for m in made]).var(0)
         reported = torch.stack([getattr(m, error).square() for m in made]).mean(0)
@@ -175,9 +167,7 @@ def test_standard_errors_over_drawn_batches():
 def test_statistics_are_those_of_single_samples():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
-    summarizer = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
-    summarizer.tangent_engine.way = "rows"
-    made = summarizer.summarize(inputs, targets, direction)
+    made, _ = by("rows", (model, loss_fn, inputs, targets, partition, direction))
     each = [
         summarize(model, loss_fn, x[None], y[None], partition, direction, curvature="gauss_newton")
         for x, y in zip(inputs, targets, strict=True)
@@ -193,11 +183,10 @@ def test_parts_of_a_batch_join_their_statistics():
     partition = zoo.partitions(model)["per_tensor"]
     made = []
     for memory in (None, 1500):
-        summarizer = Summarizer(model, loss_fn, partition, curvature="gauss_newton", max_memory=memory)
-        summarizer.tangent_engine.way = "rows"
-        made.append(summarizer.summarize(inputs, targets, direction))
+        measuring = summarizer("rows", model, loss_fn, partition, max_memory=memory)
+        made.append(measuring.summarize(inputs, targets, direction))
     whole, parts = made
-    assert len(summarizer.tangent_engine.traces) > 1
+    assert len(measuring.tangent_engine.traces) > 1
     for name in ("gradient", "hessian", "gradient_covariance", "hessian_error", "samples"):
         assert difference(getattr(parts, name), getattr(whole, name)) < 1e-10, name
 

@@ -10,11 +10,13 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.errors import InputError
-from gnewton.summary import Summarizer, summarize
+from gnewton.summary import summarize
 from gnewton.summary.tangent.output_engine import OutputEngine, symmetric_product
 
 from . import zoo
+from .operations import Net
 from .test_zoo import difference
+from .ways import by, summarizer
 
 
 def dense(model, loss_fn, inputs, targets, partition, direction):
@@ -110,32 +112,19 @@ def test_a_penalty_of_the_parameters_keeps_its_curvature(engine):
     assert difference(made.hessian, plain.hessian + 0.6 * torch.diag(squares)) < 1e-12
 
 
-def by(way, arguments, **options):
-    """The Gauss–Newton summary by one way, and the way that was taken."""
-    model, loss_fn, inputs, targets, partition, direction = arguments
-    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent", **options)
-    made.tangent_engine.way = way
-    return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
-
-
 def two_outputs():
     """A network with two outputs, and a loss that couples them within a sample."""
     base, _, inputs, targets, direction = zoo.make("mlp")
 
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.base = base
-
-        def forward(self, x):
-            z = self.base(x)
-            return {"class": z, "rest": z[:, :2].tanh()}
+    def both(m, x):
+        z = m.base(x)
+        return {"class": z, "rest": z[:, :2].tanh()}
 
     def loss_fn(outputs, targets):
         gap = outputs["class"][:, 0] - outputs["rest"].sum(1)
         return F.cross_entropy(outputs["class"], targets) + gap.square().mean()
 
-    model = Pair()
+    model = Net(both, base=base)
     direction = {f"base.{name}": u for name, u in direction.items()}
     return model, loss_fn, inputs, targets, zoo.partitions(model)["per_tensor"], direction
 
@@ -153,8 +142,7 @@ def test_several_outputs_have_rows():
 def test_few_columns_at_a_time():
     arguments = two_outputs()
     whole, _ = by("rows", arguments)
-    made = Summarizer(arguments[0], arguments[1], arguments[4], curvature="gauss_newton", max_memory=1)
-    made.tangent_engine.way = "rows"
+    made = summarizer("rows", arguments[0], arguments[1], arguments[4], max_memory=1)
     made.tangent_engine._parts = lambda size: 1
     parts = made.summarize(arguments[2], arguments[3], arguments[5])
     assert difference(parts.hessian, whole.hessian) < 1e-12

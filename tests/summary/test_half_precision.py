@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer
 from gnewton.summary.result import Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.checks import disagreement
@@ -18,6 +17,7 @@ from gnewton.summary.tangent.passes import Passes
 
 from .operations import Net
 from .test_zoo import difference
+from .ways import by
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -38,12 +38,9 @@ def independent(features):
 
 def summary(model, inputs, targets, direction, way, loss_fn=F.cross_entropy, sliced=False):
     """The Gauss–Newton summary, and the way that was taken."""
-    whole = Partition.from_names(model, [[name] for name in direction])
-    partition = Partition.per_channel(model) if sliced else whole
-    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
-    made.tangent_engine.way = way
-    direction = {name: u.to(dict(model.named_parameters())[name].dtype) for name, u in direction.items()}
-    return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
+    partition = (Partition.per_channel if sliced else Partition.per_tensor)(model)
+    direction = {name: direction[name].to(p.dtype) for name, p in model.named_parameters()}
+    return by(way, (model, loss_fn, inputs, targets, partition, direction))
 
 
 def data(model, samples, dtype):

@@ -28,21 +28,10 @@ from . import oracles, zoo
 ORDERS = range(9)
 
 
-class Scalar(nn.Module):
-    """function(w) of a single number, called with an empty tensor."""
-
-    def __init__(self, function, w):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self.w)
-
-
 def of_scalar(function, w, u=1.0, **options):
     """The derivatives of orders 0 … 8 of function(w + t u) at t = 0."""
-    model, empty = Scalar(function, w), torch.empty(0)
+    number = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+    model, empty = zoo.Net(lambda m, x: function(m.w), w=number), torch.empty(0)
     direction = {"w": torch.tensor(u, dtype=torch.float64)}
     options = {"engine": "taylor", "order": 8} | options
     return loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, **options)[0].numpy()
