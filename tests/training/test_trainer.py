@@ -56,13 +56,6 @@ def test_evaluation_is_weighted_by_samples(batch_size):
     assert score.accuracy == (outputs.argmax(1) == targets).sum().item() / 17
 
 
-def test_batches_of_another_form_are_refused():
-    data = builders.classification()
-    data.test.in_order = lambda size, limit: iter([{"x": torch.zeros(2, 5)}])
-    with pytest.raises(InputError, match=r"must be \(inputs, targets\), .* and a tensor, not a dict"):
-        evaluate(builders.network(data.task), data.task, data.test, 4)
-
-
 def test_evaluation_of_the_first_samples_only():
     data = builders.classification()
     model = builders.network(data.task)
