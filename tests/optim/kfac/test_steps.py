@@ -1,4 +1,4 @@
-"""Whole trajectories of K-FAC: against a plain version, Newton's method, itself resumed and in processes."""
+"""Whole trajectories of K-FAC: against a plain version and Newton's method, resumed, in several processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Mixed(nn.Module):
 
 
 class Plain:
-    """K-FAC as it is written down, with dense solves: float64, one sample at a time."""
+    """K-FAC by its formulas, with dense solves: float64, one sample at a time."""
 
     def __init__(self, model: nn.Module, layers: list[str], deltas: list[Tensor], **options: Any) -> None:
         self.model, self.layers, self.deltas, self.o = model, layers, list(deltas), options
