@@ -44,7 +44,7 @@ SMALL_BASELINE = tuple(override for override in SMALL if "curvature" not in over
 
 
 def loaded_by(commands: Sequence[tuple[list[str], list[str]]], folder: Path) -> list[list[str]]:
-    """The modules of those named with each command that are loaded after it, in one fresh process."""
+    """For each command, those of the modules named with it that are loaded after it, in one new process."""
     program = f"""
 import json, sys
 from gnewton.cli.main import main

@@ -51,7 +51,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
 
 @st.composite
 def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
-    """What the optimizer is built with."""
+    """Options of the optimizer."""
     directions = ["pair", "adam", "adamw", "sgd", "average", "kfac"]
     return {
         "direction": draw(st.sampled_from(directions)),

@@ -1,4 +1,4 @@
-"""An optimizer as an object: copies are refused at once and alike, ``state_dict`` is the way."""
+"""An optimizer as an object: copies are refused at once, and ``state_dict`` is the way to save it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_trends_without_scatter() -> None:
 
 @pytest.mark.parametrize("power", [-600, 600])
 def test_a_trend_has_no_scale(power: int) -> None:
-    """The squares of such losses are no floats."""
+    """The squares of these losses leave the range of floats."""
     values = [3.0, 1.0, 2.0, 0.5]
     assert trend([math.ldexp(value, power) for value in values]) == trend(values)
 
@@ -97,8 +97,8 @@ def test_a_value_is_the_mean_of_ten_steps(period: int, updates: int) -> None:
 
 def test_a_restored_rule_goes_on() -> None:
     rule, other = Progress(), Progress()
-    for each in (rule, other):
-        each.begin(1.0, 3)
+    for controller in (rule, other):
+        controller.begin(1.0, 3)
     follow(rule, [5.0, 4.0, 4.5, 3.0, 3.5, 2.0] * 4)
     other.load_state_dict(rule.state_dict())
     rest = [2.0, 2.5, 3.0] * 9

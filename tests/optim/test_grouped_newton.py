@@ -175,7 +175,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def built(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose parts with a state are made anew."""
+    """Settings with new instances of the parts that have a state."""
     return {name: value() if callable(value) else value for name, value in settings.items()}
 
 
@@ -261,7 +261,7 @@ def test_rates_change_every_period_and_the_direction_at_every_step() -> None:
 
 
 def test_clipping_removes_negative_rates_and_keeping_does_not() -> None:
-    found = {}
+    lowest = {}
     for mode in ("keep", "clip", "constrain"):
         model = tanh_net()
         optimizer = GroupedNewton(model, F.cross_entropy, negative_rates=mode, period=1, **PLAIN)
@@ -269,10 +269,10 @@ def test_clipping_removes_negative_rates_and_keeping_does_not() -> None:
         for step in range(15):
             take_step(model, optimizer, classification(20, seed=step))
             lows.append(min(optimizer.rates.values()))
-        found[mode] = min(lows)
-    assert found["keep"] < 0
-    assert found["clip"] == 0
-    assert found["constrain"] >= 0
+        lowest[mode] = min(lows)
+    assert lowest["keep"] < 0
+    assert lowest["clip"] == 0
+    assert lowest["constrain"] >= 0
 
 
 def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,16 +23,16 @@ def by_rows(model, inputs, targets, loss_fn=F.mse_loss):
         for name, p in model.named_parameters()
     }
     arguments = (model, loss_fn, inputs, targets, Partition.per_tensor(model), direction)
-    found, way = by("rows", arguments)
+    summary, way = by("rows", arguments)
     assert way == "rows"
-    return found, arguments
+    return summary, arguments
 
 
 def check(model, inputs, targets):
-    found, arguments = by_rows(model.double(), inputs, targets)
+    summary, arguments = by_rows(model.double(), inputs, targets)
     exact = summarize(*arguments, curvature="gauss_newton", engine="reference")
-    assert difference(found.gradient, exact.gradient) < 1e-10
-    assert difference(found.hessian, exact.hessian) < 1e-10
+    assert difference(summary.gradient, exact.gradient) < 1e-10
+    assert difference(summary.hessian, exact.hessian) < 1e-10
 
 
 def leading_one(m, x):

@@ -204,7 +204,7 @@ class Experts(nn.Module):
 
 
 class Counting(nn.Module):
-    """Computes something else at every call but those after the third."""
+    """Computes another function at each of its first three calls."""
 
     def __init__(self):
         super().__init__()

@@ -14,7 +14,7 @@ from . import zoo
 from .operations import Net
 from .oracles import phi
 from .test_zoo import difference
-from .ways import by, summarizer
+from .ways import by, summarizer_by
 
 ONE_HOT = F.one_hot(torch.tensor([0, 2, 1, 1, 0, 2]), 3).double()
 LIKELIHOODS = {
@@ -37,10 +37,12 @@ def test_the_mean_over_draws_is_the_gauss_newton_matrix(name):
     model, _, inputs, _, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
     exact = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton")
-    made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000)
-    assert made.matrix == "fisher"
-    assert difference(made.gradient, exact.gradient) < 1e-12
-    assert difference(made.hessian, exact.hessian) < 0.05
+    summary = summarize(
+        model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000
+    )
+    assert summary.matrix == "fisher"
+    assert difference(summary.gradient, exact.gradient) < 1e-12
+    assert difference(summary.hessian, exact.hessian) < 0.05
     one = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher")
     again = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher")
     assert torch.equal(one.hessian, again.hessian), "the same labels without a generator"
@@ -106,9 +108,11 @@ def test_other_outputs_of_a_likelihood_leave_its_matrix(name):
     model, known = with_head(base, head), with_head(base, natural)
     partition = zoo.partitions(model)["per_tensor"]
     exact = summarize(known, known_loss, inputs, targets, partition, direction, curvature="gauss_newton")
-    made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000)
-    assert difference(made.gradient, exact.gradient) < 1e-6
-    assert difference(made.hessian, exact.hessian) < 0.05
+    summary = summarize(
+        model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000
+    )
+    assert difference(summary.gradient, exact.gradient) < 1e-6
+    assert difference(summary.hessian, exact.hessian) < 0.05
 
 
 def test_gaussian_of_own_variance():
@@ -122,7 +126,7 @@ def test_gaussian_of_own_variance():
         return F.gaussian_nll_loss(outputs[0], targets, F.softplus(outputs[1]))
 
     arguments = (model, loss_fn, inputs, ONE_HOT[:, :2], partition, direction)
-    made = summarize(*arguments, curvature="fisher", draws=20_000)
+    summary = summarize(*arguments, curvature="fisher", draws=20_000)
 
     def moments(steps):
         """Mean and variance at θ + Σ_s ε_s P_s u."""
@@ -133,60 +137,60 @@ def test_gaussian_of_own_variance():
     (mean, variance), (v, _) = torch.autograd.functional.jacobian(moments, zero), moments(zero)[::-1]
     exact = torch.einsum("nks,nk,nkt->st", mean, 1 / v, mean)
     exact += torch.einsum("nks,nk,nkt->st", variance, 0.5 / v**2, variance)
-    assert difference(made.hessian, exact / mean[..., 0].numel()) < 0.05
+    assert difference(summary.hessian, exact / mean[..., 0].numel()) < 0.05
     full = summarize(*arguments)
-    assert difference(made.gradient, full.gradient) < 1e-10
+    assert difference(summary.gradient, full.gradient) < 1e-10
 
 
 def test_coupled_samples_have_an_unbiased_matrix_too():
     model, loss_fn, inputs, targets, direction = zoo.make("batch_norm_tanh")
     partition = zoo.partitions(model)["per_tensor"]
     exact = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton")
-    made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=5000)
-    assert difference(made.hessian, exact.hessian) < 0.1
-    assert made.hessian_error is None, "no sample has a share of its own"
+    summary = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=5000)
+    assert difference(summary.hessian, exact.hessian) < 0.1
+    assert summary.hessian_error is None, "no sample has a share of its own"
 
 
 def test_standard_errors_over_drawn_batches():
     """The spread over 1,000 batches of independent samples is what each of them reports on average."""
     model, loss_fn, _, _, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["alternate"]
-    measuring = Summarizer(model, loss_fn, partition, curvature="fisher", engine="tangent")
+    summarizer = Summarizer(model, loss_fn, partition, curvature="fisher", engine="tangent")
     generator = torch.Generator().manual_seed(3)
-    made = []
+    summaries = []
     for _ in range(1000):
         inputs = torch.randn(8, 5, generator=generator, dtype=torch.float64)
         targets = torch.randint(0, 3, (8,), generator=generator)
-        made.append(measuring.summarize(inputs, targets, direction, generator))
+        summaries.append(summarizer.summarize(inputs, targets, direction, generator))
     for entry, error in (("gradient", "gradient_error"), ("hessian", "hessian_error")):
-        spread = torch.stack([getattr(m, entry) for m in made]).var(0)
-        reported = torch.stack([getattr(m, error).square() for m in made]).mean(0)
+        spread = torch.stack([getattr(m, entry) for m in summaries]).var(0)
+        reported = torch.stack([getattr(m, error).square() for m in summaries]).mean(0)
         torch.testing.assert_close(reported, spread, rtol=0.3, atol=0.0)
 
 
 def test_statistics_are_those_of_single_samples():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
-    made, _ = by("rows", (model, loss_fn, inputs, targets, partition, direction))
-    each = [
+    summary, _ = by("rows", (model, loss_fn, inputs, targets, partition, direction))
+    single = [
         summarize(model, loss_fn, x[None], y[None], partition, direction, curvature="gauss_newton")
         for x, y in zip(inputs, targets, strict=True)
     ]
-    gradients = torch.stack([one.gradient for one in each])
-    matrices = torch.stack([one.hessian for one in each])
-    assert difference(made.gradient_covariance, gradients.T.cov() / len(inputs)) < 1e-10
-    assert difference(made.hessian_error, matrices.std(0) / len(inputs) ** 0.5) < 1e-10
+    gradients = torch.stack([one.gradient for one in single])
+    matrices = torch.stack([one.hessian for one in single])
+    assert difference(summary.gradient_covariance, gradients.T.cov() / len(inputs)) < 1e-10
+    assert difference(summary.hessian_error, matrices.std(0) / len(inputs) ** 0.5) < 1e-10
 
 
 def test_parts_of_a_batch_join_their_statistics():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
-    made = []
+    summaries = []
     for memory in (None, 1500):
-        measuring = summarizer("rows", model, loss_fn, partition, max_memory=memory)
-        made.append(measuring.summarize(inputs, targets, direction))
-    whole, parts = made
-    assert len(measuring.tangent_engine.traces) > 1
+        summarizer = summarizer_by("rows", model, loss_fn, partition, max_memory=memory)
+        summaries.append(summarizer.summarize(inputs, targets, direction))
+    whole, parts = summaries
+    assert len(summarizer.tangent_engine.traces) > 1
     for name in ("gradient", "hessian", "gradient_covariance", "hessian_error", "samples"):
         assert difference(getattr(parts, name), getattr(whole, name)) < 1e-10, name
 
@@ -208,10 +212,10 @@ def test_third_derivatives_come_along():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
     full = summarize(model, loss_fn, inputs, targets, partition, direction)
-    made = summarize(
+    summary = summarize(
         model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton", third=True
     )
-    assert difference(made.third, full.third) < 1e-12
+    assert difference(summary.third, full.third) < 1e-12
     assert full.matrix == "hessian"
     assert full.gradient_error is None
 

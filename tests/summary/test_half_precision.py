@@ -59,9 +59,9 @@ def test_coupled_samples_are_noticed(dtype, samples):
     exact = copy.deepcopy(half).double()
     inputs, targets, direction = data(half, samples, dtype)
     true, _ = summary(exact, inputs.double(), targets, direction, "tangents")
-    made, way = summary(half, inputs, targets, direction, "rows")
+    result, way = summary(half, inputs, targets, direction, "rows")
     assert way == "tangents"
-    assert difference(made.hessian, true.hessian) < 0.1
+    assert difference(result.hessian, true.hessian) < 0.1
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -72,9 +72,9 @@ def test_independent_samples_keep_their_rows(dtype, samples):
     exact = copy.deepcopy(half).double()
     inputs, targets, direction = data(half, samples, dtype)
     true, _ = summary(exact, inputs.double(), targets, direction, "rows")
-    made, way = summary(half, inputs, targets, direction, "rows")
+    result, way = summary(half, inputs, targets, direction, "rows")
     assert way == "rows"
-    assert difference(made.hessian, true.hessian) < 0.1
+    assert difference(result.hessian, true.hessian) < 0.1
 
 
 class Mixed(nn.Module):
@@ -110,11 +110,11 @@ def test_rows_of_mixed_precision(low, high, tolerance, both, sliced):
     exact = copy.deepcopy(mixed).double()
     inputs, targets, direction = data(mixed, 6, low)
     loss_fn = both_losses if both else F.cross_entropy
-    made, way = summary(mixed, inputs, targets, direction, "rows", loss_fn, sliced)
+    result, way = summary(mixed, inputs, targets, direction, "rows", loss_fn, sliced)
     true, _ = summary(exact, inputs.double(), targets, direction, "rows", loss_fn, sliced)
     assert way == "rows"
-    assert difference(made.gradient, true.gradient) < tolerance
-    assert difference(made.hessian, true.hessian) < tolerance
+    assert difference(result.gradient, true.gradient) < tolerance
+    assert difference(result.hessian, true.hessian) < tolerance
 
 
 def attention(m, x):
@@ -141,11 +141,11 @@ def test_adjoints_have_the_type_of_their_value(forward, low, high, tolerance):
     exact = copy.deepcopy(half).double()
     half.high, exact.high = high, torch.float64
     inputs, targets, direction = data(half, 6, low)
-    made, way = summary(half, inputs, targets, direction, "rows")
+    result, way = summary(half, inputs, targets, direction, "rows")
     true, _ = summary(exact, inputs.double(), targets, direction, "rows")
     assert way == "rows"
-    assert difference(made.gradient, true.gradient) < tolerance
-    assert difference(made.hessian, true.hessian) < tolerance
+    assert difference(result.gradient, true.gradient) < tolerance
+    assert difference(result.hessian, true.hessian) < tolerance
 
 
 def deep(features):
@@ -161,10 +161,10 @@ def test_gradients_that_are_noise_are_no_wrong_rule(seed):
     torch.manual_seed(seed)
     half = deep(16).to(torch.bfloat16)
     inputs, targets, direction = data(half, 8, torch.bfloat16)
-    made, way = summary(half, inputs, targets, direction, "tangents")
+    result, way = summary(half, inputs, targets, direction, "tangents")
     assert way == "tangents"
-    biases = [made.gradient[list(direction).index(f"{k}.bias")].abs() for k in (0, 3, 6)]
-    assert max(biases) < 0.05 * made.gradient.abs().max()
+    biases = [result.gradient[list(direction).index(f"{k}.bias")].abs() for k in (0, 3, 6)]
+    assert max(biases) < 0.05 * result.gradient.abs().max()
 
 
 @pytest.mark.parametrize(("dtype", "noticed"), [(torch.bfloat16, [1, 2]), (torch.float64, [0, 1, 2])])

@@ -10,16 +10,16 @@ from torch import nn
 from gnewton.partition import Partition
 from gnewton.summary.tangent.way_costs import GATE, READ, operations
 
-from .ways import summarizer
+from .ways import summarizer_by
 
 
 def counts(columns):
     """Those of 20 samples of 7 → 5 → 3 with one group per tensor."""
     model = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
-    made = summarizer("rows", model, F.cross_entropy, Partition.per_tensor(model))
+    summarizer = summarizer_by("rows", model, F.cross_entropy, Partition.per_tensor(model))
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    made.summarize(torch.randn(20, 7), torch.zeros(20, dtype=torch.long), direction)
-    ((trace, rows),) = made.tangent_engine._rows.items()
+    summarizer.summarize(torch.randn(20, 7), torch.zeros(20, dtype=torch.long), direction)
+    ((trace, rows),) = summarizer.tangent_engine._rows.items()
     return operations(trace.plan, rows, columns)
 
 

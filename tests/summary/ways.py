@@ -7,15 +7,16 @@ from typing import Any
 from gnewton.summary import Summarizer, Summary
 
 
-def summarizer(way: str, model: Any, loss_fn: Any, partition: Any, **options: Any) -> Summarizer:
+def summarizer_by(way: str, model: Any, loss_fn: Any, partition: Any, **options: Any) -> Summarizer:
     """A summarizer of Gauss–Newton matrices by ``rows``, ``tangents`` or, as ``auto``, the cheaper."""
-    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent", **options)
-    made.tangent_engine.way = way  # type: ignore[attr-defined]
-    return made
+    summarizer = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent", **options)
+    summarizer.tangent_engine.way = way  # type: ignore[attr-defined]
+    return summarizer
 
 
 def by(way: str, arguments: Any) -> tuple[Summary, str]:
     """The summary of (model, loss, inputs, targets, partition, direction), and the way that was taken."""
     model, loss_fn, inputs, targets, partition, direction = arguments
-    made = summarizer(way, model, loss_fn, partition)
-    return made.summarize(inputs, targets, direction), made.tangent_engine.last_way  # type: ignore[attr-defined]
+    summarizer = summarizer_by(way, model, loss_fn, partition)
+    summary = summarizer.summarize(inputs, targets, direction)
+    return summary, summarizer.tangent_engine.last_way  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ def _all_metrics(folder):
 
 
 def _metrics(folder):
-    """Without the row of step 0."""
+    """The rows of metrics.csv but that of step 0."""
     return _all_metrics(folder).query("step > 0").reset_index(drop=True)
 
 
@@ -173,7 +173,7 @@ def test_a_run_with_microbatches_is_the_same_run(tmp_path):
 
 
 def test_sgd_makes_the_steps_it_should(tmp_path):
-    """Against a loop of three lines."""
+    """The same steps as a loop of three lines makes."""
     trainer = builders.trainer(tmp_path, recipe=builders.sgd(lr=0.2))
     model = copy.deepcopy(trainer.model)
     for epoch in range(2):
@@ -297,7 +297,7 @@ def test_evaluation_every_so_many_epochs(tmp_path):
 
 
 class _FakeTime:
-    """A clock that only moves when somebody works."""
+    """A clock that moves only with the work that is done."""
 
     def __init__(self):
         self.now = 0.0
