@@ -43,19 +43,15 @@ def check_number(
 
 
 def check_whole(name: str, value: object, at_least: int, at_most: int | None = None) -> None:
-    """Check for a whole number.
+    """Check for a whole number within bounds.
 
     Raises:
         InputError: for any other value.
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, Integral)
-        or value < at_least
-        or (at_most is not None and value > at_most)
-    ):
-        bound = "" if at_most is None else f" and <= {at_most}"
-        raise InputError(f"{name}={shown(value)}: must be an integer >= {at_least}{bound}")
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (whole and value >= at_least and (at_most is None or value <= at_most)):  # type: ignore[operator]
+        bounds = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        raise InputError(f"{name}={shown(value)}: must be an integer {bounds}")
 
 
 def check_name(name: str, value: object, allowed: Collection[str]) -> None:

@@ -8,9 +8,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in eve
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes, each of which would import torch
 
 import gc
+import json
 import logging
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,25 @@ SMALL = (
 
 SMALL_BASELINE = tuple(override for override in SMALL if "curvature" not in override)
 """The same for optimizers without curvature batches."""
+
+
+def loaded_by(commands: Sequence[tuple[list[str], list[str]]], folder: Path) -> list[list[str]]:
+    """For each command, those of the modules named with it that are loaded after it, in one new process."""
+    program = f"""
+import json, sys
+from gnewton.cli.main import main
+for command, modules in {commands!r}:
+    try:
+        main(command)
+    except SystemExit:
+        pass
+    print("loaded", json.dumps(sorted(set(modules) & set(sys.modules))), file=sys.stderr)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, timeout=120
+    )
+    lines = [line.partition(" ") for line in ended.stderr.splitlines()]
+    return [json.loads(rest) for word, _, rest in lines if word == "loaded"]
 
 
 def pytest_collection_finish() -> None:

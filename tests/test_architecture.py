@@ -37,19 +37,19 @@ FRAMEWORK = {"hydra", "omegaconf"}
 
 
 def _modules() -> dict[str, ast.Module]:
-    found = {}
+    trees = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return trees
 
 
 MODULES = _modules()
 
 
 def _imports(tree: ast.AST, *, for_types: bool = False) -> Iterator[str]:
-    """Dotted names imported anywhere in a module, in functions too; those for type checkers only if asked."""
+    """Dotted names imported anywhere in a module, in functions too; ``for_types``: for type checkers too."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and not for_types and _checks_types(node.test):
             for other in node.orelse:

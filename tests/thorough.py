@@ -8,5 +8,5 @@ THOROUGH = os.environ.get("GNEWTON_THOROUGH", "") not in ("", "0")
 
 
 def count(few: int, many: int) -> int:
-    """``few``, or ``many`` where the tests are asked to be thorough."""
+    """``few``, or ``many`` in thorough tests."""
     return many if THOROUGH else few

@@ -162,20 +162,20 @@ def _losses(
 ) -> Floats:
     """The loss of one batch on the grid of every group."""
     request = problem.request(inputs, targets, direction)
-    parameters, found = problem.parameters(), np.zeros_like(rates)
+    parameters, found = problem.parameters(), list[Tensor]()
 
-    def loss(moved: Mapping[str, Tensor]) -> float:
+    def loss(moved: Mapping[str, Tensor]) -> Tensor:
         copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *request.batch))
         with without_side_effects(problem), torch.no_grad():
-            return float(problem.loss({**parameters, **moved}, *copies))
+            return problem.loss({**parameters, **moved}, *copies).to(torch.float64, copy=True)
 
     middle = loss({})
     for s, group in enumerate(problem.partition):
         parts = {name: part_of(problem.partition, name, request.direction[name], s) for name in group.touched}
-        for n, rate in enumerate(rates[s]):
+        for rate in map(float, rates[s]):
             moved = {name: parameters[name] - rate * u for name, u in parts.items() if u is not None}
-            found[s, n] = middle if rate == 0 else loss(moved)
-    return found
+            found.append(middle if rate == 0 else loss(moved))
+    return torch.stack(found).cpu().numpy().reshape(rates.shape)  # read once: until here nothing waits
 
 
 def _decay_of(

@@ -28,7 +28,7 @@ from gnewton.partition import PartitionChoice, chosen_partition
 from gnewton.report.inspection_report import RATES, InspectionFiles, describe_inspection, parsed_inspection
 from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction, Problem, check_loss
-from gnewton.summary.taylor.derivatives import check_order
+from gnewton.summary.taylor.derivatives import HIGHEST
 from gnewton.wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def inspect(
         check_whole("batches", batches, 1)
     check_number("internal_damping", internal_damping, at_least=0)
     if order is not None:
-        check_order("order", order, lowest=LOWEST_ORDER)
+        check_whole("order", order, LOWEST_ORDER, HIGHEST)
     groups = chosen_partition(model, partition)
     source = LoaderBatches(loader, device_of(model), whole=forward is not None)
     with undisturbed(model, loss_fn, groups, forward):

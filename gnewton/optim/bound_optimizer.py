@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -87,6 +88,18 @@ def evaluated(closure: Callable[[], Any] | None) -> Any:
         raise InputError("step: closure must be a function; a batch is given by name, step(batch=…)")
     with torch.enable_grad():
         return closure()
+
+
+@contextmanager
+def put_back(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block these tensors may be overwritten; then they are as before, bit for bit."""
+    tensors = list(tensors)
+    kept = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(tensors, kept)
 
 
 def saved_part(state_dict: Mapping[str, Any], key: str, owner: str, groups: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnewton.errors import InputError
-from gnewton.optim.bound_optimizer import evaluated, refuse_sparse
+from gnewton.optim.bound_optimizer import evaluated, put_back, refuse_sparse
 from gnewton.optim.inner_optimizers import restore_scalars
 
 DELAY = 8
@@ -111,12 +111,10 @@ class DoG(torch.optim.Optimizer):
         if not self._started():
             yield
             return
-        kept = [p.detach().clone() for p in parameters]
-        self._set(parameters, self._kept(_AVERAGE))
-        try:
+        with put_back(parameters):
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, self._kept(_AVERAGE))
             yield
-        finally:
-            self._set(parameters, kept)
 
     def _shared(self, group: dict[str, Any]) -> dict[str, Any]:
         """What all parameters have together; made at the first step, with the starts and the averages."""
@@ -138,11 +136,6 @@ class DoG(torch.optim.Optimizer):
 
     def _kept(self, name: str) -> list[Tensor]:
         return [self.state[p][name] for p in self.param_groups[0]["params"]]
-
-    @staticmethod
-    @torch.no_grad()
-    def _set(parameters: list[Tensor], values: list[Tensor]) -> None:
-        torch._foreach_copy_(parameters, values)
 
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -187,6 +187,31 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in named_parameters(model).items() if p.requires_grad}
 
 
+def named_targets(model: nn.Module, given: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
+    """The tensors that an optimizer steps, by the name of the parameter that each is or replaces.
+
+    Args:
+        model: the network.
+        given: (name, tensor) pairs; None: the trainable parameters themselves.
+
+    Raises:
+        InputError: if a tensor fits no parameter, there is none, or they lie on several devices.
+    """
+    if given is None:
+        named = trainable(model)
+    else:
+        parameters, named = named_parameters(model), dict(given)
+        for name, tensor in named.items():
+            if name not in parameters or parameters[name].shape != tensor.shape:
+                raise InputError(
+                    f"params: the model has no parameter '{name}' of shape {tuple(tensor.shape)}"
+                )
+    if not named:
+        raise InputError("model: it has no trainable parameters")
+    check_one_device(named.values())
+    return named
+
+
 def check_one_device(parameters: Iterable[Tensor]) -> None:
     """Check that all parameters are on one device.
 

@@ -154,6 +154,11 @@ class CompositeOptimizer(BoundOptimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
+def stepped(inner: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
+    """The optimizers whose steps make one of ``inner``: the parts of a composite that no hook watches."""
+    return parts(inner) if type(inner) is CompositeOptimizer and not hooked(inner) else (inner,)
+
+
 def readable(inner: torch.optim.Optimizer) -> bool:
     """Whether the step of ``inner`` can be read off, without moving a parameter (:func:`advance`).
 
@@ -162,12 +167,12 @@ def readable(inner: torch.optim.Optimizer) -> bool:
     """
     if hasattr(inner, "readable"):
         return bool(inner.readable)
-    return (
-        type(inner) is torch.optim.SGD
-        and not inner._optimizer_step_pre_hooks
-        and not inner._optimizer_step_post_hooks
-        and all(map(_is_plain, inner.param_groups))
-    )
+    return type(inner) is torch.optim.SGD and not hooked(inner) and all(map(_is_plain, inner.param_groups))
+
+
+def hooked(inner: torch.optim.Optimizer) -> bool:
+    """Whether hooks watch the steps of an optimizer, which must then be made as they are."""
+    return bool(inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks)
 
 
 def _is_plain(group: dict[str, Any]) -> bool:

@@ -97,8 +97,7 @@ class Measurer:
         third, diagonal: as in :class:`gnewton.summary.Summarizer`.
 
     Attributes:
-        names: names of the numbers of a summary: the groups, ``group:direction`` for several directions, and
-            ``all:direction`` for a shared one.
+        places: the numbers of a summary by name, each with its place among all entries (:func:`numbered`).
         sign: −1 if the objective is maximised, else 1.
     """
 
@@ -122,9 +121,8 @@ class Measurer:
             [whole.name(name, j) if isinstance(whole, Stack) else name for name in grouping.names]
             for j in range(len(labels))
         ]
-        self.names = (partition or grouping.partition).names
-        places = list(numbered(grouping.partition, labels, shared).values())
-        self._places = torch.tensor(places, device=self._problem.device())
+        self.places = numbered(grouping.partition, labels, shared)
+        self._at = torch.tensor(list(self.places.values()), device=self._problem.device())
         self._shared = shared
         self.sign = -1.0 if objective.maximize else 1.0
         self._summarizer = Summarizer(
@@ -217,7 +215,7 @@ class Measurer:
     def _placed(self, numbers: Tensor) -> Tensor:
         """A vector or matrix of a summary with its numbers at their places among the R entries, else zero."""
         size = len(self._grouping.partition) * len(self._names)
-        at = self._places
+        at = self._at
         placed = numbers.new_zeros([size] * numbers.dim())
         placed[(at,) if numbers.dim() == 1 else (at.unsqueeze(1), at)] = numbers
         return placed

@@ -16,7 +16,7 @@ from gnewton.optim.bound_optimizer import Batch, CurvatureBatches, WarnOnce
 from gnewton.optim.controllers import Controller
 from gnewton.optim.directions import Directions
 from gnewton.optim.grouping import Grouping
-from gnewton.optim.measure import Measured, Measurer, Objective, numbered, spread
+from gnewton.optim.measure import Measured, Measurer, Objective, spread
 from gnewton.optim.rate_rule import INVALID, RateRule, RateUpdate, Solved, invalid, unmeasured
 from gnewton.optim.rates_in_force import RatesInForce
 from gnewton.optim.safeguard import Safeguard, WithheldSteps
@@ -139,7 +139,6 @@ class RateUpdater:
         if self.safeguard is not None:
             self.safeguard.fit(grouping.parameters)
         self._directions = directions
-        self._places = numbered(grouping.partition, directions.labels, directions.shared)
         self._measurer = Measurer(
             self._objective,
             grouping,
@@ -197,13 +196,13 @@ class RateUpdater:
             solved = unmeasured(self._rates.eta())
         self._updated = step
         if self._on_update is not None:
-            step_size = self._rates.step_size(self.factor)
+            step_size, places = self._rates.step_size(self.factor), self._measurer.places
             self._on_update(
                 RateUpdate(
                     step=step,
-                    solved=solved.at(list(self._places.values())),
-                    names=tuple(self._places),
-                    step_size=[step_size[place] for place in self._places.values()],
+                    solved=solved.at(list(places.values())),
+                    names=tuple(places),
+                    step_size=[step_size[place] for place in places.values()],
                     loss=_mean([summary.loss for summary in measured]),
                     summary_seconds=summarised - started,
                     solve_seconds=time.perf_counter() - summarised,

@@ -26,6 +26,7 @@ from gnewton.optim.inner_optimizers import (
     parts,
     readable,
     restore,
+    stepped,
     weight,
 )
 
@@ -111,7 +112,7 @@ class ShadowDirection:
         for part in parts(self.inner):
             if hasattr(part, "keeps_fresh"):
                 part.keeps_fresh = fresh
-        step = self._read_off() if readable(self.inner) else self._step()
+        step = self._step()
         self._steps += 1
         newest = self._fresh(step) if fresh else step
         for shadow in self._shadows:
@@ -140,7 +141,10 @@ class ShadowDirection:
 
     def is_finite(self) -> bool:
         """Whether all parts of the last u that enter the next one are finite; waits for the device."""
-        return bool(all_finite(buffers(self.inner) if readable(self.inner) else self._shadows))
+        kept: list[Tensor] = []
+        for part in stepped(self.inner):
+            kept += buffers(part) if readable(part) else _shadows_of(part)
+        return bool(all_finite(kept))
 
     def restart(self) -> None:
         """Reset the inner optimizer to its first state; the current u stays."""
@@ -191,13 +195,27 @@ class ShadowDirection:
         self._steps = steps
 
     def _step(self) -> list[Tensor]:
-        """u from a step of the shadows, which start at zero."""
-        torch._foreach_zero_(self._shadows)
-        self.inner.step()
-        torch._foreach_neg_(self._shadows)
-        for optimizer, group in self._inner_groups():
-            self._decay(optimizer, group)
-        return [shadow.detach() for shadow in self._shadows]
+        """u of one step of each part.
+
+        It is read off where the part allows it, which takes half of the memory traffic; else the shadows move
+        from zero.
+        """
+        steps: dict[Tensor, Tensor] = {}
+        for part in stepped(self.inner):
+            if readable(part):
+                steps |= advance(part)
+                continue
+            shadows = _shadows_of(part)
+            torch._foreach_zero_(shadows)
+            part.step()
+            torch._foreach_neg_(shadows)
+            for optimizer, group in inner_groups(part):
+                self._decay(optimizer, group)
+            steps |= zip(shadows, shadows, strict=True)
+        without = [shadow for shadow in self._shadows if shadow not in steps]
+        if without:
+            torch._foreach_zero_(without)
+        return [steps.get(shadow, shadow).detach() for shadow in self._shadows]
 
     def _fresh(self, step: list[Tensor]) -> list[Tensor]:
         """v of each parameter, right after the step; u if v is not known."""
@@ -208,14 +226,6 @@ class ShadowDirection:
             if new is not None:
                 known |= add_decay(optimizer, group, new, self._of_shadow)
         return [known.get(shadow, u) for shadow, u in zip(self._shadows, step, strict=True)]
-
-    def _read_off(self) -> list[Tensor]:
-        """The same u without moving the shadows: half of the memory traffic of a plain step."""
-        steps = advance(self.inner)
-        without = [shadow for shadow in self._shadows if shadow not in steps]
-        if without:
-            torch._foreach_zero_(without)
-        return [steps.get(shadow, shadow).detach() for shadow in self._shadows]
 
     def _inner_groups(self) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
         return inner_groups(self.inner)
@@ -246,3 +256,7 @@ class ShadowDirection:
         if shadows:
             parameters = [self._of_shadow[shadow] for shadow in shadows]
             add_decoupled(shadows, parameters, float(group["lr"]) * float(decay))
+
+
+def _shadows_of(inner: torch.optim.Optimizer) -> list[Tensor]:
+    return [shadow for group in inner.param_groups for shadow in group["params"]]

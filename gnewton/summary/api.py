@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,21 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.arguments import check_flag, check_name, check_number, check_whole, explained
-from gnewton.backend import is_exhausted, mean_over_processes, sum_over_processes, world_size
-from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
+from gnewton.backend import mean_over_processes, sum_over_processes, world_size
+from gnewton.errors import InputError
 from gnewton.partition import PartitionChoice, chosen_partition
-from gnewton.summary.batch import hidden
 from gnewton.summary.cut import MATRICES, CutProblem, reference_gauss_newton
 from gnewton.summary.group_parts import check_carried
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import MOST_SQUARED, Summary
+from gnewton.summary.takeover import Takeover
 from gnewton.summary.tangent.checks import eager_loss
 from gnewton.summary.tangent.engine import TangentEngine
 from gnewton.summary.tangent.output_engine import OutputEngine
-from gnewton.summary.tangent.program import TraceError
-
-log = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "tangent", "compiled", "reference"]
 ENGINES = ("auto", "tangent", "compiled", "reference")
@@ -128,7 +124,7 @@ class Summarizer:
         else:
             compiled = engine == "compiled"
             self.tangent_engine = TangentEngine(self.problem, third=third, compiled=compiled, **limits)
-        self._reasons: set[str] = set()
+        self._takeover = Takeover("summary", engine)
 
     def summarize(
         self,
@@ -174,23 +170,13 @@ class Summarizer:
         """
         if self.engine == "reference":
             return self._by_reference(request)
-        try:
-            if stranger := hidden(request.batch):
-                raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
-            return self.tangent_engine.summarize(request)
-        except (InputError, OutOfMemory):
-            raise
-        except Exception as error:
-            if self.engine != "auto" or is_exhausted(error):
-                raise
-            reason = str(error) if isinstance(error, GnewtonError) else first_line(error, with_type=True)
+        found, reason = self._takeover.attempt(request, lambda: self.tangent_engine.summarize(request))
+        if found is not None:
+            return found
         traces = self.tangent_engine.traces
         kind = traces.kind(request)
         if not traces.is_refused(kind):
             traces.refuse(kind, reason)
-        if reason not in self._reasons:
-            self._reasons.add(reason)
-            log.warning("summary: the reference engine takes over: %s", reason)
         try:
             return self._by_reference(request)
         except Exception:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,6 @@ import torch
 
 from gnewton.errors import InputError, first_line
 from gnewton.runfiles import CHECKPOINT_FOLDER, LAST, PREVIOUS
-from gnewton.training.settings import EPOCHS, SECONDS, STEPS, Interval, TrainerSettings
-from gnewton.training.world import World
 
 log = logging.getLogger("gnewton")
 
@@ -197,38 +194,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class CheckpointSchedule:
-    """Tells when a checkpoint is due: every so many epochs, steps or seconds, ``trainer.checkpoint_every``.
-
-    Args:
-        settings: of the training loop.
-        world, device: the processes that share every batch, and where they meet.
-    """
-
-    def __init__(self, settings: TrainerSettings, world: World, device: torch.device) -> None:
-        self._interval = Interval.parse(settings.checkpoint_every)
-        self._log_every = settings.log_every
-        self._world, self._device = world, device
-        self._saved_at = 0.0  # wall clock of the last checkpoint
-
-    def restart(self) -> None:
-        """Count the seconds from now on."""
-        self._saved_at = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether one is due within an epoch, after ``step`` steps or the seconds since the last one.
-
-        Several processes agree on seconds at the logging period.
-        """
-        if self._interval.unit == SECONDS:
-            if not self._world.meets(step, self._log_every):
-                return False
-            due = self._interval.due_after(SECONDS, time.monotonic() - self._saved_at)
-            return self._world.any(due, self._device)
-        return self._interval.due_after(STEPS, step)
-
-    def due_after(self, epochs: int) -> bool:
-        """Whether one is due at the end of an epoch, the ``epochs``-th."""
-        return self._interval.due_after(EPOCHS, epochs)

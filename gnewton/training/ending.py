@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gnewton.runfiles import DONE, STOPPED, TARGET
+from gnewton.runfiles import DONE, LIMIT, STOPPED, TARGET
 from gnewton.training.resources import Clocks
 from gnewton.training.settings import EarlyStop, Target, TrainerSettings
 from gnewton.training.world import World
@@ -71,6 +71,22 @@ class StopRule:
         most = self._settings.max_seconds
         late = most is not None and self._clocks.training_seconds() >= most
         return late or self._last(step)
+
+    def status_at_start(self, row: dict[str, Any], step: int, patience: Patience) -> str:
+        """The status with which a resumed run has already ended under its present limits; else ``DONE``.
+
+        Args:
+            row: the last row of metrics.csv.
+            step: steps made so far.
+            patience: of the early stop.
+        """
+        if step == 0 or not row or row["step"] != step:
+            return DONE
+        if target_report(self._settings.target, row):
+            return TARGET
+        if patience.is_over(self._settings.early_stop):
+            return STOPPED
+        return LIMIT if self.limit_reached(step) else DONE
 
     def signal(self) -> int:
         """The signal that ends the run at once, 0 for none; one of several processes waits for a step."""

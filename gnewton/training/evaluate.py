@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gnewton.data import Batch, DataSet, Split
 from gnewton.errors import InputError
+from gnewton.optim.bound_optimizer import put_back
 from gnewton.optim.options import OptimizerRecipe
 from gnewton.summary.batch import batch_size as samples_of
 from gnewton.summary.batch import call, plain
@@ -230,12 +231,9 @@ class WeightAverage:
             yield
             return
         current = self._model.state_dict()
-        kept = {name: value.detach().clone() for name, value in current.items()}
-        self._copy(self._values, current)
-        try:
+        with put_back(current.values()):
+            self._copy(self._values, current)
             yield
-        finally:
-            self._copy(kept, current)
 
     def state_dict(self) -> dict[str, Any]:
         """``count``, and the average as a ``state_dict`` of the model: ``values``."""

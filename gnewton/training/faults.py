@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from statistics import median
 from typing import Any, ClassVar
@@ -262,6 +262,20 @@ class LossCeiling:
         """Whether it is, and so is the loss over the steps of a whole epoch."""
         full = len(self._recent) == self._window
         return full and self.is_exceeded() and median(self._recent) > self.ceiling()
+
+    def check(self, step: int, *, ended: bool, anywhere: Callable[[bool], bool]) -> None:
+        """Refuse a loss that is far above the start, at the end of an epoch or, with ``ended``, of the run.
+
+        Args:
+            step: steps made so far.
+            ended: whether the run has ended.
+            anywhere: tells whether something holds in any of the processes that share every batch.
+
+        Raises:
+            Diverged: in every process, if any of them finds it so.
+        """
+        if anywhere(self.is_exceeded() if ended else self.is_exceeded_for_long()):
+            raise Diverged(self.describe(step, ended=ended))
 
     def describe(self, step: int, *, ended: bool) -> str:
         """The verdict after ``step`` steps in words; ``ended``: the one at the end of the run."""

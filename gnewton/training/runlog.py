@@ -42,15 +42,16 @@ class RunLog:
 
     Args:
         folder: the run folder; None: this process writes nothing, as all but one of a data-parallel run.
-        with_rates: whether the optimizer has rates to log.
+        rate_log: collects the updates of the rates; None for optimizers without rates.
         logger: receives every row as well.
     """
 
-    def __init__(self, folder: Path | None, with_rates: bool, logger: Logger | None = None) -> None:
+    def __init__(self, folder: Path | None, rate_log: RateLog | None, logger: Logger | None = None) -> None:
         self._folder = folder
+        self._rate_log = rate_log
         self._logger = logger
         self._columns: dict[str, tuple[str, ...]] = {METRICS_FILE: METRICS_COLUMNS, STEPS_FILE: STEPS_COLUMNS}
-        if with_rates:
+        if rate_log is not None:
             self._columns[RATES_FILE] = RATES_COLUMNS
         self._open = ExitStack()
         self._logs: dict[str, CsvLog] = {}
@@ -81,14 +82,17 @@ class RunLog:
         if self._logger is not None:
             self._logger.metrics(row)
 
-    def steps(self, row: Mapping[str, Any]) -> None:
-        """Append one row to steps.csv."""
+    def steps(self, row: Mapping[str, Any] | None) -> None:
+        """Append a row to steps.csv, if there is one."""
+        if row is None:
+            return
         self._write(STEPS_FILE, [row])
         if self._logger is not None:
             self._logger.steps(row)
 
-    def rates(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to rates.csv."""
+    def rates(self) -> None:
+        """Append the rows of all updates since the last call to rates.csv."""
+        rows = self._rate_log.take() if self._rate_log is not None else []
         self._write(RATES_FILE, rows)
         if self._logger is not None and rows:
             self._logger.rates(rows)

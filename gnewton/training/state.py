@@ -17,7 +17,7 @@ from gnewton.training.evaluate import Score, WeightAverage
 from gnewton.training.faults import LossCeiling, StepFault, Watch
 from gnewton.training.resources import Clocks, Throughput, peak_memory_mib
 from gnewton.training.runlog import RateLog
-from gnewton.training.training_step import Precision
+from gnewton.training.training_step import Precision, StepResult
 
 
 class TrainingState:
@@ -78,6 +78,27 @@ class TrainingState:
     def epochs(self) -> float:
         """Epochs finished, with the fraction of the one under way."""
         return round(self.step / self.steps_per_epoch, 4)
+
+    def count(self, result: StepResult) -> None:
+        """Count a training step that has been made; nothing waits for the device."""
+        self.meter.record(self.step, result.loss, result.correct, result.samples)
+        self.throughput.add(result.samples)
+        self.step += 1
+        if self.average is not None:
+            self.average.update()
+
+    def improves(self, score: Score) -> bool:
+        """Whether a validation score is the best so far, which it is from now on."""
+        value = score.loss if score.accuracy is None else -score.accuracy
+        if value is None or not math.isfinite(value) or (self.best is not None and value >= self.best):
+            return False
+        self.best = value
+        return True
+
+    def steps_row(self, clocks: Clocks) -> dict[str, Any] | None:
+        """A row of steps.csv for the steps since the last one; None without any."""
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        return self.step_log.take(self.step, lr, clocks.seconds["train"])
 
     def row(self, scores: dict[str, Score], clocks: Clocks) -> dict[str, Any]:
         """A row of metrics.csv; the throughput counts anew from here."""

@@ -17,9 +17,8 @@ from gnewton.data import Batch, DataSet
 from gnewton.errors import Diverged, Interrupted
 from gnewton.loggers import Logger
 from gnewton.optim.options import OptimizerRecipe
-from gnewton.runfiles import BEST, DONE, LAST, LIMIT, STOPPED, TARGET
-from gnewton.training.checkpoint import CheckpointSchedule, random_states, restore_newest, set_random_states
-from gnewton.training.ending import Outcome, StopRule, judge, target_report
+from gnewton.runfiles import BEST, DONE, LAST, LIMIT
+from gnewton.training.ending import Outcome, StopRule, judge
 from gnewton.training.evaluate import Evaluator, Score, WeightAverage
 from gnewton.training.faults import (
     RECOVERIES,
@@ -32,6 +31,7 @@ from gnewton.training.faults import (
 )
 from gnewton.training.resources import Clocks, memory_suffices, reset_peak_memory
 from gnewton.training.runlog import ProgressBar, RateLog, RunLog, learning_rates, summary_line
+from gnewton.training.saving import Saver
 from gnewton.training.settings import TrainerSettings
 from gnewton.training.state import TrainingState
 from gnewton.training.training_step import Precision, TrainingStep
@@ -78,7 +78,6 @@ class Trainer:
         self.settings = settings
         self.device = next(model.parameters()).device
         self.world = world if world is not None else World()
-        self.identity = identity
         self.folder = folder
         self.clocks = Clocks(self.device)
         self.batch_size = None if recipe.full_batch else settings.batch_size
@@ -105,14 +104,16 @@ class Trainer:
             compiled=settings.compile,
             clip_norm=settings.clip_norm,
         )
-        self._run_log = RunLog(folder, with_rates=rate_log is not None, logger=logger)
+        self._run_log = RunLog(folder, rate_log, logger)
         self._rate_log = rate_log
         self._recovery = RECOVERIES[settings.on_nonfinite](settings)
         self._sound_state: dict[str, Any] = {}  # of the last read, if the policy may return to it
         self._isolate_before = 0  # steps before this one are made alone, each checked
-        self._stops = StopRule(settings, self.clocks, self.world, self.device)
-        self._schedule = CheckpointSchedule(settings, self.world, self.device)
-        self._resumed = False
+        place: dict[str, Any] = {"world": self.world, "device": self.device}
+        self._stops = StopRule(settings, self.clocks, **place)
+        self._saver = Saver(
+            *(self.state, self.clocks, self._run_log), identity=identity, settings=settings, **place
+        )
 
     def fit(self) -> Outcome:
         """Train until the epochs are over, or a limit or the target is reached.
@@ -136,11 +137,12 @@ class Trainer:
                 with self.clocks.measure("evaluation"):
                     self.state.ceiling.start = self._evaluator.start_loss(SAMPLES, self._stop_on_signal)
             if not self.state.outcome.metrics:
-                self._evaluate_start()
-            if not self._resumed:
+                self._evaluate()  # the target, an early stop and best.pt begin with the next row
+            if not self._saver.resumed:
                 self._checkpoint(LAST)
-            self._schedule.restart()
-            self.state.outcome.status = self._status_at_start()
+            self._saver.restart()
+            row = self.state.outcome.metrics
+            self.state.outcome.status = self._stops.status_at_start(row, self.state.step, self.state.patience)
             try:
                 while self.state.epoch < self.settings.epochs and self.state.outcome.status == DONE:
                     try:
@@ -152,36 +154,12 @@ class Trainer:
                         self.state.outcome.status = DONE
             finally:
                 self.clocks.pause_training()
-                self._write_rates()
+                self._run_log.rates()
         return self.state.outcome
 
     def resume(self, folder: Path) -> bool:
-        """Continue from the newest sound checkpoint of a run folder.
-
-        Returns:
-            False if there is no checkpoint yet, so that the run starts from its beginning.
-
-        Raises:
-            InputError: if there are checkpoints and none is sound.
-        """
-        return restore_newest(folder, self.identity, self.load_state_dict)
-
-    def _evaluate_start(self) -> None:
-        """Write the row of step 0. The target, an early stop and best.pt begin with the next one."""
-        with self.clocks.measure("evaluation"):
-            scores = self._evaluator.scores(self._stop_on_signal)
-        self._write_metrics(scores)
-
-    def _status_at_start(self) -> str:
-        """The status with which a resumed run has already ended under its present limits; else ``DONE``."""
-        row = self.state.outcome.metrics
-        if self.state.step == 0 or not row or row["step"] != self.state.step:
-            return DONE
-        if target_report(self.settings.target, row):
-            return TARGET
-        if self.state.patience.is_over(self.settings.early_stop):
-            return STOPPED
-        return LIMIT if self._stops.limit_reached(self.state.step) else DONE
+        """Continue from a checkpoint in a run folder, see :meth:`~gnewton.training.saving.Saver.resume`."""
+        return self._saver.resume(folder)
 
     def _train_epoch(self, progress: ProgressBar) -> str:
         """Make the remaining steps of an epoch; returns ``DONE``, or ``LIMIT`` if one was reached."""
@@ -191,7 +169,7 @@ class Trainer:
         if skip == 0:
             self.state.meter.reset()
         batches: Iterator[Batch] = self.data.train.epoch(self.state.epoch, self.batch_size, skip=skip)
-        if self._resumed and self._stops.limit_reached(self.state.step):
+        if self._saver.resumed and self._stops.limit_reached(self.state.step):
             batches, status = iter(()), LIMIT  # interrupted while it evaluated at the limit
         self._keep_sound_state()
         self.clocks.resume_training()
@@ -206,11 +184,12 @@ class Trainer:
             if self._stop_due():
                 status = LIMIT
                 break
-            if self._schedule.due(self.state.step):
+            if self._saver.due(self.state.step):
                 self._checkpoint(LAST)
         self._report(progress)
         self.clocks.pause_training()
-        self._check_ceiling(ended=status == LIMIT or self.state.epoch + 1 == self.settings.epochs)
+        ended = status == LIMIT or self.state.epoch + 1 == self.settings.epochs
+        self.state.ceiling.check(self.state.step, ended=ended, anywhere=self._anywhere)
         return status
 
     def _make_step(self, batch: Batch) -> None:
@@ -218,11 +197,7 @@ class Trainer:
         self._advance_schedule()
         with memory_suffices(self.device, f"training step {self.state.step}", self.settings.sizes()):
             result = self._training_step(batch)
-        self.state.meter.record(self.state.step, result.loss, result.correct, result.samples)
-        self.state.throughput.add(result.samples)
-        self.state.step += 1
-        if self.state.average is not None:
-            self.state.average.update()
+        self.state.count(result)
 
     def _make_step_alone(self, batch: Batch) -> None:
         """Make one training step and check it at once; a fault undoes it, and the policy may leave it out."""
@@ -261,28 +236,15 @@ class Trainer:
             self._roll_back(fault)
 
     def _roll_back(self, fault: Diverged) -> None:
-        """Load the last checkpoint and lower the rates; the clocks go on, since the time has been spent."""
-        rollbacks, seconds = self.state.outcome.rollbacks + 1, self.clocks.state_dict()
-        folder = self.world.gather(self.folder)[0]
-        if folder is None or not self.resume(folder):
+        """Load the last checkpoint and lower the rates."""
+        rollbacks = self.state.outcome.rollbacks + 1
+        if not self._saver.go_back(self.folder):
             raise fault
-        self.world.barrier(self.device)  # every process reads before one of them writes
-        self.clocks.load_state_dict(seconds)
         # the rates in the checkpoint have been lowered as often as its own count says
         factor = self.settings.rollback_factor ** (rollbacks - self.state.outcome.rollbacks)
         self.state.outcome.rollbacks = rollbacks
         lower_rates(self.optimizer, self.scheduler, factor)
         log.warning("%s: rolled back to step %d, learning rates × %g", fault, self.state.step, factor)
-
-    def _check_ceiling(self, *, ended: bool) -> None:
-        """Refuse a loss that is far above that of the start, at the end of an epoch or of the run.
-
-        Raises:
-            Diverged: in every process, if any of them finds it so.
-        """
-        above = self.state.ceiling.is_exceeded() if ended else self.state.ceiling.is_exceeded_for_long()
-        if self.world.any(above, self.device):
-            raise Diverged(self.state.ceiling.describe(self.state.step, ended=ended))
 
     def _report(self, progress: ProgressBar) -> None:
         """Read the losses, write the rates and show the progress."""
@@ -306,7 +268,7 @@ class Trainer:
             self.state.step_log.add(losses)
         except StepFault as named:  # says more: it names the step
             fault = named
-        if self.world.any(fault is not None, self.device):  # buffers differ between processes
+        if self._anywhere(fault is not None):  # buffers differ between processes
             fault = fault or StepFault(
                 f"another process met what is not finite before step {self.state.step}"
             )
@@ -316,26 +278,19 @@ class Trainer:
         elif isolated or (self._rate_log is not None and not self._rate_log.empty):
             self._recovery.passed()
         with self.clocks.measure("logging"):
-            self._write_rates()
-            self._write_steps()
+            self._run_log.rates()
+            if self.state.step % self.settings.log_every == 0:
+                self._run_log.steps(self.state.steps_row(self.clocks))
         self._keep_sound_state()
+
+    def _anywhere(self, wanted: bool) -> bool:
+        """Whether ``wanted`` holds in any process."""
+        return self.world.any(wanted, self.device)
 
     def _keep_sound_state(self) -> None:
         """Keep a copy of the state, all of which is finite and written, if the policy may return to it."""
         if self._recovery.keeps_state:
             self._sound_state = self.state.snapshot()
-
-    def _write_steps(self) -> None:
-        """Write the row of a logging period that has ended."""
-        if self.state.step % self.settings.log_every == 0:
-            lr, seconds = float(self.optimizer.param_groups[0]["lr"]), self.clocks.seconds["train"]
-            row = self.state.step_log.take(self.state.step, lr, seconds)
-            if row is not None:
-                self._run_log.steps(row)
-
-    def _write_rates(self) -> None:
-        if self._rate_log is not None:
-            self._run_log.rates(self._rate_log.take())
 
     def _finish_epoch(self) -> None:
         """Evaluate, log and checkpoint after an epoch, or after the part of one before a limit."""
@@ -346,9 +301,7 @@ class Trainer:
         outcome.epoch, outcome.step = state.epochs, state.step
         scores = None
         if last or epochs % settings.evaluation.every == 0:
-            with self.clocks.measure("evaluation"):
-                scores = self._evaluator.scores(self._stop_on_signal)
-            self._write_metrics(scores)
+            scores = self._evaluate()
             check_scores(outcome.metrics)
         if whole:  # only now: if interrupted before, a resumed run evaluates this epoch again
             if not self.recipe.schedule.by_step:
@@ -357,22 +310,21 @@ class Trainer:
         if scores is not None:
             self._keep_best(scores["validation"])
             last = judge(outcome, state.patience, settings, last=last)
-        if last or (whole and self._schedule.due_after(epochs)):
+        if last or (whole and self._saver.due_after(epochs)):
             self._checkpoint(LAST, even_above_ceiling=last)
 
-    def _write_metrics(self, scores: dict[str, Score]) -> None:
+    def _evaluate(self) -> dict[str, Score]:
+        """Evaluate the model and write a row of metrics.csv."""
+        with self.clocks.measure("evaluation"):
+            scores = self._evaluator.scores(self._stop_on_signal)
         with self.clocks.measure("logging"):
             self.state.outcome.metrics = row = self.state.row(scores, self.clocks)
             self._run_log.metrics(row)
             log.info(summary_line(row))
+        return scores
 
     def _keep_best(self, score: Score) -> None:
-        value = score.loss if score.accuracy is None else -score.accuracy
-        best = self.state.best
-        if self.world.any(self.state.ceiling.is_exceeded(), self.device):
-            return
-        if value is not None and math.isfinite(value) and (best is None or value < best):
-            self.state.best = value
+        if not self._anywhere(self.state.ceiling.is_exceeded()) and self.state.improves(score):
             with self._evaluator.in_force():
                 self._checkpoint(BEST)
             self._keep_sound_state()  # of the parameters of training
@@ -384,40 +336,14 @@ class Trainer:
         count with ``even_above_ceiling``. So a run that ends as diverged leaves a state from before that.
         """
         self.read()
-        above = self.state.ceiling.is_exceeded_by_the_latest()
-        if not even_above_ceiling and self.world.any(above, self.device):
+        if not even_above_ceiling and self._anywhere(self.state.ceiling.is_exceeded_by_the_latest()):
             return
-        with self.clocks.measure("checkpoint"):
-            averaged = name == BEST and self._evaluator.elsewhere
-            weights = {"weights": "average" if averaged else "training"}
-            self._run_log.checkpoint(name, self.state_dict() | weights)
-        self._schedule.restart()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a run needs to continue as if it had not stopped. Every process has to call it."""
-        return {
-            "identity": self.identity,
-            **self.state.state_dict(),
-            "clocks": self.clocks.state_dict(),
-            "logs": self._run_log.lengths(),
-            "random": self.world.gather(random_states(self.device)),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned; rows written after it are removed from the logs.
-
-        Raises:
-            InputError: if the logs have lost rows. Nothing has changed then.
-        """
-        self._run_log.check(state["logs"])
-        self.state.load_state_dict(state)
-        self.clocks.load_state_dict(state["clocks"])
-        self._run_log.rewind(state["logs"])
-        set_random_states(state["random"][self.world.rank], self.device)
-        self._resumed = True
+        self._saver.save(name, averaged=name == BEST and self._evaluator.elsewhere)
 
     def _stop(self, number: int) -> None:
-        """Write a checkpoint and end the run by signal ``number``."""
+        """Write a checkpoint and end the run by signal ``number``; 0: none, and it goes on."""
+        if not number:
+            return
         self.clocks.pause_training()
         self._checkpoint(LAST, even_above_ceiling=True)
         name, path = signal.Signals(number).name, self._run_log.checkpoint_path(LAST)
@@ -426,11 +352,9 @@ class Trainer:
 
     def _stop_on_signal(self) -> None:
         """End the run here if a signal says so."""
-        if number := self._stops.signal():
-            self._stop(number)
+        self._stop(self._stops.signal())
 
     def _stop_due(self) -> bool:
         """Whether a limit is reached; a signal ends the run here."""
-        if number := self._stops.agreed_signal(self.state.step):
-            self._stop(number)
+        self._stop(self._stops.agreed_signal(self.state.step))
         return self._stops.agreed_limit(self.state.step)

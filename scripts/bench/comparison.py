@@ -32,7 +32,7 @@ def measure(case: Case, repeats: int, now: Callable[[], float], engine: str) -> 
     model = case.build()
     inputs, targets = torch.randn(case.batch, *case.shape), torch.randint(0, 10, (case.batch,))
     parameters = dict(model.named_parameters())
-    partition = Partition.from_names(model, [[name] for name in parameters])
+    partition = Partition.per_tensor(model)
 
     def gradient() -> dict[str, Tensor]:
         loss = F.cross_entropy(model(inputs), targets)

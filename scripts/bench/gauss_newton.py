@@ -30,7 +30,7 @@ def measure(case: Case, repeats: int) -> str:
     torch.manual_seed(0)
     model = case.build().eval()
     x, y = torch.randn(case.batch, *case.shape), torch.randint(0, 10, (case.batch,))
-    partition = Partition.from_names(model, [[name] for name, _ in model.named_parameters()])
+    partition = Partition.per_tensor(model)
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
 
     def gradient() -> None:

@@ -165,6 +165,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def clock(function: Callable[[], object], device: torch.device, now: Callable[[], float]) -> float:
+    """Seconds of a call by the clock ``now``, one of :data:`CLOCKS`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = now()
@@ -190,7 +191,7 @@ def measure(
     inputs = torch.randn(case.batch, *case.shape, device=device, dtype=dtype)
     targets = torch.randint(0, 10, (case.batch,), device=device)
     parameters = dict(model.named_parameters())
-    partition = Partition.from_names(model, [[name] for name in parameters])
+    partition = Partition.per_tensor(model)
 
     def gradient() -> dict[str, Tensor]:
         loss = F.cross_entropy(model(inputs), targets)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives
 
 sys.path.insert(0, str(Path(__file__).parent))
-from summary import COLOUR, GRAY, lenet, mlp, write_table
+from summary import CLOCKS, COLOUR, GRAY, clock, lenet, mlp, write_table
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: mlp([784, 200, 100, 10], nn.Tanh), GRAY),
@@ -61,13 +60,6 @@ def nested(model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor],
     return torch.stack(vmap(along)(torch.eye(len(theta), dtype=x.dtype)), 1)
 
 
-def clock(function: Callable[[], object]) -> float:
-    """Processor time of a call, in seconds."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 def measure(name: str, orders: list[int], repeats: int, most: float) -> list[dict[str, object]]:
     """One row for each order of one network."""
     build, shape = NETWORKS[name]
@@ -75,12 +67,13 @@ def measure(name: str, orders: list[int], repeats: int, most: float) -> list[dic
     model = build()
     x, y = torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))
     named = dict(model.named_parameters())
-    partition = Partition.from_names(model, [[group] for group in named])
+    partition = Partition.per_tensor(model)
 
     def gradient() -> dict[str, Tensor]:
         grads = torch.autograd.grad(F.cross_entropy(model(x), y), list(named.values()))
         return dict(zip(named, grads, strict=True))
 
+    seconds = partial(clock, device=x.device, now=CLOCKS["cpu"])
     direction = gradient()
     made = LossDerivatives(model, F.cross_entropy, partition, engine="taylor")
     made.derivatives(x, y, direction, 1)  # traces
@@ -94,15 +87,15 @@ def measure(name: str, orders: list[int], repeats: int, most: float) -> list[dic
         times: dict[str, list[float]] = {"gradient": [], "taylor": [], "nested": []}
         gap: object = ""
         if within:
-            times["nested"].append(clock(sides["nested"]))
+            times["nested"].append(seconds(sides["nested"]))
             a, b = sides["taylor"](), sides["nested"]().double()
             gap = ((a - b).norm(dim=0) / b.norm(dim=0)).max().item()
             within = times["nested"][0] <= most
         for _ in range(repeats):
-            times["gradient"].append(min(clock(gradient) for _ in range(5)))
-            times["taylor"].append(min(clock(sides["taylor"]) for _ in range(3)))
+            times["gradient"].append(min(seconds(gradient) for _ in range(5)))
+            times["taylor"].append(min(seconds(sides["taylor"]) for _ in range(3)))
             if within:
-                times["nested"].append(clock(sides["nested"]))
+                times["nested"].append(seconds(sides["nested"]))
         least = {side: min(values) for side, values in times.items() if values}
         row: dict[str, object] = {"network": name, "groups": len(partition), "batch": BATCH, "order": order}
         row |= {"gradient_ms": 1e3 * least["gradient"], "taylor": least["taylor"] / least["gradient"]}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
-from typing import Any
 
 import pandas as pd
 
+from gnewton.data import Batch
 from gnewton.experiment.build import Point, open_point
 from gnewton.inspection.measurement import mean_gradient
 from gnewton.inspection.point_inspection import inspect_point, inspection_files
@@ -70,11 +70,9 @@ def _length(steps: int | None) -> tuple[str, ...]:
 
 def _inspected(point: Point, samples: int) -> InspectionFiles:
     """H̄ along the gradient, both over the first ``samples`` training samples."""
-    train = point.data.train
-    pieces = max(1, -(-min(samples, len(train)) // PIECE))
 
-    def batches() -> Any:
-        return islice(train.in_order(min(PIECE, samples)), pieces)
+    def batches() -> Iterator[Batch]:
+        return point.data.train.in_order(PIECE, samples)
 
     direction = mean_gradient(point.model, point.problem.loss_fn, batches())
     damping = getattr(point.settings.optimizer, "internal_damping", 1.0)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -112,6 +113,7 @@ def _weights(outcome: Outcome) -> dict[str, Tensor] | None:
     return None if path is None else load_checkpoint(path)["model"]
 
 
+@cache
 def _initial(trial: Trial) -> dict[str, Tensor]:
     point = open_point(composed(trial.overrides), None)
     return {key: value.detach().cpu() for key, value in point.model.state_dict().items()}

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, title
-from scripts.study.results import trailing_loss
+from scripts.study.results import at_end, trailing_loss
 from scripts.study.stages import Outcome
 
 AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
@@ -76,8 +76,7 @@ def end_table(outcomes: Sequence[Outcome], reference: str) -> pd.DataFrame:
     rows = []
     for task, method in dict.fromkeys((o.trial.task, o.trial.method) for o in outcomes):
         members = [o for o in outcomes if (o.trial.task, o.trial.method) == (task, method)]
-        ends = pd.DataFrame([o.run.metrics.iloc[-1] for o in members if not o.lost and o.run is not None])
-        losses = ends["train_loss"] if len(ends) else pd.Series(dtype=float)
+        losses = at_end(members, "train_loss")
         rows.append(
             {
                 "task": task,
@@ -88,8 +87,8 @@ def end_table(outcomes: Sequence[Outcome], reference: str) -> pd.DataFrame:
                 "train_loss": losses.median(),
                 "least": losses.min(),
                 "greatest": losses.max(),
-                "test_accuracy": ends["test_accuracy"].median() if "test_accuracy" in ends else np.nan,
-                "train_seconds": ends["train_seconds"].median() if len(ends) else np.nan,
+                "test_accuracy": at_end(members, "test_accuracy").median(),
+                "train_seconds": at_end(members, "train_seconds").median(),
             }
         )
     table = pd.DataFrame(rows)

@@ -80,8 +80,8 @@ def table(plan: Plan, chosen: dict[tuple[str, str], str], finals: Sequence[Outco
                     "greatest": max(losses, default=math.nan),
                     "ratio": _median(losses) / base if base > 0 else math.nan,
                     "share_to_reference": _median(share_to(outcome, target, length) for outcome in outcomes),
-                    "test_accuracy": _last(outcomes, "test_accuracy"),
-                    "train_seconds": _last(outcomes, "train_seconds"),
+                    "test_accuracy": at_end(outcomes, "test_accuracy").median(),
+                    "train_seconds": at_end(outcomes, "train_seconds").median(),
                 }
             )
     return pd.DataFrame(rows)
@@ -99,9 +99,10 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
-def _last(outcomes: Iterable[Outcome], column: str) -> float:
+def at_end(outcomes: Iterable[Outcome], column: str) -> pd.Series:
+    """The last values of a column of metrics.csv, of those runs that came to an end and have it."""
     ends = (o.run.metrics for o in outcomes if not o.lost and o.run is not None)
-    return _median(float(metrics[column].iloc[-1]) for metrics in ends if column in metrics)
+    return pd.Series([metrics[column].iloc[-1] for metrics in ends if column in metrics], dtype=float)
 
 
 def _median(values: Iterable[float]) -> float:

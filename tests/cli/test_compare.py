@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.conftest import SMALL, SMALL_BASELINE
+from tests.conftest import SMALL, SMALL_BASELINE, loaded_by
 from tests.report.builders import ENVIRONMENT, GPU, falling, grouped_newton, write_run
 from tests.report.sweeps import write_sweep
 
@@ -159,18 +157,4 @@ def test_only_what_is_needed_is_loaded(tmp_path):
         (["compare", "runs", "--no-plots"], ["torch", "matplotlib", "hydra", "omegaconf"]),
         (["compare", "runs", "--html"], ["torch", "hydra", "omegaconf"]),
     ]
-    program = f"""
-import sys
-from gnewton.cli.main import main
-for command, unwanted in {commands!r}:
-    try:
-        main(command)
-    except SystemExit:
-        pass
-    print("loaded", command, sorted(set(unwanted) & set(sys.modules)), file=sys.stderr)
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("loaded ")]
-    assert lines == [f"loaded {command} []" for command, _ in commands]
+    assert loaded_by(commands, tmp_path) == [[]] * len(commands)

@@ -1,4 +1,4 @@
-"""Shell completion, asked the way the shell's script asks, and once by a real bash."""
+"""Shell completion, called as the shell's script calls it, and once by a real bash."""
 
 from __future__ import annotations
 

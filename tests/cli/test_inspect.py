@@ -51,13 +51,13 @@ def test_the_full_set_at_initial_weights(inspected, compose):
     point = open_point(compose(TINY), None)
     (inputs, targets) = next(point.data.train.in_order(60))
     expected = direct(point.model, Partition.per_tensor(point.model), inputs, targets)
-    with np.load(folder / "summary.npz") as found:
-        assert found["hessian"] == pytest.approx(expected.hessian.numpy(), rel=1e-9, abs=1e-12)
-        assert found["gradient"] == pytest.approx(expected.gradient.numpy(), rel=1e-9)
-        assert found["third"] == pytest.approx(expected.third.numpy(), rel=1e-8, abs=1e-12)
-        assert found["norms"] ** 2 == pytest.approx(found["gradient"], rel=1e-9)  # u is the gradient
-        hessian, names = found["hessian"], found["groups"].tolist()
-        rates = found["rate_cubic"]
+    with np.load(folder / "summary.npz") as arrays:
+        assert arrays["hessian"] == pytest.approx(expected.hessian.numpy(), rel=1e-9, abs=1e-12)
+        assert arrays["gradient"] == pytest.approx(expected.gradient.numpy(), rel=1e-9)
+        assert arrays["third"] == pytest.approx(expected.third.numpy(), rel=1e-8, abs=1e-12)
+        assert arrays["norms"] ** 2 == pytest.approx(arrays["gradient"], rel=1e-9)  # u is the gradient
+        hessian, names = arrays["hessian"], arrays["groups"].tolist()
+        rates = arrays["rate_cubic"]
     groups = pd.read_csv(folder / "groups.csv")
     assert groups["group"].tolist() == names == list(point.partition.names)
     assert groups["curvature"].to_numpy() == pytest.approx(hessian.diagonal(), rel=1e-15)
@@ -97,9 +97,9 @@ def test_batches_of_a_run_along_its_own_direction(inspected, run, tmp_path):
         for i, ((name, _), g) in enumerate(zip(point.model.named_parameters(), gradients, strict=True))
     }
     expected = direct(point.model, point.partition, inputs, targets, direction)
-    with np.load(folder / "summary.npz") as found:
-        assert found["gradient"] == pytest.approx(expected.gradient.numpy(), rel=1e-8, abs=1e-14)
-        assert found["hessian"] == pytest.approx(expected.hessian.numpy(), rel=1e-7, abs=1e-12)
+    with np.load(folder / "summary.npz") as arrays:
+        assert arrays["gradient"] == pytest.approx(expected.gradient.numpy(), rel=1e-8, abs=1e-14)
+        assert arrays["hessian"] == pytest.approx(expected.hessian.numpy(), rel=1e-7, abs=1e-12)
     about = json.loads((folder / "inspection.json").read_text())
     assert about["step"] == 6
     assert "2 batches of 20" in about["taken_on"]
@@ -112,9 +112,9 @@ def test_a_baseline_has_a_direction_too(inspected, run, tmp_path, optimizer):
     folder = inspected(
         str(report.folder / "checkpoint" / "last.pt"), "--full", "--direction=optimizer", "--no-plots"
     )
-    with np.load(folder / "summary.npz") as found:
-        assert (found["gradient"] != 0).all()
-        assert found["norms"] ** 2 != pytest.approx(found["gradient"], rel=1e-3)
+    with np.load(folder / "summary.npz") as arrays:
+        assert (arrays["gradient"] != 0).all()
+        assert arrays["norms"] ** 2 != pytest.approx(arrays["gradient"], rel=1e-3)
 
 
 def test_a_run_can_be_seen_through_another_partition(inspected, run, tmp_path):
@@ -140,38 +140,38 @@ def test_the_plots(inspected):
     for stem in STEMS:
         for suffix in ("png", "svg"):
             assert (folder / f"{stem}.{suffix}").stat().st_size > 2000
-    found = read_inspection(folder)
-    left, right = hessian_figure(found).axes[:2]
+    files = read_inspection(folder)
+    left, right = hessian_figure(files).axes[:2]
     for axis in (left, right):
         (image,) = axis.get_images()
         low, high = image.get_clim()
         assert low == -high  # symmetric: white is zero
-        assert [label.get_text() for label in axis.get_xticklabels()] == found.names
+        assert [label.get_text() for label in axis.get_xticklabels()] == files.names
         assert image.get_array().shape == (6, 6)
-    assert np.asarray(left.get_images()[0].get_array()) == pytest.approx(found.hessian)
-    assert [label.get_text() for label in left.get_yticklabels()] == found.names
-    bars = rates_figure(found).axes[0].patches
-    assert [bar.get_width() for bar in bars] == pytest.approx(found.groups["rate_cubic"].tolist())
-    eigenvalues = spectrum_figure(found).axes[1].lines
+    assert np.asarray(left.get_images()[0].get_array()) == pytest.approx(files.hessian)
+    assert [label.get_text() for label in left.get_yticklabels()] == files.names
+    bars = rates_figure(files).axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx(files.groups["rate_cubic"].tolist())
+    eigenvalues = spectrum_figure(files).axes[1].lines
     assert sum(len(line.get_xdata()) for line in eigenvalues[:2]) == 6
-    heights = [bar.get_height() for bar in distances_figure(found).axes[0].patches]
-    assert heights == pytest.approx([*found.distances["share"], *found.distances["scaled_share"]])
+    heights = [bar.get_height() for bar in distances_figure(files).axes[0].patches]
+    assert heights == pytest.approx([*files.distances["share"], *files.distances["scaled_share"]])
 
 
 def test_the_loss_along_the_groups(inspected):
     """Its derivatives are those of the summary, up to the sign: the rate moves against u."""
     folder = inspected(*TINY, "--full", "--order=5")
-    found = read_inspection(folder)
-    assert found.orders == (2, 3, 5)
+    files = read_inspection(folder)
+    assert files.orders == (2, 3, 5)
     for k, column in enumerate(("gradient", "curvature", "third"), start=1):
-        expected = (-1) ** k * found.groups[column].to_numpy()
-        assert found.reach[f"derivative_{k}"].to_numpy() == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    panels = along_figure(found).axes
-    assert [axis.get_title(loc="left") for axis in panels if axis.get_visible()] == found.names
-    at = found.along["group"] == found.names[0]
-    assert panels[0].lines[0].get_ydata() == pytest.approx(found.along["loss"][at].tolist())
+        expected = (-1) ** k * files.groups[column].to_numpy()
+        assert files.reach[f"derivative_{k}"].to_numpy() == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    panels = along_figure(files).axes
+    assert [axis.get_title(loc="left") for axis in panels if axis.get_visible()] == files.names
+    at = files.along["group"] == files.names[0]
+    assert panels[0].lines[0].get_ydata() == pytest.approx(files.along["loss"][at].tolist())
     assert (folder / "along.png").stat().st_size > 2000
-    assert (found.reach["holds_5"].abs() >= found.reach["holds_2"].abs()).mean() > 0.5
+    assert (files.reach["holds_5"].abs() >= files.reach["holds_2"].abs()).mean() > 0.5
 
 
 def test_a_function_without_data(inspected):

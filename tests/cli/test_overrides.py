@@ -73,7 +73,7 @@ def test_an_override_without_a_name_is_refused(text):
 def test_several_texts_in_a_sweep():
     (override,) = prepared(["resume=outputs/größe/A,outputs/a=b/B"])
     parsed = OverridesParser.create().parse_override(override)
-    assert [str(each.text) for each in parsed.value().list] == ["outputs/größe/A", "outputs/a=b/B"]
+    assert [str(choice.text) for choice in parsed.value().list] == ["outputs/größe/A", "outputs/a=b/B"]
 
 
 @pytest.mark.parametrize("key", ["output_root", "data.path", "data.root", "resume", "optimizer.rates"])

@@ -69,8 +69,8 @@ def test_sgd_is_the_default(suggested):
     folder, out = suggested(*TINY)
     assert "optimizer=sgd" in (folder / "rates.yaml").read_text()
     assert "one rate for all" in out
-    with np.load(folder / "summaries.npz") as found:
-        assert found["hessian"].shape == (4, 6, 6)
+    with np.load(folder / "summaries.npz") as arrays:
+        assert arrays["hessian"].shape == (4, 6, 6)
 
 
 def test_the_state_of_a_run_is_taken_up(cli, run, tmp_path):
@@ -82,8 +82,8 @@ def test_the_state_of_a_run_is_taken_up(cli, run, tmp_path):
     assert cli(["rates", str(report.folder), "optimizer=adam", *arguments, "-o", "empty"]).code == 0
     norms = []
     for name in ("restored", "empty"):
-        with np.load(f"{name}/summaries.npz") as found:
-            norms.append(found["norms"][0])
+        with np.load(f"{name}/summaries.npz") as arrays:
+            norms.append(arrays["norms"][0])
     weights = 64 * 8  # an empty Adam makes a step of size one in every coordinate with a gradient
     assert 0.5 * weights < norms[1][0] ** 2 <= 1.01 * weights
     assert norms[0][0] < 0.9 * norms[1][0]

@@ -65,12 +65,12 @@ def test_the_lowest_eigenpair_and_the_turns(size: int, seed: int) -> None:
 @pytest.mark.parametrize("size", [2, 7, 50, 80])
 def test_the_margin_is_the_smallest_eigenvalue(size: int, seed: int) -> None:
     problem = scaled(*instance("gaussian", seed, size).arguments)
-    found = quick_candidate(problem)
-    if found is None:
+    candidate = quick_candidate(problem)
+    if candidate is None:
         pytest.skip("left to a more careful way")
     slow, _ = _from(problem, plain_spectrum(problem))
-    assert found.margin == pytest.approx(slow.margin, rel=1e-8, abs=1e-12)
-    assert found.x == pytest.approx(slow.x, rel=1e-9, abs=1e-12)
+    assert candidate.margin == pytest.approx(slow.margin, rel=1e-8, abs=1e-12)
+    assert candidate.x == pytest.approx(slow.x, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -78,12 +78,12 @@ def test_one_group_by_formula_and_by_the_secular_equation(seed: int) -> None:
     rng = np.random.default_rng(seed)
     h, g, t = rng.standard_normal(3) * 10.0 ** rng.uniform(-12, 12, 3)
     problem = scaled(np.array([[h]]), np.array([g]), np.array([t]), 1.0)
-    found = single_candidate(problem)
-    assert found is not None
+    candidate = single_candidate(problem)
+    assert candidate is not None
     slow, _ = _from(problem, plain_spectrum(problem))
-    assert found.status is slow.status is CubicStatus.INTERIOR
-    assert found.x == pytest.approx(slow.x, rel=8 * EPSILON)
-    assert found.margin == pytest.approx(slow.margin, rel=1e-9, abs=1e-15)
+    assert candidate.status is slow.status is CubicStatus.INTERIOR
+    assert candidate.x == pytest.approx(slow.x, rel=8 * EPSILON)
+    assert candidate.margin == pytest.approx(slow.margin, rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

@@ -241,7 +241,7 @@ def test_channels_first_are_the_same_images(tmp_path):
         build("npz", path=str(save_npz(tmp_path / f"{number}.npz", **changed)), validation=10)
         for number, changed in enumerate(({}, moved))
     ]
-    assert torch.equal(*(next(iter(each.train.in_order(99)))[0] for each in sets))
+    assert torch.equal(*(next(iter(data.train.in_order(99)))[0] for data in sets))
 
 
 def test_a_layout_without_channels_is_refused(tmp_path):

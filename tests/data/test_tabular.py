@@ -25,15 +25,15 @@ def test_the_rows_are_those_of_the_table_each_once(table):
     assert [len(x) for x, _ in parts] == [TABLES[table] - 72, 36, 36]
     rows = torch.cat([x for x, _ in parts]).numpy()
     targets = torch.cat([y for _, y in parts]).numpy().reshape(-1)
-    found = np.lexsort(rows.T), np.lexsort(stored.data.T)
-    assert rows[found[0]] == pytest.approx(stored.data[found[1]])
+    orders = np.lexsort(rows.T), np.lexsort(stored.data.T)
+    assert rows[orders[0]] == pytest.approx(stored.data[orders[1]])
     if table == "diabetes":
-        assert np.corrcoef(targets[found[0]], stored.target[found[1]])[0, 1] == pytest.approx(1.0)
+        assert np.corrcoef(targets[orders[0]], stored.target[orders[1]])[0, 1] == pytest.approx(1.0)
         beside = torch.cat([y for _, y in parts[:2]])
         assert float(beside.mean()) == pytest.approx(0.0, abs=1e-12)
         assert float(beside.std(unbiased=False)) == pytest.approx(1.0)
     else:
-        assert targets[found[0]].tolist() == stored.target[found[1]].tolist()
+        assert targets[orders[0]].tolist() == stored.target[orders[1]].tolist()
 
 
 def test_features_are_in_units_of_the_training_part():

@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 
 
 def build(*overrides):
-    made = recipe(DATA, "digits", "tiny_text", *overrides)
-    return made.build(CPU, torch.float32, 0)
+    options = recipe(DATA, "digits", "tiny_text", *overrides)
+    return options.build(CPU, torch.float32, 0)
 
 
 def test_the_blocks_are_the_text_in_order_and_the_targets_one_character_later():
@@ -32,7 +32,7 @@ def test_the_blocks_are_the_text_in_order_and_the_targets_one_character_later():
     assert data.task == TokenClassification((100,), len(alphabet), symbols=len(alphabet))
     assert [len(part) for part in (data.train, data.validation, data.test)] == [1987, 7, 5]
     parts = [next(iter(part.in_order(2000))) for part in (data.train, data.validation, data.test)]
-    inputs, targets = (torch.cat(each).flatten().tolist() for each in zip(*parts, strict=True))
+    inputs, targets = (torch.cat(pieces).flatten().tolist() for pieces in zip(*parts, strict=True))
     assert "".join(alphabet[code] for code in inputs) == read_text()[:199_900]
     assert targets[:-1] == inputs[1:]
     assert alphabet[targets[-1]] == read_text()[199_900]

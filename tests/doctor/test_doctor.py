@@ -81,8 +81,8 @@ def test_without_an_installation_the_pins_are_not_known(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", nothing)
-    found = by_subject(installation.installation())
-    assert found["gnewton"].level is Level.WARNING
+    findings = by_subject(installation.installation())
+    assert findings["gnewton"].level is Level.WARNING
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
@@ -111,11 +111,11 @@ def test_data_damaged_and_sound(monkeypatch, tmp_path):
     monkeypatch.setattr(
         machine, "read_cached", lambda entry, root: None if entry.name == "cifar10" else real(entry, root)
     )
-    found = by_subject(machine.datasets(tmp_path))
-    assert found["data=cifar10"].level is Level.GOOD
-    assert found["data=mnist"].level is Level.WARNING
-    assert "gnewton data fetch mnist obtains it anew" in found["data=mnist"].message
-    assert "cifar100, fashion_mnist" in found[f"data in {tmp_path}"].message
+    findings = by_subject(machine.datasets(tmp_path))
+    assert findings["data=cifar10"].level is Level.GOOD
+    assert findings["data=mnist"].level is Level.WARNING
+    assert "gnewton data fetch mnist obtains it anew" in findings["data=mnist"].message
+    assert "cifar100, fashion_mnist" in findings[f"data in {tmp_path}"].message
 
 
 def test_engines_that_disagree_are_broken(monkeypatch):
@@ -127,10 +127,10 @@ def test_engines_that_disagree_are_broken(monkeypatch):
         return dataclasses.replace(summary, hessian=summary.hessian * factor)
 
     monkeypatch.setattr(selftest.Summarizer, "summarize", wrong)
-    found = by_subject(selftest.selftest())
-    assert found["summary"].level is Level.BROKEN
-    assert "cannot be trusted" in found["summary"].message
-    assert found["cubic solver"].level is found["training"].level is Level.GOOD
+    findings = by_subject(selftest.selftest())
+    assert findings["summary"].level is Level.BROKEN
+    assert "cannot be trusted" in findings["summary"].message
+    assert findings["cubic solver"].level is findings["training"].level is Level.GOOD
 
 
 def test_a_solver_that_does_not_certify_is_broken(monkeypatch, cli):

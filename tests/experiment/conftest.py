@@ -18,7 +18,7 @@ def finished(
 ) -> Callable[[Sequence[str]], Path]:
     """finished(overrides) -> the folder of the run of these overrides; made once, so it must not be changed.
 
-    Ask for it before anything is patched.
+    Request it before anything is patched.
     """
     from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run

@@ -66,14 +66,14 @@ def _equal(a: Any, b: Any) -> bool:
 @contextmanager
 def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> Iterator[None]:
     """Within the block, ``act`` is called once ``step`` training steps have been made by this process."""
-    made = 0
+    count = 0
     original = ProgressBar.advance
 
     def advance(self: ProgressBar) -> None:
-        nonlocal made
+        nonlocal count
         original(self)
-        made += 1
-        if made == step:
+        count += 1
+        if count == step:
             act()
 
     with monkeypatch.context() as patch:
@@ -84,13 +84,13 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Non
 @contextmanager
 def in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> Iterator[None]:
     """Within the block, ``act`` is called as the ``number``-th evaluation of this process begins."""
-    made = 0
+    count = 0
     original = evaluate_module.evaluate_splits
 
     def evaluate(*arguments: Any) -> Any:
-        nonlocal made
-        made += 1
-        if made == number:
+        nonlocal count
+        count += 1
+        if count == number:
             act()
         return original(*arguments)
 

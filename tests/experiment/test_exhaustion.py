@@ -18,11 +18,11 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def _fail_at(number, original):
-    made = []
+    calls = []
 
     def work(*arguments):
-        made.append(0)
-        if len(made) == number:
+        calls.append(0)
+        if len(calls) == number:
             raise FULL
         return original(*arguments)
 

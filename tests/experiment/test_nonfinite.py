@@ -245,12 +245,12 @@ def _with_summary(monkeypatch, spoil):
 
     from gnewton.summary import Summarizer
 
-    original, made = Summarizer.summarize, []
+    original, calls = Summarizer.summarize, []
 
     def summarize(self, *arguments):
         summary = original(self, *arguments)
-        made.append(0)
-        return dataclasses.replace(summary, **spoil(len(made) - 1, summary))
+        calls.append(0)
+        return dataclasses.replace(summary, **spoil(len(calls) - 1, summary))
 
     monkeypatch.setattr(Summarizer, "summarize", summarize)
 
@@ -291,12 +291,12 @@ def test_updates_that_fail_now_and_then_are_not_in_a_row(bad, in_a_row, run, mon
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_an_evaluation_that_is_not_finite(policy, run, monkeypatch, tmp_path):
-    original, made = evaluate_module.evaluate_splits, []
+    original, calls = evaluate_module.evaluate_splits, []
 
     def evaluate(*arguments):
         scores = original(*arguments)
-        made.append(0)
-        if len(made) == 3:
+        calls.append(0)
+        if len(calls) == 3:
             scores["validation"] = type(scores["validation"])(math.nan, 0.5)
         return scores
 

@@ -30,11 +30,11 @@ def pieces(inputs, targets):
 
 def test_the_mean_gradient_is_that_of_the_whole_set(problem):
     model, inputs, targets = problem
-    found = mean_gradient(model, cross_entropy, pieces(inputs, targets))
+    gradient = mean_gradient(model, cross_entropy, pieces(inputs, targets))
     whole = torch.autograd.grad(cross_entropy(model(inputs), targets), list(model.parameters()))
     for (name, p), expected in zip(model.named_parameters(), whole, strict=True):
-        torch.testing.assert_close(found[name], expected, rtol=1e-13, atol=1e-16)
-        assert torch.equal(p.grad, found[name])
+        torch.testing.assert_close(gradient[name], expected, rtol=1e-13, atol=1e-16)
+        assert torch.equal(p.grad, gradient[name])
 
 
 @pytest.mark.parametrize("engine", ["tangent", "reference"])
@@ -44,11 +44,11 @@ def test_the_averaged_summary_is_that_of_the_whole_set(problem, engine):
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     whole = summarize(model, cross_entropy, inputs, targets, partition, direction, engine="reference")
     measurer = PointMeasurer(model, cross_entropy, partition, engine=engine)
-    found = measurer.mean(pieces(inputs, targets), direction)
-    assert (found.samples, found.batches) == (sum(SIZES), len(SIZES))
+    mean = measurer.mean(pieces(inputs, targets), direction)
+    assert (mean.samples, mean.batches) == (sum(SIZES), len(SIZES))
     for name in ("gradient", "hessian", "third"):
-        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-11, atol=1e-13)
-    assert found.loss == pytest.approx(float(whole.loss), rel=1e-11)
+        torch.testing.assert_close(getattr(mean, name), getattr(whole, name), rtol=1e-11, atol=1e-13)
+    assert mean.loss == pytest.approx(float(whole.loss), rel=1e-11)
 
 
 def test_equal_weights_for_the_batches_would_be_another_summary(problem):
@@ -56,9 +56,9 @@ def test_equal_weights_for_the_batches_would_be_another_summary(problem):
     model, inputs, targets = problem
     partition = Partition.per_tensor(model)
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    each = [summarize(model, cross_entropy, *b, partition, direction) for b in pieces(inputs, targets)]
+    summaries = [summarize(model, cross_entropy, *b, partition, direction) for b in pieces(inputs, targets)]
     whole = summarize(model, cross_entropy, inputs, targets, partition, direction)
-    plain = torch.stack([s.hessian for s in each]).mean(0)
+    plain = torch.stack([s.hessian for s in summaries]).mean(0)
     assert (plain - whole.hessian).norm() > 1e-2 * whole.hessian.norm()
 
 
@@ -77,8 +77,8 @@ def test_norms_and_depths_of_groups(problem):
         torch.cat([direction[name].flatten() for name in names]).norm().item()
         for names in (["0.weight", "0.bias", "4.weight", "4.bias"], ["2.weight", "2.bias"])
     ]
-    found = PointMeasurer(model, cross_entropy, partition).mean(pieces(inputs, targets), direction)
-    assert found.norms.tolist() == pytest.approx(expected, rel=1e-14)
+    mean = PointMeasurer(model, cross_entropy, partition).mean(pieces(inputs, targets), direction)
+    assert mean.norms.tolist() == pytest.approx(expected, rel=1e-14)
     assert group_depths(model, partition) == (0, 1)
     assert group_depths(model, Partition.per_tensor(model)) == (0, 0, 1, 1, 2, 2)
 
@@ -108,7 +108,7 @@ def test_a_coupled_decay_is_part_of_the_loss(problem):
         prefixed,
         engine="reference",
     )
-    found = inspect_point(
+    inspection = inspect_point(
         model,
         cross_entropy,
         partition,
@@ -117,9 +117,9 @@ def test_a_coupled_decay_is_part_of_the_loss(problem):
         internal_damping=1.0,
         decay=dict.fromkeys(direction, wd),
     )
-    assert found.gradient == pytest.approx(expected.gradient.numpy(), rel=1e-11)
-    assert found.hessian == pytest.approx(expected.hessian.numpy(), rel=1e-10, abs=1e-12)
-    assert found.third == pytest.approx(expected.third.numpy(), rel=1e-9, abs=1e-12)
+    assert inspection.gradient == pytest.approx(expected.gradient.numpy(), rel=1e-11)
+    assert inspection.hessian == pytest.approx(expected.hessian.numpy(), rel=1e-10, abs=1e-12)
+    assert inspection.third == pytest.approx(expected.third.numpy(), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize(

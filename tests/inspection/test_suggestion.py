@@ -36,24 +36,24 @@ WHOLE = repeated(
 
 
 def test_without_third_derivatives_it_is_newton_on_the_summary():
-    found = suggest(
+    suggestion = suggest(
         repeated(HESSIAN, GRADIENT, np.zeros(3), NORMS),
         WHOLE,
         internal_damping=1.0,
         proximal=0.0,
         step_size=0.5,
     )
-    assert found.solved == pytest.approx(0.5 * np.linalg.solve(HESSIAN, GRADIENT))
-    assert found.rates == pytest.approx(found.solved)
-    assert found.single == pytest.approx(0.5 * GRADIENT.sum() / HESSIAN.sum())
-    assert found.status == "quadratic"
-    assert found.low == pytest.approx(found.solved)  # all batches agree
-    assert found.high == pytest.approx(found.solved)
+    assert suggestion.solved == pytest.approx(0.5 * np.linalg.solve(HESSIAN, GRADIENT))
+    assert suggestion.rates == pytest.approx(suggestion.solved)
+    assert suggestion.single == pytest.approx(0.5 * GRADIENT.sum() / HESSIAN.sum())
+    assert suggestion.status == "quadratic"
+    assert suggestion.low == pytest.approx(suggestion.solved)  # all batches agree
+    assert suggestion.high == pytest.approx(suggestion.solved)
 
 
 def test_with_them_it_satisfies_the_first_order_condition():
     third, damping = np.array([-4.0, 1.0, 9.0]), 2.0
-    found = suggest(
+    suggestion = suggest(
         repeated(HESSIAN, GRADIENT, third, NORMS),
         WHOLE,
         internal_damping=damping,
@@ -61,18 +61,18 @@ def test_with_them_it_satisfies_the_first_order_condition():
         step_size=1.0,
     )
     d = np.cbrt(np.abs(third))
-    r = np.linalg.norm(d * found.solved)
-    assert (HESSIAN + damping / 2 * r * np.diag(d**2)) @ found.solved == pytest.approx(GRADIENT)
+    r = np.linalg.norm(d * suggestion.solved)
+    assert (HESSIAN + damping / 2 * r * np.diag(d**2)) @ suggestion.solved == pytest.approx(GRADIENT)
 
 
 def test_the_proximal_term_pulls_towards_the_rate_for_all():
     third, mu = np.array([-4.0, 1.0, 9.0]), 3.0
     groups = repeated(HESSIAN, GRADIENT, third, NORMS)
-    found = suggest(groups, WHOLE, internal_damping=1.0, proximal=mu, step_size=1.0)
+    suggestion = suggest(groups, WHOLE, internal_damping=1.0, proximal=mu, step_size=1.0)
     d = np.cbrt(np.abs(third))
-    m = HESSIAN + 0.5 * np.linalg.norm(d * found.solved) * np.diag(d**2)
+    m = HESSIAN + 0.5 * np.linalg.norm(d * suggestion.solved) * np.diag(d**2)
     pull = mu * HESSIAN.diagonal()
-    assert m @ found.solved + pull * (found.solved - found.single) == pytest.approx(GRADIENT)
+    assert m @ suggestion.solved + pull * (suggestion.solved - suggestion.single) == pytest.approx(GRADIENT)
     flat = suggest(groups, WHOLE, internal_damping=0.0, proximal=1e9, step_size=1.0)
     assert flat.solved == pytest.approx([flat.single] * 3, rel=1e-6)
 
@@ -80,7 +80,7 @@ def test_the_proximal_term_pulls_towards_the_rate_for_all():
 def test_a_group_without_a_rate_above_zero_gets_that_of_all():
     hessian = np.array([[1.0, 0.9], [0.9, 1.0]])
     gradient = np.array([1.0, 0.1])  # Newton: the second one is negative
-    found = suggest(
+    suggestion = suggest(
         repeated(hessian, gradient, np.zeros(2), np.ones(2), noise=0.05),
         repeated(np.array([[hessian.sum()]]), np.array([gradient.sum()]), np.zeros(1), np.ones(1)),
         internal_damping=1.0,
@@ -88,13 +88,13 @@ def test_a_group_without_a_rate_above_zero_gets_that_of_all():
         step_size=1.0,
     )
     solved = np.linalg.solve(hessian, gradient)
-    assert found.solved == pytest.approx(solved)
+    assert suggestion.solved == pytest.approx(solved)
     assert solved[1] < 0
-    assert found.rates == pytest.approx([solved[0], gradient.sum() / hessian.sum()])
-    assert found.from_solve.tolist() == [True, False]
-    assert found.positive.tolist() == [1.0, 0.0]
-    assert (found.low < found.solved).all()
-    assert (found.solved < found.high).all()
+    assert suggestion.rates == pytest.approx([solved[0], gradient.sum() / hessian.sum()])
+    assert suggestion.from_solve.tolist() == [True, False]
+    assert suggestion.positive.tolist() == [1.0, 0.0]
+    assert (suggestion.low < suggestion.solved).all()
+    assert (suggestion.solved < suggestion.high).all()
 
 
 def test_a_group_at_rest_takes_no_part():
@@ -118,8 +118,8 @@ def test_rates_move_against_the_scale_of_a_group():
         repeated(HESSIAN, GRADIENT, third, NORMS), WHOLE, internal_damping=1.0, proximal=0.0, step_size=1.0
     )
     scaled = repeated(HESSIAN * np.outer(a, a), GRADIENT * a, third * a**3, NORMS * a)
-    found = suggest(scaled, WHOLE, internal_damping=1.0, proximal=0.0, step_size=1.0)
-    assert found.solved == pytest.approx(plain.solved / a, rel=1e-9)
+    suggestion = suggest(scaled, WHOLE, internal_damping=1.0, proximal=0.0, step_size=1.0)
+    assert suggestion.solved == pytest.approx(plain.solved / a, rel=1e-9)
 
 
 def test_observations_are_summaries_along_the_steps_of_the_optimizer():

@@ -50,12 +50,12 @@ def test_it_is_the_suggestion_of_its_parts(along):
         model, cross_entropy, parts, direction, endless, None if along == "fresh" else endless, **BRIEF
     )
     expected = suggest(groups, whole, internal_damping=1.0, proximal=10.0, step_size=1.0)
-    found = gnewton.suggest_rates(
+    suggestion = gnewton.suggest_rates(
         tanh_net(), cross_entropy, LOADER, optimizer="sgd", partition="by_layer", along=along, **BRIEF
     )
-    assert found.suggestion.rates.tolist() == expected.rates.tolist()
-    assert found.rate == expected.single
-    assert list(found.rates) == list(parts[0].names)
+    assert suggestion.suggestion.rates.tolist() == expected.rates.tolist()
+    assert suggestion.rate == expected.single
+    assert list(suggestion.rates) == list(parts[0].names)
 
 
 def test_along_fresh_it_is_the_line_search_of_the_gradient_on_its_own_batch_over_the_weight_of_momentum():
@@ -66,7 +66,7 @@ def test_along_fresh_it_is_the_line_search_of_the_gradient_on_its_own_batch_over
     curved = torch.autograd.grad(square, parameters)
     curvature = sum((h * g.detach()).sum() for h, g in zip(curved, gradient, strict=True))
     warmup, momentum = 60, 0.5
-    found = gnewton.suggest_rates(
+    suggestion = gnewton.suggest_rates(
         model,
         cross_entropy,
         [(x, y)],
@@ -76,7 +76,7 @@ def test_along_fresh_it_is_the_line_search_of_the_gradient_on_its_own_batch_over
         warmup=warmup,
         internal_damping=0.0,
     )
-    assert found.rate == pytest.approx(float((square / curvature).detach()) * (1 - momentum), rel=1e-6)
+    assert suggestion.rate == pytest.approx(float((square / curvature).detach()) * (1 - momentum), rel=1e-6)
 
 
 def test_the_model_is_as_it_was():
@@ -102,9 +102,9 @@ def test_a_bias_before_batch_normalisation_does_not_stop_the_others():
     """The loss does not depend on it: without leaving it out the model has no minimiser, for any group."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
-    found = gnewton.suggest_rates(model, cross_entropy, LOADER, optimizer="sgd", **BRIEF)
-    assert found.suggestion.from_solve.tolist()[0]
-    assert not found.suggestion.from_solve.tolist()[1]
+    suggestion = gnewton.suggest_rates(model, cross_entropy, LOADER, optimizer="sgd", **BRIEF)
+    assert suggestion.suggestion.from_solve.tolist()[0]
+    assert not suggestion.suggestion.from_solve.tolist()[1]
     inspected = gnewton.inspect(model, cross_entropy, LOADER)
     assert inspected.rates["cubic"].notna().all()
     assert inspected.rates.loc["0.bias"].tolist() == [0, 0, 0]
@@ -120,7 +120,7 @@ def test_an_optimizer_with_its_state_goes_on_from_it_and_stays_as_it_is():
         cross_entropy(model(x), y).backward()
         optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
-    found = gnewton.suggest_rates(model, cross_entropy, LOADER, optimizer=optimizer, batches=2, warmup=0)
+    suggestion = gnewton.suggest_rates(model, cross_entropy, LOADER, optimizer=optimizer, batches=2, warmup=0)
     names = [name for name, _ in model.named_parameters()]
     unit = {**saved, "param_groups": [{**group, "lr": 1.0} for group in saved["param_groups"]]}
     factory = partial(torch.optim.Adam, lr=1.0, betas=(0.8, 0.99))
@@ -137,7 +137,7 @@ def test_an_optimizer_with_its_state_goes_on_from_it_and_stays_as_it_is():
         warmup=0,
     )
     expected = suggest(groups, whole, internal_damping=1.0, proximal=10.0, step_size=1.0)
-    assert found.suggestion.rates.tolist() == expected.rates.tolist()
+    assert suggestion.suggestion.rates.tolist() == expected.rates.tolist()
     after = optimizer.state_dict()
     assert after["param_groups"] == saved["param_groups"]
     assert all(
@@ -149,19 +149,21 @@ def test_an_optimizer_with_its_state_goes_on_from_it_and_stays_as_it_is():
 
 def test_the_groups_make_an_optimizer_and_the_files_those_of_the_command_line(tmp_path):
     model = tanh_net()
-    found = gnewton.suggest_rates(model, cross_entropy, LOADER, **BRIEF)
-    optimizer = torch.optim.Adam(found.param_groups())
-    assert [group["lr"] for group in optimizer.param_groups] == list(found.rates.values())
+    suggestion = gnewton.suggest_rates(model, cross_entropy, LOADER, **BRIEF)
+    optimizer = torch.optim.Adam(suggestion.param_groups())
+    assert [group["lr"] for group in optimizer.param_groups] == list(suggestion.rates.values())
     assert [p for group in optimizer.param_groups for p in group["params"]] == list(model.parameters())
-    table = found.to_frame()
-    assert table.loc["0.weight", "rate"] == found.rates["0.weight"]
-    assert table.loc["(all)", "rate"] == found.rate
-    written = {path.name for path in found.save(tmp_path)}
+    table = suggestion.to_frame()
+    assert table.loc["0.weight", "rate"] == suggestion.rates["0.weight"]
+    assert table.loc["(all)", "rate"] == suggestion.rate
+    written = {path.name for path in suggestion.save(tmp_path)}
     assert written == {"rates.yaml", "suggestion.csv", "summaries.npz", "rates.png", "rates.svg"}
-    assert as_mapping(read_rates(tmp_path / "rates.yaml")) == found.suggestion.by_parameter(found.partition)
-    assert "0.weight" in repr(found)
-    assert found._repr_html_().count("data:image/png;base64,") == 1
-    assert found.plot()._repr_png_()[:4] == b"\x89PNG"
+    assert as_mapping(read_rates(tmp_path / "rates.yaml")) == suggestion.suggestion.by_parameter(
+        suggestion.partition
+    )
+    assert "0.weight" in repr(suggestion)
+    assert suggestion._repr_html_().count("data:image/png;base64,") == 1
+    assert suggestion.plot()._repr_png_()[:4] == b"\x89PNG"
 
 
 class ByName(nn.Module):

@@ -33,7 +33,7 @@ LOGGED = ("train_loss", "validation_accuracy", "lr")
 
 
 class Kept(Logger):
-    """Keeps what it is given."""
+    """Keeps every row."""
 
     def __init__(self):
         self.cards, self.metric_rows, self.step_rows, self.rate_rows, self.ends = [], [], [], [], []
@@ -59,7 +59,7 @@ class Kept(Logger):
 
 
 class Broken(Kept):
-    """Fails at one of its methods."""
+    """A logger one of whose methods fails."""
 
     def __init__(self, method):
         super().__init__()
@@ -254,21 +254,21 @@ def test_what_is_refused(cli, monkeypatch, overrides, message):
     assert message in answer.err
 
 
-def check_scalars(report, found):
+def check_scalars(report, scalars):
     """``found(name)`` must give the (step, value) pairs of the CSV files."""
     metrics, rates = (pd.read_csv(report.folder / f"{name}.csv") for name in ("metrics", "rates"))
     for column in LOGGED:
-        steps, logged = zip(*found(column), strict=True)
+        steps, logged = zip(*scalars(column), strict=True)
         known = metrics[metrics[column].notna()]  # the running loss begins after step 0
         assert list(steps) == known["step"].tolist()
         assert list(logged) == pytest.approx(known[column].tolist(), rel=1e-6)  # some keep float32
     by_step = pd.read_csv(report.folder / "steps.csv")
     for column in ("loss", "lr"):
-        steps, logged = zip(*found(f"step/{column}"), strict=True)
+        steps, logged = zip(*scalars(f"step/{column}"), strict=True)
         assert list(steps) == by_step["step"].tolist()
         assert list(logged) == pytest.approx(by_step[column].tolist(), rel=1e-6)
     for group, rows in rates.groupby("group"):
-        steps, logged = zip(*found(f"rate/{group}"), strict=True)
+        steps, logged = zip(*scalars(f"rate/{group}"), strict=True)
         assert list(steps) == rows["step"].tolist()
         assert list(logged) == pytest.approx(rows["rate"].tolist(), rel=1e-6)
 
@@ -327,26 +327,26 @@ def test_mlflow(run, tmp_path):
     overrides = [f"resume={folder}", "trainer.epochs=2"]
     report = run_experiment(prepare(_resumed(folder, "trainer.epochs=2"), overrides))
     client = MlflowClient(str(tmp_path / "store"))
-    (found,) = client.search_runs(
+    (entry,) = client.search_runs(
         [client.get_experiment_by_name("mine").experiment_id]
     )  # one, resumed or not
-    assert found.info.run_name == folder.name
-    assert found.info.status == "FINISHED"
-    assert found.data.params["optimizer.period"] == "10"
+    assert entry.info.run_name == folder.name
+    assert entry.info.status == "FINISHED"
+    assert entry.data.params["optimizer.period"] == "10"
 
     def history(name):
-        return [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, name)]
+        return [(metric.step, metric.value) for metric in client.get_metric_history(entry.info.run_id, name)]
 
     check_scalars(report, history)
-    client.set_terminated(found.info.run_id, "FAILED")
+    client.set_terminated(entry.info.run_id, "FAILED")
     add_image(MlflowLogger(str(tmp_path / "store"), "mine"), folder, step=3)
-    (found,) = client.search_runs([found.info.experiment_id])
-    assert found.info.status == "FAILED"  # an addition leaves it as it was
-    images = client.list_artifacts(found.info.run_id, "images")
-    (png,) = [each.path for each in images if each.path.endswith(".png")]
+    (entry,) = client.search_runs([entry.info.experiment_id])
+    assert entry.info.status == "FAILED"  # an addition leaves it as it was
+    images = client.list_artifacts(entry.info.run_id, "images")
+    (png,) = [file.path for file in images if file.path.endswith(".png")]
     assert "small" in png
     assert "3" in re.split(r"\W+", png)
-    with Image.open(client.download_artifacts(found.info.run_id, png)) as image:
+    with Image.open(client.download_artifacts(entry.info.run_id, png)) as image:
         assert (image.size, image.getpixel((0, 0))) == ((3, 2), (255, 0, 0))
 
 
@@ -360,14 +360,14 @@ def test_mlflow(run, tmp_path):
 def test_the_environment_of_wandb_counts_where_nothing_is_set(
     overrides, mode, project, compose, monkeypatch, tmp_path
 ):
-    asked = {}
-    fake = SimpleNamespace(init=lambda **options: asked.update(options), Settings=lambda **options: None)
+    given = {}
+    fake = SimpleNamespace(init=lambda **options: given.update(options), Settings=lambda **options: None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "of-the-environment")
     recipe = OmegaConf.to_object(compose(["logger=wandb", *overrides]).logger.wandb)
     recipe.build().start(RunCard(tmp_path, "name", {}, 0))
-    assert (asked["mode"], asked["project"], asked["entity"]) == (mode, project, None)
+    assert (given["mode"], given["project"], given["entity"]) == (mode, project, None)
 
 
 @pytest.mark.parametrize(
@@ -377,11 +377,11 @@ def test_the_environment_of_wandb_counts_where_nothing_is_set(
 def test_an_addition_leaves_wandb_the_options_and_the_end_of_the_run(
     result, code, sent, monkeypatch, tmp_path
 ):
-    asked, codes = [], []
+    calls, codes = [], []
     wandb_run = SimpleNamespace(finish=lambda exit_code: codes.append(exit_code))
 
     def init(**options):
-        asked.append(options)
+        calls.append(options)
         return wandb_run
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **options: None))
@@ -391,7 +391,7 @@ def test_an_addition_leaves_wandb_the_options_and_the_end_of_the_run(
     for trains in (False, True):
         logger.start(RunCard(tmp_path, "name", {"seed": 1}, 3, trains=trains))
         logger.finish(sent)
-    assert [options["config"] for options in asked] == [None, {"seed": 1}]
+    assert [options["config"] for options in calls] == [None, {"seed": 1}]
     assert codes == [code, 0 if sent else 1]
 
 

@@ -49,10 +49,10 @@ def line(case: Case, training: bool) -> Callable[[Tensor], Tensor]:
 def derivatives(loss: Callable[[Tensor], Tensor], at: float, order: int) -> list[float]:
     """Value and derivatives of ``loss`` by reverse mode over reverse mode."""
     step = torch.tensor(at, dtype=torch.float64, requires_grad=True)
-    found = [loss(step)]
+    values = [loss(step)]
     for _ in range(order):
-        found.append(*torch.autograd.grad(found[-1], step, create_graph=True))
-    return [value.item() for value in found]
+        values.append(*torch.autograd.grad(values[-1], step, create_graph=True))
+    return [value.item() for value in values]
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)

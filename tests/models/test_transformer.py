@@ -52,8 +52,8 @@ def test_the_engines_agree_on_losses_per_token(curvature):
     if curvature == "fisher":  # an estimate: its mean is the Gauss-Newton matrix
         wanted = summary("reference", "gauss_newton").hessian
         draw = torch.Generator().manual_seed(0)
-        found = sum(summary("auto", "fisher", draws=200, generator=draw).hessian for _ in range(10)) / 10
-        assert float((found - wanted).abs().max() / wanted.abs().max()) < 0.1
+        estimate = sum(summary("auto", "fisher", draws=200, generator=draw).hessian for _ in range(10)) / 10
+        assert float((estimate - wanted).abs().max() / wanted.abs().max()) < 0.1
         return
     one, other = summary("reference", curvature), summary("tangent", curvature)
     torch.testing.assert_close(other.gradient, one.gradient, rtol=1e-10, atol=1e-12)
@@ -65,13 +65,13 @@ def test_the_engines_agree_on_losses_per_token(curvature):
 def test_drawn_vectors_have_the_curvature_of_the_mean_over_tokens():
     logits = torch.randn(1, 3, 4, dtype=torch.float64)
     sampled = categorical_last(logits.expand(40_000, 3, 4).contiguous(), torch.Generator().manual_seed(0))
-    found = torch.einsum("nti,nsj->tisj", sampled, sampled).reshape(12, 12) / len(sampled)
+    covariance = torch.einsum("nti,nsj->tisj", sampled, sampled).reshape(12, 12) / len(sampled)
 
     def loss(z):
         return TOKENS.loss(z.reshape(1, 3, 4), torch.zeros(1, 3, dtype=torch.int64))
 
     wanted = torch.autograd.functional.hessian(loss, logits.reshape(12))
-    assert float((found - wanted).abs().max()) < 4 / math.sqrt(len(sampled))
+    assert float((covariance - wanted).abs().max()) < 4 / math.sqrt(len(sampled))
     same = categorical(logits.mT.contiguous(), torch.Generator().manual_seed(1))
     assert same.shape == (1, 4, 3)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnewton import GroupedNewton
 from gnewton.optim.controllers import Constant
 
 
@@ -58,13 +59,31 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     batch: Any,
     loss_fn: Callable[..., Tensor] = F.cross_entropy,
+    poison: float | None = None,
 ) -> float:
-    """One training step on a batch, which is that of the summary as well; the loss before it."""
+    """One training step on a batch, which GroupedNewton takes for its summary as well; the loss before it.
+
+    ``poison`` replaces one entry of the gradient.
+    """
     optimizer.zero_grad()
     loss = loss_fn(model(batch[0]), batch[1])
     loss.backward()
-    optimizer.step(batch=batch)  # type: ignore[call-arg]
+    if poison is not None:
+        next(model.parameters()).grad[0, 0] = poison  # type: ignore[index]
+    optimizer.step(**({"batch": batch} if isinstance(optimizer, GroupedNewton) else {}))
     return float(loss.detach())
+
+
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> Tensor:
+    """The parameters after the steps ``first`` to ``last`` - 1, each of which has its own batch."""
+    for step in range(first, last):
+        take_step(model, optimizer, classification(20, seed=step))
+    return flat(model)
+
+
+def flat(model: nn.Module) -> Tensor:
+    """A copy of all parameters as one vector."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 class Stream:

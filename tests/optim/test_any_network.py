@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gnewton import GroupedNewton
+from tests.optim.problems import take_step
 from tests.thorough import count
 
 STEPS = 40
@@ -50,7 +51,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
 
 @st.composite
 def options(draw: st.DrawFn, model: nn.Module) -> dict[str, Any]:
-    """What the optimizer is built with."""
+    """Options of the optimizer."""
     directions = ["pair", "adam", "adamw", "sgd", "average", "kfac"]
     return {
         "direction": draw(st.sampled_from(directions)),
@@ -92,11 +93,7 @@ def test_a_training_goes_down_and_never_far_up(data: st.DataObject) -> None:
     losses = []
     for _ in range(STEPS):
         chosen = torch.randperm(96)[:32]
-        optimizer.zero_grad()
-        value = loss_fn(model(inputs[chosen]), labels[chosen])
-        value.backward()
-        losses.append(value.item())
-        optimizer.step(batch=(inputs[chosen], labels[chosen]))
+        losses.append(take_step(model, optimizer, (inputs[chosen], labels[chosen]), loss_fn))
         assert all(rate >= 0 for rate in optimizer.rates.values())
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert max(losses) <= 10 * losses[0]

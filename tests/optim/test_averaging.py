@@ -62,15 +62,15 @@ def test_static_is_the_mean_of_the_batches_of_one_update(batches: int) -> None:
 def test_inputs_are_not_aliased_and_state_continues_exactly(build: type[Averaging]) -> None:
     straight, first, values = build(), build(), series(9)
     expected = [straight.update(value.clone()) for value in values]
-    found = []
+    averages = []
     for value in values[:4]:
         given = value.clone()
-        found.append(first.update(given).clone())
+        averages.append(first.update(given).clone())
         given.fill_(float("nan"))
     second = build()
     second.load_state_dict(first.state_dict())
-    found += [second.update(value) for value in values[4:]]
-    for one, other in zip(expected, found, strict=True):
+    averages += [second.update(value) for value in values[4:]]
+    for one, other in zip(expected, averages, strict=True):
         assert torch.equal(one, other)
 
 

@@ -1,4 +1,4 @@
-"""An optimizer as an object: copies are refused at once and alike, ``state_dict`` is the way."""
+"""An optimizer as an object: copies are refused at once, and ``state_dict`` is the way to save it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from gnewton import KFAC, GroupedNewton
 from gnewton.errors import InputError
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import advance, tanh_net
 
 
 def newton(direction: Any) -> Callable[[nn.Module], Any]:
@@ -55,27 +55,19 @@ COPIES: dict[str, Callable[[nn.Module, Any], Any]] = {
 }
 
 
-def steps(model: nn.Module, optimizer: Any, which: range) -> None:
-    for i in which:
-        batch = classification(20, seed=i)
-        optimizer.zero_grad()
-        cross_entropy(model(batch[0]), batch[1]).backward()
-        optimizer.step(**({} if isinstance(optimizer, KFAC) else {"batch": batch}))
-
-
 @pytest.mark.parametrize("attempt", COPIES)
 @pytest.mark.parametrize("name", BUILD)
 def test_copies_are_refused_in_one_line_and_change_nothing(name: str, attempt: str) -> None:
     model, twin = tanh_net(), tanh_net()
     optimizer, other = BUILD[name](model), BUILD[name](twin)
-    steps(model, optimizer, range(3))
-    steps(twin, other, range(3))
+    advance(model, optimizer, 0, 3)
+    advance(twin, other, 0, 3)
     kind = type(optimizer).__name__
     message = f"^{kind}: it is bound to its model and cannot be copied or pickled; build a new {kind} for "
     with pytest.raises(InputError, match=message):
         COPIES[attempt](model, optimizer)
-    steps(model, optimizer, range(3, 5))
-    steps(twin, other, range(3, 5))
+    advance(model, optimizer, 3, 5)
+    advance(twin, other, 3, 5)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -84,14 +76,14 @@ def test_copies_are_refused_in_one_line_and_change_nothing(name: str, attempt: s
 def test_a_copy_of_the_model_goes_on_from_the_saved_state(name: str) -> None:
     model = tanh_net()
     optimizer = BUILD[name](model)
-    steps(model, optimizer, range(5))
+    advance(model, optimizer, 0, 5)
     twin = copy.deepcopy(model)
     other = BUILD[name](twin)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=False))
-    steps(model, optimizer, range(5, 12))
-    steps(twin, other, range(5, 12))
+    advance(model, optimizer, 5, 12)
+    advance(twin, other, 5, 12)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)

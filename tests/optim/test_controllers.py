@@ -15,7 +15,7 @@ from gnewton import GroupedNewton
 from gnewton.errors import InputError
 from gnewton.optim.controllers import Constant, Progress, decay_exponent, trend
 from gnewton.optim.rate_rule import RateUpdate
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import classification, take_step, tanh_net
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -35,7 +35,7 @@ def test_trends_without_scatter() -> None:
 
 @pytest.mark.parametrize("power", [-600, 600])
 def test_a_trend_has_no_scale(power: int) -> None:
-    """The squares of such losses are no floats."""
+    """The squares of these losses leave the range of floats."""
     values = [3.0, 1.0, 2.0, 0.5]
     assert trend([math.ldexp(value, power) for value in values]) == trend(values)
 
@@ -149,8 +149,8 @@ def test_a_value_is_the_mean_of_ten_steps(period: int, updates: int) -> None:
 
 def test_a_restored_rule_goes_on() -> None:
     rule, other = Progress(), Progress()
-    for each in (rule, other):
-        each.begin(1.0, 3)
+    for controller in (rule, other):
+        controller.begin(1.0, 3)
     follow(rule, [5.0, 4.0, 4.5, 3.0, 3.5, 2.0] * 4)
     other.load_state_dict(rule.state_dict())
     rest = [2.0, 2.5, 3.0] * 9
@@ -166,7 +166,7 @@ def test_a_restored_rule_goes_on() -> None:
         ({"lowest": 5.0}, "lowest=5.0: must be > 0 and <= highest=4.0"),
         ({"window": 3}, "window=3: must be an integer >= 4"),
         ({"exponent": -1.0}, "exponent=-1.0: must be a finite number >= 0"),
-        ({"first_rises": 4}, "first_rises=4: must be an integer >= 0 and <= 3"),
+        ({"first_rises": 4}, "first_rises=4: must be an integer from 0 to 3"),
     ],
 )
 def test_bad_values_are_refused(options: dict[str, Any], message: str) -> None:
@@ -179,9 +179,7 @@ def test_it_is_what_an_optimizer_has_by_default() -> None:
     optimizer = GroupedNewton(model, F.cross_entropy, on_update=updates.append, period=1)
     batch = classification(60)
     for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(batch[0]), batch[1]).backward()
-        optimizer.step(batch=batch)
+        take_step(model, optimizer, batch)
     assert updates[0].step_size == [1.0] * 7  # six groups and the gradient
     assert updates[-1].step_size[0] == pytest.approx(1.2**6)
 
@@ -199,13 +197,9 @@ def test_where_no_summary_is_finite_the_first_radius_is_gone(caplog: pytest.LogC
     targets = inputs[:, :2] * 3
     losses = []
     for _ in range(100):
-        optimizer.zero_grad()
-        loss = loss_fn(model(inputs), targets)
-        loss.backward()
         before = model.weight.detach().clone()
-        optimizer.step(batch=(inputs, targets))
+        losses.append(take_step(model, optimizer, (inputs, targets), loss_fn))
         assert (model.weight - before).norm() <= 0.0101 * before.norm()
-        losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert caplog.text.count("a summary that is not finite") == 1
     assert updates[0].solved.rates.tolist() == [group["rate"] for group in optimizer.param_groups]

@@ -18,7 +18,16 @@ from gnewton.optim.averaging import NoAveraging
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.measure import Measurer, Objective, Stack
 from gnewton.summary import Summarizer
-from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, take_step, tanh_net, value
+from tests.optim.problems import (
+    EXACT,
+    NOTHING,
+    Quadratic,
+    advance,
+    classification,
+    take_step,
+    tanh_net,
+    value,
+)
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
@@ -81,7 +90,7 @@ def test_the_stacked_summary_is_that_of_the_dense_derivatives(name: str, count: 
     inputs, targets = classification(7)
     measurer = Measurer(Objective(model, F.cross_entropy, engine=engine), grouping, labels=labels)
     buffers = {key: b.clone() for key, b in model.named_buffers()}
-    found = measurer.measure(inputs, targets, several, [0.0] * len(grouping.names))
+    summary = measurer.measure(inputs, targets, several, [0.0] * len(grouping.names))
     assert all(torch.equal(buffers[key], b) for key, b in model.named_buffers())
     values = {key: p.detach() for key, p in model.named_parameters()}
 
@@ -96,9 +105,9 @@ def test_the_stacked_summary_is_that_of_the_dense_derivatives(name: str, count: 
     zero = torch.zeros(len(partition) * count, dtype=torch.float64)
     # not by torch.func: batch_norm has wrong second derivatives in its transforms (torch 2.14)
     gradient = torch.autograd.functional.jacobian(phi, zero)
-    torch.testing.assert_close(found.gradient, gradient, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(summary.gradient, gradient, rtol=1e-10, atol=1e-12)
     hessian = torch.autograd.functional.hessian(phi, zero)
-    torch.testing.assert_close(found.hessian, hessian, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(summary.hessian, hessian, rtol=1e-9, atol=1e-10)
     step = 1e-4
     third = []
     for row in torch.eye(len(zero), dtype=torch.float64):  # batch_norm has no third derivatives in torch
@@ -108,15 +117,15 @@ def test_the_stacked_summary_is_that_of_the_dense_derivatives(name: str, count: 
             (slope,) = torch.autograd.grad(phi(t * row), t, create_graph=True)
             bends.append(torch.autograd.grad(slope, t)[0])
         third.append((bends[0] - 8 * bends[1] + 8 * bends[2] - bends[3]) / (12 * step))
-    torch.testing.assert_close(found.third, torch.stack(third), rtol=1e-7, atol=1e-7)
-    assert found.loss == pytest.approx(float(phi(zero)), rel=1e-13)
-    assert measurer.names[:count] == tuple(f"{partition.names[0]}:{label}" for label in labels)
+    torch.testing.assert_close(summary.third, torch.stack(third), rtol=1e-7, atol=1e-7)
+    assert summary.loss == pytest.approx(float(phi(zero)), rel=1e-13)
+    assert tuple(measurer.places)[:count] == tuple(f"{partition.names[0]}:{label}" for label in labels)
     norms = [
         torch.cat([u.flatten() for u, o in zip(several[j], grouping.owner, strict=True) if o == s]).norm()
         for s in range(len(partition))
         for j in range(count)
     ]
-    torch.testing.assert_close(found.norms, torch.stack(norms))
+    torch.testing.assert_close(summary.norms, torch.stack(norms))
 
 
 def test_the_stacked_gradient_and_hessian_are_the_differences_of_the_loss() -> None:
@@ -125,7 +134,7 @@ def test_the_stacked_gradient_and_hessian_are_the_differences_of_the_loss() -> N
     several = directions(grouping, 2)
     inputs, targets = classification(9)
     measurer = Measurer(Objective(model, F.cross_entropy), grouping, labels=("a", "b"))
-    found = measurer.measure(inputs, targets, several, [0.0] * len(grouping.names))
+    summary = measurer.measure(inputs, targets, several, [0.0] * len(grouping.names))
     start = [p.detach().clone() for p in grouping.parameters]
 
     def loss(epsilon: dict[int, float]) -> float:
@@ -140,12 +149,12 @@ def test_the_stacked_gradient_and_hessian_are_the_differences_of_the_loss() -> N
     h = 1e-4
     for a in range(4):
         slope = (loss({a: h}) - loss({a: -h})) / (2 * h)
-        assert float(found.gradient[a]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+        assert float(summary.gradient[a]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
         for b in range(4):
             if a != b:
                 pairs = ((1, 1), (1, -1), (-1, 1), (-1, -1))
                 bend = sum(i * j * loss({a: i * h, b: j * h}) for i, j in pairs) / (4 * h * h)
-                assert float(found.hessian[a, b]) == pytest.approx(bend, rel=1e-4, abs=1e-5)
+                assert float(summary.hessian[a, b]) == pytest.approx(bend, rel=1e-4, abs=1e-5)
 
 
 def test_both_engines_agree_on_a_diagonal_without_third() -> None:
@@ -154,7 +163,7 @@ def test_both_engines_agree_on_a_diagonal_without_third() -> None:
     several = directions(grouping, 2)
     batch = classification(6)
     none = [0.0] * len(grouping.names)
-    made = [
+    summaries = [
         Measurer(
             Objective(model, F.cross_entropy, engine=engine),
             grouping,
@@ -165,10 +174,10 @@ def test_both_engines_agree_on_a_diagonal_without_third() -> None:
         for engine in ("tangent", "reference")
         for diagonal in (True, False)
     ]
-    for each in made[1:]:
-        diagonal = each.hessian if each.hessian.dim() == 1 else each.hessian.diagonal()
-        torch.testing.assert_close(diagonal, made[0].hessian, rtol=1e-10, atol=1e-12)
-        assert not each.third.any()
+    for summary in summaries[1:]:
+        diagonal = summary.hessian if summary.hessian.dim() == 1 else summary.hessian.diagonal()
+        torch.testing.assert_close(diagonal, summaries[0].hessian, rtol=1e-10, atol=1e-12)
+        assert not summary.third.any()
 
 
 def test_coupled_weight_decay_enters_every_entry() -> None:
@@ -179,7 +188,7 @@ def test_coupled_weight_decay_enters_every_entry() -> None:
     batch = classification(6)
     measurer = Measurer(Objective(model, F.cross_entropy), grouping, labels=("a", "b"))
     plain = measurer.measure(*batch, several, [0.0] * len(decay))
-    found = measurer.measure(*batch, several, decay)
+    summary = measurer.measure(*batch, several, decay)
 
     def regular(epsilon: Tensor) -> Tensor:
         total = epsilon.new_zeros(())
@@ -190,8 +199,8 @@ def test_coupled_weight_decay_enters_every_entry() -> None:
         return total
 
     zero = torch.zeros(4, dtype=torch.float64)
-    torch.testing.assert_close(found.gradient - plain.gradient, torch.func.grad(regular)(zero))
-    torch.testing.assert_close(found.hessian - plain.hessian, torch.func.hessian(regular)(zero))
+    torch.testing.assert_close(summary.gradient - plain.gradient, torch.func.grad(regular)(zero))
+    torch.testing.assert_close(summary.hessian - plain.hessian, torch.func.hessian(regular)(zero))
 
 
 def test_gradient_and_last_step_with_one_group_are_conjugate_gradients() -> None:
@@ -232,9 +241,7 @@ def test_one_named_direction_is_the_same_as_one() -> None:
     for direction in (MOMENTUM, {"momentum": MOMENTUM}):
         model = tanh_net()
         optimizer = GroupedNewton(model, F.cross_entropy, direction=direction, period=2)
-        for step in range(10):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
-        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        ends.append(advance(model, optimizer, 0, 10))
     assert torch.equal(*ends)
 
 
@@ -244,9 +251,7 @@ def test_a_direction_twice_changes_no_step_but_shares_the_rate() -> None:
         model = tanh_net()
         settings = BARE | {"solver": "newton", "averaging": NoAveraging()}
         optimizer = GroupedNewton(model, F.cross_entropy, direction=direction, **settings)
-        for step in range(6):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
-        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        ends.append(advance(model, optimizer, 0, 6))
     # only to the accuracy to which a singular system can be solved
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
@@ -256,10 +261,6 @@ def test_a_restored_state_continues_bit_for_bit(settings: dict[str, Any]) -> Non
     def build(model: nn.Module) -> GroupedNewton:
         both = {"gradient": SGD, "adam": partial(torch.optim.Adam, lr=1.0)}
         return GroupedNewton(model, F.cross_entropy, direction=both, period=3, **settings)
-
-    def advance(model: nn.Module, optimizer: GroupedNewton, first: int, last: int) -> None:
-        for step in range(first, last):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
 
     straight, model, resumed = tanh_net(), tanh_net(), tanh_net(seed=9)
     advance(straight, build(straight), 0, 14)

@@ -19,7 +19,7 @@ from gnewton.optim.finite_step import all_finite, subtract_finite
 from gnewton.optim.grouped_newton import RateUpdate
 from gnewton.optim.kfac import KFAC
 from gnewton.optim.shadow_direction import DirectionFactory
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import classification, take_step, tanh_net
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 
@@ -85,15 +85,6 @@ def _kfac(model: nn.Module) -> DirectionFactory:
     return build
 
 
-def _step(model: nn.Module, optimizer: GroupedNewton, poison: float | None = None) -> None:
-    batch = classification(20)
-    optimizer.zero_grad()
-    F.cross_entropy(model(batch[0]), batch[1]).backward()
-    if poison is not None:
-        next(model.parameters()).grad[0, 0] = poison  # type: ignore[index]
-    optimizer.step(batch=batch)
-
-
 @pytest.mark.parametrize("name", [*DIRECTIONS, "kfac"])
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize(
@@ -112,7 +103,7 @@ def test_a_bad_gradient_stops_the_parameters_until_the_direction_starts_anew(
     last = position if forgets else _next_update(position)
     for step in range(12):
         before = copy.deepcopy(list(model.parameters()))
-        _step(model, optimizer, bad if step == position else None)
+        take_step(model, optimizer, classification(20), poison=bad if step == position else None)
         assert all(bool(p.isfinite().all()) for p in model.parameters())
         moved = any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
         held = position <= step <= last
@@ -138,9 +129,9 @@ def test_rates_that_overflow_a_step_move_nothing() -> None:
     updates: list[RateUpdate] = []
     options: dict[str, Any] = {"direction": "adam", "period": 10, "on_update": updates.append}
     optimizer = GroupedNewton(model, F.cross_entropy, **options)
-    _step(model, optimizer)
+    take_step(model, optimizer, classification(20))
     before = copy.deepcopy(list(model.parameters()))
     optimizer.param_groups[0]["rate"] = float("inf")
-    _step(model, optimizer)
+    take_step(model, optimizer, classification(20))
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
     assert int(optimizer.withheld) == 1

@@ -29,7 +29,7 @@ def _setting(count: int) -> tuple[nn.Module, Grouping, list[list[Tensor]], list[
 
 
 def _plan(fraction: float | None, grouping: Grouping, rates: list[float], count: int) -> Plan:
-    """With weights of their own for the parameters, and with limits where there is a fraction."""
+    """A plan with a weight for each parameter, and with limits where there is a fraction."""
     weights = [[1.0 + 0.5 * i + j for i in range(len(grouping.parameters))] for j in range(count)]
     if fraction is None:
         return Plan(rates, weights=weights)

@@ -29,7 +29,18 @@ from gnewton.optim.options import OPTIMIZERS
 from gnewton.optim.options.components import TrapezoidSchedule
 from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.rate_updater import annealed
-from tests.optim.problems import EXACT, NOTHING, Quadratic, Stream, classification, take_step, tanh_net, value
+from tests.optim.problems import (
+    EXACT,
+    NOTHING,
+    Quadratic,
+    Stream,
+    advance,
+    classification,
+    flat,
+    take_step,
+    tanh_net,
+    value,
+)
 from tests.recipes import recipe
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)
@@ -48,10 +59,6 @@ BARE: dict[str, Any] = {
 }
 PLAIN: dict[str, Any] = {"shrinkage": 0.0, "proximal": 0.0, "averaging": NoAveraging(), "warmup": 0}
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 # --- limits in which the method becomes a known one -------------------------------------------------
@@ -86,7 +93,7 @@ def test_infinite_internal_damping_stops_every_step() -> None:
     model, batch = tanh_net(), classification(20)
     before = flat(model).clone()
     optimizer = GroupedNewton(model, F.cross_entropy, **BARE | {"internal_damping": 1e30})
-    take_step(model, optimizer, batch, F.cross_entropy)
+    take_step(model, optimizer, batch)
     assert (flat(model) - before).abs().max() < 1e-8
 
 
@@ -95,19 +102,15 @@ def test_constant_rates_are_the_inner_optimizer() -> None:
     twin = copy.deepcopy(model)
     optimizer = GroupedNewton(model, F.cross_entropy, direction=MOMENTUM, period=1000, warmup=1, **EXACT)
     reference = torch.optim.SGD(twin.parameters(), lr=0.07, momentum=0.9)
-    take_step(
-        model, optimizer, batch, F.cross_entropy
-    )  # the warm-up step: the direction advances, nothing moves
+    take_step(model, optimizer, batch)  # the warm-up step: the direction advances, nothing moves
     optimizer.hold(0.07)
     loss = F.cross_entropy(twin(batch[0]), batch[1])
     loss.backward()
     for p in twin.parameters():
         reference.state[p]["momentum_buffer"] = p.grad.clone()
     for _ in range(10):
-        take_step(model, optimizer, batch, F.cross_entropy)
-        reference.zero_grad()
-        F.cross_entropy(twin(batch[0]), batch[1]).backward()
-        reference.step()
+        take_step(model, optimizer, batch)
+        take_step(twin, reference, batch)
     torch.testing.assert_close(flat(model), flat(twin), rtol=1e-12, atol=1e-12)
 
 
@@ -115,12 +118,12 @@ def test_held_rates_stay_until_they_are_released() -> None:
     model, batch, updates = tanh_net(), classification(20), []
     options: dict[str, Any] = {"direction": "adam", "period": 1}
     optimizer = GroupedNewton(model, F.cross_entropy, on_update=updates.append, **options)
-    take_step(model, optimizer, batch, F.cross_entropy)
+    take_step(model, optimizer, batch)
     held = [0.01 * (s + 1) for s in range(len(optimizer.partition))]
     optimizer.hold(held)
     step_size = [group["lr"] * optimizer._updater.controller.step_size for group in optimizer.param_groups]
     for _ in range(3):
-        take_step(model, optimizer, batch, F.cross_entropy)
+        take_step(model, optimizer, batch)
     twin = GroupedNewton(copy.deepcopy(model), F.cross_entropy, **options)
     twin.load_state_dict(optimizer.state_dict())
     expected = [lr * eta for lr, eta in zip(step_size, held, strict=True)]
@@ -129,7 +132,7 @@ def test_held_rates_stay_until_they_are_released() -> None:
     twin.step()  # no batch is needed: the state says that the rates are held
     assert len(updates) == 1
     optimizer.release()
-    take_step(model, optimizer, batch, F.cross_entropy)
+    take_step(model, optimizer, batch)
     assert len(updates) == 2
     with pytest.raises(InputError, match="hold: rates must be one number, or 6 of them; got 2"):
         optimizer.hold([0.1, 0.1])
@@ -172,7 +175,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def built(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose parts with a state are made anew."""
+    """Settings with new instances of the parts that have a state."""
     return {name: value() if callable(value) else value for name, value in settings.items()}
 
 
@@ -186,7 +189,7 @@ def trajectory(
     )
     states = []
     for step in range(50):
-        take_step(model, optimizer, classification(30, seed=step), F.cross_entropy)
+        take_step(model, optimizer, classification(30, seed=step))
         states.append(model.actual() if isinstance(model, Rescaled) else dict(model.named_parameters()))
         states[-1] = torch.cat([p.detach().clone().flatten() for p in states[-1].values()])
     return states
@@ -247,29 +250,29 @@ def test_rates_change_every_period_and_the_direction_at_every_step() -> None:
     optimizer = GroupedNewton(model, F.cross_entropy, period=4, warmup=2, on_update=updates.append)
     before = flat(model).clone()
     for step in range(2):
-        take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
+        take_step(model, optimizer, classification(20, seed=step))
         assert torch.equal(flat(model), before), "warm-up moves nothing"
         assert set(optimizer.rates.values()) == {0.0}
     for step in range(2, 12):
-        take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
+        take_step(model, optimizer, classification(20, seed=step))
     assert [update.step for update in updates] == [0, 1, 2, 6, 10]
     assert [update.warming_up for update in updates] == [True, True, False, False, False]
     assert not torch.equal(flat(model), before)
 
 
 def test_clipping_removes_negative_rates_and_keeping_does_not() -> None:
-    found = {}
+    lowest = {}
     for mode in ("keep", "clip", "constrain"):
         model = tanh_net()
         optimizer = GroupedNewton(model, F.cross_entropy, negative_rates=mode, period=1, **PLAIN)
         lows = []
         for step in range(15):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
+            take_step(model, optimizer, classification(20, seed=step))
             lows.append(min(optimizer.rates.values()))
-        found[mode] = min(lows)
-    assert found["keep"] < 0
-    assert found["clip"] == 0
-    assert found["constrain"] >= 0
+        lowest[mode] = min(lows)
+    assert lowest["keep"] < 0
+    assert lowest["clip"] == 0
+    assert lowest["constrain"] >= 0
 
 
 def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixture) -> None:
@@ -278,7 +281,7 @@ def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixtu
     options = {"total_steps": 8, "step_size": 0.5, "period": 3, "controller": Constant(), **PLAIN}
     optimizer = GroupedNewton(model, F.cross_entropy, **options)
     for k in range(8):
-        take_step(model, optimizer, classification(20), F.cross_entropy)
+        take_step(model, optimizer, classification(20))
         gradient, adam = zip(*(group["rate"] for group in optimizer.param_groups), strict=True)
         factor = 0.5 * min(1.0, 2 * (1 - (k + 1) / 8))  # that of the next step
         eta = [gradient[0], *adam]
@@ -287,7 +290,7 @@ def test_a_known_length_anneals_the_rates_to_zero(caplog: pytest.LogCaptureFixtu
     assert not warnings
     before = flat(model)
     for _ in range(4):
-        take_step(model, optimizer, classification(20), F.cross_entropy)
+        take_step(model, optimizer, classification(20))
     assert torch.equal(flat(model), before)
     (warning,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert "training goes on after total_steps=8" in warning
@@ -314,7 +317,7 @@ def test_a_known_length_means_the_same_as_the_schedule_of_the_command_line() -> 
 def test_step_size_scales_the_rates_and_schedulers_act_on_it() -> None:
     model = tanh_net()
     optimizer = GroupedNewton(model, F.cross_entropy, step_size=0.5, period=100, **PLAIN)
-    take_step(model, optimizer, classification(20), F.cross_entropy)
+    take_step(model, optimizer, classification(20))
     before = list(optimizer.rates.values())
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
     optimizer.step(batch=classification(20))
@@ -366,7 +369,7 @@ def test_a_group_whose_direction_vanishes_keeps_its_parameters() -> None:
     model.forward = lambda inputs: nn.Sequential.forward(model, inputs) if False else _forward(model, inputs)  # type: ignore[method-assign]
     optimizer = GroupedNewton(model, F.cross_entropy, period=1)
     for step in range(4):
-        take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
+        take_step(model, optimizer, classification(20, seed=step))
     assert torch.equal(model.unused.weight, before)
     assert all(math.isfinite(rate) for rate in optimizer.rates.values())
 
@@ -398,8 +401,8 @@ def test_a_summary_that_is_not_finite_leaves_rates_and_parameters_alone() -> Non
         model, F.cross_entropy, period=2, averaging=ExponentialAveraging(0.9), on_update=updates.append
     )
     good = classification(20)
-    take_step(model, optimizer, good, F.cross_entropy)
-    take_step(model, optimizer, good, F.cross_entropy)
+    take_step(model, optimizer, good)
+    take_step(model, optimizer, good)
     rates = optimizer.rates
     optimizer.zero_grad()
     F.cross_entropy(model(good[0]), good[1]).backward()
@@ -407,8 +410,8 @@ def test_a_summary_that_is_not_finite_leaves_rates_and_parameters_alone() -> Non
     assert updates[-1].solved.solution.status == "invalid_input"
     assert optimizer.rates == rates
     assert flat(model).isfinite().all()
-    take_step(model, optimizer, good, F.cross_entropy)
-    take_step(model, optimizer, good, F.cross_entropy)
+    take_step(model, optimizer, good)
+    take_step(model, optimizer, good)
     assert updates[-1].solved.solution.status != "invalid_input", "the average was not poisoned"
 
 
@@ -440,10 +443,6 @@ def test_a_restored_state_continues_bit_for_bit(name: str, direction: str) -> No
     def build(model: nn.Module) -> GroupedNewton:
         settings = built(SETTINGS[name])
         return GroupedNewton(model, F.cross_entropy, direction=factory[direction], period=3, **settings)
-
-    def advance(model: nn.Module, optimizer: GroupedNewton, first: int, last: int) -> None:
-        for step in range(first, last):
-            take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
 
     straight = tanh_net()
     advance(straight, build(straight), 0, 14)
@@ -518,7 +517,7 @@ def test_frozen_parameters_stay() -> None:
     before = model[0].weight.clone()
     optimizer = GroupedNewton(model, F.cross_entropy)
     for step in range(5):
-        take_step(model, optimizer, classification(20, seed=step), F.cross_entropy)
+        take_step(model, optimizer, classification(20, seed=step))
     assert torch.equal(model[0].weight, before)
 
 

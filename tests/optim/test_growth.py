@@ -19,7 +19,7 @@ from gnewton.optim.directions import muon_with_adamw
 from gnewton.optim.kfac import KFAC
 from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.shadow_direction import DirectionFactory
-from tests.optim.problems import EXACT, Stream, classification, tanh_net
+from tests.optim.problems import EXACT, Stream, advance, flat, tanh_net
 
 GRADIENT = partial(torch.optim.SGD, lr=1.0)
 DIRECTIONS: dict[str, Any] = {
@@ -41,7 +41,7 @@ RULES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def thawing(seed: int = 0) -> nn.Module:
-    """Its last layer alone is trained."""
+    """A network of which only the last layer is trained."""
     model = tanh_net(seed)
     for layer in (model[0], model[2]):  # type: ignore[index]
         layer.requires_grad_(False)
@@ -64,21 +64,9 @@ def joint(model: nn.Module) -> Partition:
     return Partition.from_names(model, groups)
 
 
-def advance(model: nn.Module, optimizer: GroupedNewton, first: int, last: int) -> None:
-    for step in range(first, last):
-        inputs, targets = classification(20, seed=step)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step(batch=(inputs, targets))
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 @pytest.mark.parametrize("name", [name for name in RULES if name != "static"])
 def test_the_rates_afterwards_are_those_of_an_optimizer_built_for_all_groups(name: str) -> None:
-    """Fed with the same gradients and, by standing still, the same parameters."""
+    """Both see the same gradients and, since nothing moves, the same parameters."""
     model, updates, expected = thawing(), [], []
     options = {"direction": GRADIENT, "step_size": 1e-30, "period": 2}
     optimizer = build(model, on_update=updates.append, **options | RULES[name]())
@@ -129,7 +117,7 @@ def test_old_groups_go_on_and_the_new_one_waits_for_its_rate() -> None:
 def test_a_saved_state_goes_on_bit_for_bit_in_an_optimizer_for_all_groups(
     direction: str, rule: str, moment: int
 ) -> None:
-    """Saved at once, in the new warm-up, or later: whether the groups are added there too or built in."""
+    """Saved at once, in the new warm-up, or later; the other adds the groups, or has them built in."""
 
     def options() -> dict[str, Any]:
         return {"direction": DIRECTIONS[direction]} | RULES[rule]()
@@ -167,12 +155,8 @@ def test_the_direction_goes_on_for_the_old_parameters(name: str) -> None:
 
     def run(first: int, last: int) -> None:
         optimizer.hold(0.02)
-        for step in range(first, last):
-            inputs, targets = classification(20, seed=step)
-            for net, taken in ((model, optimizer), (twin, reference)):
-                taken.zero_grad()
-                F.cross_entropy(net(inputs), targets).backward()
-                taken.step()  # type: ignore[attr-defined]
+        advance(model, optimizer, first, last)
+        advance(twin, reference, first, last)
 
     run(0, 6)
     thaw(model, optimizer, 2)
@@ -183,23 +167,23 @@ def test_the_direction_goes_on_for_the_old_parameters(name: str) -> None:
 
 def test_kfac_as_a_direction_takes_the_new_layer() -> None:
     model = thawing()
-    made: list[KFAC] = []
+    optimizers: list[KFAC] = []
 
     def factory(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-        made.append(KFAC(model, lr=1.0, params=named, fisher="empirical", statistics_period=1))
-        return made[-1]
+        optimizers.append(KFAC(model, lr=1.0, params=named, fisher="empirical", statistics_period=1))
+        return optimizers[-1]
 
     optimizer = build(model, direction=factory)
     advance(model, optimizer, 0, 5)
     thaw(model, optimizer, 2)
     thaw(model, optimizer, 0)
     advance(model, optimizer, 5, 12)
-    assert made[-1].layers == ["0", "2", "4"]
+    assert optimizers[-1].layers == ["0", "2", "4"]
     hooks = [len(layer._forward_hooks) for layer in model]  # type: ignore[union-attr]
     alone = tanh_net()
     single = KFAC(alone, lr=1.0)
     assert hooks == [len(layer._forward_hooks) for layer in alone]  # type: ignore[union-attr]
-    assert single.layers == made[-1].layers
+    assert single.layers == optimizers[-1].layers
 
 
 def test_a_layer_that_the_model_has_grown_by() -> None:
@@ -257,7 +241,7 @@ def test_schedulers_act_on_the_new_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("group", "message"),
     [
         (lambda model: {"params": [nn.Parameter(torch.zeros(2))]}, r"tensor of shape \(2,\): must be param"),
         (lambda model: {"params": ["2.weight"]}, "params='2.weight': must be parameters of the model"),
@@ -274,7 +258,7 @@ def test_schedulers_act_on_the_new_group() -> None:
     ],
 )
 def test_what_is_no_new_group_is_refused_and_changes_nothing(
-    asked: Callable[[Any], dict[str, Any]], message: str
+    group: Callable[[Any], dict[str, Any]], message: str
 ) -> None:
     model = thawing()
     optimizer = build(model)
@@ -282,7 +266,7 @@ def test_what_is_no_new_group_is_refused_and_changes_nothing(
     model[2].requires_grad_(True)  # type: ignore[index]
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(InputError, match=message):
-        optimizer.add_param_group(asked(model))
+        optimizer.add_param_group(group(model))
     after = optimizer.state_dict()
     assert str(after) == str(before)
     thaw(model, optimizer, 2)

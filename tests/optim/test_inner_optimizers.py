@@ -16,7 +16,7 @@ from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim import directions
 from gnewton.optim.averaging import NoAveraging
-from tests.optim.problems import EXACT, NOTHING, Quadratic, classification, tanh_net, value
+from tests.optim.problems import EXACT, NOTHING, Quadratic, advance, flat, take_step, tanh_net, value
 
 torch_optim = torch.optim
 INNER: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -54,18 +54,6 @@ def with_constant_rates(model: nn.Module, **options: Any) -> GroupedNewton:
     optimizer = GroupedNewton(model, F.cross_entropy, step_size=1.0, **EXACT, **options)
     optimizer.hold(RATE)
     return optimizer
-
-
-def advance(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    for step in range(first, last):
-        inputs, targets = classification(20, seed=step)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("name", INNER)
@@ -123,9 +111,7 @@ def newton_step(model: Quadratic, loss_fn: Callable[..., Tensor], **options: Any
         **EXACT,
         **options,
     )
-    optimizer.zero_grad()
-    loss_fn(model(NOTHING[0]), NOTHING[1]).backward()
-    optimizer.step(batch=NOTHING)
+    take_step(model, optimizer, NOTHING, loss_fn)
 
 
 def test_a_coupled_decay_is_part_of_the_objective() -> None:

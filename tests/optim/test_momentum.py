@@ -26,9 +26,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def tensors() -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     shapes = [(3, 4), (5,), (), (2, 3, 2, 2)]
-    made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    made[-1] = made[-1].to(memory_format=torch.channels_last)
-    return [tensor.requires_grad_() for tensor in made]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    values[-1] = values[-1].to(memory_format=torch.channels_last)
+    return [tensor.requires_grad_() for tensor in values]
 
 
 def feed(parameters: list[Tensor], step: int, without: tuple[int, ...] = ()) -> None:
@@ -50,11 +50,11 @@ def test_it_is_the_step_on_shadows(name: str, maximize: bool, monkeypatch: pytes
     for step, without in enumerate([(1,), (1,), (), (), (0, 1), ()]):
         feed(parameters, step, without)
         before = [p.detach().clone() for p in parameters]
-        found = [u.clone() for u in ours.update()]
+        actual = [u.clone() for u in ours.update()]
         with monkeypatch.context() as patch:
             patch.setattr(module, "readable", lambda inner: False)
             expected = theirs.update()
-        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-14)
         assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
     for mine, other in zip(ours.inner.state.values(), theirs.inner.state.values(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-14)
@@ -81,7 +81,7 @@ def test_a_hook_of_the_optimizer_is_called() -> None:
 
 
 def test_a_learning_rate_that_changes_back_and_forth_scales_the_direction() -> None:
-    """The way through the shadows leaves numbers in them, which the other one must not return."""
+    """A step on the shadows leaves numbers in them, which one that is read off must not return."""
     parameters = tensors()
     direction = ShadowDirection(
         [(str(i), p) for i, p in enumerate(parameters)], partial(torch.optim.SGD, lr=2.0)
@@ -91,6 +91,6 @@ def test_a_learning_rate_that_changes_back_and_forth_scales_the_direction() -> N
     torch.testing.assert_close(doubled, [2 * p.grad for p in parameters])  # type: ignore[operator]
     direction.inner.param_groups[0]["lr"] = 1.0
     feed(parameters, 1, without=(0,))
-    found = direction.update()
-    assert not found[0].any()
-    assert torch.equal(found[1], parameters[1].grad)  # type: ignore[arg-type]
+    step = direction.update()
+    assert not step[0].any()
+    assert torch.equal(step[1], parameters[1].grad)  # type: ignore[arg-type]

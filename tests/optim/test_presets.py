@@ -18,7 +18,7 @@ from gnewton.optim.controllers import Progress
 from gnewton.optim.directions import NAMED
 from gnewton.optim.options import OPTIMIZERS
 from gnewton.optim.presets import PRESETS
-from tests.optim.problems import NOTHING, Quadratic, value
+from tests.optim.problems import NOTHING, Quadratic, take_step, value
 from tests.recipes import recipe as composed
 
 OF_THE_RUN = {"model", "loss_fn", "partition", "curvature", "on_update"}
@@ -70,9 +70,7 @@ def test_every_call_makes_new_arguments_that_train(name):
     start = (torch.stack(list(model.x)).detach() - model.solution()).norm()
     optimizer = gnewton.GroupedNewton(model, value, **first)
     for _ in range(100):
-        optimizer.zero_grad()
-        model(torch.empty(0)).backward()
-        optimizer.step(batch=NOTHING)
+        take_step(model, optimizer, NOTHING, value)
     distance = torch.stack(list(model.x)).detach() - model.solution()
     assert distance.norm() < 0.5 * start
 

@@ -121,7 +121,7 @@ def test_a_restored_rule_goes_on() -> None:
         rule.solve(rule.observe(*parts), parts[3])
     other.load_state_dict(rule.state_dict())
     parts = model(4, 7)
-    ends = [each.solve(each.observe(*parts), parts[3]).rates for each in (rule, other)]
+    ends = [bounded.solve(bounded.observe(*parts), parts[3]).rates for bounded in (rule, other)]
     assert torch.equal(*ends)
     rule.restart(5)
     assert all(map(math.isnan, rule._common))

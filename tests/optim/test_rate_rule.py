@@ -35,26 +35,26 @@ def rates(rule: RateRule, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def test_newton_solves_the_linear_system_whatever_its_signs(definite: bool) -> None:
     gradient, hessian, third = summary(0, definite=definite)
     rule = RateRule(SIZE, solver="newton", **PLAIN)
-    found = rule.solve(rule.observe(gradient, hessian, third, torch.ones(SIZE).double()), torch.ones(SIZE))
+    solved = rule.solve(rule.observe(gradient, hessian, third, torch.ones(SIZE).double()), torch.ones(SIZE))
     expected = np.linalg.solve(hessian.numpy(), gradient.numpy())
-    np.testing.assert_allclose(found.rates.numpy(), expected, rtol=1e-10)
-    assert found.solution.status == "stationary"
-    assert found.solution.residual < 1e-14
-    assert (found.solution.curvature_margin > 0) == definite
+    np.testing.assert_allclose(solved.rates.numpy(), expected, rtol=1e-10)
+    assert solved.solution.status == "stationary"
+    assert solved.solution.residual < 1e-14
+    assert (solved.solution.curvature_margin > 0) == definite
 
 
 def test_newton_on_a_singular_system_takes_the_shortest_rates() -> None:
     gradient, _, third = summary(1)
     hessian = torch.ones(SIZE, SIZE, dtype=torch.float64)
-    found = rates(RateRule(SIZE, solver="newton", **PLAIN), (torch.ones_like(gradient), hessian, third))
-    np.testing.assert_allclose(found.numpy(), np.full(SIZE, 1 / SIZE), rtol=1e-12)
+    eta = rates(RateRule(SIZE, solver="newton", **PLAIN), (torch.ones_like(gradient), hessian, third))
+    np.testing.assert_allclose(eta.numpy(), np.full(SIZE, 1 / SIZE), rtol=1e-12)
 
 
 def test_ridge_adds_its_share_of_the_diagonal() -> None:
     gradient, hessian, third = summary(2)
-    found = rates(RateRule(SIZE, solver="ridge", internal_damping=0.7, **PLAIN), (gradient, hessian, third))
+    eta = rates(RateRule(SIZE, solver="ridge", internal_damping=0.7, **PLAIN), (gradient, hessian, third))
     matrix = hessian.numpy() + 0.7 * np.diag(np.abs(np.diag(hessian.numpy())))
-    np.testing.assert_allclose(found.numpy(), np.linalg.solve(matrix, gradient.numpy()), rtol=1e-10)
+    np.testing.assert_allclose(eta.numpy(), np.linalg.solve(matrix, gradient.numpy()), rtol=1e-10)
 
 
 def test_the_diagonal_solver_sees_nothing_else() -> None:
@@ -75,7 +75,7 @@ def test_the_diagonal_solver_sees_nothing_else() -> None:
 def test_rates_do_not_depend_on_the_scale_of_the_groups(solver: str, normalise: bool) -> None:
     """ḡ → a²ḡ, H̄_st → a_s²a_t² H̄_st, D3 → a⁶D3 gives η → η/a² (u → a u with θ → θ/a)."""
     a2 = torch.tensor([1e-4, 1e-1, 1.0, 30.0, 1e4], dtype=torch.float64)
-    found = []
+    solutions = []
     for scale in (torch.ones_like(a2), a2):
         rule = RateRule(SIZE, solver=solver, proximal=0.5, **PLAIN | {"normalise": normalise})
         for seed in range(3):
@@ -85,8 +85,8 @@ def test_rates_do_not_depend_on_the_scale_of_the_groups(solver: str, normalise: 
                 parts[1] = parts[1].diagonal()
             norms = scale * (1.0 + seed)
             solved = rule.solve(rule.observe(*parts, norms), norms).rates
-        found.append(solved * scale)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+        solutions.append(solved * scale)
+    torch.testing.assert_close(solutions[0], solutions[1], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from gnewton.optim.finite_step import Plan, _combined, _effective
 from gnewton.optim.grouping import Grouping
 from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.rates_in_force import FIRST, FLOOR, GROWTH, LEAST, TrustRadius
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import advance, classification, take_step, tanh_net
 
 
 def grouping() -> Grouping:
@@ -91,10 +91,7 @@ def test_no_group_steps_further_than_the_cap(cap: float) -> None:
     for step in range(150):
         before = [p.detach().clone() for p in groups.parameters]
         sizes = groups.norms(before) if step % 3 == 0 else sizes
-        inputs, targets = classification(20, seed=step)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step(batch=(inputs, targets))
+        take_step(model, optimizer, classification(20, seed=step))
         moved = groups.norms([p.detach() - q for p, q in zip(groups.parameters, before, strict=True)])
         assert (moved <= cap * sizes * (1 + 1e-9)).all()
         reached = max(reached, float((moved / (cap * sizes)).max()))
@@ -107,13 +104,8 @@ def test_a_wide_cap_changes_nothing() -> None:
     for cap in (None, 1e6):
         model, updates = tanh_net(), list[RateUpdate]()
         optimizer = GroupedNewton(model, F.cross_entropy, cap=cap, period=2, on_update=updates.append)
-        for step in range(10):
-            inputs, targets = classification(20, seed=step)
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), targets).backward()
-            optimizer.step(batch=(inputs, targets))
+        ends.append(advance(model, optimizer, 0, 10))
         assert all(update.solved.capped == 0 for update in updates)
-        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*ends)
 
 

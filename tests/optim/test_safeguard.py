@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from gnewton import GroupedNewton
 from gnewton.errors import OutOfMemory
@@ -19,21 +19,16 @@ from gnewton.optim.controllers import Constant
 from gnewton.optim.rate_rule import RateUpdate
 from gnewton.optim.safeguard import FALL, WINDOW, Safeguard
 from gnewton.summary.result import SummaryError
-from tests.optim.problems import classification, take_step, tanh_net
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
+from tests.optim.problems import classification, flat, take_step, tanh_net
 
 # --- the band ----------------------------------------
 
 
 def guard(*losses: float) -> Safeguard:
-    made = Safeguard([torch.zeros(2)])
+    safeguard = Safeguard([torch.zeros(2)])
     for loss in losses:
-        made.keep(loss)
-    return made
+        safeguard.keep(loss)
+    return safeguard
 
 
 def test_nothing_is_outside_before_the_first_loss_but_what_is_not_finite() -> None:
@@ -45,45 +40,45 @@ def test_nothing_is_outside_before_the_first_loss_but_what_is_not_finite() -> No
 def test_the_edge_is_four_deviations_above_the_mean() -> None:
     losses = [1.0, 1.4, 0.8, 1.2]
     mean, deviation = 1.1, float(torch.tensor(losses).std())
-    made = guard(*losses)
-    assert not made.outside(mean + 3.999 * deviation)
-    assert made.outside(mean + 4.001 * deviation)
-    assert not made.outside(-1e9)
+    safeguard = guard(*losses)
+    assert not safeguard.outside(mean + 3.999 * deviation)
+    assert safeguard.outside(mean + 4.001 * deviation)
+    assert not safeguard.outside(-1e9)
 
 
 def test_only_the_last_losses_count() -> None:
-    made = guard(100.0, *[1.0] * WINDOW)
-    assert made.outside(1.5)
-    assert not made.outside(1.39)
+    safeguard = guard(100.0, *[1.0] * WINDOW)
+    assert safeguard.outside(1.5)
+    assert not safeguard.outside(1.39)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_band_has_the_scale_of_the_loss(scale: float, sign: float) -> None:
-    made = guard(*(sign * scale * each for each in (1.0, 1.1, 0.9)))
-    assert made.outside(sign * scale + scale)
-    assert not made.outside(sign * scale + 0.2 * scale)
+    safeguard = guard(*(sign * scale * loss for loss in (1.0, 1.1, 0.9)))
+    assert safeguard.outside(sign * scale + scale)
+    assert not safeguard.outside(sign * scale + 0.2 * scale)
 
 
 def test_a_slow_rise_ends_at_three_times_the_first_loss() -> None:
-    made, loss = guard(1.0), 1.0
-    while not made.outside(loss) and loss < 1e3:
-        made.keep(loss)
+    safeguard, loss = guard(1.0), 1.0
+    while not safeguard.outside(loss) and loss < 1e3:
+        safeguard.keep(loss)
         loss *= 1.15
     assert loss < 3.5
 
 
 def test_rejections_halve_the_step_size_which_comes_back() -> None:
-    made = guard(1.0)
+    safeguard = guard(1.0)
     for _ in range(3):
-        made.reject()
-    assert (made.scale, made.rejected) == (FALL**3, 3)
+        safeguard.reject()
+    assert (safeguard.scale, safeguard.rejected) == (FALL**3, 3)
     for _ in range(30):
-        made.keep(1.0)
-    assert made.scale == 1.0
+        safeguard.keep(1.0)
+    assert safeguard.scale == 1.0
     for _ in range(100):
-        made.reject()
-    assert made.scale > 1e-4
+        safeguard.reject()
+    assert safeguard.scale > 1e-4
 
 
 # --- in a training ----------------------------------------
@@ -136,10 +131,7 @@ def test_a_gradient_that_stays_nan_ends_at_the_last_good_parameters(
     batch = classification(30)
     with caplog.at_level(logging.WARNING):
         for _ in range(12):
-            optimizer.zero_grad()
-            F.cross_entropy(model(batch[0]), batch[1]).backward()
-            next(model.parameters()).grad[0, 0] = math.nan  # type: ignore[index]
-            optimizer.step(batch=batch)
+            take_step(model, optimizer, batch, poison=math.nan)
     assert bool(flat(model).isfinite().all())
     assert optimizer.rejected >= 1
     said = [r.getMessage() for r in caplog.records if "withheld" in r.getMessage()]

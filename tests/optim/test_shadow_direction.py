@@ -27,7 +27,7 @@ def named(tensors: list[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
 
 
 class Foreign(torch.optim.Optimizer):
-    """Not torch's: how it applies its weight decay is its own affair."""
+    """An optimizer from outside torch; nobody knows how it applies weight decay."""
 
     def __init__(self, parameters: object, weight_decay: float) -> None:
         super().__init__(parameters, {"weight_decay": weight_decay})

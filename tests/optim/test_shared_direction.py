@@ -66,8 +66,8 @@ def test_the_shared_numbers_are_the_sums_over_the_groups(engine: Any, decay: flo
     assert not together.third[2::2].any()
     assert not together.norms[2::2].any()
     torch.testing.assert_close(together.lengths, apart.norms)
-    assert len(shared.names) == size // 2 + 1
-    assert shared.names[:2] == ("all:a", f"{grouping.partition.names[0]}:b")
+    assert len(shared.places) == size // 2 + 1
+    assert tuple(shared.places)[:2] == ("all:a", f"{grouping.partition.names[0]}:b")
 
 
 def test_the_step_is_the_newton_step_of_the_model_with_one_shared_rate() -> None:

@@ -19,7 +19,7 @@ from gnewton.errors import InputError
 from gnewton.optim.controllers import Constant
 from gnewton.summary import Summarizer, summarize
 from gnewton.wrappers import is_compiled, named_parameters, plain_name, uncompiled, unwrapped
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import classification, flat, take_step, tanh_net
 from tests.processes import FORK, in_processes, process_group
 
 
@@ -50,14 +50,7 @@ BUILD: dict[str, Callable[..., Any]] = {
 
 
 def train(model: nn.Module, optimizer: Any, batches: list[tuple[Tensor, Tensor]]) -> list[float]:
-    losses = []
-    for inputs, targets in batches:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(inputs), targets)
-        loss.backward()
-        optimizer.step(batch=(inputs, targets))
-        losses.append(float(loss.detach()))
-    return losses
+    return [take_step(model, optimizer, batch) for batch in batches]
 
 
 BATCHES = [classification(20, seed=seed) for seed in range(6)]
@@ -191,8 +184,6 @@ QUIET = (BATCHES[0][0] * (torch.arange(20) % 2 == 0)[:, None], BATCHES[0][1])
 def trained(model: nn.Module, name: str, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[float], ...]:
     """Parameters and rates after some steps."""
     optimizer = DISTRIBUTED[name](model)
-    if name == "kfac":
-        optimizer.step = partial(_without_batch, optimizer.step)
     train(model, optimizer, batches[:-1])
     if name == "safeguard":
         with torch.no_grad():
@@ -203,12 +194,7 @@ def trained(model: nn.Module, name: str, batches: list[tuple[Tensor, Tensor]]) -
         assert optimizer.rejected == 1
         quiet = not batches[-1][0].any()
         assert (losses[0] < 2) == quiet, "on its own, the process with the zeros would go on"
-    numbers = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
-    return numbers, list(getattr(optimizer, "rates", {}).values())
-
-
-def _without_batch(function: Callable[[], Any], batch: Any) -> Any:
-    return function()
+    return flat(model).tolist(), list(getattr(optimizer, "rates", {}).values())
 
 
 def work(rank: int, world: int, folder: Path, results: Any) -> None:

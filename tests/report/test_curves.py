@@ -29,12 +29,12 @@ def test_a_curve_has_the_rows_that_have_a_value(tmp_path):
         row(3, 30, 4.0, train_loss=math.inf),
         row(4, 40, 5.5, train_loss=0.25),
     ]
-    found = curve(
+    line = curve(
         read_run(write_run(tmp_path, "run", {"seed": 7}, rows=rows, result="diverged")),
         "train_seconds",
         "train_loss",
     )
-    assert (found.x.tolist(), found.y.tolist(), found.seed, found.broken) == ([1, 5.5], [0.5, 0.25], 7, True)
+    assert (line.x.tolist(), line.y.tolist(), line.seed, line.broken) == ([1, 5.5], [0.5, 0.25], 7, True)
 
 
 def test_runs_without_a_point_have_no_curve(tmp_path):
@@ -48,27 +48,27 @@ def test_runs_without_a_point_have_no_curve(tmp_path):
 
 
 def test_of_few_runs_the_band_is_the_range():
-    found = band([_curve([1, 2], y) for y in ([1, 5], [3, 4], [2, 9])], worst=INF)
-    assert found.x.tolist() == [1, 2]
-    assert found.median.tolist() == [2, 5]
-    assert (found.low.tolist(), found.high.tolist()) == ([1, 4], [3, 9])
+    edges = band([_curve([1, 2], y) for y in ([1, 5], [3, 4], [2, 9])], worst=INF)
+    assert edges.x.tolist() == [1, 2]
+    assert edges.median.tolist() == [2, 5]
+    assert (edges.low.tolist(), edges.high.tolist()) == ([1, 4], [3, 9])
 
 
 def test_of_five_runs_on_it_is_the_middle_half():
     values = np.array([[4.0, 1, 3, 2, 9, 7], [1, 1, 2, 3, 5, 8]]).T
-    found = band([_curve([1, 2], y) for y in values], worst=INF)
+    edges = band([_curve([1, 2], y) for y in values], worst=INF)
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
-    assert found.low == pytest.approx(low)
-    assert found.median == pytest.approx(median)
-    assert found.high == pytest.approx(high)
+    assert edges.low == pytest.approx(low)
+    assert edges.median == pytest.approx(median)
+    assert edges.high == pytest.approx(high)
 
 
 def test_it_ends_with_the_shortest_run_that_did_not_break_down():
     members = [_curve([1, 2, 3], [3, 2, 1]), _curve([1, 2], [3, 2]), _curve([1], [3], broken=True)]
-    found = band(members, worst=INF)
-    assert found.x.tolist() == [1, 2]
-    assert found.median.tolist() == [3, 2]
-    assert found.high.tolist() == [3, INF]
+    edges = band(members, worst=INF)
+    assert edges.x.tolist() == [1, 2]
+    assert edges.median.tolist() == [3, 2]
+    assert edges.high.tolist() == [3, INF]
 
 
 def test_if_most_break_down_the_median_does():
@@ -90,11 +90,11 @@ def test_places_that_differ_are_interpolated():
     """Two straight lines, given at different places: the band is their mean and their range."""
     first, second = [0.0, 1.0, 4.0], [0.5, 3.0]
     members = [_curve(first, [10 - x for x in first]), _curve(second, [20 - 3 * x for x in second])]
-    found = band(members, worst=INF)
-    assert (found.x[0], found.x[-1], len(found.x)) == (0.5, 3.0, GRID)
-    assert found.median == pytest.approx(15 - 2 * found.x)
-    assert found.low == pytest.approx(10 - found.x)
-    assert found.high == pytest.approx(20 - 3 * found.x)
+    edges = band(members, worst=INF)
+    assert (edges.x[0], edges.x[-1], len(edges.x)) == (0.5, 3.0, GRID)
+    assert edges.median == pytest.approx(15 - 2 * edges.x)
+    assert edges.low == pytest.approx(10 - edges.x)
+    assert edges.high == pytest.approx(20 - 3 * edges.x)
 
 
 @given(
@@ -108,11 +108,11 @@ def test_bands_are_in_order_and_within_the_runs(values, worst, data):
         _curve([1, 2, 3][:length], own[:length], broken=length < 3)
         for own, length in zip(values, lengths, strict=True)
     ]
-    found = band(members, worst=worst)
-    assert (found.low <= found.median).all()
-    assert (found.median <= found.high).all()
+    edges = band(members, worst=worst)
+    assert (edges.low <= edges.median).all()
+    assert (edges.median <= edges.high).all()
     drawn = [y for member in members for y in member.y] + [worst]
-    for place in (found.low, found.median, found.high):
+    for place in (edges.low, edges.median, edges.high):
         assert (place >= min(drawn)).all()
         assert (place <= max(drawn)).all()
 

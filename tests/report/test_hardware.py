@@ -1,4 +1,4 @@
-"""Times are compared on equal terms, or only where that is asked for."""
+"""Times are compared on equal terms, or only on request."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_a_run_by_hand(tmp_path):
         *update(2, 20, {"a": 0.1, "b": 0.1}, summary_seconds=1.0, solve_seconds=0.2),
         *update(3, 36, {"a": 0.1, "b": 0.1}, summary_seconds=9.0, solve_seconds=9.0),  # after the last row
     ]
-    found = _measured(
+    measures = _measured(
         write_run(tmp_path, "run", grouped_newton(), rows=rows, rates=rates),
         MetricTarget("validation_accuracy", 0.7),
     )
@@ -67,29 +67,29 @@ def test_a_run_by_hand(tmp_path):
         "epochs": 3,
         "steps": 36,
     }
-    assert set(found) == set(MEASURES) == set(expected)
-    assert found == pytest.approx(expected, nan_ok=True)
+    assert set(measures) == set(MEASURES) == set(expected)
+    assert measures == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 def test_a_run_that_broke_down_has_the_worst_end_there_is(status, tmp_path):
     rows = falling([1.0, 0.5], validation_accuracy=0.9)
-    found = _measured(write_run(tmp_path, "run", rows=rows, result=status))
-    assert (found["validation_loss"], found["test_loss"]) == (INF, INF)
-    assert (found["validation_accuracy"], found["train_accuracy"]) == (-INF, -INF)
-    assert found["seconds_per_step"] == 0.1
+    measures = _measured(write_run(tmp_path, "run", rows=rows, result=status))
+    assert (measures["validation_loss"], measures["test_loss"]) == (INF, INF)
+    assert (measures["validation_accuracy"], measures["train_accuracy"]) == (-INF, -INF)
+    assert measures["seconds_per_step"] == 0.1
 
 
 @pytest.mark.parametrize("status", [None, "interrupted"])
 def test_a_run_that_did_not_finish_has_no_end(status, tmp_path):
-    found = _measured(write_run(tmp_path, "run", rows=falling([1.0, 0.5]), result=status))
-    assert math.isnan(found["validation_loss"])
-    assert (found["epochs"], found["seconds_per_step"]) == (2, 0.1)
+    measures = _measured(write_run(tmp_path, "run", rows=falling([1.0, 0.5]), result=status))
+    assert math.isnan(measures["validation_loss"])
+    assert (measures["epochs"], measures["seconds_per_step"]) == (2, 0.1)
 
 
 def test_a_run_without_rows_has_nothing(tmp_path):
-    found = _measured(write_run(tmp_path, "run", result=None))
-    assert all(math.isnan(value) for value in found.values())
+    measures = _measured(write_run(tmp_path, "run", result=None))
+    assert all(math.isnan(value) for value in measures.values())
 
 
 def test_a_run_without_steps_has_no_time_per_step(tmp_path):
@@ -114,8 +114,8 @@ def test_a_target_is_reached_at_the_first_row_that_shows_it(target, steps, tmp_p
         row(3, 30, 3.0, validation_loss=0.4, validation_accuracy=0.9),
         row(4, 40, 4.0, validation_loss=0.7, validation_accuracy=0.7),
     ]
-    found = _measured(write_run(tmp_path, "run", rows=rows), MetricTarget.parse(target))
-    assert (found["target_steps"], found["target_seconds"]) == (steps, steps / 10)
+    measures = _measured(write_run(tmp_path, "run", rows=rows), MetricTarget.parse(target))
+    assert (measures["target_steps"], measures["target_seconds"]) == (steps, steps / 10)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_target_is_reached_at_the_first_row_that_shows_it(target, steps, tmp_p
     ],
 )
 def test_what_misses_a_target(status, rows, expected, tmp_path):
-    found = _measured(
+    measures = _measured(
         write_run(tmp_path, "run", rows=rows, result=status), MetricTarget("validation_loss", 0.5)
     )
-    assert found["target_steps"] == pytest.approx(expected, nan_ok=True)
+    assert measures["target_steps"] == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize(

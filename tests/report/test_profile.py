@@ -134,16 +134,16 @@ def test_sensitivity_by_hand(tmp_path):
                 result="diverged" if loss == INF else "done",
             )
     _end(tmp_path, "killed", {"optimizer.lr": 1.0, "seed": 2}, 0.1, result=None)
-    metric, (found,) = find_sensitivities(compare([tmp_path]).setups)
-    assert (metric, found.label, found.problem, found.option) == (
+    metric, (sensitivities,) = find_sensitivities(compare([tmp_path]).setups)
+    assert (metric, sensitivities.label, sensitivities.problem, sensitivities.option) == (
         "validation_loss",
         "sgd",
         "mlp digits",
         "optimizer.lr",
     )
-    assert found.rates == [0.01, 0.1, 1.0]
-    assert found.points == [[0.9], [0.5, 0.7], [0.4, INF]]
-    assert [spread.median for spread in found.losses] == pytest.approx([0.9, 0.6, INF])
+    assert sensitivities.rates == [0.01, 0.1, 1.0]
+    assert sensitivities.points == [[0.9], [0.5, 0.7], [0.4, INF]]
+    assert [spread.median for spread in sensitivities.losses] == pytest.approx([0.9, 0.6, INF])
 
 
 def test_methods_are_told_apart_by_what_is_not_the_rate(tmp_path):
@@ -153,8 +153,8 @@ def test_methods_are_told_apart_by_what_is_not_the_rate(tmp_path):
     for step_size in (0.1, 0.3):
         _end(tmp_path, f"gn{step_size}", grouped_newton(step_size=step_size), 0.5)
     _end(tmp_path, "adam", {"optimizer": {"name": "adam", "lr": 0.1}}, 0.5)  # one rate alone
-    _, found = find_sensitivities(compare([tmp_path]).setups)
-    assert [(method.label, method.option) for method in found] == [
+    _, sensitivities = find_sensitivities(compare([tmp_path]).setups)
+    assert [(method.label, method.option) for method in sensitivities] == [
         ("grouped_newton", "optimizer.step_size"),
         ("sgd momentum=0", "optimizer.lr"),
         ("sgd momentum=0.9", "optimizer.lr"),
@@ -165,8 +165,8 @@ def test_a_method_has_one_name_on_all_problems(tmp_path):
     for data in ("digits", "mnist"):
         for lr in (0.1, 0.2):
             _end(tmp_path, f"{data}{lr}", {"optimizer.lr": lr, "data.name": data, "name": f"x-{data}"}, 0.5)
-    _, found = find_sensitivities(compare([tmp_path]).setups)
-    assert [(method.label, method.problem) for method in found] == [
+    _, sensitivities = find_sensitivities(compare([tmp_path]).setups)
+    assert [(method.label, method.problem) for method in sensitivities] == [
         ("sgd", "mlp digits"),
         ("sgd", "mlp mnist"),
     ]
@@ -177,5 +177,5 @@ def test_the_loss_that_was_measured_is_taken(column, tmp_path):
     for lr in (0.1, 0.2):
         rows = [{"epoch": 1.0, "step": 1, "train_seconds": 1.0, column: lr}]
         write_run(tmp_path, str(lr), {"optimizer.lr": lr}, rows=rows)
-    metric, (found,) = find_sensitivities(compare([tmp_path]).setups)
-    assert (metric, found.points) == (column, [[0.1], [0.2]])
+    metric, (sensitivities,) = find_sensitivities(compare([tmp_path]).setups)
+    assert (metric, sensitivities.points) == (column, [[0.1], [0.2]])

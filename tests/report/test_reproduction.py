@@ -44,7 +44,7 @@ def test_what_differs_is_named(tmp_path):
         "  test_accuracy: 1 rows differ, from step 10 on",
     ]
     (log,) = compare_logs(first, second, tolerance=1e-5)
-    assert [each.column for each in log.differences] == ["test_accuracy"]
+    assert [difference.column for difference in log.differences] == ["test_accuracy"]
 
 
 def test_rows_must_be_as_many_unless_the_first_run_did_not_end(tmp_path):
@@ -77,7 +77,7 @@ def test_rows_are_matched_by_their_step(tmp_path):
     assert list(log.lines())[1:] == ["  step 15: only one of the runs has this row"]
     changed = [ROWS[0], stop, ROWS[1].replace("0.25", "0.26")]
     (log,) = compare_logs(_run(tmp_path / "d", changed, environment=resumed), second)
-    assert [(each.column, each.step) for each in log.differences] == [("train_loss", 20)]
+    assert [(difference.column, difference.step) for difference in log.differences] == [("train_loss", 20)]
 
 
 def test_a_row_in_between_is_no_end(tmp_path):
@@ -92,7 +92,9 @@ def test_rates_are_compared_too(tmp_path):
     second = _run(tmp_path / "b", rates=["1,0,all,0.5,3.0", "2,10,all,0.5,3.0"])
     metrics, rates = compare_logs(first, second)
     assert metrics.same
-    assert [(each.column, each.step, each.largest) for each in rates.differences] == [("rate", 10, 0.5)]
+    assert [(difference.column, difference.step, difference.largest) for difference in rates.differences] == [
+        ("rate", 10, 0.5)
+    ]
     without = _run(tmp_path / "c")
     assert not compare_logs(first, without)[1].same
 
@@ -100,10 +102,10 @@ def test_rates_are_compared_too(tmp_path):
 def test_environment(tmp_path):
     one = {"time": "1", "threads": 2, "packages": {"torch": "2.11", "numpy": "2"}, "git": {"dirty": False}}
     other = {"time": "2", "threads": 1, "packages": {"torch": "2.14", "numpy": "2"}, "git": None}
-    found = environment_differences(
+    differences = environment_differences(
         _run(tmp_path / "a", environment=one), _run(tmp_path / "b", environment=other)
     )
-    assert found == ["threads: 2 → 1", "packages.torch: 2.11 → 2.14", "git.dirty: False → –"]
+    assert differences == ["threads: 2 → 1", "packages.torch: 2.11 → 2.14", "git.dirty: False → –"]
 
 
 def test_a_log_that_cannot_be_read(tmp_path):

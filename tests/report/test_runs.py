@@ -28,18 +28,18 @@ def test_builders_write_what_runs_write(tmp_path):
 
 def test_a_real_run_is_read(run, tmp_path):
     report = run([*SMALL, "optimizer=grouped_newton", "optimizer.period=2", "trainer.epochs=2", "seed=3"])
-    (found,), problems = find_runs([tmp_path])
+    (record,), problems = find_runs([tmp_path])
     raw = pd.read_csv(report.folder / "metrics.csv")
     assert problems == []
-    assert (found.folder, found.status, found.seed) == (report.folder.resolve(), "done", 3)
-    assert set(found.metrics) <= set(raw)
-    pd.testing.assert_frame_equal(found.metrics, raw[list(found.metrics)], check_dtype=False)
+    assert (record.folder, record.status, record.seed) == (report.folder.resolve(), "done", 3)
+    assert set(record.metrics) <= set(raw)
+    pd.testing.assert_frame_equal(record.metrics, raw[list(record.metrics)], check_dtype=False)
     rates = pd.read_csv(report.folder / "rates.csv")
     moving = rates[~rates["warmup"]].pivot(index="step", columns="group", values="rate")
-    assert list(found.rates.table.columns) == list(dict.fromkeys(rates["group"]))
-    assert found.rates.table.to_numpy().tolist() == moving[found.rates.table.columns].to_numpy().tolist()
-    assert len(found.rates.clocks) == rates["update"].max()
-    assert found.environment["processes"] == 1
+    assert list(record.rates.table.columns) == list(dict.fromkeys(rates["group"]))
+    assert record.rates.table.to_numpy().tolist() == moving[record.rates.table.columns].to_numpy().tolist()
+    assert len(record.rates.clocks) == rates["update"].max()
+    assert record.environment["processes"] == 1
 
 
 def test_runs_are_found_at_any_depth_and_once(tmp_path):
@@ -57,8 +57,8 @@ def test_a_linked_run_is_found(tmp_path):
     write_run(tmp_path, "elsewhere/one", rows=falling([1.0]))
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "job0").symlink_to(tmp_path / "elsewhere" / "one")
-    (found,), _ = find_runs([tmp_path / "sweep"])
-    assert found.folder.name == "one"
+    (record,), _ = find_runs([tmp_path / "sweep"])
+    assert record.folder.name == "one"
 
 
 @pytest.mark.parametrize("result", ["done", "target", "limit", "diverged", "failed", "interrupted"])
@@ -85,8 +85,8 @@ def test_an_end_that_got_lost_is_said(way, tmp_path):
 
 
 def test_a_killed_run_is_unfinished(tmp_path):
-    found = read_run(write_run(tmp_path, "run", rows=falling([1.0, 0.5]), result=None))
-    assert (found.status, len(found.metrics)) == ("unfinished", 2)
+    record = read_run(write_run(tmp_path, "run", rows=falling([1.0, 0.5]), result=None))
+    assert (record.status, len(record.metrics)) == ("unfinished", 2)
 
 
 def test_a_run_killed_before_it_wrote_anything(tmp_path):
@@ -94,8 +94,8 @@ def test_a_run_killed_before_it_wrote_anything(tmp_path):
     for name in ("metrics.csv", "environment.json"):
         (folder / name).unlink()
     (folder / "environment.json").write_text("{}")
-    (found,), problems = find_runs([tmp_path])
-    assert (found.status, len(found.metrics), found.rates, problems) == ("unfinished", 0, None, [])
+    (record,), problems = find_runs([tmp_path])
+    assert (record.status, len(record.metrics), record.rates, problems) == ("unfinished", 0, None, [])
 
 
 @pytest.mark.parametrize("content", ["", "epoch,st"])
@@ -103,8 +103,8 @@ def test_a_log_without_a_whole_line_has_no_rows(content, tmp_path):
     folder = write_run(tmp_path, "run", result=None, rates=[])
     for name in ("metrics.csv", "rates.csv"):
         (folder / name).write_text(content)
-    (found,), problems = find_runs([tmp_path])
-    assert (len(found.metrics), found.rates, problems) == (0, None, [])
+    (record,), problems = find_runs([tmp_path])
+    assert (len(record.metrics), record.rates, problems) == (0, None, [])
 
 
 def test_a_cut_last_line_does_not_count(tmp_path):
@@ -112,9 +112,9 @@ def test_a_cut_last_line_does_not_count(tmp_path):
     for name, piece in (("metrics.csv", "3.0,30,0.1"), ("rates.csv", "2,1")):
         with (folder / name).open("a") as file:
             file.write(piece)
-    found = read_run(folder)
-    assert found.metrics["validation_loss"].tolist() == [1.0, 0.5]
-    assert found.rates.table.to_numpy().tolist() == [[0.5]]
+    record = read_run(folder)
+    assert record.metrics["validation_loss"].tolist() == [1.0, 0.5]
+    assert record.rates.table.to_numpy().tolist() == [[0.5]]
 
 
 @pytest.mark.parametrize(
@@ -212,9 +212,9 @@ def test_columns_of_other_versions_do_not_matter(tmp_path):
     folder = write_run(tmp_path, "run", rows=[row(1, 10, 1.0, validation_loss=0.5)])
     frame = pd.read_csv(folder / "metrics.csv").assign(new="text")
     frame.drop(columns=["peak_memory_mib", "test_accuracy"]).to_csv(folder / "metrics.csv", index=False)
-    found = read_run(folder)
-    assert "new" not in found.metrics
-    assert found.metrics["validation_loss"].tolist() == [0.5]
+    record = read_run(folder)
+    assert "new" not in record.metrics
+    assert record.metrics["validation_loss"].tolist() == [0.5]
 
 
 def test_the_result_may_say_more(tmp_path):

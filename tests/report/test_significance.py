@@ -25,9 +25,11 @@ from tests.report.builders import row, write_run
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_the_interval_is_that_of_student(count):
     values = np.random.default_rng(count).normal(size=count).tolist()
-    found = MeanInterval.over(values)
+    interval = MeanInterval.over(values)
     low, high = stats.t.interval(0.95, count - 1, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high), rel=1e-12)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx(
+        (np.mean(values), low, high), rel=1e-12
+    )
 
 
 def test_without_two_values_there_is_no_interval():
@@ -42,21 +44,21 @@ def test_without_two_values_there_is_no_interval():
 def test_the_paired_tests_are_those_of_scipy(count):
     draw = np.random.default_rng(count)
     first, second = draw.normal(0.5, 1, count), draw.normal(0, 1, count)
-    found = PairedTest.between(dict(enumerate(first)), {**dict(enumerate(second)), 99: 5.0})
-    assert found.difference.count == count
-    assert found.difference.mean == pytest.approx(np.mean(first - second), rel=1e-12)
-    assert found.t == pytest.approx(stats.ttest_rel(first, second).pvalue, rel=1e-10)
+    test = PairedTest.between(dict(enumerate(first)), {**dict(enumerate(second)), 99: 5.0})
+    assert test.difference.count == count
+    assert test.difference.mean == pytest.approx(np.mean(first - second), rel=1e-12)
+    assert test.t == pytest.approx(stats.ttest_rel(first, second).pvalue, rel=1e-10)
     exact = stats.permutation_test(
         (first - second,), np.sum, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
     )
-    assert found.flips == pytest.approx(exact.pvalue, rel=1e-12)
-    assert found.flips >= 2.0 ** (1 - count)
+    assert test.flips == pytest.approx(exact.pvalue, rel=1e-12)
+    assert test.flips >= 2.0 ** (1 - count)
 
 
 def test_many_pairs_are_drawn():
     values = np.random.default_rng(0).normal(0.35, 1, 40)
-    found = PairedTest.between(dict(enumerate(values)), dict.fromkeys(range(40), 0.0))
-    assert found.flips == pytest.approx(found.t, rel=0.2)
+    test = PairedTest.between(dict(enumerate(values)), dict.fromkeys(range(40), 0.0))
+    assert test.flips == pytest.approx(test.t, rel=0.2)
     assert 0 < PairedTest.between(dict.fromkeys(range(40), 1.0), dict.fromkeys(range(40), 0.0)).flips < 1e-3
 
 
@@ -66,9 +68,9 @@ def test_pairs_that_cannot_be_compared():
         ({0: 1.0, 1: 1.0}, {2: 1.0}),
         ({0: 1.0, 1: math.inf}, {0: 2.0, 1: 1.0}),
     ):
-        found = PairedTest.between(first, second)
-        assert math.isnan(found.t)
-        assert math.isnan(found.flips)
+        test = PairedTest.between(first, second)
+        assert math.isnan(test.t)
+        assert math.isnan(test.flips)
     assert PairedTest.between({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}).t == 1.0
     assert math.isnan(PairedTest.between({0: 2.0, 1: 2.0}, {0: 1.0, 1: 1.0}).t)
 

@@ -37,7 +37,7 @@ class Model(nn.Module):
 
 
 def penalised(weight):
-    """Cross-entropy and a penalty, whose weight is asked for at every call."""
+    """Cross-entropy and a penalty, whose weight a function returns at every call."""
     return lambda o, t: F.cross_entropy(o, t) + weight() * o.square().mean()
 
 

@@ -281,7 +281,7 @@ def dropouts():
 
 
 def functions():
-    """Element-wise functions that have derivatives of their own, and others that have not."""
+    """Element-wise functions with derivatives of their own, and others without."""
 
     def forward(m, x):
         h = torch.tanh(m.a(x))

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, summarize
+from gnewton.summary import summarize
 
 from .operations import Net
 from .test_zoo import difference
+from .ways import by
 
 
 def by_rows(model, inputs, targets, loss_fn=F.mse_loss):
@@ -21,19 +22,17 @@ def by_rows(model, inputs, targets, loss_fn=F.mse_loss):
         name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
         for name, p in model.named_parameters()
     }
-    partition = Partition.from_names(model, [[name] for name in direction])
-    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
-    made.tangent_engine.way = "rows"
-    found = made.summarize(inputs, targets, direction)
-    assert made.tangent_engine.last_way == "rows"
-    return found, (model, loss_fn, inputs, targets, partition, direction)
+    arguments = (model, loss_fn, inputs, targets, Partition.per_tensor(model), direction)
+    summary, way = by("rows", arguments)
+    assert way == "rows"
+    return summary, arguments
 
 
 def check(model, inputs, targets):
-    found, arguments = by_rows(model.double(), inputs, targets)
+    summary, arguments = by_rows(model.double(), inputs, targets)
     exact = summarize(*arguments, curvature="gauss_newton", engine="reference")
-    assert difference(found.gradient, exact.gradient) < 1e-10
-    assert difference(found.hessian, exact.hessian) < 1e-10
+    assert difference(summary.gradient, exact.gradient) < 1e-10
+    assert difference(summary.hessian, exact.hessian) < 1e-10
 
 
 def leading_one(m, x):

@@ -1,4 +1,4 @@
-"""Batches of any form: both engines give the same summary, and nobody cuts what is not a sample."""
+"""Batches of any form: both engines give the same summary, and only samples are cut."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_a_summarizer_sees_new_numbers_in_the_same_trace(name: str) -> None:
     )
     other.batch = closed(other.batch)
     summarizer = Summarizer(case.model, case.loss_fn, "per_tensor", forward=case.forward, engine="tangent")
-    for each in (case, other, case):
-        each.model.load_state_dict(case.model.state_dict())
-        made = summarizer.summarize(*each.pair, gradient(each))
-        assert max(differences(made, summary(each, engine="reference"))) < 1e-12
+    for present in (case, other, case):
+        present.model.load_state_dict(case.model.state_dict())
+        result = summarizer.summarize(*present.pair, gradient(present))
+        assert max(differences(result, summary(present, engine="reference"))) < 1e-12
     assert len(summarizer.tangent_engine.traces) == 1
 
 
@@ -73,8 +73,8 @@ def test_settings_in_a_batch_have_traces_of_their_own() -> None:
     summarizer = Summarizer(case.model, case.loss_fn, "per_tensor", engine="tangent")
     for scale in (0.5, 2.0, 0.5):
         case.batch = ({**case.batch[0], "scale": scale}, case.batch[1])
-        made = summarizer.summarize(*case.batch, gradient(case))
-        assert max(differences(made, summary(case, engine="reference"))) < 1e-12
+        result = summarizer.summarize(*case.batch, gradient(case))
+        assert max(differences(result, summary(case, engine="reference"))) < 1e-12
     assert len(summarizer.tangent_engine.traces) == 2
 
 
@@ -89,7 +89,7 @@ def test_the_whole_tensor_takes_any_batch_too() -> None:
 
 
 class Opaque:
-    """Holds tensors where nobody looks."""
+    """Holds tensors that a trace cannot see."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -107,9 +107,9 @@ def test_what_a_trace_cannot_see_goes_to_the_reference_engine(caplog: pytest.Log
     )
     for scale in (1.0, 3.0):
         with caplog.at_level(logging.WARNING):
-            made = summarizer.summarize(Opaque(scale * x), y, u)
+            result = summarizer.summarize(Opaque(scale * x), y, u)
         plain = summarize(model, F.cross_entropy, scale * x, y, "single", u)
-        assert max(differences(made, plain)) < 1e-12
+        assert max(differences(result, plain)) < 1e-12
     assert caplog.text.count("the batch holds a Opaque, whose tensors a trace cannot see") == 1
 
 
@@ -185,12 +185,12 @@ def test_a_loss_may_read_the_weights_of_the_model() -> None:
     """Its terms are differentiated with those of the outputs."""
     case = batches.make("penalty")
     u = gradient(case)
-    made = summary(case)
+    result = summary(case)
     plain = summarize(case.model, F.cross_entropy, *case.batch, "per_tensor", u)
     quartic = [p.detach() for p in case.model.parameters()]
     slopes = torch.stack([(0.4 * p.pow(3) * g).sum() for p, g in zip(quartic, u.values(), strict=True)])
     curvatures = torch.stack(
         [(1.2 * p.square() * g.square()).sum() for p, g in zip(quartic, u.values(), strict=True)]
     )
-    torch.testing.assert_close(made.gradient - plain.gradient, slopes, rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(made.hessian - plain.hessian, curvatures.diag(), rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(result.gradient - plain.gradient, slopes, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(result.hessian - plain.hessian, curvatures.diag(), rtol=1e-9, atol=1e-13)

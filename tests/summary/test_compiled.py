@@ -26,7 +26,7 @@ NAMES: tuple[EngineName, ...] = ("compiled", "tangent")
 
 
 class Recorder:
-    """In place of torch.compile: graphs run as they are; keeps what was given to it."""
+    """Stands in for torch.compile: runs graphs as they are, and records its arguments."""
 
     def __init__(self) -> None:
         self.graphs: list[torch.fx.GraphModule] = []
@@ -103,10 +103,10 @@ def test_the_real_compiler_gives_the_summary(dtype: torch.dtype, tolerance: floa
 @pytest.mark.parametrize("third", [False, True])
 def test_parts_of_a_summary(recorder: Recorder, third: bool, diagonal: bool) -> None:
     model, inputs, targets, direction = network()
-    how: dict[str, Any] = {"third": third, "diagonal": diagonal}
+    options: dict[str, Any] = {"third": third, "diagonal": diagonal}
     partition = Partition.per_tensor(model)
     summary, plain = (
-        Summarizer(model, F.cross_entropy, partition, engine=engine, **how).summarize(
+        Summarizer(model, F.cross_entropy, partition, engine=engine, **options).summarize(
             inputs, targets, direction
         )
         for engine in ("compiled", "tangent")
@@ -137,7 +137,7 @@ def test_a_split_batch_is_the_whole_one(recorder: Recorder) -> None:
 
 
 def failing(error: Exception) -> Callable[..., Any]:
-    """In place of torch.compile: whatever comes out of it raises, but for what is no graph."""
+    """Stands in for torch.compile: a compiled graph raises ``error``, and what is no graph stays as it is."""
 
     def compile_(target: Any, **options: Any) -> Any:
         def call(*arguments: Any) -> None:

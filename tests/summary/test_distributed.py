@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from gnewton.backend import mean_over_processes
-from gnewton.summary import Summarizer, summarize
+from gnewton.summary import summarize
 from tests.processes import FORK, in_processes, process_group
 
 from . import zoo
 from .test_zoo import differences
+from .ways import by
 
 SHARES = {2: [4, 2], 3: [1, 2, 3]}
 
@@ -58,10 +59,8 @@ def work_gauss_newton(rank, world, folder, results):
 def rows_of(name, start, count):
     model, loss_fn, inputs, targets, direction = zoo.make(name)
     partition = zoo.partitions(model)["per_tensor"]
-    summarizer = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
-    summarizer.tangent_engine.way = "rows"
     at = slice(start, start + count)
-    return summarizer.summarize(inputs[at], targets[at], direction)
+    return by("rows", (model, loss_fn, inputs[at], targets[at], partition, direction))[0]
 
 
 def test_ranks_join_gauss_newton_matrices_and_their_errors(tmp_path):

@@ -116,7 +116,7 @@ class Rosenbrock(nn.Module):
 def test_a_model_without_data(engine):
     model, empty = Rosenbrock(), torch.empty(0)
     direction = {"theta": torch.tensor([1.0, 0.5], dtype=torch.float64)}
-    partition = Partition.from_names(model, [["theta"]])
+    partition = Partition.per_tensor(model)
     summary = summarize(model, lambda o, t: o.mean(), empty, empty, partition, direction, engine=engine)
     expected = oracles.finite_differences(model, lambda o, t: o, empty, empty, partition, direction)
     for got, wanted in zip((summary.gradient, summary.hessian, summary.third), expected, strict=True):
@@ -204,7 +204,7 @@ class Experts(nn.Module):
 
 
 class Counting(nn.Module):
-    """Computes something else at every call but those after the third."""
+    """Computes another function at each of its first three calls."""
 
     def __init__(self):
         super().__init__()

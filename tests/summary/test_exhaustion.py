@@ -58,9 +58,9 @@ def test_the_batch_is_split_until_it_fits(error, largest, monkeypatch, caplog):
     tried = _narrow(monkeypatch, largest, error)
     summarizer = Summarizer(model, F.cross_entropy, partition)
     with caplog.at_level(logging.WARNING, logger=engine.__name__):
-        found = summarizer.summarize(inputs, targets, direction)
+        summary = summarizer.summarize(inputs, targets, direction)
     for name in ("gradient", "hessian", "third", "loss"):
-        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(getattr(summary, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
     lines = [record.message for record in caplog.records if "out of memory" in record.message]
     assert len(lines) == {6: 1, 3: 2, 2: 3, 1: 4}[largest]
     caplog.clear()
@@ -101,11 +101,11 @@ def test_a_rule_that_runs_out_of_memory_splits_the_batch(error, monkeypatch, cap
     monkeypatch.setattr(general, "reverse_parts", None)  # not the answer to a lack of memory
     monkeypatch.setattr(general, "_verdicts", dict.fromkeys(general._verdicts, True))
     summarizer = Summarizer(model, F.cross_entropy, partition, engine="tangent")
-    found = summarizer.summarize(inputs, targets, direction)
+    summary = summarizer.summarize(inputs, targets, direction)
     assert refused == [12]
     assert [record.message for record in caplog.records if "split into 2 parts" in record.message]
     for name in ("gradient", "hessian", "third", "loss"):
-        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(getattr(summary, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
 
 
 def test_nothing_is_touched(monkeypatch):

@@ -6,13 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 
 from gnewton.errors import InputError
 from gnewton.summary import Summarizer, summarize
 
 from . import zoo
+from .operations import Net
+from .oracles import phi
 from .test_zoo import difference
+from .ways import by, summarizer_by
 
 ONE_HOT = F.one_hot(torch.tensor([0, 2, 1, 1, 0, 2]), 3).double()
 LIKELIHOODS = {
@@ -35,26 +37,21 @@ def test_the_mean_over_draws_is_the_gauss_newton_matrix(name):
     model, _, inputs, _, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
     exact = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton")
-    made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000)
-    assert made.matrix == "fisher"
-    assert difference(made.gradient, exact.gradient) < 1e-12
-    assert difference(made.hessian, exact.hessian) < 0.05
+    summary = summarize(
+        model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000
+    )
+    assert summary.matrix == "fisher"
+    assert difference(summary.gradient, exact.gradient) < 1e-12
+    assert difference(summary.hessian, exact.hessian) < 0.05
     one = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher")
     again = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher")
     assert torch.equal(one.hessian, again.hessian), "the same labels without a generator"
     assert difference(one.hessian, exact.hessian) > 0.05
 
 
-class Heads(nn.Module):
+def with_head(base, head):
     """A network whose outputs are a function of those of another one."""
-
-    def __init__(self, base, head):
-        super().__init__()
-        self.base = base
-        self.head = head
-
-    def forward(self, x):
-        return self.head(self.base(x))
+    return Net(lambda m, x: head(m.base(x)), base=base)
 
 
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -108,18 +105,20 @@ def test_other_outputs_of_a_likelihood_leave_its_matrix(name):
     head, loss_fn, natural, known_loss, targets = REPARAMETRISED[name]
     base, _, inputs, _, direction = zoo.make("mlp")
     direction = {f"base.{key}": u for key, u in direction.items()}
-    model, known = Heads(base, head), Heads(base, natural)
+    model, known = with_head(base, head), with_head(base, natural)
     partition = zoo.partitions(model)["per_tensor"]
     exact = summarize(known, known_loss, inputs, targets, partition, direction, curvature="gauss_newton")
-    made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000)
-    assert difference(made.gradient, exact.gradient) < 1e-6
-    assert difference(made.hessian, exact.hessian) < 0.05
+    summary = summarize(
+        model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=20_000
+    )
+    assert difference(summary.gradient, exact.gradient) < 1e-6
+    assert difference(summary.hessian, exact.hessian) < 0.05
 
 
 def test_gaussian_of_own_variance():
     """Mean and variance are outputs: their Fisher matrix is that of 1/v and 1/(2v²), from the Jacobian."""
     base, _, inputs, _, direction = zoo.make("mlp")
-    model = Heads(base, lambda z: (z[:, :2], z[:, 2:]))  # one variance for two means
+    model = with_head(base, lambda z: (z[:, :2], z[:, 2:]))  # one variance for two means
     direction = {f"base.{key}": u for key, u in direction.items()}
     partition = zoo.partitions(model)["per_tensor"]
 
@@ -127,32 +126,29 @@ def test_gaussian_of_own_variance():
         return F.gaussian_nll_loss(outputs[0], targets, F.softplus(outputs[1]))
 
     arguments = (model, loss_fn, inputs, ONE_HOT[:, :2], partition, direction)
-    made = summarize(*arguments, curvature="fisher", draws=20_000)
-    names = list(direction)
+    summary = summarize(*arguments, curvature="fisher", draws=20_000)
 
     def moments(steps):
-        moved = {
-            name: p + steps[partition.index[name]] * direction[name] for name, p in model.named_parameters()
-        }
-        mean, raw = functional_call(model, moved, (inputs,))
-        return mean, F.softplus(raw).expand(-1, 2)
+        """Mean and variance at θ + Σ_s ε_s P_s u."""
+        given = (model, lambda o, t: (o[0], F.softplus(o[1]).expand(-1, 2)), *arguments[2:])
+        return phi(*given, steps)
 
-    zero = torch.zeros(len(names), dtype=torch.float64)
+    zero = torch.zeros(len(partition), dtype=torch.float64)
     (mean, variance), (v, _) = torch.autograd.functional.jacobian(moments, zero), moments(zero)[::-1]
     exact = torch.einsum("nks,nk,nkt->st", mean, 1 / v, mean)
     exact += torch.einsum("nks,nk,nkt->st", variance, 0.5 / v**2, variance)
-    assert difference(made.hessian, exact / mean[..., 0].numel()) < 0.05
+    assert difference(summary.hessian, exact / mean[..., 0].numel()) < 0.05
     full = summarize(*arguments)
-    assert difference(made.gradient, full.gradient) < 1e-10
+    assert difference(summary.gradient, full.gradient) < 1e-10
 
 
 def test_coupled_samples_have_an_unbiased_matrix_too():
     model, loss_fn, inputs, targets, direction = zoo.make("batch_norm_tanh")
     partition = zoo.partitions(model)["per_tensor"]
     exact = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton")
-    made = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=5000)
-    assert difference(made.hessian, exact.hessian) < 0.1
-    assert made.hessian_error is None, "no sample has a share of its own"
+    summary = summarize(model, loss_fn, inputs, targets, partition, direction, curvature="fisher", draws=5000)
+    assert difference(summary.hessian, exact.hessian) < 0.1
+    assert summary.hessian_error is None, "no sample has a share of its own"
 
 
 def test_standard_errors_over_drawn_batches():
@@ -161,42 +157,39 @@ def test_standard_errors_over_drawn_batches():
     partition = zoo.partitions(model)["alternate"]
     summarizer = Summarizer(model, loss_fn, partition, curvature="fisher", engine="tangent")
     generator = torch.Generator().manual_seed(3)
-    made = []
+    summaries = []
     for _ in range(1000):
         inputs = torch.randn(8, 5, generator=generator, dtype=torch.float64)
         targets = torch.randint(0, 3, (8,), generator=generator)
-        made.append(summarizer.summarize(inputs, targets, direction, generator))
+        summaries.append(summarizer.summarize(inputs, targets, direction, generator))
     for entry, error in (("gradient", "gradient_error"), ("hessian", "hessian_error")):
-        spread = torch.stack([getattr(m, entry) for m in made]).var(0)
-        reported = torch.stack([getattr(m, error).square() for m in made]).mean(0)
+        spread = torch.stack([getattr(m, entry) for m in summaries]).var(0)
+        reported = torch.stack([getattr(m, error).square() for m in summaries]).mean(0)
         torch.testing.assert_close(reported, spread, rtol=0.3, atol=0.0)
 
 
 def test_statistics_are_those_of_single_samples():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
-    summarizer = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
-    summarizer.tangent_engine.way = "rows"
-    made = summarizer.summarize(inputs, targets, direction)
-    each = [
+    summary, _ = by("rows", (model, loss_fn, inputs, targets, partition, direction))
+    single = [
         summarize(model, loss_fn, x[None], y[None], partition, direction, curvature="gauss_newton")
         for x, y in zip(inputs, targets, strict=True)
     ]
-    gradients = torch.stack([one.gradient for one in each])
-    matrices = torch.stack([one.hessian for one in each])
-    assert difference(made.gradient_covariance, gradients.T.cov() / len(inputs)) < 1e-10
-    assert difference(made.hessian_error, matrices.std(0) / len(inputs) ** 0.5) < 1e-10
+    gradients = torch.stack([one.gradient for one in single])
+    matrices = torch.stack([one.hessian for one in single])
+    assert difference(summary.gradient_covariance, gradients.T.cov() / len(inputs)) < 1e-10
+    assert difference(summary.hessian_error, matrices.std(0) / len(inputs) ** 0.5) < 1e-10
 
 
 def test_parts_of_a_batch_join_their_statistics():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
-    made = []
+    summaries = []
     for memory in (None, 1500):
-        summarizer = Summarizer(model, loss_fn, partition, curvature="gauss_newton", max_memory=memory)
-        summarizer.tangent_engine.way = "rows"
-        made.append(summarizer.summarize(inputs, targets, direction))
-    whole, parts = made
+        summarizer = summarizer_by("rows", model, loss_fn, partition, max_memory=memory)
+        summaries.append(summarizer.summarize(inputs, targets, direction))
+    whole, parts = summaries
     assert len(summarizer.tangent_engine.traces) > 1
     for name in ("gradient", "hessian", "gradient_covariance", "hessian_error", "samples"):
         assert difference(getattr(parts, name), getattr(whole, name)) < 1e-10, name
@@ -219,10 +212,10 @@ def test_third_derivatives_come_along():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["per_tensor"]
     full = summarize(model, loss_fn, inputs, targets, partition, direction)
-    made = summarize(
+    summary = summarize(
         model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton", third=True
     )
-    assert difference(made.third, full.third) < 1e-12
+    assert difference(summary.third, full.third) < 1e-12
     assert full.matrix == "hessian"
     assert full.gradient_error is None
 

@@ -10,11 +10,13 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.errors import InputError
-from gnewton.summary import Summarizer, summarize
+from gnewton.summary import summarize
 from gnewton.summary.tangent.output_engine import OutputEngine, symmetric_product
 
 from . import zoo
+from .operations import Net
 from .test_zoo import difference
+from .ways import by, summarizer_by
 
 
 def dense(model, loss_fn, inputs, targets, partition, direction):
@@ -60,9 +62,9 @@ def test_engines_agree_with_the_dense_matrix(name):
             slow = summarize(*arguments, curvature="gauss_newton", engine="reference")
             full = summarize(*arguments, engine="tangent")
             assert difference(slow.hessian, exact) < 1e-10
-            for made in (fast, slow):
-                assert difference(made.gradient, full.gradient) < 1e-10
-                assert difference(made.loss, full.loss) < 1e-12
+            for summary in (fast, slow):
+                assert difference(summary.gradient, full.gradient) < 1e-10
+                assert difference(summary.loss, full.loss) < 1e-12
 
 
 def concave(outputs, targets):
@@ -105,37 +107,24 @@ def test_a_penalty_of_the_parameters_keeps_its_curvature(engine):
 
     options = {"curvature": "gauss_newton", "engine": engine}
     plain = summarize(model, F.cross_entropy, inputs, targets, partition, direction, **options)
-    made = summarize(model, penalised, inputs, targets, partition, direction, **options)
+    summary = summarize(model, penalised, inputs, targets, partition, direction, **options)
     squares = torch.stack([direction[group.parameters[0]].square().sum() for group in partition])
-    assert difference(made.hessian, plain.hessian + 0.6 * torch.diag(squares)) < 1e-12
-
-
-def by(way, arguments, **options):
-    """The Gauss–Newton summary by one way, and the way that was taken."""
-    model, loss_fn, inputs, targets, partition, direction = arguments
-    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent", **options)
-    made.tangent_engine.way = way
-    return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
+    assert difference(summary.hessian, plain.hessian + 0.6 * torch.diag(squares)) < 1e-12
 
 
 def two_outputs():
     """A network with two outputs, and a loss that couples them within a sample."""
     base, _, inputs, targets, direction = zoo.make("mlp")
 
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.base = base
-
-        def forward(self, x):
-            z = self.base(x)
-            return {"class": z, "rest": z[:, :2].tanh()}
+    def both(m, x):
+        z = m.base(x)
+        return {"class": z, "rest": z[:, :2].tanh()}
 
     def loss_fn(outputs, targets):
         gap = outputs["class"][:, 0] - outputs["rest"].sum(1)
         return F.cross_entropy(outputs["class"], targets) + gap.square().mean()
 
-    model = Pair()
+    model = Net(both, base=base)
     direction = {f"base.{name}": u for name, u in direction.items()}
     return model, loss_fn, inputs, targets, zoo.partitions(model)["per_tensor"], direction
 
@@ -153,10 +142,9 @@ def test_several_outputs_have_rows():
 def test_few_columns_at_a_time():
     arguments = two_outputs()
     whole, _ = by("rows", arguments)
-    made = Summarizer(arguments[0], arguments[1], arguments[4], curvature="gauss_newton", max_memory=1)
-    made.tangent_engine.way = "rows"
-    made.tangent_engine._parts = lambda size: 1
-    parts = made.summarize(arguments[2], arguments[3], arguments[5])
+    summarizer = summarizer_by("rows", arguments[0], arguments[1], arguments[4], max_memory=1)
+    summarizer.tangent_engine._parts = lambda size: 1
+    parts = summarizer.summarize(arguments[2], arguments[3], arguments[5])
     assert difference(parts.hessian, whole.hessian) < 1e-12
     assert difference(parts.gradient, whole.gradient) < 1e-12
 
@@ -168,9 +156,9 @@ def test_a_loss_that_is_convex_on_average_takes_tangents(monkeypatch):
     weight = torch.tensor([[-0.1], [1.0], [2.0], [1.0], [1.0], [3.0]], dtype=torch.float64)
     arguments = (model, lambda o, t: (weight * o.square()).mean(), inputs, None, partition, direction)
     monkeypatch.setattr(OutputEngine, "_cheaper", lambda *_: True)
-    made, way = by("auto", arguments)
+    summary, way = by("auto", arguments)
     assert way == "tangents"
-    assert difference(made.hessian, dense(*arguments)) < 1e-10
+    assert difference(summary.hessian, dense(*arguments)) < 1e-10
     with pytest.raises(InputError, match="not convex"):
         by("rows", arguments)
 
@@ -179,9 +167,9 @@ def test_a_loss_that_is_convex_on_average_takes_tangents(monkeypatch):
 def test_symmetric_products(size):
     a = torch.randn(size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     weights = torch.tensor([0.5, 0.0, 2.0]).double()
-    made = symmetric_product(a * weights, a)
-    assert torch.equal(made, made.T)
-    torch.testing.assert_close(made, (a * weights) @ a.T)
+    product = symmetric_product(a * weights, a)
+    assert torch.equal(product, product.T)
+    torch.testing.assert_close(product, (a * weights) @ a.T)
 
 
 # coupled samples, or a loss that reads parameters

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer
 from gnewton.summary.result import Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.checks import disagreement
@@ -18,6 +17,7 @@ from gnewton.summary.tangent.passes import Passes
 
 from .operations import Net
 from .test_zoo import difference
+from .ways import by
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -38,12 +38,9 @@ def independent(features):
 
 def summary(model, inputs, targets, direction, way, loss_fn=F.cross_entropy, sliced=False):
     """The Gauss–Newton summary, and the way that was taken."""
-    whole = Partition.from_names(model, [[name] for name in direction])
-    partition = Partition.per_channel(model) if sliced else whole
-    made = Summarizer(model, loss_fn, partition, curvature="gauss_newton", engine="tangent")
-    made.tangent_engine.way = way
-    direction = {name: u.to(dict(model.named_parameters())[name].dtype) for name, u in direction.items()}
-    return made.summarize(inputs, targets, direction), made.tangent_engine.last_way
+    partition = (Partition.per_channel if sliced else Partition.per_tensor)(model)
+    direction = {name: direction[name].to(p.dtype) for name, p in model.named_parameters()}
+    return by(way, (model, loss_fn, inputs, targets, partition, direction))
 
 
 def data(model, samples, dtype):
@@ -62,9 +59,9 @@ def test_coupled_samples_are_noticed(dtype, samples):
     exact = copy.deepcopy(half).double()
     inputs, targets, direction = data(half, samples, dtype)
     true, _ = summary(exact, inputs.double(), targets, direction, "tangents")
-    made, way = summary(half, inputs, targets, direction, "rows")
+    result, way = summary(half, inputs, targets, direction, "rows")
     assert way == "tangents"
-    assert difference(made.hessian, true.hessian) < 0.1
+    assert difference(result.hessian, true.hessian) < 0.1
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -75,9 +72,9 @@ def test_independent_samples_keep_their_rows(dtype, samples):
     exact = copy.deepcopy(half).double()
     inputs, targets, direction = data(half, samples, dtype)
     true, _ = summary(exact, inputs.double(), targets, direction, "rows")
-    made, way = summary(half, inputs, targets, direction, "rows")
+    result, way = summary(half, inputs, targets, direction, "rows")
     assert way == "rows"
-    assert difference(made.hessian, true.hessian) < 0.1
+    assert difference(result.hessian, true.hessian) < 0.1
 
 
 class Mixed(nn.Module):
@@ -113,11 +110,11 @@ def test_rows_of_mixed_precision(low, high, tolerance, both, sliced):
     exact = copy.deepcopy(mixed).double()
     inputs, targets, direction = data(mixed, 6, low)
     loss_fn = both_losses if both else F.cross_entropy
-    made, way = summary(mixed, inputs, targets, direction, "rows", loss_fn, sliced)
+    result, way = summary(mixed, inputs, targets, direction, "rows", loss_fn, sliced)
     true, _ = summary(exact, inputs.double(), targets, direction, "rows", loss_fn, sliced)
     assert way == "rows"
-    assert difference(made.gradient, true.gradient) < tolerance
-    assert difference(made.hessian, true.hessian) < tolerance
+    assert difference(result.gradient, true.gradient) < tolerance
+    assert difference(result.hessian, true.hessian) < tolerance
 
 
 def attention(m, x):
@@ -144,11 +141,11 @@ def test_adjoints_have_the_type_of_their_value(forward, low, high, tolerance):
     exact = copy.deepcopy(half).double()
     half.high, exact.high = high, torch.float64
     inputs, targets, direction = data(half, 6, low)
-    made, way = summary(half, inputs, targets, direction, "rows")
+    result, way = summary(half, inputs, targets, direction, "rows")
     true, _ = summary(exact, inputs.double(), targets, direction, "rows")
     assert way == "rows"
-    assert difference(made.gradient, true.gradient) < tolerance
-    assert difference(made.hessian, true.hessian) < tolerance
+    assert difference(result.gradient, true.gradient) < tolerance
+    assert difference(result.hessian, true.hessian) < tolerance
 
 
 def deep(features):
@@ -164,10 +161,10 @@ def test_gradients_that_are_noise_are_no_wrong_rule(seed):
     torch.manual_seed(seed)
     half = deep(16).to(torch.bfloat16)
     inputs, targets, direction = data(half, 8, torch.bfloat16)
-    made, way = summary(half, inputs, targets, direction, "tangents")
+    result, way = summary(half, inputs, targets, direction, "tangents")
     assert way == "tangents"
-    biases = [made.gradient[list(direction).index(f"{k}.bias")].abs() for k in (0, 3, 6)]
-    assert max(biases) < 0.05 * made.gradient.abs().max()
+    biases = [result.gradient[list(direction).index(f"{k}.bias")].abs() for k in (0, 3, 6)]
+    assert max(biases) < 0.05 * result.gradient.abs().max()
 
 
 @pytest.mark.parametrize(("dtype", "noticed"), [(torch.bfloat16, [1, 2]), (torch.float64, [0, 1, 2])])

@@ -36,10 +36,10 @@ def test_former_names_of_the_reduction_count(loss_fn, legacy, curvature):
     def loss(outputs, targets):
         return loss_fn(outputs, targets, **legacy)
 
-    made = summary(loss, curvature=curvature)
+    result = summary(loss, curvature=curvature)
     exact = summary(loss, engine="reference")
-    assert difference(made.loss, exact.loss) < 1e-12
-    assert difference(made.gradient, exact.gradient) < 1e-12
+    assert difference(result.loss, exact.loss) < 1e-12
+    assert difference(result.gradient, exact.gradient) < 1e-12
 
 
 # losses that torch refuses, with its message
@@ -78,9 +78,9 @@ def test_variances_in_every_shape_of_torch(name, curvature):
     def loss(outputs, targets):
         return F.gaussian_nll_loss(outputs, targets, VARIANCES[name])
 
-    made, exact = summary(loss, curvature=curvature), summary(loss, engine="reference")
-    assert difference(made.loss, exact.loss) < 1e-12
-    assert difference(made.gradient, exact.gradient) < 1e-12
+    result, exact = summary(loss, curvature=curvature), summary(loss, engine="reference")
+    assert difference(result.loss, exact.loss) < 1e-12
+    assert difference(result.gradient, exact.gradient) < 1e-12
 
 
 # losses of outputs o and labels that are computed from y
@@ -100,8 +100,8 @@ def test_a_target_that_moves_is_no_label(name):
     def cut(outputs, targets):
         return MOVING[name](outputs, outputs.detach())
 
-    made, exact = summary(cut, curvature="fisher"), summary(cut, engine="reference")
-    assert difference(made.gradient, exact.gradient) < 1e-10
+    result, exact = summary(cut, curvature="fisher"), summary(cut, engine="reference")
+    assert difference(result.gradient, exact.gradient) < 1e-10
 
 
 def per_entry(outputs, targets):
@@ -138,7 +138,7 @@ def test_other_terms_are_no_likelihood(loss_fn):
     ],
 )
 def test_companions_of_a_likelihood_are_allowed(loss_fn):
-    made = summary(loss_fn, curvature="fisher", draws=5000)
+    result = summary(loss_fn, curvature="fisher", draws=5000)
     exact = summary(loss_fn, curvature="gauss_newton", engine="reference")
-    assert difference(made.gradient, exact.gradient) < 1e-10
-    assert difference(made.hessian, exact.hessian) < 0.1
+    assert difference(result.gradient, exact.gradient) < 1e-10
+    assert difference(result.hessian, exact.hessian) < 0.1

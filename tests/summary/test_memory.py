@@ -1,4 +1,4 @@
-"""Peak memory, counted in bytes of live tensors: tangents of a layer or two at a time, not of the network."""
+"""Peak memory, counted in bytes of live tensors: tangents of a layer or two at once, never of all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYER = WIDTH * SAMPLES * 8  # bytes of one activation
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made under it and still alive."""
+    """Counts the bytes of all tensors that were created within it and are still alive."""
 
     def __init__(self):
         super().__init__()

@@ -387,7 +387,7 @@ def test_a_wrong_rule_is_found_in_every_precision(name, dtype, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_disagree_in_nothing(monkeypatch):
-    """They are the caller's to judge; that the gradient overflows says nothing of the rules."""
+    """The caller judges them; a gradient that overflows says nothing about the rules."""
     torch.manual_seed(0)
     model = zoo.linear(8, 16, 3)
     inputs, targets = classes(torch.randn(16, 8))

@@ -39,7 +39,7 @@ SYMMETRIC = (
 TRIANGULAR = ("cholesky_inverse", "triangular_solve", "linalg.solve_triangular", "cholesky_solve")
 FIRST_VALUE = ("native_layer_norm", "native_group_norm")  # the others are statistics, which no model reads
 
-# what no comparison can be made of
+# operations that allow no comparison
 LEFT_OUT = {
     "bfloat16": "half precision",
     "half": "half precision",
@@ -116,7 +116,7 @@ def smooth(out):
 
 @functools.cache
 def weights(shape):
-    """Of the plane and of the square in :func:`loss`; made once, so that no trace holds how they are made."""
+    """Those of the plane and of the square in :func:`loss`; cached, so that no trace computes them."""
     n = torch.arange(shape.numel(), dtype=torch.float64)
     return (1.3 * n + 0.5).cos().reshape(shape), (2.1 * n).sin().reshape(shape) / max(shape.numel(), 1) ** 0.5
 

@@ -14,10 +14,6 @@ from gnewton.summary import Summarizer, summarize, summary_tensor
 from . import oracles
 
 
-def canonical(model):
-    return Partition.from_names(model, [[n] for n, p in model.named_parameters() if p.requires_grad])
-
-
 def direction_of(model, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -31,7 +27,7 @@ def case():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     inputs, targets = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 3, (5,))
-    return model, F.cross_entropy, inputs, targets, canonical(model), direction_of(model)
+    return model, F.cross_entropy, inputs, targets, Partition.per_tensor(model), direction_of(model)
 
 
 def test_agrees_with_finite_differences(case):
@@ -69,7 +65,9 @@ def test_closed_form_quadratic():
     model = Quadratic()
     u = direction_of(model)
     empty = torch.empty(0)
-    summary = summarize(model, lambda o, t: o.mean(), empty, empty, canonical(model), u, engine="reference")
+    summary = summarize(
+        model, lambda o, t: o.mean(), empty, empty, Partition.per_tensor(model), u, engine="reference"
+    )
     vector = torch.stack([u[n] for n in u])
     theta = torch.stack([p.detach() for p in model.theta])
     torch.testing.assert_close(summary.gradient, (model.a @ theta - model.b) * vector)
@@ -157,7 +155,7 @@ def test_fourth_order_of_a_scalar_function():
     net = Product()
     u = {"p.0": torch.tensor(1.0, dtype=torch.float64), "p.1": torch.tensor(1.0, dtype=torch.float64)}
     empty = torch.empty(0)
-    tensor = summary_tensor(net, lambda o, t: o, empty, empty, canonical(net), u, order=4)
+    tensor = summary_tensor(net, lambda o, t: o, empty, empty, Partition.per_tensor(net), u, order=4)
     e = torch.exp(torch.tensor(0.3, dtype=torch.float64))
     torch.testing.assert_close(tensor[0, 0, 1, 1], 2 * e)
     torch.testing.assert_close(tensor[1, 1, 1, 1], 0 * e)

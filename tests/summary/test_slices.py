@@ -15,6 +15,8 @@ from gnewton.errors import InputError
 from gnewton.summary import Summarizer, summarize
 from gnewton.summary.tangent import slice_rows
 
+from .ways import by, summarizer_by
+
 
 class Attention(nn.Module):
     def __init__(self) -> None:
@@ -122,10 +124,8 @@ def test_engines_agree_with_the_dense_matrices(kind: str, scheme: str) -> None:
         assert near(summary.hessian, hessian)
         assert near(summary.gradient, gradient)
     for way in ("rows", "tangents"):
-        made = Summarizer(model, F.cross_entropy, partition, curvature="gauss_newton", engine="tangent")
-        made.tangent_engine.way = way  # type: ignore[attr-defined]
-        summary = made.summarize(x, y, direction)
-        assert made.tangent_engine.last_way == way  # type: ignore[attr-defined]
+        summary, taken = by(way, (model, F.cross_entropy, x, y, partition, direction))
+        assert taken == way
         assert near(summary.hessian, dense)
         assert near(summary.gradient, gradient)
     options = {"curvature": "gauss_newton", "engine": "reference"}
@@ -147,14 +147,10 @@ def test_zeros_do_not_show_where_slices_lie() -> None:
     model = nn.Sequential(nn.LayerNorm(4), nn.Flatten(), nn.Linear(16, 3)).double()
     x, y = torch.randn(6, 4, 4, dtype=torch.float64), torch.randint(3, (6,))
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    made, fresh = (
-        Summarizer(model, F.cross_entropy, "per_channel", curvature="gauss_newton", engine="tangent")
-        for _ in range(2)
-    )
-    made.tangent_engine.way = fresh.tangent_engine.way = "rows"  # type: ignore[attr-defined]
+    old, fresh = (summarizer_by("rows", model, F.cross_entropy, "per_channel") for _ in range(2))
     for _ in range(2):
-        made.summarize(torch.zeros_like(x), y, direction)
-    assert near(made.summarize(x, y, direction).hessian, fresh.summarize(x, y, direction).hessian)
+        old.summarize(torch.zeros_like(x), y, direction)
+    assert near(old.summarize(x, y, direction).hessian, fresh.summarize(x, y, direction).hessian)
 
 
 @pytest.mark.parametrize(("rows", "way"), [(256, "tangents"), (16, "rows")])
@@ -164,9 +160,7 @@ def test_the_way_with_fewer_operations_is_taken(rows: int, way: str) -> None:
     x, y = torch.randn(100, 64), torch.randint(10, (100,))
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     partition = Partition.row_blocks(model, rows)
-    made = Summarizer(model, F.cross_entropy, partition, curvature="gauss_newton", engine="tangent")
-    made.summarize(x, y, direction)
-    assert made.tangent_engine.last_way == way  # type: ignore[attr-defined]
+    assert by("auto", (model, F.cross_entropy, x, y, partition, direction))[1] == way
 
 
 def test_third_derivatives_agree() -> None:
@@ -223,10 +217,12 @@ def test_coupled_samples_are_measured_by_tangents_or_refused() -> None:
             nn.Linear(3, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, 3)
         ).double()
         direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-        made = Summarizer(model, F.cross_entropy, "per_channel", curvature="gauss_newton", engine="tangent")
+        summarizer = Summarizer(
+            model, F.cross_entropy, "per_channel", curvature="gauss_newton", engine="tangent"
+        )
         if width == 300:
             with pytest.raises(InputError, match="matrix without rows of samples"):
-                made.summarize(x, y, direction)
+                summarizer.summarize(x, y, direction)
             continue
         other = summarize(
             model,
@@ -238,4 +234,4 @@ def test_coupled_samples_are_measured_by_tangents_or_refused() -> None:
             curvature="gauss_newton",
             engine="reference",
         )
-        assert near(made.summarize(x, y, direction).hessian, other.hessian)
+        assert near(summarizer.summarize(x, y, direction).hessian, other.hessian)

@@ -28,21 +28,10 @@ from . import oracles, zoo
 ORDERS = range(9)
 
 
-class Scalar(nn.Module):
-    """function(w) of a single number, called with an empty tensor."""
-
-    def __init__(self, function, w):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self.w)
-
-
 def of_scalar(function, w, u=1.0, **options):
     """The derivatives of orders 0 … 8 of function(w + t u) at t = 0."""
-    model, empty = Scalar(function, w), torch.empty(0)
+    number = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+    model, empty = zoo.Net(lambda m, x: function(m.w), w=number), torch.empty(0)
     direction = {"w": torch.tensor(u, dtype=torch.float64)}
     options = {"engine": "taylor", "order": 8} | options
     return loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, **options)[0].numpy()
@@ -50,12 +39,12 @@ def of_scalar(function, w, u=1.0, **options):
 
 def by_recurrence(y, rise):
     """Derivatives of y where y' = rise(y), a polynomial: those of higher order are polynomials in y too."""
-    found, polynomial = [y], Polynomial(rise)
+    orders, polynomial = [y], Polynomial(rise)
     current = polynomial
     for _ in range(8):
-        found.append(current(y))
+        orders.append(current(y))
         current = current.deriv() * polynomial
-    return np.array(found)
+    return np.array(orders)
 
 
 def leibniz(derivatives, x):
@@ -156,15 +145,15 @@ LENGTHS = {
 @pytest.mark.parametrize("name", LENGTHS)
 def test_a_length_of_zero_has_no_derivatives(name):
     """A row of zeros adds nothing to any order."""
-    found = of_rows(LENGTHS[name], zero_row=True)
-    assert found[2:].any() or name == "each entry"
-    np.testing.assert_allclose(found, of_rows(LENGTHS[name], zero_row=False), rtol=1e-12, atol=1e-13)
+    result = of_rows(LENGTHS[name], zero_row=True)
+    assert result[2:].any() or name == "each entry"
+    np.testing.assert_allclose(result, of_rows(LENGTHS[name], zero_row=False), rtol=1e-12, atol=1e-13)
 
 
 def test_a_length_that_leaves_zero_has_no_derivatives():
     """As in torch: the first derivative of ‖w‖ is zero at w = 0."""
-    found = of_rows(lambda h: (h - h.detach()).norm() + h.sum(), zero_row=False)
-    np.testing.assert_allclose(found, of_rows(torch.sum, zero_row=False), rtol=1e-12, atol=0)
+    result = of_rows(lambda h: (h - h.detach()).norm() + h.sum(), zero_row=False)
+    np.testing.assert_allclose(result, of_rows(torch.sum, zero_row=False), rtol=1e-12, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom")
@@ -178,9 +167,9 @@ def test_spreads_without_degrees_of_freedom(name, entries, correction):
 
     model = zoo.Net(forward, w=nn.Parameter(torch.tensor([0.3, -0.7]).double()[:entries]))
     case = model, lambda o, t: o, torch.empty(0), None, None, [torch.ones(entries).double()]
-    found, summary = loss_derivatives(*case, 2, engine="taylor")[0], summarize(*case, engine="tangent")
-    assert not found[0].isfinite()
-    assert found[1:].isnan().all()
+    result, summary = loss_derivatives(*case, 2, engine="taylor")[0], summarize(*case, engine="tangent")
+    assert not result[0].isfinite()
+    assert result[1:].isnan().all()
     assert summary.hessian.isnan().all()
     if entries == 1:
         assert summary.gradient.isnan().all()
@@ -199,34 +188,36 @@ POWERS = {
 @pytest.mark.parametrize("name", POWERS)
 def test_powers_of_an_entry_that_stays_at_zero(name):
     """Without the rows that are zero, nested reverse mode needs no power of zero."""
-    found = of_rows(lambda h: POWERS[name](h).sum(), zero_row=True)[1:]
+    result = of_rows(lambda h: POWERS[name](h).sum(), zero_row=True)[1:]
     positive = of_rows(lambda h: POWERS[name](h[:, [0, 2]]).sum(), zero_row=False, engine="reference")[1:]
     if name == "0":
         positive += of_rows(lambda h: h[:, 1].sin().sum(), zero_row=False)[1:]
-    assert found.all()
-    np.testing.assert_allclose(found, positive, rtol=1e-11, atol=1e-13)
+    assert result.all()
+    np.testing.assert_allclose(result, positive, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.5, 2.5, -0.5])
 @pytest.mark.parametrize("u", [1.0, -2.0])
 def test_powers_of_an_entry_that_leaves_zero(power, u):
     """As by torch: zero below the power, then infinite."""
-    found, other = (of_scalar(lambda w: w**power, 0.0, u, order=5, engine=e) for e in ("taylor", "reference"))
-    np.testing.assert_array_equal(found, other)
-    assert np.isinf(found[-1])
+    result, other = (
+        of_scalar(lambda w: w**power, 0.0, u, order=5, engine=e) for e in ("taylor", "reference")
+    )
+    np.testing.assert_array_equal(result, other)
+    assert np.isinf(result[-1])
 
 
 def test_a_derivative_at_zero_that_is_not_known():
     """|w|³ as (w²)^1.5: the series has no third derivative."""
-    found = of_scalar(lambda w: (w * w) ** 1.5, 0.0, order=3)
-    np.testing.assert_array_equal(found, [0, 0, np.nan, np.nan])
+    result = of_scalar(lambda w: (w * w) ** 1.5, 0.0, order=3)
+    np.testing.assert_array_equal(result, [0, 0, np.nan, np.nan])
 
 
 def test_the_reference_engine_takes_over_where_a_series_is_not_finite(caplog, monkeypatch):
     def with_nan(plan, values, direction, order, positions):
-        found = coefficients(plan, values, direction, order, positions)
-        found[:, -1] = torch.nan
-        return found
+        series = coefficients(plan, values, direction, order, positions)
+        series[:, -1] = torch.nan
+        return series
 
     monkeypatch.setattr(derivatives, "coefficients", with_nan)
     np.testing.assert_allclose(of_scalar(torch.exp, X, order=3, engine="auto"), [math.exp(X)] * 4, rtol=1e-12)
@@ -254,13 +245,13 @@ def test_every_function_along_a_curve(name):
     curve = points + 0.3 * t - 0.2 * t * t
     current = operation(*options, curve) if name == "pow.Scalar" else operation(curve, *options)
     tail = [torch.full_like(points, c).unsqueeze(0) for c in (0.3, -0.2)]
-    found = FUNCTIONS[name](Series(points, tail, 5), *options)
-    torch.testing.assert_close(found.head, current.detach(), rtol=1e-12, atol=1e-14)
+    result = FUNCTIONS[name](Series(points, tail, 5), *options)
+    torch.testing.assert_close(result.head, current.detach(), rtol=1e-12, atol=1e-14)
     for n in range(1, 6):
         current = torch.zeros_like(points) if not current.requires_grad else current
         grads = torch.autograd.grad(current.sum(), t, create_graph=True) if current.requires_grad else None
         current = torch.zeros_like(points) if grads is None else grads[0]
-        series = found.tail[n - 1][0] if n <= len(found.tail) else torch.zeros_like(points)
+        series = result.tail[n - 1][0] if n <= len(result.tail) else torch.zeros_like(points)
         torch.testing.assert_close(
             series * math.factorial(n), current.detach(), rtol=1e-9, atol=1e-10, msg=f"order {n}"
         )
@@ -273,10 +264,10 @@ def test_a_quadratic_has_exactly_no_third_and_higher_derivatives():
     model.q = nn.Parameter(torch.tensor(0.4, dtype=torch.float64))
     direction = {"p": root[1], "q": torch.tensor(2.0, dtype=torch.float64)}
     empty = torch.empty(0)
-    found = loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, 8, engine="taylor")
-    assert not found[:, 3:].any()
-    assert found[0, 2].item() == pytest.approx((root[1] @ root @ root.T @ root[1]).item())
-    assert found[1].tolist() == pytest.approx([found[1, 0].item(), -2 * root[0].sum().item(), *[0] * 7])
+    result = loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, 8, engine="taylor")
+    assert not result[:, 3:].any()
+    assert result[0, 2].item() == pytest.approx((root[1] @ root @ root.T @ root[1]).item())
+    assert result[1].tolist() == pytest.approx([result[1, 0].item(), -2 * root[0].sum().item(), *[0] * 7])
 
 
 # every family of rules, and the fallback: bilinear has an operation without one
@@ -291,14 +282,14 @@ LAYERS = (
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_layers_of_the_zoo_agree_with_nested_reverse_mode(name):
     model, loss_fn, inputs, targets, direction = zoo.make(name)
-    made = zoo.partitions(model)
-    for kind in ("per_tensor", "ends") if "ends" in made else ("per_tensor",):
-        found = []
+    partitions = zoo.partitions(model)
+    for kind in ("per_tensor", "ends") if "ends" in partitions else ("per_tensor",):
+        results = []
         for engine in ("taylor", "reference"):
             torch.manual_seed(0)  # the same dropout masks
-            case = model, loss_fn, inputs, targets, made[kind], direction
-            found.append(loss_derivatives(*case, 4, engine=engine))
-        gap = (found[0] - found[1]).norm(dim=0) / found[1].norm(dim=0).clamp_min(1e-12)
+            case = model, loss_fn, inputs, targets, partitions[kind], direction
+            results.append(loss_derivatives(*case, 4, engine=engine))
+        gap = (results[0] - results[1]).norm(dim=0) / results[1].norm(dim=0).clamp_min(1e-12)
         assert gap.max() < 1e-9, (kind, gap)
 
 
@@ -320,7 +311,7 @@ def test_agrees_with_interpolation_of_the_loss():
     """Polynomials through 19 values of the loss along each group: no differentiation at all."""
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     partition = zoo.partitions(model)["ends"]
-    found = loss_derivatives(model, loss_fn, inputs, targets, partition, direction, 6, engine="taylor")
+    result = loss_derivatives(model, loss_fn, inputs, targets, partition, direction, 6, engine="taylor")
     for s in range(len(partition)):
 
         def phi(t, s=s):
@@ -331,35 +322,35 @@ def test_agrees_with_interpolation_of_the_loss():
 
         curve = Chebyshev.interpolate(np.vectorize(phi), 18, domain=[-0.15, 0.15])
         expected = [curve.deriv(k)(0.0) if k else curve(0.0) for k in range(7)]
-        np.testing.assert_allclose(found[s].numpy(), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result[s].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_first_three_orders_are_those_of_a_summary():
     model, loss_fn, inputs, targets, direction = zoo.make("encoder_prenorm_gelu_eval")
     case = model, loss_fn, inputs, targets, "per_tensor", direction
-    found, summary = gnewton.loss_derivatives(*case), summarize(*case)
+    result, summary = gnewton.loss_derivatives(*case), summarize(*case)
     expected = torch.stack(
         [summary.loss.expand(len(summary)), summary.gradient, summary.hessian.diagonal(), summary.third], 1
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_groups_that_are_slices_and_groups_one_at_a_time():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     case = model, loss_fn, inputs, targets, "per_channel", direction
-    found = loss_derivatives(*case, 4, engine="taylor")
-    assert len(found) == 6 + 4 + 3
-    torch.testing.assert_close(found, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-13)
+    result = loss_derivatives(*case, 4, engine="taylor")
+    assert len(result) == 6 + 4 + 3
+    torch.testing.assert_close(result, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-13)
     alone = loss_derivatives(*case, 4, engine="taylor", max_memory=1)
-    torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(result, alone, rtol=1e-12, atol=1e-15)
 
 
 def test_the_length_of_the_direction_costs_no_digit_in_single_precision():
     """Without a scale, the eighth powers of these lengths would leave the range of float32."""
     model, loss_fn, inputs, targets, direction = zoo.make("mlp", torch.float32)
-    made = LossDerivatives(model, loss_fn, None, engine="taylor")
-    plain = made.derivatives(inputs, targets, direction, 8)
-    short = made.derivatives(inputs, targets, {n: u * 2.0**-30 for n, u in direction.items()}, 8)
+    measure = LossDerivatives(model, loss_fn, None, engine="taylor")
+    plain = measure.derivatives(inputs, targets, direction, 8)
+    short = measure.derivatives(inputs, targets, {n: u * 2.0**-30 for n, u in direction.items()}, 8)
     assert torch.equal(short, plain * (2.0**-30) ** torch.arange(9, dtype=torch.float64))
     exact, *_ = zoo.make("mlp")
     u = {n: v.double() for n, v in direction.items()}
@@ -369,8 +360,8 @@ def test_the_length_of_the_direction_costs_no_digit_in_single_precision():
 
 def test_operations_without_a_rule_are_differentiated_by_themselves():
     for function in (torch.lgamma, lambda w: torch.atan2(w, 1 + w * w)):
-        found, other = (of_scalar(function, X, order=5, engine=e) for e in ("taylor", "reference"))
-        np.testing.assert_allclose(found, other, rtol=1e-10)
+        result, other = (of_scalar(function, X, order=5, engine=e) for e in ("taylor", "reference"))
+        np.testing.assert_allclose(result, other, rtol=1e-10)
 
 
 def test_no_rule_is_idle():
@@ -416,25 +407,25 @@ def test_a_wrong_forward_mode_is_found_out(monkeypatch):
     right = nested_rule._by_forward_mode
     monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.01 * x for x in right(*a)])
     monkeypatch.setattr(nested_rule, "_verdicts", {})
-    found = of_scalar(torch.lgamma, X, order=4)
+    result = of_scalar(torch.lgamma, X, order=4)
     assert list(nested_rule._verdicts.values()) == [False]
-    np.testing.assert_allclose(found, of_scalar(torch.lgamma, X, order=4, engine="reference"), rtol=1e-10)
+    np.testing.assert_allclose(result, of_scalar(torch.lgamma, X, order=4, engine="reference"), rtol=1e-10)
 
 
 def test_a_verdict_holds_for_one_precision_and_rests_on_finite_numbers(monkeypatch):
     monkeypatch.setattr(nested_rule, "_verdicts", {})
     kind = torch.ops.aten.lgamma.default, 1
-    found = of_scalar(torch.lgamma, 0.0, order=3)
-    assert not np.isfinite(found).any()
+    result = of_scalar(torch.lgamma, 0.0, order=3)
+    assert not np.isfinite(result).any()
     assert nested_rule._verdicts == {}
     of_scalar(torch.lgamma, X, order=3)
     assert nested_rule._verdicts == {(*kind, torch.float64): True}
     right = nested_rule._by_forward_mode
     monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.1 * x for x in right(*a)])
-    found = of_scalar(lambda w: torch.lgamma(w.float()), X, order=3)
+    result = of_scalar(lambda w: torch.lgamma(w.float()), X, order=3)
     assert nested_rule._verdicts[(*kind, torch.float32)] is False
     expected = of_scalar(torch.lgamma, X, order=3, engine="reference")
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -453,11 +444,11 @@ def test_the_axis_of_a_number_is_not_that_of_the_groups(function, engine):
         torch.empty(0),
     )
     direction = {"a": torch.tensor(0.7, dtype=torch.float64), "b": torch.tensor(-1.3, dtype=torch.float64)}
-    found, expected = (
+    result, expected = (
         loss_derivatives(model, lambda o, t: o, empty, empty, None, direction, order=3, engine=name)
         for name in (engine, "reference")
     )
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
 
 
 class Doubled(torch.autograd.Function):
@@ -477,8 +468,8 @@ class Doubled(torch.autograd.Function):
 
 
 def test_a_model_without_a_trace_goes_to_the_reference_engine(caplog):
-    found = of_scalar(lambda w: torch.exp(Doubled.apply(w)), X, order=3, engine="auto")
-    np.testing.assert_allclose(found, math.exp(X) * np.array([1, 2, 4, 8]), rtol=1e-12)
+    result = of_scalar(lambda w: torch.exp(Doubled.apply(w)), X, order=3, engine="auto")
+    np.testing.assert_allclose(result, math.exp(X) * np.array([1, 2, 4, 8]), rtol=1e-12)
     assert "derivatives: the reference engine takes over: the model cannot be traced" in caplog.text
     with pytest.raises(SummaryError, match="the model cannot be traced"):
         of_scalar(lambda w: torch.exp(Doubled.apply(w)), X, order=3)
@@ -510,8 +501,8 @@ def test_an_operation_without_derivatives_is_named():
 
 def test_nothing_moves_the_loss():
     model = zoo.Net(lambda m, x: x.sum() + m.p.detach().sum(), p=nn.Parameter(torch.ones(2)))
-    found = loss_derivatives(model, lambda o, t: o, torch.ones(3), None, None, [torch.ones(2)], 3)
-    assert found.tolist() == [[5.0, 0.0, 0.0, 0.0]]
+    result = loss_derivatives(model, lambda o, t: o, torch.ones(3), None, None, [torch.ones(2)], 3)
+    assert result.tolist() == [[5.0, 0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
@@ -532,7 +523,7 @@ def test_what_is_refused(options, message):
 def test_a_direction_that_lacks_a_group_is_zero_there():
     model, loss_fn, inputs, targets, direction = zoo.make("mlp")
     direction["2.weight"] = torch.zeros_like(direction["2.weight"])
-    found = loss_derivatives(model, loss_fn, inputs, targets, None, direction, 5)
+    result = loss_derivatives(model, loss_fn, inputs, targets, None, direction, 5)
     names = Partition.per_tensor(model).names
-    assert not found[names.index("2.weight"), 1:].any()
-    assert found[names.index("0.weight"), 1:].all()
+    assert not result[names.index("2.weight"), 1:].any()
+    assert result[names.index("0.weight"), 1:].all()

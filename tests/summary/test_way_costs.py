@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer
 from gnewton.summary.tangent.way_costs import GATE, READ, operations
+
+from .ways import summarizer_by
 
 
 def counts(columns):
     """Those of 20 samples of 7 → 5 → 3 with one group per tensor."""
     model = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
-    made = Summarizer(model, F.cross_entropy, Partition.per_tensor(model), curvature="gauss_newton")
-    made.tangent_engine.way = "rows"
+    summarizer = summarizer_by("rows", model, F.cross_entropy, Partition.per_tensor(model))
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    made.summarize(torch.randn(20, 7), torch.zeros(20, dtype=torch.long), direction)
-    ((trace, rows),) = made.tangent_engine._rows.items()
+    summarizer.summarize(torch.randn(20, 7), torch.zeros(20, dtype=torch.long), direction)
+    ((trace, rows),) = summarizer.tangent_engine._rows.items()
     return operations(trace.plan, rows, columns)
 
 

@@ -378,9 +378,9 @@ def make(name, dtype=torch.float64, seed=0):
 def partitions(model):
     """Every kind of partition: fine, coarse, and groups that span far layers in any order."""
     names = [n for n, p in model.named_parameters() if p.requires_grad]
-    made = {"per_tensor": [[n] for n in names], "single": [names]}
+    groupings = {"per_tensor": [[n] for n in names], "single": [names]}
     if len(names) > 2:
-        made["alternate"] = [names[::3], names[1::3], names[2::3]]
-        made["backwards"] = [[n] for n in reversed(names)]
-        made["ends"] = [[names[0], names[-1]], names[1:-1]]
-    return {kind: Partition.from_names(model, groups) for kind, groups in made.items()}
+        groupings["alternate"] = [names[::3], names[1::3], names[2::3]]
+        groupings["backwards"] = [[n] for n in reversed(names)]
+        groupings["ends"] = [[names[0], names[-1]], names[1:-1]]
+    return {kind: Partition.from_names(model, groups) for kind, groups in groupings.items()}

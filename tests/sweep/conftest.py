@@ -45,8 +45,8 @@ class Sweeps:
     @property
     def folder(self) -> Path:
         """The only sweep."""
-        (found,) = (self.here / "outputs" / "sweeps").iterdir()
-        return found
+        (only,) = (self.here / "outputs" / "sweeps").iterdir()
+        return only
 
     def manifest(self) -> pd.DataFrame:
         """manifest.csv by job number."""
@@ -63,7 +63,7 @@ class Sweeps:
 
     def wait_for_starts(self, count: int) -> list[dict]:
         """Once so many were started."""
-        return until(lambda: len(found := self.starts()) >= count and found)
+        return until(lambda: len(starts := self.starts()) >= count and starts)
 
     def go(self) -> None:
         """Let those that wait come to their end."""

@@ -72,7 +72,7 @@ def test_switched_off() -> None:
 
 def test_the_state_goes_on_bit_for_bit() -> None:
     losses = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
-    whole, part, rest = (ceiling(0.01, each) for each in (losses, losses[:33], []))
+    whole, part, rest = (ceiling(0.01, values) for values in (losses, losses[:33], []))
     rest.load_state_dict(part.state_dict())
     rest.record(losses[33:])
     assert rest.describe(50, ended=False) == whole.describe(50, ended=False)

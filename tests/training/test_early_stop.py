@@ -22,16 +22,16 @@ STILL = (*SMALL_BASELINE, "optimizer=sgd", "optimizer.lr=1e-30", "trainer.epochs
     ],
 )
 def test_it_counts_the_evaluations_since_the_best_value(metric, values, counts):
-    patience, found = Patience(), []
+    patience, since = Patience(), []
     for value in values:
         patience.record(EarlyStop(metric=metric), {metric: value})
         again = Patience()
         again.load_state_dict(patience.state_dict())
         patience = again
-        found.append(patience.since)
-    assert found == counts
-    assert patience.is_over(EarlyStop(metric=metric, patience=found[-1])) or found[-1] == 0
-    assert not patience.is_over(EarlyStop(metric=metric, patience=found[-1] + 1))
+        since.append(patience.since)
+    assert since == counts
+    assert patience.is_over(EarlyStop(metric=metric, patience=since[-1])) or since[-1] == 0
+    assert not patience.is_over(EarlyStop(metric=metric, patience=since[-1] + 1))
     assert not patience.is_over(EarlyStop(metric=metric))
 
 

@@ -15,12 +15,12 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_is_noted(number):
-    before = [signal.getsignal(each) for each in NUMBERS]
+    before = [signal.getsignal(n) for n in NUMBERS]
     with StopSignals() as signals:
         assert signals.received is None
         os.kill(os.getpid(), number)
         assert signals.received == number
-    assert [signal.getsignal(each) for each in NUMBERS] == before
+    assert [signal.getsignal(n) for n in NUMBERS] == before
 
 
 def test_a_second_interrupt_acts_at_once():

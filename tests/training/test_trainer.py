@@ -40,7 +40,7 @@ def _all_metrics(folder):
 
 
 def _metrics(folder):
-    """Without the row of step 0."""
+    """The rows of metrics.csv but that of step 0."""
     return _all_metrics(folder).query("step > 0").reset_index(drop=True)
 
 
@@ -54,13 +54,6 @@ def test_evaluation_is_weighted_by_samples(batch_size):
     score = evaluate(model, data.task, data.validation, batch_size)
     assert score.loss == pytest.approx(expected, rel=1e-13)
     assert score.accuracy == (outputs.argmax(1) == targets).sum().item() / 17
-
-
-def test_batches_of_another_form_are_refused():
-    data = builders.classification()
-    data.test.in_order = lambda size, limit: iter([{"x": torch.zeros(2, 5)}])
-    with pytest.raises(InputError, match=r"must be \(inputs, targets\), .* and a tensor, not a dict"):
-        evaluate(builders.network(data.task), data.task, data.test, 4)
 
 
 def test_evaluation_of_the_first_samples_only():
@@ -180,7 +173,7 @@ def test_a_run_with_microbatches_is_the_same_run(tmp_path):
 
 
 def test_sgd_makes_the_steps_it_should(tmp_path):
-    """Against a loop of three lines."""
+    """The same steps as a loop of three lines makes."""
     trainer = builders.trainer(tmp_path, recipe=builders.sgd(lr=0.2))
     model = copy.deepcopy(trainer.model)
     for epoch in range(2):
@@ -304,7 +297,7 @@ def test_evaluation_every_so_many_epochs(tmp_path):
 
 
 class _FakeTime:
-    """A clock that only moves when somebody works."""
+    """A clock that moves only with the work that is done."""
 
     def __init__(self):
         self.now = 0.0

@@ -52,8 +52,8 @@ def test_the_passes_are_those_of_autocast_with_the_loss_in_float32(kind: str) ->
     loss, correct = add_gradient(model, TASK, (inputs, targets), None, Precision(kind))
     assert torch.equal(loss, wanted.detach())
     assert correct is not None
-    for found, expected in zip(gradients(model), gradients(twin), strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(gradients(model), gradients(twin), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("kind", HALVES)
@@ -96,8 +96,8 @@ def test_full_precision_is_the_plain_gradient() -> None:
     twin = copy.deepcopy(model)
     F.cross_entropy(twin(inputs), targets).backward()
     add_gradient(model, TASK, (inputs, targets), None)
-    for found, expected in zip(gradients(model), gradients(twin), strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(gradients(model), gradients(twin), strict=True):
+        assert torch.equal(actual, expected)
     assert Precision().state_dict() == {}
 
 
@@ -140,15 +140,15 @@ def test_runs_through_the_compiler_are_the_same_runs(
     small = SMALL_BASELINE if optimizer != "lbfgs" else SMALL_BASELINE[:2]
     common = [f"optimizer={optimizer}", *small, "trainer.epochs=2"]
     plain = run(common)
-    made: list[object] = []
+    modules: list[object] = []
 
     def compile_(target: Any) -> Any:
-        made.append(target)
+        modules.append(target)
         return EAGER(target)
 
     monkeypatch.setattr(torch, "compile", compile_)
     through = run([*common, "trainer.compile=true"])
-    assert len(made) == 2  # the probe and the model
+    assert len(modules) == 2  # the probe and the model
     assert list(last(through)) == list(last(plain)), "names are those of the model"
     for name, value in last(through).items():
         torch.testing.assert_close(value, last(plain)[name], rtol=1e-4, atol=1e-6)

@@ -40,7 +40,7 @@ def test_it_is_the_weighted_mean_of_the_weights_after_each_step(decay):
                 if name.endswith("num_batches_tracked"):
                     assert value == len(seen)
                     continue
-                terms = [weight * each[name] for weight, each in zip(weights, seen, strict=True)]
+                terms = [weight * state[name] for weight, state in zip(weights, seen, strict=True)]
                 torch.testing.assert_close(value, sum(terms) / sum(weights), rtol=1e-12, atol=1e-13)
         assert all(torch.equal(value, seen[-1][name]) for name, value in model.state_dict().items())
 

@@ -96,7 +96,7 @@ def test_a_search_prunes_its_later_trials(cli, sweeps, search):
 
 
 def _final(trials):
-    """What the stand-ins would have come to."""
+    """The last value that a stand-in would have reached."""
     import numpy as np
 
     return ((np.log10(trials["optimizer.lr"]) + 2) ** 2).tolist()

@@ -86,7 +86,7 @@ def test_a_sampler_is_a_function_of_what_is_known(name):
         points = sampler.place(SPACE, known, 4)
         assert points == SAMPLERS[name](seed=3).place(SPACE, known, 4)
         for point in points:
-            assert set(point) == {each.option for each in SPACE.dimensions}
+            assert set(point) == {dimension.option for dimension in SPACE.dimensions}
             assert 1e-4 <= point["optimizer.lr"] <= 1
             assert point["optimizer.period"] in (1, 2, 3, 4)
             assert point["optimizer/schedule"] in ("constant", "cosine")

@@ -11,23 +11,15 @@ from torch import Tensor, nn
 from gnewton.arguments import check_options, explained
 from gnewton.errors import InputError
 from gnewton.optim.bound_optimizer import BoundOptimizer, evaluated, refuse_sparse
-from gnewton.optim.grouping import Trained, check_one_device, trainable
+from gnewton.optim.grouping import Trained, named_targets
 from gnewton.optim.hyperparameters import KFACHyperparameters
+from gnewton.optim.inner_optimizers import hooked
 from gnewton.optim.kfac.capture import Capture
 from gnewton.optim.kfac.kronecker_blocks import Layer, find_layers
+from gnewton.optim.kfac.kronecker_curvature import KroneckerCurvature
 from gnewton.optim.kfac.layer_gradient import DenseGradient, LayerGradient, LayerStep, StepByRows
 from gnewton.optim.kfac.likelihoods import LabelStream, Sampler, sampler
-from gnewton.optim.kfac.low_rank import LowRank
-from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner
-from gnewton.optim.kfac.statistics import Factors, moments
 from gnewton.wrappers import is_compiled, named_parameters, unwrapped
-
-_KINDS: dict[str, type[Preconditioner]] = {
-    "inverse": Inverses,
-    "low_rank": LowRank,
-    "eigen": Eigen,
-    "ekfac": Corrected,
-}
 
 
 class KFAC(BoundOptimizer):
@@ -126,7 +118,7 @@ class KFAC(BoundOptimizer):
             scaling=scaling,
         )
         draw = sampler(likelihood)
-        named = _targets(model, params)
+        named = named_targets(model, params)
         super().__init__(
             list(named.items()),
             {
@@ -154,16 +146,22 @@ class KFAC(BoundOptimizer):
         }
         taken = {id(p) for pair in self._treated.values() for p in pair}
         self._others = [p for p in named.values() if id(p) not in taken]
-        self._decay, self._identity = decay, start == "identity"
-        self._statistics_period, self._inverse_period = statistics_period, inverse_period
         self.keeps_fresh, self.fresh = False, dict[Tensor, Tensor]()
-        self._empirical, self._reference_scaling = fisher == "empirical", scaling == "reference"
         self._kind = preconditioner
         self._draws = LabelStream(seed)
-        self._steps = self._next_statistics = self._next_inverses = 0
-        self._factors: dict[Layer, Factors] = {}
-        self._preconditioners: dict[Layer, Preconditioner] = {}
-        self._capture = Capture(model, self._layers, None if self._empirical else draw, self._draws.next)
+        empirical = fisher == "empirical"
+        self._capture = Capture(model, self._layers, None if empirical else draw, self._draws.next)
+        self._curvature = KroneckerCurvature(
+            self._layers,
+            self._capture,
+            preconditioner,
+            decay=decay,
+            identity=start == "identity",
+            statistics_period=statistics_period,
+            inverse_period=inverse_period,
+            empirical=empirical,
+            reference_scaling=scaling == "reference",
+        )
         self._built = True
 
     @property
@@ -174,7 +172,7 @@ class KFAC(BoundOptimizer):
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The running averages (A, G) of every layer seen so far, by its name, in the order of the model."""
-        known = self._factors
+        known = self._curvature.factors
         return {layer.name: (known[layer].a, known[layer].g) for layer in self._layers if layer in known}
 
     def close(self) -> None:
@@ -218,8 +216,7 @@ class KFAC(BoundOptimizer):
     def readable(self) -> bool:
         """Whether a step subtracts exactly what :meth:`advance` returns."""
         group = self.param_groups[0]
-        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        return group["lr"] == 1 and group["weight_decay"] == 0 and not hooks
+        return group["lr"] == 1 and group["weight_decay"] == 0 and not hooked(self)
 
     @torch.no_grad()
     def advance(self) -> dict[Tensor, Tensor]:
@@ -233,14 +230,11 @@ class KFAC(BoundOptimizer):
         """
         self._trained.check()
         refuse_sparse(self.param_groups[0]["params"])
-        self._take_statistics()
-        self._refresh()
+        self._curvature.update(float(self.param_groups[0]["damping"]))
         steps, raw = self._layer_steps()
         self._clip(steps)
         averaged = self._average(steps, raw)
-        self._capture.clear()
-        self._steps += 1
-        self._capture.due = self._steps >= self._next_statistics
+        self._curvature.end_step()
         return averaged
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,11 +244,7 @@ class KFAC(BoundOptimizer):
             "preconditioner": self._kind,
             "seed": self._draws.seed,
             "draws": self._draws.count,
-            "steps": self._steps,
-            "next_statistics": self._next_statistics,
-            "next_inverses": self._next_inverses,
-            "factors": {layer.name: factors.state() for layer, factors in self._factors.items()},
-            "preconditioners": {layer.name: kept.state() for layer, kept in self._preconditioners.items()},
+            **self._curvature.state(),
         }
         return state
 
@@ -269,79 +259,21 @@ class KFAC(BoundOptimizer):
             raise InputError("state_dict: it was not written by KFAC")
         if saved["preconditioner"] != self._kind:
             raise InputError(f"state_dict: its preconditioner is {saved['preconditioner']}, not {self._kind}")
-        known = {layer.name: layer for layer in self._layers}
-        for name, tensors in saved["factors"].items():
-            sizes = [len(tensors[key]) for key in ("a", "g")]
-            if name not in known or sizes != [known[name].inputs, known[name].outputs]:
-                raise InputError(f"state_dict: the model has no layer '{name}' with factors of sizes {sizes}")
+        self._curvature.check(saved)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "kfac"})
         self._draws.seed, self._draws.count = saved["seed"], saved["draws"]
-        self._steps = saved["steps"]
-        self._next_statistics, self._next_inverses = saved["next_statistics"], saved["next_inverses"]
-        self._factors = {known[name]: self._new_factors(known[name]) for name in saved["factors"]}
-        self._preconditioners = {known[name]: _KINDS[self._kind]() for name in saved["preconditioners"]}
-        for layer, factors in self._factors.items():
-            factors.load(self._copies(saved["factors"][layer.name]))
-        for layer, preconditioner in self._preconditioners.items():
-            preconditioner.load(self._copies(saved["preconditioners"][layer.name]))
-        self._capture.clear()
-        self._capture.due = self._steps >= self._next_statistics
-        self._capture.bases = {layer: kept.basis for layer, kept in self._preconditioners.items()}
-
-    def _copies(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of tensors on the device of the model."""
-        device = self._layers[0].weight.device
-        return {key: value.to(device, copy=True) for key, value in tensors.items()}
-
-    def _new_factors(self, layer: Layer) -> Factors:
-        return Factors(layer, self._decay, self._identity)
-
-    def _take_statistics(self) -> None:
-        """Add the statistics of the passes of this step to the averages."""
-        capture = self._capture
-        if not capture.sums:
-            return
-        scale = float(capture.samples) if self._empirical else 1.0
-        sums = {layer: capture.sums[layer] for layer in self._layers if layer in capture.sums}
-        means = moments(sums, capture.samples, scale, self._reference_scaling)
-        for layer, moment in means.items():
-            if layer not in self._factors:
-                self._factors[layer] = self._new_factors(layer)
-            finite = self._factors[layer].average(moment)
-            if layer in self._preconditioners:
-                self._preconditioners[layer].observe(moment.squares, finite, self._decay)
-        self._next_statistics = self._steps + self._statistics_period
-
-    def _refresh(self) -> None:
-        """Refresh the preconditioners: of all layers when due, of a new layer at once."""
-        due = self._steps >= self._next_inverses
-        layers = [layer for layer in self._factors if due or layer not in self._preconditioners]
-        if not self._factors:
-            raise InputError(
-                "step: no statistics yet; before the first step the model itself must be called in training "
-                "mode, with gradients; calls of its parts are not seen"
-            )
-        if not layers:
-            return
-        for layer in layers:
-            self._preconditioners.setdefault(layer, _KINDS[self._kind]())
-        preconditioners = [self._preconditioners[layer] for layer in layers]
-        factors = [self._factors[layer] for layer in layers]
-        _KINDS[self._kind].refresh(preconditioners, factors, float(self.param_groups[0]["damping"]))
-        if due:
-            self._next_inverses = self._steps + self._inverse_period
-        self._capture.bases = {layer: self._preconditioners[layer].basis for layer in self._preconditioners}
+        self._curvature.load(saved)
 
     def _layer_steps(self) -> tuple[dict[Layer, LayerStep], list[Tensor]]:
         """V of each treated layer, and the parameters that take the raw gradient."""
-        damping = float(self.param_groups[0]["damping"])
+        damping, preconditioners = float(self.param_groups[0]["damping"]), self._curvature.preconditioners
         raw = [p for p in self._others if p.grad is not None]
         steps: dict[Layer, LayerStep] = {}
         for layer, (weight, bias) in self._treated.items():
-            if weight.grad is None or layer not in self._preconditioners:
+            if weight.grad is None or layer not in preconditioners:
                 raw += [p for p in (weight, bias) if p is not None and p.grad is not None]
             else:
-                steps[layer] = self._preconditioners[layer].apply(self._gradient(layer), damping)
+                steps[layer] = preconditioners[layer].apply(self._gradient(layer), damping)
         return steps, raw
 
     def _clip(self, steps: Mapping[Layer, LayerStep]) -> None:
@@ -415,20 +347,3 @@ class KFAC(BoundOptimizer):
         if bias is not None and bias_grad is None:
             bias_grad = torch.zeros_like(bias)
         return DenseGradient.of(weight.grad, bias_grad)
-
-
-def _targets(model: nn.Module, params: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
-    """The tensors to step, by the name of the parameter of the model that each is or replaces."""
-    if params is None:
-        named = trainable(model)
-    else:
-        parameters, named = named_parameters(model), dict(params)
-        for name, tensor in named.items():
-            if name not in parameters or parameters[name].shape != tensor.shape:
-                raise InputError(
-                    f"params: the model has no parameter '{name}' of shape {tuple(tensor.shape)}"
-                )
-    if not named:
-        raise InputError("model: it has no trainable parameters")
-    check_one_device(named.values())
-    return named

@@ -234,17 +234,14 @@ def _at_average(optimizer: Any) -> Iterator[None]:
     Args:
         optimizer: of the package schedulefree.
     """
-    import torch
+    from gnewton.optim.bound_optimizer import put_back
 
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = [p.detach().clone() for p in parameters]
-    optimizer.eval()
-    try:
-        yield
-    finally:
-        optimizer.train()
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, kept)
+    with put_back(p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            optimizer.train()
 
 
 @OPTIMIZERS.register("nadam")

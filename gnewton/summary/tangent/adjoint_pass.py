@@ -1,7 +1,7 @@
 """The backward pass of several columns at once, step by step: stacked adjoints (k, *shape) of activations.
 
-The batched backward pass of torch has no batched form of many operations (activations, normalisations,
-softmax): it calls these column by column and copies the results together. The rules here do without
+torch's batched backward pass lacks a batched form of many operations (activations, normalisations, softmax).
+It calls them column by column and concatenates the results. The rules here avoid both
 (:mod:`gnewton.summary.tangent.adjoint_rules`).
 """
 
@@ -27,37 +27,37 @@ class AdjointPass:
     Args:
         program: the program.
         ends: the steps whose adjoints are given.
-        sought: the steps whose adjoints are wanted.
+        receivers: the steps whose adjoints are read.
 
     Attributes:
         possible: whether no step on the way draws random numbers anew when it is called again.
     """
 
-    def __init__(self, program: Program, ends: Iterable[int], sought: Iterable[int]) -> None:
+    def __init__(self, program: Program, ends: Iterable[int], receivers: Iterable[int]) -> None:
         self._program = program
         self._ends = tuple(ends)
-        self._sought = frozenset(sought)
+        self._receivers = frozenset(receivers)
         steps = program.steps
-        self._leads = [False] * len(steps)  # to a step that is sought
+        self._leads = [False] * len(steps)  # to a receiver
         for i, step in enumerate(steps):
-            self._leads[i] = step.active and (i in self._sought or any(self._leads[j] for j in step.reads))
+            self._leads[i] = step.active and (i in self._receivers or any(self._leads[j] for j in step.reads))
         self.possible = not any(
             step.random and step.op is not aten.native_dropout.default and self._leads[i]
             for i, step in enumerate(steps)
         )
 
     def run(self, values: Sequence[Any], stacks: Sequence[Tensor], consume: Consumer) -> None:
-        """Send stacks (k, *shape) of adjoints of the ends back, and consume those that are sought."""
+        """Send stacks (k, *shape) of adjoints of the ends back, and consume those of the receivers."""
         steps = self._program.steps
         pending = Pending(steps, values, len(stacks[0]))
         for at, stack in zip(self._ends, stacks, strict=True):
             pending.add(at, stack)
         for i in range(max(self._ends), -1, -1):
-            found = pending.take(i)
-            if found is None:
+            arrived = pending.take(i)
+            if arrived is None:
                 continue
-            stack, owned = found
-            if i in self._sought and isinstance(stack, Tensor):
+            stack, owned = arrived
+            if i in self._receivers and isinstance(stack, Tensor):
                 consume(i, stack)
             step = steps[i]
             through = [j for j in step.reads if self._leads[j]]

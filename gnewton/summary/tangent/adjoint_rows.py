@@ -4,9 +4,8 @@ Where parameters enter the program, at a step z = W∘h with direction U, the en
 ⟨δ_n^k, (U∘h)_n⟩ with δ^k the adjoint of column k: one product U∘h for all groups, and one backward pass,
 without weight gradients, for each column. Nothing depends on the number of groups.
 
-Samples must not be coupled. This and the place of every sample are found numerically: two backward passes of
-random columns that differ by a factor for each sample give adjoints that differ by the factor of the sample
-of each entry.
+Samples must not be coupled. Two backward passes tell whether they are, and where each sample lies. Their
+random columns differ by a factor for each sample; an entry of their adjoints differs by that of its sample.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class RowPlan:
 
     @cached_property
     def way_back(self) -> AdjointPass:
-        """The backward pass from the outputs to the steps that are sought."""
-        return AdjointPass(self.loss.program, self.ends, self.sought)
+        """The backward pass from the outputs to the receivers."""
+        return AdjointPass(self.loss.program, self.ends, self.receivers)
 
     @cached_property
     def labels(self) -> LabelDraws:
@@ -76,7 +75,7 @@ class RowPlan:
         return LabelDraws(self.loss)
 
     @property
-    def sought(self) -> list[int]:
+    def receivers(self) -> list[int]:
         """The steps whose adjoints are read."""
         return [j for outputs in self.entries.values() for j in outputs]
 
@@ -119,31 +118,31 @@ def make_row_plan(plan: PassPlan, data: Sequence[int], samples: int) -> RowPlan 
 
 
 def send_back(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor], consume: Consumer) -> None:
-    """Consume the adjoints of :attr:`RowPlan.sought` for stacks (k, *output) of adjoints of the outputs."""
+    """Consume the adjoints of the receivers, for stacks (k, *output) of adjoints of the outputs."""
     if rows.way_back.possible:
         with torch.no_grad():
             rows.way_back.run(values, stacks, consume)
         return
-    sought = [j for j in rows.sought if values[j].requires_grad]
-    found = torch.autograd.grad(
+    receivers = [j for j in rows.receivers if values[j].requires_grad]
+    adjoints = torch.autograd.grad(
         [values[at] for at in rows.ends],
-        [values[j] for j in sought],
+        [values[j] for j in receivers],
         list(stacks),
         retain_graph=True,
         allow_unused=True,
         is_grads_batched=True,
     )
-    for j, adjoint in zip(sought, found, strict=True):
+    for j, adjoint in zip(receivers, adjoints, strict=True):
         if adjoint is not None:
             consume(j, adjoint)
 
 
 def adjoints_of(rows: RowPlan, values: Sequence[Any], stacks: Sequence[Tensor]) -> dict[int, Tensor]:
     """These adjoints, by step."""
-    found: dict[int, Tensor] = {}
-    # the memory of an adjoint is used again for those of earlier steps
-    send_back(rows, values, stacks, lambda j, adjoint: found.update({j: adjoint.clone()}))
-    return found
+    adjoints: dict[int, Tensor] = {}
+    # earlier steps reuse the memory of an adjoint
+    send_back(rows, values, stacks, lambda j, adjoint: adjoints.update({j: adjoint.clone()}))
+    return adjoints
 
 
 def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator) -> bool:
@@ -156,8 +155,7 @@ def find_places(rows: RowPlan, values: Sequence[Any], generator: torch.Generator
     if rows.coupled:
         return False
     places: dict[int, Place] = {}
-    found = adjoints_of(rows, values, pairs)
-    for j, pair in found.items():
+    for j, pair in adjoints_of(rows, values, pairs).items():
         place = place_of(pair, scales, rows.loss.tolerance)
         if place is None or (j in rows.places and rows.places[j] != place):
             rows.coupled = True
@@ -196,7 +194,7 @@ def form_rows(
     result = stacks[0].new_zeros(size, samples, count, dtype=dtype)
     noise = torch.zeros(size, dtype=torch.float64, device=device)
     rounding = Rounding.of(plan.dtypes, device)
-    chunk = _together(rows, values, count, limit)
+    chunk = _columns_at_once(rows, values, count, limit)
     seeds: dict[int, Rows] = {}
     if not plan.slicing:
         starts = {name: plan.seeds(name, u) for name, u in direction.items() if name in plan.groups}
@@ -205,10 +203,10 @@ def form_rows(
         at = slice(start, min(start + chunk, count))
         columns = [stack[at] for stack in stacks]
         if plan.slicing:
-            found = adjoints_of(rows, values, columns)
-            places = dict.fromkeys(rows.sought) if joined else rows.places
+            adjoints = adjoints_of(rows, values, columns)
+            places = dict.fromkeys(rows.receivers) if joined else rows.places
             add_slices(
-                plan, seeds_of(plan, rows, values), direction, found, places, rows.slots or {},
+                plan, seeds_of(plan, rows, values), direction, adjoints, places, rows.slots or {},
                 result[:, :, at], noise if start == 0 else None,
             )  # fmt: skip
             continue
@@ -230,12 +228,12 @@ def form_rows(
     return result, noise
 
 
-def _together(rows: RowPlan, values: Sequence[Any], count: int, limit: int | None) -> int:
+def _columns_at_once(rows: RowPlan, values: Sequence[Any], count: int, limit: int | None) -> int:
     """The number of columns whose adjoints fit into memory at the same time."""
     model = [v for v in values if isinstance(v, Tensor)]
-    each = LIVE * max((v.numel() * v.element_size() for v in model), default=1)
-    bytes_allowed = memory_limit(each * count, limit, model[0].device)
-    return min(max(1, bytes_allowed // max(each, 1)), count)
+    per_column = LIVE * max((v.numel() * v.element_size() for v in model), default=1)
+    bytes_allowed = memory_limit(per_column * count, limit, model[0].device)
+    return min(max(1, bytes_allowed // max(per_column, 1)), count)
 
 
 def _inner(moved: Tensor, spread: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The rules of the backward pass of stacked adjoints: from the adjoint of a value to those of its arguments.
 
 The columns join the rows of a matrix product or the samples of a convolution. Activations, normalisations and
-softmax are worked through column by column in their own memory, parts of a value go to one stack. Any other
-operation is called again, and differentiated by torch.
+softmax take one column after the other in their own memory. The parts of a value go to one stack. Any other
+operation is called again, and torch differentiates it.
 """
 
 from __future__ import annotations
@@ -193,31 +193,15 @@ def _biased_product(site: AdjointSite) -> None:
 
 @back("convolution")
 def _convolution(site: AdjointSite) -> None:
-    """The transposed convolution of all columns with the kernel, or the plain one of a transposed one."""
-    a, weight, _, stride, padding, dilation, transposed, _, groups = site.args
+    """The adjoint of the input, of all columns at once."""
+    a, weight, _, *options = site.args
     if not site.leads(0) or site.leads(1) or site.leads(2):
         return by_autograd(site)
-    wide = site.stack.flatten(0, 1)
-    if transposed:
-        shape, extra = False, [0] * len(stride)
-    else:
-        shape = True
-        extra = [
-            n - ((m - 1) * s - 2 * p + d * (w - 1) + 1)
-            for n, m, s, p, d, w in zip(
-                a.shape[2:], site.value.shape[2:], _each(stride, a), _each(padding, a), _each(dilation, a),
-                weight.shape[2:], strict=True,
-            )
-        ]  # fmt: skip
-    pulled = aten.convolution.default(wide, weight, None, stride, padding, dilation, shape, extra, groups)
-    for axis, length in enumerate(a.shape[2:], start=2):  # longer where the padding of the output ≥ stride
-        pulled = pulled.narrow(axis, 0, length)
+    wide, mask = site.stack.flatten(0, 1), [True, False, False]
+    like = a.new_empty((len(wide), *a.shape[1:]))  # torch reads its shape alone
+    pulled = aten.convolution_backward.default(wide, like, weight, None, *options, mask)[0]
     site.send(0, pulled.unflatten(0, (len(site.stack), -1)), True)
     return None
-
-
-def _each(numbers: Sequence[int], a: Tensor) -> list[int]:
-    return list(numbers) if len(numbers) == a.dim() - 2 else [numbers[0]] * (a.dim() - 2)
 
 
 # --- column by column ---------------------------------------------------------------------------------------
@@ -296,4 +280,4 @@ def by_autograd(site: AdjointSite) -> None:
             for c in range(len(given[0][1]))
         ] if given else []  # fmt: skip
     for j, parts in zip(site.through, zip(*columns, strict=True), strict=False):
-        site.send_to(j, torch.stack(parts))
+        site.pending.add(j, torch.stack(parts), owned=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gnewton.summary.tangent.program import Program, Ref, Step
 from gnewton.summary.tangent.rules.rule import overloads
+from gnewton.summary.tangent.tangent import fold_rows
 
 
 class Pending:
@@ -114,27 +115,18 @@ class AdjointSite:
 
     @property
     def only_first(self) -> bool:
-        """Whether no other argument takes an adjoint than the first."""
+        """Whether no argument but the first takes an adjoint."""
         return not any(self.leads(k) for k in range(1, len(self.step.args)))
 
     def send(self, position: int, stack: Tensor, owned: bool) -> None:
         """Add to the adjoint of the argument at a position, summed over what it was broadcast along."""
         source = self.step.args[position].step
-        shape = self.values[source].shape
-        if stack.shape[1:] != shape:
-            missing = stack.dim() - 1 - len(shape)
-            if stack.shape[1:] != (*[1] * missing, *shape):  # else a sum would be the same memory
-                stack, owned = stack.sum_to_size(len(stack), *[1] * missing, *shape), True
-            stack = stack.reshape(len(stack), *shape)
-        self.pending.add(source, stack, owned)
+        folded = fold_rows(stack, self.values[source].shape)
+        self.pending.add(source, folded, owned or folded.numel() < stack.numel())
 
     def buffer(self) -> Tensor:
         """Memory for the adjoint of the first argument, into which parts are added."""
         return self.pending.buffer(self.step.args[0].step, self.stack)
-
-    def send_to(self, source: int, stack: Tensor) -> None:
-        """Add new memory to the adjoint of a step."""
-        self.pending.add(source, stack, True)
 
     def target(self) -> Tensor:
         """Memory in the shape of the adjoint, its own if that may be overwritten."""

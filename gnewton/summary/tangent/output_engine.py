@@ -122,7 +122,7 @@ class OutputEngine(OutputTangents):
         return summary
 
     def _bytes(self, whole: Trace, request: Request) -> int:
-        """The memory of the rows, in the ways of several copies, or that of the tangents."""
+        """The memory of the rows, with the copies that are held at once, or that of the tangents."""
         rows = self._plan(whole, request)
         if rows is None or rows.coupled or not self._takes_rows(whole, rows):
             return super()._bytes(whole, request)
@@ -194,7 +194,7 @@ class OutputEngine(OutputTangents):
     def _columns(self, rows: RowPlan, values: list[Any]) -> Columns | None:
         """The columns of the matrix; None where the loss is not convex in the outputs of a sample.
 
-        It may still be convex on average, which tangents find out.
+        The loss may still be convex on average; the tangents tell.
         """
         if self.matrix == "fisher":
             generator = self.generator or torch.Generator(self.problem.device()).manual_seed(0)
@@ -261,8 +261,8 @@ def _moments(formed: Tensor, scaled: Tensor, diagonal: bool) -> Sequence[Any]:
     width = max(1, (1 << 22) // max(len(matrix) ** 2, 1))
     for start in range(0, formed.shape[1], width):
         at = slice(start, start + width)
-        each = torch.bmm(scaled[:, at].transpose(0, 1), formed[:, at].permute(1, 2, 0))
-        squares += each.square_().sum(0)
+        by_sample = torch.bmm(scaled[:, at].transpose(0, 1), formed[:, at].permute(1, 2, 0))
+        squares += by_sample.square_().sum(0)
     return matrix, sizes, squares
 
 

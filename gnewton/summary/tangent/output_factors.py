@@ -45,6 +45,10 @@ class OutputLoss:
         plan: the plan of the passes.
         model: the steps of the first half.
         ends: the steps of z.
+
+    Attributes:
+        curved: the steps that bend the loss.
+        tolerance: the relative error up to which two products that differ by factors are taken to agree.
     """
 
     def __init__(self, plan: PassPlan, model: frozenset[int], ends: tuple[int, ...]) -> None:
@@ -59,6 +63,7 @@ class OutputLoss:
         )
         only = min(self.curved) if len(self.curved) == 1 else -1
         self._softmax = only if self._is_softmax(only) else None
+        self.tolerance = tolerance_of(step.dtype for step in steps if step.active and step.dtype is not None)
 
     def _is_scaling(self, i: int) -> bool:
         """Whether a step multiplies the one value that depends on parameters by a constant."""
@@ -114,13 +119,6 @@ class OutputLoss:
         widths = [value[0].numel() for value in z]
         return with_gradient(slopes, list(columns.split(widths, 2)))
 
-    @property
-    def tolerance(self) -> float:
-        """The relative error up to which two products that differ by factors are taken to agree."""
-        return tolerance_of(
-            step.dtype for step in self.program.steps if step.active and step.dtype is not None
-        )
-
     def separates(self, values: Sequence[Any], generator: torch.Generator) -> bool:
         """Whether the Hessian of the loss does not couple samples, by two products with random vectors."""
         z, slopes, _ = self.gradient(values, graph=True)
@@ -148,7 +146,7 @@ def random_columns(z: Sequence[Tensor], generator: torch.Generator) -> list[Tens
 
 
 def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
-    """The relative error of a product that is made twice, with factors 2^r: that of the coarsest type.
+    """The relative error of a product that is computed twice, with factors 2^r: that of the coarsest type.
 
     The same operations on the same numbers give the same result but for the order of sums. In half precision
     every result is rounded by itself, so a few units suffice; 10³ of them would hide every coupling.
@@ -223,10 +221,10 @@ def _blocks(z: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
     basis = torch.eye(width, dtype=z[0].dtype, device=z[0].device).view(width, 1, width)
     parts = basis.expand(width, samples, width).split(widths, 2)
     given = [parts[k].reshape(width, *z[k].shape).to(z[k].dtype) for k in curved]
-    found = torch.autograd.grad(
+    products = torch.autograd.grad(
         [slopes[k] for k in curved], z, given, is_grads_batched=True, materialize_grads=True
     )
-    rows = torch.cat([part.reshape(width, samples, -1) for part in found], 2)
+    rows = torch.cat([part.reshape(width, samples, -1) for part in products], 2)
     blocks: Tensor = rows.transpose(0, 1)
     return (blocks + blocks.mT) / 2
 

@@ -65,11 +65,11 @@ class LabelDraws:
             args, _ = program.arguments(step, own)
             scores = _SITES[step.op](args, value, adjoint, _Stream(count, generator))
             moving = [(p, score.to(p.dtype)) for p, score in scores if p.requires_grad]
-            found = torch.autograd.grad(
+            parts = torch.autograd.grad(
                 [p for p, _ in moving], z, [score for _, score in moving],
                 is_grads_batched=True, retain_graph=True, materialize_grads=True,
             )  # fmt: skip
-            columns = [total + part for total, part in zip(columns, found, strict=True)]
+            columns = [total + part for total, part in zip(columns, parts, strict=True)]
         return with_gradient(slopes, [part / math.sqrt(count) for part in columns])
 
 
@@ -81,7 +81,7 @@ def _sites(loss: OutputLoss) -> tuple[int, ...]:
     be linear in logits z of log σ(z): then it sets the label, as (1 − t) z − log σ(z) does.
     """
     program = loss.program
-    steps, found = program.steps, set()
+    steps, sites = program.steps, set()
     free: set[int] = set()  # outputs in terms that have no site
     seen: set[int] = set()
     stack = [program.loss]
@@ -93,12 +93,12 @@ def _sites(loss: OutputLoss) -> tuple[int, ...]:
         if i in loss.ends:
             free.add(i)
         elif _is_site(steps, i):
-            found.add(i)
+            sites.add(i)
         elif not _is_linear(loss, i) or steps[i].op is LIKELIHOOD:
             return ()
         else:
             stack.extend(steps[i].reads)
-    return tuple(sorted(found)) if free <= _logits(loss, found) else ()
+    return tuple(sorted(sites)) if free <= _logits(loss, sites) else ()
 
 
 def _is_linear(loss: OutputLoss, i: int) -> bool:
@@ -110,15 +110,15 @@ def _is_linear(loss: OutputLoss, i: int) -> bool:
 def _logits(loss: OutputLoss, sites: Iterable[int]) -> set[int]:
     """The outputs of which the logits of coins are linear functions."""
     steps = loss.program.steps
-    found: set[int] = set()
+    outputs: set[int] = set()
     stack = [j for i in sites if steps[i].op is aten.log_sigmoid_forward.default for j in steps[i].reads]
     while stack:
         i = stack.pop()
         if i in loss.ends:
-            found.add(i)
+            outputs.add(i)
         elif steps[i].active and _is_linear(loss, i):
             stack.extend(steps[i].reads)
-    return found
+    return outputs
 
 
 def _is_site(steps: Sequence[Step], i: int) -> bool:

@@ -2,9 +2,9 @@
 
 Where a parameter with direction U enters the program, at z = W∘h, an entry of U∘h mostly depends on a single
 slice of U: that of its output channel. Then the share of slice i in the row of column k at sample n is
-Σ_e δ^k_{nie} (U∘h)_{nie} over the entries e of this sample and this slice. Which slice an entry depends on is
-found as its sample is: by a product with a random direction, and one with a factor for each slice. Slices
-that mix in every entry, such as columns of a matrix, are pushed one by one.
+Σ_e δ^k_{nie} (U∘h)_{nie} over the entries e of this sample and this slice. Two products tell which slice an
+entry depends on: one with a random direction, and one with this direction times a factor for each slice.
+Slices that mix in every entry, such as columns of a matrix, are pushed one by one.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def find_slices(
         first = 2 * len(names)
         starts[name] = Rows((first, first + 1), [torch.stack([probe, scaled])], owned=False)
         names.append(name)
-    found: dict[tuple[int, str], Place] = {}
+    slots: dict[tuple[int, str], Place] = {}
     for j, moved in seeds(starts, 2 * len(names)):
         for number in sorted({g // 2 for g in moved.groups}):
             name, pair = names[number], moved.pick((2 * number, 2 * number + 1))
             place = place_of(pair, scales[name], tolerance_of(plan.dtypes))
             if place is not None and bool(pair[0].any()):  # zeros show nothing
-                found[j, name] = place
-    return found
+                slots[j, name] = place
+    return slots
 
 
 def add_slices(

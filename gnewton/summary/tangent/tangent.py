@@ -118,6 +118,15 @@ class Tangent:
         second = None if self.second is None else self.second.map(function, fresh=fresh)
         return Tangent(self.first.map(function, fresh=fresh), second)
 
+    def spread(self, shape: torch.Size) -> Tangent:
+        """The tangent of the value broadcast to ``shape``.
+
+        Rows that are broadcast share memory with each other, so nobody may overwrite them.
+        """
+        if self.first.shape == shape:
+            return Tangent(self.first, self.second)
+        return self.map(lambda rows: spread_rows(rows, shape), fresh=False).borrowed()
+
     def rows(self) -> list[Rows]:
         """The first-order and, where they are not zero, the second-order rows."""
         return [self.first] if self.second is None else [self.first, self.second]
@@ -131,6 +140,27 @@ class Tangent:
         """The same tangent once its memory belongs to another value too."""
         second = None if self.second is None else self.second.shared()
         return Tangent(self.first.shared(), second, self.leaf)
+
+
+def line_up(rows: Tensor, dims: int) -> Tensor:
+    """A stack (k, *small) as (k, 1, …, *small), for values with ``dims`` axes; without a copy."""
+    missing = dims - (rows.dim() - 1)
+    return rows.reshape(len(rows), *[1] * missing, *rows.shape[1:]) if missing > 0 else rows
+
+
+def spread_rows(rows: Tensor, shape: torch.Size) -> Tensor:
+    """A stack (k, *small) broadcast to (k, *shape), without a copy."""
+    return line_up(rows, len(shape)).expand(len(rows), *shape)
+
+
+def fold_rows(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Sum a stack (k, *large) over the axes along which ``shape`` was broadcast: (k, *shape).
+
+    Where the result has fewer entries, it is in memory of its own.
+    """
+    wide = (len(rows), *[1] * (rows.dim() - 1 - len(shape)), *shape)
+    rows = rows if rows.shape == wide else rows.sum_to_size(wide)
+    return rows.reshape(len(rows), *shape)
 
 
 def union(*many: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ READ = 4  # and as much as reading an entry
 def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, float]:
     """Operations of the rows of ``columns`` columns, and of the tangents of all groups to the outputs.
 
-    Rows: a backward product of every column for each factor of a step that is no parameter, the product of
-    every direction with the data, and their inner products with the columns. Tangents: a product of every
-    group that a factor depends on, and the gradient, a product for each such factor, which rows get along;
-    slices are formed one by one, in three passes over their parameter. Views cost nothing.
+    Rows take a backward product of every column for each factor of a step that is no parameter, the product
+    of every direction with the data, and their inner products with the columns. They include the gradient.
+    Tangents take a product of every group that a factor depends on, and one more for the gradient. They form
+    slices one by one, in three passes over their parameter. Views cost nothing.
     """
     program = plan.program
     steps = program.steps

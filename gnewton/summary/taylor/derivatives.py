@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gnewton.arguments import check_name, check_number, explained, shown
-from gnewton.backend import is_exhausted, memory_limit
-from gnewton.errors import GnewtonError, InputError, first_line
+from gnewton.arguments import check_name, check_number, check_whole, explained
+from gnewton.backend import memory_limit
 from gnewton.partition import PartitionChoice, chosen_partition
-from gnewton.summary.batch import hidden
 from gnewton.summary.group_parts import sums_by_group
 from gnewton.summary.isolation import exact_products, without_side_effects
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_derivatives
+from gnewton.summary.result import SummaryError
+from gnewton.summary.takeover import Takeover
 from gnewton.summary.tangent.passes import forward
 from gnewton.summary.tangent.plan import PassPlan
-from gnewton.summary.tangent.program import TraceError
 from gnewton.summary.tangent.trace_cache import Trace, TraceCache
 from gnewton.summary.taylor.taylor_pass import coefficients
-
-log = logging.getLogger(__name__)
 
 HIGHEST = 8
 """The highest order."""
@@ -68,7 +63,7 @@ class LossDerivatives:
         self.engine = engine
         self.max_memory = max_memory
         self.traces = TraceCache(self.problem, third=False, diagonal=True, compiled=False)
-        self._reasons: set[str] = set()
+        self._takeover = Takeover("derivatives", engine)
 
     def derivatives(self, inputs: Any, targets: Any, direction: Direction, order: int) -> Tensor:
         """d^k/dt^k L(θ + t P_s u) at t = 0 for every group s and k = 0 … ``order``, (S, order + 1), float64.
@@ -81,27 +76,12 @@ class LossDerivatives:
             SummaryError: with engine="taylor", if the model cannot be traced, or an operation, which is
                 named, has no derivatives of this order.
         """
-        check_order("derivatives: order", order)
+        check_whole("derivatives: order", order, 1, HIGHEST)
         request = self.problem.request(inputs, targets, direction)
         if self.engine == "reference":
             return reference_derivatives(self.problem, request, order)
-        try:
-            if stranger := hidden(request.batch):
-                raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
-            found = self._by_series(request, order)
-            if self.engine != "auto" or found.isfinite().all() or not found[:, 0].isfinite().all():
-                return found
-            reason = "a derivative along a group is not finite, where the loss is"
-        except InputError:
-            raise
-        except Exception as error:
-            if self.engine != "auto" or is_exhausted(error):
-                raise
-            reason = str(error) if isinstance(error, GnewtonError) else first_line(error, with_type=True)
-        if reason not in self._reasons:
-            self._reasons.add(reason)
-            log.warning("derivatives: the reference engine takes over: %s", reason)
-        return reference_derivatives(self.problem, request, order)
+        found, _ = self._takeover.attempt(request, lambda: self._by_series(request, order))
+        return reference_derivatives(self.problem, request, order) if found is None else found
 
     def _by_series(self, request: Request, order: int) -> Tensor:
         device = self.problem.device()
@@ -110,9 +90,12 @@ class LossDerivatives:
             exact_products(device, False),
             torch.autocast(device.type, enabled=False),
         ):
-            return self.traces.renewing(
+            found = self.traces.renewing(
                 request, lambda: self._by_trace(self.traces.get(request), request, order)
             )
+        if self.engine == "auto" and found[:, 0].isfinite().all() and not found.isfinite().all():
+            raise SummaryError("a derivative along a group is not finite, where the loss is")
+        return found
 
     def _by_trace(self, trace: Trace, request: Request, order: int) -> Tensor:
         plan, program = trace.plan, trace.program
@@ -168,17 +151,6 @@ class LossDerivatives:
         whole = 2 * trace.bytes * order
         limit = memory_limit(whole, self.max_memory, self.problem.device())
         return max(1, min(size, int(size * limit / max(whole, 1))))
-
-
-def check_order(name: str, order: object, lowest: int = 1) -> None:
-    """Check that an order of differentiation is a whole number from ``lowest`` to 8.
-
-    Raises:
-        InputError: if it is not.
-    """
-    whole = isinstance(order, Integral) and not isinstance(order, bool)
-    if not whole or not lowest <= int(order) <= HIGHEST:  # type: ignore[call-overload]
-        raise InputError(f"{name}={shown(order)}: must be an integer from {lowest} to {HIGHEST}")
 
 
 @explained(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnewton.summary.tangent.rules.lengths import variance_scale
+from gnewton.summary.tangent.rules.normalisation import BATCH, GROUP, LAYER, Sets, normalisation_of
 from gnewton.summary.tangent.rules.product import gate
 from gnewton.summary.taylor.jet import Jet, jet_of, product
 from gnewton.summary.taylor.series import Series, inner
@@ -57,90 +57,42 @@ def _softmax(site: SeriesSite) -> Result:
 # --- normalisation ------------------------------------------------------------------------------------------
 
 
-def _from_the_end(axes: Any, dims: int) -> list[int]:
-    if axes is None or axes == []:
-        return list(range(-dims, 0))
-    axes = [axes] if isinstance(axes, int) else axes
-    return [a - dims if a >= 0 else a for a in axes]
+@series_rule(*BATCH, *LAYER, *GROUP)
+def _normalisation(site: SeriesSite) -> Result:
+    if any(k != 0 for k in site.outputs):
+        raise NotApplicable  # the loss reads mean or spread, values of the operation too
+    form, x, jet = normalisation_of(site.step, site.args), site.args[0], site.jet(0)
+    moved = None
+    if jet is not None and form.sets is not None:
+        moved = _standardised(jet, form.sets, form.eps, site.order)
+    elif jet is not None:
+        moved = jet.map(lambda rows: rows * form.root, form.hat(x))
+    hat = form.hat(x) if moved is None else moved.value
+    gamma = site.args[form.gain]
+    gamma = torch.ones_like(hat) if gamma is None else gamma.reshape(form.shape)
+    gain, shift = (
+        None if jet is None else jet.shaped(form.shape) for jet in map(site.jet, (form.gain, form.shift))
+    )
+    scaled = product(gate(hat, gamma), moved, gain, site.first_value, site.order, (shift, lambda rows: rows))
+    return [scaled, *[None] * (len(site.value) - 1)]
 
 
-def _standardised(x: Jet, view: Sequence[int], axes: Sequence[int], eps: float, order: int) -> Jet:
-    """x̂ = c (mean c² + ε)^(-1/2) with c = x − mean x over ``axes`` of x in the shape ``view``."""
-    series = x.shaped(view).series(order)
+def _standardised(x: Jet, sets: Sets, eps: float, order: int) -> Jet:
+    """x̂ = c (mean c² + ε)^(-1/2) with c = x − mean x over each set."""
+    series, axes = x.shaped(sets.view).series(order), [a - len(sets.view) for a in sets.axes]
     centred = series - series.mean(axes)
     hat = centred * (centred.square().mean(axes) + eps).power(-0.5)
     return jet_of(hat, hat.head.reshape(x.value.shape), x.groups)
 
 
-def _affine(
-    site: SeriesSite, hat: Tensor, moved: Jet | None, gain: int, shift: int, shape: list[int]
-) -> Result:
-    """Scale x̂ by the argument ``gain`` and shift it by the argument ``shift``, both viewed in ``shape``."""
-
-    def viewed(position: int) -> Jet | None:
-        jet = site.jet(position)
-        return None if jet is None else jet.shaped(shape)
-
-    if any(k != 0 for k in site.outputs):
-        raise NotApplicable  # the loss reads mean or spread, values of the operation too
-    gamma = site.args[gain]
-    gamma = torch.ones_like(hat) if gamma is None else gamma.reshape(shape)
-    shifted = (viewed(shift), lambda rows: rows)
-    return [
-        product(gate(hat, gamma), moved, viewed(gain), site.first_value, site.order, shifted),
-        *[None] * (len(site.value) - 1),
-    ]
+# --- norms --------------------------------------------------------------------------------------------------
 
 
-def _hat(x: Tensor, moved: Jet | None, view: Sequence[int], axes: Sequence[int], eps: float) -> Tensor:
-    if moved is not None:
-        return moved.value
-    values = x.reshape(tuple(view))
-    centred = values - values.mean(list(axes), keepdim=True)
-    return (centred * (centred.square().mean(list(axes), keepdim=True) + eps).rsqrt()).reshape(x.shape)
-
-
-def _normalised(
-    site: SeriesSite,
-    view: Sequence[int],
-    axes: Sequence[int],
-    eps: float,
-    affine: tuple[int, int],
-    shape: list[int],
-) -> Result:
-    jet = site.jet(0)
-    moved = None if jet is None else _standardised(jet, view, axes, eps, site.order)
-    return _affine(site, _hat(site.args[0], moved, view, axes, eps), moved, *affine, shape)
-
-
-@series_rule("native_batch_norm", "_native_batch_norm_legit_functional")
-def _batch_norm(site: SeriesSite) -> Result:
-    """Over samples and positions in training mode, else by running statistics, which are constants."""
-    x, _, _, mean, variance, training, _, eps = site.args[:8]
-    channels = x.shape[1]
-    shape = [1, channels, *[1] * (x.dim() - 2)]
-    if training:
-        return _normalised(site, (x.shape[0], channels, x[0, 0].numel()), (-3, -1), eps, (1, 2), shape)
-    r = (variance + eps).rsqrt().reshape(shape)
-    hat = (x - mean.reshape(shape)) * r
-    jet = site.jet(0)
-    moved = None if jet is None else jet.map(lambda rows: rows * r, hat)
-    return _affine(site, hat, moved, 1, 2, shape)
-
-
-@series_rule("native_layer_norm")
-def _layer_norm(site: SeriesSite) -> Result:
-    x, normalised, _, _, eps = site.args
-    size = math.prod(normalised)
-    view = (x.numel() // max(size, 1), size)
-    return _normalised(site, view, (-1,), eps, (2, 3), list(normalised))
-
-
-@series_rule("native_group_norm")
-def _group_norm(site: SeriesSite) -> Result:
-    x, _, _, samples, channels, _, groups, eps = site.args
-    view = (samples * groups, x.numel() // max(samples * groups, 1))
-    return _normalised(site, view, (-1,), eps, (1, 2), [1, channels, *[1] * (x.dim() - 2)])
+def _from_the_end(axes: Any, dims: int) -> list[int]:
+    if axes is None or axes == []:
+        return list(range(-dims, 0))
+    axes = [axes] if isinstance(axes, int) else axes
+    return [a - dims if a >= 0 else a for a in axes]
 
 
 @series_rule("linalg_vector_norm")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gnewton.summary.tangent.rules.bilinear import convolution_product, matrix_product
 from gnewton.summary.tangent.rules.product import gate
+from gnewton.summary.tangent.tangent import line_up
 from gnewton.summary.taylor.jet import Jet, Pairing, applied, jet_of, joined_groups, product
 from gnewton.summary.taylor.series import Series
 from gnewton.summary.taylor.taylor_rule import NotApplicable, Result, SeriesSite, series_rule
@@ -81,7 +82,7 @@ def _div(site: SeriesSite) -> Result:
     """A / b as a ∘ (1/b)."""
     a, b = site.args
     if site.jet(1) is None:
-        return site.moving(0).map(lambda rows: _bringing(site.value, 1)(rows) / b, site.value)
+        return site.moving(0).map(lambda rows: line_up(rows, site.value.dim()) / b, site.value)
     inverse = _inverse(site.moving(1), site.order)
     a = a if isinstance(a, Tensor) else torch.as_tensor(a, dtype=b.dtype, device=b.device)
     return product(gate(a, inverse.value), site.jet(0), inverse, site.value, site.order)
@@ -100,7 +101,7 @@ def _addcmul(site: SeriesSite) -> Result:
     if isinstance(factor, Tensor) or a.dim() == 0 or b.dim() == 0:
         raise NotApplicable
     pairing, first = gate(a * factor, b), _scaled(site.jet(1), factor)
-    return product(pairing, first, second, site.value, site.order, (site.jet(0), _bringing(site.value, 1)))
+    return product(pairing, first, second, site.value, site.order, (site.jet(0), _bringing(site.value)))
 
 
 @series_rule("_prelu_kernel")
@@ -143,12 +144,11 @@ def _scaled(jet: Jet | None, factor: float) -> Jet | None:
     return None if jet is None else jet.map(lambda rows: rows * factor, jet.value * factor)
 
 
-def _bringing(value: Tensor, factor: float) -> Callable[[Tensor], Tensor]:
+def _bringing(value: Tensor, factor: float = 1) -> Callable[[Tensor], Tensor]:
     """Stacks of a smaller shape, scaled and lined up with those of ``value``."""
 
     def bring(rows: Tensor) -> Tensor:
-        missing = value.dim() - (rows.dim() - 1)
-        rows = rows.reshape(rows.shape[0], *[1] * missing, *rows.shape[1:]) if missing > 0 else rows
+        rows = line_up(rows, value.dim())
         return rows if factor == 1 else rows * factor
 
     return bring

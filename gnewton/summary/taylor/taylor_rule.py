@@ -37,13 +37,10 @@ class SeriesSite:
     outputs: tuple[int, ...]
     sums: Accumulator
 
-    def jet_of(self, argument: Any) -> Jet | None:
-        """The jet of an entry of ``step.args``, or of a list in it."""
-        return self.jets.get(argument.step) if type(argument) is Ref else None
-
     def jet(self, position: int) -> Jet | None:
         """The jet of the argument at ``position``; None where no group moves it."""
-        return self.jet_of(self.step.args[position]) if position < len(self.step.args) else None
+        argument = self.step.args[position] if position < len(self.step.args) else None
+        return self.jets.get(argument.step) if type(argument) is Ref else None
 
     def moving(self, position: int) -> Jet:
         """The jet of an argument that is known to move."""

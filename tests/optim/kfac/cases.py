@@ -53,18 +53,18 @@ class Tied(nn.Module):
 
 def convolution(*layer: int, size: int = 7, **options: object) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        made = nn.Conv2d(*layer, **options)  # type: ignore[arg-type]
-        features = made(torch.zeros(1, layer[0], size, size + 1)).numel()
-        return Chain(made, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3))
+        conv = nn.Conv2d(*layer, **options)  # type: ignore[arg-type]
+        features = conv(torch.zeros(1, layer[0], size, size + 1)).numel()
+        return Chain(conv, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3))
 
     return build
 
 
 def convolution_1d(**options: object) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        made = nn.Conv1d(2, 3, 3, **options)  # type: ignore[arg-type]
-        features = made(torch.zeros(1, 2, 9)).numel()
-        return Chain(made, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3))
+        conv = nn.Conv1d(2, 3, 3, **options)  # type: ignore[arg-type]
+        features = conv(torch.zeros(1, 2, 9)).numel()
+        return Chain(conv, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3))
 
     return build
 
@@ -81,7 +81,7 @@ def frozen_bias() -> nn.Module:
 
 
 def wide() -> nn.Module:
-    """So wide that few samples make the products by rows cheaper (kfac/gradient.py)."""
+    """So wide that few samples make the products by rows cheaper (kfac/layer_gradient.py)."""
     return Chain(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 30, bias=False), nn.Tanh(), nn.Linear(30, 3))
 
 
@@ -196,8 +196,8 @@ def _rows(module: nn.Module, given: Tensor, bias: bool) -> Tensor:
         output = torch.func.functional_call(module, parameters, (given,))
         first = _values(module, output)[:, 0]
         rows = [torch.autograd.grad(value, weight, retain_graph=True)[0][0].flatten() for value in first]
-    made = torch.stack(rows)
-    return torch.cat([made, torch.ones(len(made), 1, dtype=DOUBLE)], 1) if bias else made
+    stack = torch.stack(rows)
+    return torch.cat([stack, torch.ones(len(stack), 1, dtype=DOUBLE)], 1) if bias else stack
 
 
 def _values(module: nn.Module, output: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from gnewton.experiment.prepare import settings_from
 from gnewton.optim.options import TrainingProblem
 from gnewton.optim.shadow_direction import ShadowDirection
 from tests.optim.kfac.cases import CASES
-from tests.optim.problems import classification, tanh_net
+from tests.optim.problems import classification, flat, tanh_net
 
 RATE = 0.02
 
@@ -60,7 +60,7 @@ def advance(model: nn.Module, optimizer: Any, first: int, last: int, *, summary:
         optimizer.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         optimizer.step(**({"batch": classification(20, seed=step + 100)} if summary else {}))
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    return flat(model)
 
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
@@ -70,7 +70,7 @@ def test_constant_rates_are_kfac(preconditioner: str, fisher: str, decay: float)
     model = tanh_net()
     twin = copy.deepcopy(model)
     options = {"preconditioner": preconditioner, "fisher": fisher, "weight_decay": decay}
-    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = flat(model)
     ours = advance(model, grouped(model, constant=True, **options), 0, 12)
     alone = KFAC(twin, lr=RATE, kl_clip=None, statistics_period=2, inverse_period=3, seed=5, **options)
     theirs = advance(twin, alone, 0, 12)
@@ -82,7 +82,7 @@ def test_constant_rates_are_kfac(preconditioner: str, fisher: str, decay: float)
 @pytest.mark.parametrize("case", ["wide", "conv"])
 def test_a_step_that_is_read_off_is_that_of_the_shadows(case: str, momentum: float) -> None:
     """A hook on steps makes the shadows move; both have the same fresh part every third step."""
-    found = []
+    runs = []
     for hooked in (False, True):
         model, inputs = CASES[case].make()
         named = list(model.named_parameters())
@@ -98,8 +98,8 @@ def test_a_step_that_is_read_off_is_that_of_the_shadows(case: str, momentum: flo
             u, v = shadow.advance(fresh=number % 3 == 1)
             steps += [t.clone() for t in (*u, *(v if number % 3 == 1 else ()))]
         assert all(not torch.any(p) for p in shadow._shadows) or hooked
-        found.append(steps)
-    for ours, theirs in zip(*found, strict=True):
+        runs.append(steps)
+    for ours, theirs in zip(*runs, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -107,7 +107,7 @@ def test_a_step_that_is_read_off_is_that_of_the_shadows(case: str, momentum: flo
 @pytest.mark.parametrize("engine", ["tangent", "reference"])
 def test_the_passes_of_the_summary_are_not_watched(engine: str, fisher: str) -> None:
     """A rate of zero leaves the model where it is: the factors are those of the training batches alone."""
-    found = []
+    runs = []
     for summary in (True, False):
         model = tanh_net()
         optimizer = grouped(model, constant=not summary, engine=engine, fisher=fisher)
@@ -117,10 +117,10 @@ def test_the_passes_of_the_summary_are_not_watched(engine: str, fisher: str) -> 
         inner = optimizer._directions.members[0].inner
         assert isinstance(inner, KFAC)
         assert inner._draws.count == (3 if fisher == "true" else 0)
-        found.append(inner.factors)
-    for name, (a, g) in found[0].items():
-        torch.testing.assert_close(a, found[1][name][0], rtol=1e-13, atol=1e-15)
-        torch.testing.assert_close(g, found[1][name][1], rtol=1e-13, atol=1e-15)
+        runs.append(inner.factors)
+    for name, (a, g) in runs[0].items():
+        torch.testing.assert_close(a, runs[1][name][0], rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(g, runs[1][name][1], rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("preconditioner", ["inverse", "low_rank", "ekfac"])
@@ -167,10 +167,11 @@ def test_presets(compose: Callable[..., Any], choice: str, expected: dict[str, f
     assert isinstance(built, KFAC)
     assert {key: built.param_groups[0][key] for key in expected} == expected
     reference = choice == "kfac_reference"
-    assert (built._decay, built._statistics_period, built._inverse_period) == (0.95, 10, 100)
+    kept = built._curvature
+    assert (kept._decay, kept._statistics_period, kept._inverse_period) == (0.95, 10, 100)
     assert built._kind == ("eigen" if reference else "inverse")
-    assert built._identity == built._reference_scaling == reference
-    assert not built._empirical
+    assert kept._identity == kept._reference_scaling == reference
+    assert not kept._empirical
     assert built._draws.seed == 3
 
 
@@ -187,7 +188,7 @@ def test_the_defaults_of_the_class_are_the_strong_preset(compose: Callable[..., 
         "_identity",
         "_reference_scaling",
     ):
-        assert getattr(by_name, key) == getattr(plain, key)
+        assert getattr(by_name._curvature, key) == getattr(plain._curvature, key)
 
 
 def test_a_direction_by_name(compose: Callable[..., Any]) -> None:

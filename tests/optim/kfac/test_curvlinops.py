@@ -25,7 +25,7 @@ def theirs(
     model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor, fisher: str
 ) -> list[list[Tensor]]:
     parameters = list(model.parameters())
-    made = curvlinops.KFACLinearOperator(
+    operator = curvlinops.KFACLinearOperator(
         model,
         loss,
         parameters,
@@ -34,15 +34,15 @@ def theirs(
         separate_weight_and_bias=False,
         check_deterministic=False,
     )
-    made.compute_kronecker_factors()
-    found, inward, outward = [], made._input_covariances, made._gradient_covariances
+    operator.compute_kronecker_factors()
+    pairs, inward, outward = [], operator._input_covariances, operator._gradient_covariances
     for name in inward:
         positions = 1
         module = model.get_submodule(name)
         if isinstance(module, nn.Conv2d):
             positions = module(torch.zeros_like(inputs[:1]))[0, 0].numel()
-        found.append([inward[name] * positions, outward[name] / positions])
-    return found
+        pairs.append([inward[name] * positions, outward[name] / positions])
+    return pairs
 
 
 def compare(optimizer: KFAC, wanted: list[list[Tensor]]) -> None:
@@ -65,12 +65,12 @@ def test_empirical_fisher(name: str) -> None:
 
 def roots(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
     """Columns of a root of ∂²ℓ_n/∂f_n² for each sample: (columns, N, K)."""
-    found = []
+    columns = []
     for row, target in zip(outputs.detach(), targets, strict=True):
         hessian = torch.func.hessian(lambda f: loss(f[None], target[None]))(row)  # noqa: B023
         values, vectors = torch.linalg.eigh(hessian)
-        found.append((vectors * values.clamp_min(0).sqrt()).T)
-    return torch.stack(found, 1)
+        columns.append((vectors * values.clamp_min(0).sqrt()).T)
+    return torch.stack(columns, 1)
 
 
 LOSSES: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {

@@ -17,6 +17,7 @@ from gnewton import GroupedNewton
 from gnewton.optim.inner_optimizers import CompositeOptimizer
 from gnewton.optim.kfac import KFAC
 from gnewton.optim.kfac.direction import ADAM_SCALE, kfac_direction, likelihood_of
+from gnewton.optim.shadow_direction import ShadowDirection
 from tests.optim.problems import classification, take_step, tanh_net
 
 
@@ -74,6 +75,40 @@ def test_each_parameter_takes_the_step_of_its_own_method() -> None:
     for (name, shadow), (_, expected) in zip(named, alone, strict=True):
         assert shadow.abs().max() > 0, name
         torch.testing.assert_close(shadow, expected, rtol=0, atol=0)
+
+
+def test_a_step_is_read_off_part_by_part_and_made_where_it_is_watched() -> None:
+    """K-FAC's part is read off beside Adam's, to the last bit as if the shadows moved."""
+    steps, watched = {}, []
+    for case in ("read off", "part watched", "whole watched"):
+        model, (inputs, targets) = mixed(), tokens()
+        factory = kfac_direction(model, fisher="empirical", momentum=0.9, statistics_period=1)
+        direction = ShadowDirection(model.named_parameters(), factory)
+        composite = direction.inner
+        kfac, adam = composite.parts  # type: ignore[attr-defined]
+        assert [type(part) for part in (kfac, adam)] == [KFAC, torch.optim.AdamW]
+        if case == "read off":
+            kfac.step = composite.step = None  # neither is called
+        else:
+            owner = kfac if case == "part watched" else composite
+            owner.register_step_pre_hook(lambda *_, case=case: watched.append(case))  # type: ignore[misc]
+        for _ in range(4):
+            model.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            step = direction.update()
+        steps[case] = [u.clone() for u in step]
+        assert direction.is_finite()
+        kept = next(iter(adam.state.values()))["exp_avg"]
+        kept.fill_(torch.nan)
+        model.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        direction.update()
+        assert not direction.is_finite()
+    assert watched == ["part watched"] * 5 + ["whole watched"] * 5
+    assert all(float(u.abs().max()) > 0 for u in steps["read off"])
+    for case in ("part watched", "whole watched"):
+        for ours, theirs in zip(steps["read off"], steps[case], strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def by_sample(model: nn.Module, inputs: Tensor, deltas: Tensor, optimizer: KFAC)
     }
 
 
-def same(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
+def same(actual: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-13)
 
 
 def backward(model: nn.Module, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -236,17 +236,17 @@ def test_patches_come_in_pieces_of_bounded_size(name: str, monkeypatch: pytest.M
 
     model, inputs = CASES[name].make()
     deltas = labels_from(model, inputs)
-    found: list[dict[str, Any]] = []
+    cases: list[dict[str, Any]] = []
     for numbers in (2**26, 1):
         monkeypatch.setattr(kronecker_blocks, "PATCH_NUMBERS", numbers)
         optimizer = KFAC(model, likelihood=fixed(deltas), lr=1e-30)
         backward(model, inputs)
         optimizer.step()
-        found.append(optimizer.factors)
+        cases.append(optimizer.factors)
         optimizer.close()
-    for layer in found[0]:
-        same(found[0][layer][0], found[1][layer][0])
-        same(found[0][layer][1], found[1][layer][1])
+    for layer in cases[0]:
+        same(cases[0][layer][0], cases[1][layer][0])
+        same(cases[0][layer][1], cases[1][layer][1])
 
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -282,7 +282,7 @@ def test_other_convolutions_are_counted_patch_by_patch() -> None:
 
 def test_rows_that_wait_are_copies() -> None:
     """What is written to the inputs between the passes and the step is not counted."""
-    found = []
+    factors = []
     for changed in (False, True):
         model, inputs = CASES["wide"].make()
         optimizer = KFAC(model, likelihood=fixed(labels_from(model, inputs)), lr=1e-30)
@@ -291,10 +291,10 @@ def test_rows_that_wait_are_copies() -> None:
         if changed:
             inputs.zero_()
         optimizer.step()
-        found.append(optimizer.factors)
-    for layer, (a, g) in found[0].items():
-        same(found[1][layer][0], a)
-        same(found[1][layer][1], g)
+        factors.append(optimizer.factors)
+    for layer, (a, g) in factors[0].items():
+        same(factors[1][layer][0], a)
+        same(factors[1][layer][1], g)
 
 
 def test_lower_precision_is_averaged_in_float32() -> None:

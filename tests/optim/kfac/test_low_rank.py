@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton import KFAC
@@ -16,6 +15,7 @@ from gnewton.optim.kfac import low_rank
 from gnewton.optim.kfac.low_rank import FRACTION, LowRankInverse, low_rank_inverse
 from gnewton.optim.kfac.preconditioner import Explicit
 from tests.optim.kfac.cases import CASES, DOUBLE
+from tests.optim.problems import flat, take_step
 
 SIZE = 80
 DAMPING = torch.tensor(0.5, dtype=DOUBLE)
@@ -38,44 +38,44 @@ def falling(count: int, lowest: float = 1e-4) -> Tensor:
 
 
 def search(matrix: Tensor, start: Tensor | None = None) -> LowRankInverse:
-    found = low_rank_inverse(matrix, DAMPING, start)
-    assert found is not None
-    return found
+    inverse = low_rank_inverse(matrix, DAMPING, start)
+    assert inverse is not None
+    return inverse
 
 
 def exact(matrix: Tensor) -> Tensor:
     return torch.linalg.inv(matrix + DAMPING * EYE)
 
 
-def whole(found: LowRankInverse) -> Tensor:
-    return found.of_rows(EYE)
+def whole(inverse: LowRankInverse) -> Tensor:
+    return inverse.of_rows(EYE)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 18])
 def test_every_direction_keeps_its_inverse_within_the_bound(count: int) -> None:
     """Relative to (M + dI)⁻¹ itself: the eigenvalues of its quotient with ours, from within the bound."""
     matrix, _ = spectrum(falling(count))
-    found = search(matrix)
-    assert len(found.weights) == count
-    quotient = torch.linalg.eigvals(whole(found) @ (matrix + DAMPING * EYE)).real
+    inverse = search(matrix)
+    assert len(inverse.weights) == count
+    quotient = torch.linalg.eigvals(whole(inverse) @ (matrix + DAMPING * EYE)).real
     assert float(quotient.max()) <= (1 + FRACTION) * 1.001
     assert float(quotient.min()) >= 0.999 / (1 + FRACTION)
     kept = torch.linalg.eigvalsh(matrix)[SIZE - count :].clamp_min(0)
-    ours = 1 / (found.rest - found.weights) - DAMPING
+    ours = 1 / (inverse.rest - inverse.weights) - DAMPING
     torch.testing.assert_close(ours.flip(0), kept, rtol=1e-3, atol=1e-3 * float(FRACTION * DAMPING))
-    orthogonal = found.basis.T @ found.basis
+    orthogonal = inverse.basis.T @ inverse.basis
     torch.testing.assert_close(orthogonal, torch.eye(len(orthogonal), dtype=DOUBLE), rtol=1e-12, atol=1e-12)
-    assert float(whole(found).diagonal().sum()) == pytest.approx(float(exact(matrix).trace()), rel=0.02)
+    assert float(whole(inverse).diagonal().sum()) == pytest.approx(float(exact(matrix).trace()), rel=0.02)
 
 
 def test_equal_eigenvalues_below_leave_no_error() -> None:
     values = torch.full((SIZE,), 0.02, dtype=DOUBLE)
     values[:6] = torch.tensor([40.0, 20.0, 3.0, 3.0, 1.0, 0.5], dtype=DOUBLE)
     matrix, _ = spectrum(values)
-    found = search(matrix)
+    inverse = search(matrix)
     for _ in range(6):  # from the basis found before, until it has converged
-        found = search(matrix, found.basis)
-    torch.testing.assert_close(whole(found), exact(matrix), rtol=1e-8, atol=1e-8)
+        inverse = search(matrix, inverse.basis)
+    torch.testing.assert_close(whole(inverse), exact(matrix), rtol=1e-8, atol=1e-8)
 
 
 @pytest.fixture
@@ -87,29 +87,29 @@ def full_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_full_rank_is_exact(full_rank: None) -> None:
     matrix, _ = spectrum(falling(18))
-    found = search(matrix)
-    assert len(found.weights) == SIZE
-    torch.testing.assert_close(whole(found), exact(matrix), rtol=1e-10, atol=1e-11)
+    inverse = search(matrix)
+    assert len(inverse.weights) == SIZE
+    torch.testing.assert_close(whole(inverse), exact(matrix), rtol=1e-10, atol=1e-11)
 
 
 def test_products_from_both_sides() -> None:
-    found = search(spectrum(falling(7))[0])
+    inverse = search(spectrum(falling(7))[0])
     x = torch.randn(3, SIZE, dtype=DOUBLE)
-    dense = whole(found)
+    dense = whole(inverse)
     torch.testing.assert_close(dense, dense.T, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.of_rows(x), x @ dense, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.of_columns(x.T), dense @ x.T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(inverse.of_rows(x), x @ dense, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(inverse.of_columns(x.T), dense @ x.T, rtol=1e-12, atol=1e-12)
 
 
 def test_a_search_finds_what_is_new() -> None:
     """The new eigenvector is orthogonal to every vector that the search starts from but the random ones."""
     values = falling(5)
     matrix, vectors = spectrum(values)
-    found = search(matrix)
-    stranger = vectors[:, -1] - found.basis @ (found.basis.T @ vectors[:, -1])
+    inverse = search(matrix)
+    stranger = vectors[:, -1] - inverse.basis @ (inverse.basis.T @ vectors[:, -1])
     stranger /= stranger.norm()
     grown = matrix + 3 * torch.outer(stranger, stranger)
-    later = search(grown, found.basis)
+    later = search(grown, inverse.basis)
     assert len(later.weights) == 6
     held = later.basis[:, :6]
     assert float((held.T @ stranger).norm()) == pytest.approx(1, abs=1e-3)
@@ -137,22 +137,20 @@ def advance(model: nn.Module, optimizer: KFAC, first: int, last: int, case: str 
         generator = torch.Generator().manual_seed(step)
         inputs = torch.randn(6, *CASES[case].shape, dtype=DOUBLE, generator=generator)
         targets = torch.randint(0, 3, (6,), generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+        take_step(model, optimizer, (inputs, targets))
+    return flat(model)
 
 
 def forms(optimizer: KFAC) -> set[str]:
-    kept = optimizer._preconditioners.values()
-    return {type(side).__name__ for each in kept for side in each.sides.values()}  # type: ignore[attr-defined]
+    kept = optimizer._curvature.preconditioners.values()
+    return {type(side).__name__ for preconditioner in kept for side in preconditioner.sides.values()}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("case", ["wide", "conv", "no-bias"])
 def test_a_trajectory_of_full_rank_is_that_of_the_inverses(full_rank: None, case: str) -> None:
     ours, theirs = training("low_rank", case), training("inverse", case)
-    found, wanted = advance(*ours, 0, 9, case), advance(*theirs, 0, 9, case)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+    actual, wanted = advance(*ours, 0, 9, case), advance(*theirs, 0, 9, case)
+    torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-10)
     assert forms(ours[1]) == {"LowRankInverse"}
 
 
@@ -213,14 +211,14 @@ def test_after_a_search_in_vain_the_next_comes_ten_refreshes_later(
 
 
 def test_a_factor_that_vanishes_is_a_multiple_of_the_identity() -> None:
-    found = search(torch.zeros(SIZE, SIZE, dtype=DOUBLE))
-    torch.testing.assert_close(whole(found), EYE / DAMPING)
+    inverse = search(torch.zeros(SIZE, SIZE, dtype=DOUBLE))
+    torch.testing.assert_close(whole(inverse), EYE / DAMPING)
 
 
 def test_a_factor_beyond_repair_is_an_error(every_size: None) -> None:
     model, optimizer = training("low_rank", inverse_period=1)
     advance(model, optimizer, 0, 1)
-    for factors in optimizer._factors.values():
+    for factors in optimizer._curvature.factors.values():
         factors.a.mul_(-1e9)
     with pytest.raises(GnewtonError, match="K-FAC: a factor is not positive definite even with 1e"):
         advance(model, optimizer, 1, 2)

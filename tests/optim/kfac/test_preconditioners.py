@@ -66,9 +66,9 @@ def test_first_step(name: str, preconditioner: str) -> None:
         a, g = optimizer.factors[layer.name]
         bias = layer.bias_name
         gradient = joined(gradients[layer.weight_name], gradients[bias] if bias else None)
-        made = joined(steps[layer.weight_name], steps[bias] if bias else None)
+        step = joined(steps[layer.weight_name], steps[bias] if bias else None)
         wanted = FORMULAS[preconditioner](a, g, gradient)
-        torch.testing.assert_close(made, wanted, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(step, wanted, rtol=1e-8, atol=1e-11)
 
 
 def test_few_samples_take_the_products_by_rows() -> None:
@@ -142,9 +142,9 @@ def test_sandwich_of_both_forms(bias: bool) -> None:
 
 def factors(a: Tensor, g: Tensor) -> Factors:
     layer = CASES["mlp"].make()[0]
-    made = Factors(KFAC(layer)._layers[0], 0.95, identity=False)
-    made.a, made.g = a, g
-    return made
+    pair = Factors(KFAC(layer)._layers[0], 0.95, identity=False)
+    pair.a, pair.g = a, g
+    return pair
 
 
 def test_damping_is_split_by_pi() -> None:
@@ -165,9 +165,9 @@ def test_where_a_factor_vanishes_damping_is_split_evenly(empty: str) -> None:
 def test_a_matrix_a_little_indefinite_gets_more_damping() -> None:
     good, bad = EYE(3), torch.diag(torch.tensor([1.0, -0.005, 2.0], dtype=DOUBLE))
     damping = torch.tensor(0.001, dtype=DOUBLE)
-    found = damped_inverses([good, bad], [damping, damping])
-    torch.testing.assert_close(found[0], EYE(3) / 1.001)
-    torch.testing.assert_close(found[1], torch.linalg.inv(bad + 0.01 * EYE(3)), rtol=1e-12, atol=1e-12)
+    inverses = damped_inverses([good, bad], [damping, damping])
+    torch.testing.assert_close(inverses[0], EYE(3) / 1.001)
+    torch.testing.assert_close(inverses[1], torch.linalg.inv(bad + 0.01 * EYE(3)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [-1e9, float("nan")])
@@ -202,17 +202,18 @@ def test_ekfac_averages_squares_of_single_gradients_in_the_eigenbasis() -> None:
             optimizer.step()  # noqa: B023
 
         advance()
+        preconditioners = optimizer._curvature.preconditioners
         for layer in optimizer._layers:
-            kept = optimizer._preconditioners[layer]
+            kept = preconditioners[layer]
             a, g = optimizer.factors[layer.name]
             torch.testing.assert_close(
                 kept.scale, torch.outer(torch.linalg.eigvalsh(g), torch.linalg.eigvalsh(a)).clamp_min(0),
                 rtol=1e-9, atol=1e-12,
             )  # fmt: skip
-        scales = {layer: optimizer._preconditioners[layer].scale.clone() for layer in optimizer._layers}
+        scales = {layer: preconditioners[layer].scale.clone() for layer in optimizer._layers}
         advance()
         for layer in optimizer._layers:
-            kept = optimizer._preconditioners[layer]
+            kept = preconditioners[layer]
             has_bias = layer.bias is not None
             samples = dense(model, [names[m] for m in layer.modules], inputs, later, has_bias)
             rotated = [kept.outputs.T @ one @ kept.inputs for one in samples.gradients]
@@ -225,21 +226,21 @@ def test_ekfac_averages_squares_of_single_gradients_in_the_eigenbasis() -> None:
             basis = torch.kron(kept.outputs, kept.inputs)
             matrix = basis @ torch.diag(wanted.flatten() + DAMPING) @ basis.T
             solved = torch.linalg.solve(matrix, gradient.flatten()).view_as(gradient)
-            made = kept.apply(DenseGradient.of(weight, bias), DAMPING)
+            step = kept.apply(DenseGradient.of(weight, bias), DAMPING)
             torch.testing.assert_close(
-                joined(*made.parts()), solved.view(len(solved), -1), rtol=1e-8, atol=1e-11
+                joined(*step.parts()), solved.view(len(solved), -1), rtol=1e-8, atol=1e-11
             )
         advance()  # a new basis: the scale starts over
         for layer in optimizer._layers:
             a, g = optimizer.factors[layer.name]
             scale = torch.outer(torch.linalg.eigvalsh(g), torch.linalg.eigvalsh(a)).clamp_min(0)
-            torch.testing.assert_close(optimizer._preconditioners[layer].scale, scale, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(preconditioners[layer].scale, scale, rtol=1e-9, atol=1e-12)
 
 
 def test_squares_of_single_gradients_come_in_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from gnewton.optim.kfac import statistics
 
-    found = []
+    scales = []
     for numbers in (2**25, 1):
         monkeypatch.setattr(statistics, "_SQUARES_NUMBERS", numbers)
         model, inputs = CASES["conv"].make()
@@ -249,6 +250,6 @@ def test_squares_of_single_gradients_come_in_pieces_too(monkeypatch: pytest.Monk
         for _ in range(2):
             model(inputs).square().mean().backward()
             optimizer.step()
-        found.append([kept.scale for kept in optimizer._preconditioners.values()])
-    for one, other in zip(*found, strict=True):
+        scales.append([kept.scale for kept in optimizer._curvature.preconditioners.values()])
+    for one, other in zip(*scales, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)

@@ -1,4 +1,4 @@
-"""Whole trajectories of K-FAC: against a plain version, Newton's method, itself resumed and in processes."""
+"""Whole trajectories of K-FAC: against a plain version and Newton's method, resumed, in several processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from gnewton import KFAC
 from gnewton.errors import InputError
 from gnewton.optim.kfac import low_rank
 from tests.optim.kfac.cases import CASES, DOUBLE, Chain, dense, fixed, joined, pi
+from tests.optim.problems import flat, take_step
 from tests.processes import in_processes, process_group
 
 STEPS = 12
@@ -43,7 +44,7 @@ class Mixed(nn.Module):
 
 
 class Plain:
-    """K-FAC as it is written down, with dense solves: float64, one sample at a time."""
+    """K-FAC by its formulas, with dense solves: float64, one sample at a time."""
 
     def __init__(self, model: nn.Module, layers: list[str], deltas: list[Tensor], **options: Any) -> None:
         self.model, self.layers, self.deltas, self.o = model, layers, list(deltas), options
@@ -136,7 +137,7 @@ def test_a_trajectory_is_that_of_the_plain_algorithm(name: str, preset: str, kl_
     twin = copy.deepcopy(model)
     optimizer = KFAC(model, likelihood=fixed(*deltas), **options)
     plain = Plain(twin, optimizer.layers, deltas, **options)
-    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = flat(model)
     for x, y in zip(batches, targets, strict=True):
         for net in (model, twin):
             net.zero_grad()
@@ -144,7 +145,7 @@ def test_a_trajectory_is_that_of_the_plain_algorithm(name: str, preset: str, kl_
         optimizer.step()
         plain.step(x)
         assert plain.clipped == (kl_clip < 1)
-    ours, theirs = (torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (model, twin))
+    ours, theirs = flat(model), flat(twin)
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
     assert (ours - start).abs().max() > 1e-4
 
@@ -218,10 +219,8 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last
         generator = torch.Generator().manual_seed(step)
         inputs = torch.randint(0, 5, (8, 2), generator=generator)
         targets = torch.randint(0, 3, (8,), generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+        take_step(model, optimizer, (inputs, targets))
+    return flat(model)
 
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
@@ -290,7 +289,7 @@ def test_a_step_without_any_gradient_moves_nothing() -> None:
     before = advance(model, optimizer, 0, 3)
     optimizer.zero_grad()
     optimizer.step()
-    assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), before)
+    assert torch.equal(flat(model), before)
 
 
 def test_zero_gradients_move_nothing_and_are_not_divided_by() -> None:
@@ -298,9 +297,9 @@ def test_zero_gradients_move_nothing_and_are_not_divided_by() -> None:
     model(torch.randint(0, 5, (8, 2))).sum().mul(0).backward()
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
-    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    before = flat(model)
     optimizer.step()
-    assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), before)
+    assert torch.equal(flat(model), before)
 
 
 Job = tuple[str, str, str]
@@ -343,7 +342,7 @@ def run(rank: int, size: int, fisher: str, preconditioner: str, joint: str) -> t
     )
     with mock.patch.object(low_rank, "SMALLEST", 0):
         train(model, optimizer, batches[:, rows], targets[:, rows], count, joint if size > 1 else None)
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), optimizer.factors
+    return flat(model), optimizer.factors
 
 
 def train(

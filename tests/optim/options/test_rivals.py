@@ -49,9 +49,9 @@ def theirs(name, parameters):
         )
     from schedulefree import AdamWScheduleFree
 
-    made = AdamWScheduleFree(parameters, lr=0.01, warmup_steps=3)
-    made.train()
-    return made
+    optimizer = AdamWScheduleFree(parameters, lr=0.01, warmup_steps=3)
+    optimizer.train()
+    return optimizer
 
 
 OPTIONS = {

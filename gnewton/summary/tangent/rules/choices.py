@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.tangent.rules.general import general_rule
-from gnewton.summary.tangent.rules.product import joined, spread_rows
+from gnewton.summary.tangent.rules.product import joined
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, rule
-from gnewton.summary.tangent.tangent import Tangent
+from gnewton.summary.tangent.tangent import Tangent, spread_rows
 
 
 @rule(*overloads("max_pool2d_with_indices", "adaptive_max_pool2d", "fractional_max_pool2d"))

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from gnewton.summary.tangent.accumulator import flat
 from gnewton.summary.tangent.rules.general import general_rule
-from gnewton.summary.tangent.rules.product import spread_rows
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, rule
-from gnewton.summary.tangent.tangent import Rows, Tangent, union
+from gnewton.summary.tangent.tangent import Rows, Tangent, spread_rows, union
 
 
 @rule(*overloads("linalg_vector_norm", "norm.ScalarOpt_dim", "norm.Scalar"), adjoint=True)

@@ -14,7 +14,7 @@ from torch.func import vmap
 from gnewton.summary.likelihoods import LIKELIHOOD
 from gnewton.summary.tangent.program import Ref
 from gnewton.summary.tangent.rules.general import general_rule
-from gnewton.summary.tangent.rules.product import joined, spread_rows, take_gradient
+from gnewton.summary.tangent.rules.product import joined, take_gradient
 from gnewton.summary.tangent.rules.rule import RULES, OperationSite, Passed, TangentRule, overloads, rule
 from gnewton.summary.tangent.tangent import Rows, Tangent, union
 
@@ -71,8 +71,7 @@ def _convert(site: OperationSite) -> Tangent | None:
 
 @rule(*overloads("expand"))
 def _expand(site: OperationSite) -> Tangent | None:
-    shape = site.value.shape
-    return site.moving(0).map(lambda rows: spread_rows(rows, shape), fresh=False).borrowed()
+    return site.moving(0).spread(site.value.shape)
 
 
 def _keeping_leaf(site: OperationSite, out: Tangent) -> Tangent:
@@ -102,10 +101,7 @@ def _add(site: OperationSite) -> Tangent | None:
         if tangent is not None:
             if tangent.leaf and adjoint is not None:
                 take_gradient(site.sums, tangent.first, adjoint, sign)
-            tangent = _scaled(Tangent(tangent.first, tangent.second), sign)
-            if tangent.first.shape != shape:
-                tangent = tangent.map(lambda rows: spread_rows(rows, shape), fresh=False).borrowed()
-            terms.append(tangent)
+            terms.append(_scaled(tangent, sign).spread(shape))
     return joined(terms)
 
 

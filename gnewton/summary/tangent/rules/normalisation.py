@@ -12,20 +12,23 @@ Over each normalised set of n entries, with ρ(v) = (v + ε)^(-1/2) and r̄ = Σ
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from gnewton.summary.tangent.accumulator import Accumulator, flat, slabs
-from gnewton.summary.tangent.rules.product import gate, joined, push_product, spread_rows, take_gradient
+from gnewton.summary.tangent.program import Step
+from gnewton.summary.tangent.rules.product import gate, joined, push_product, take_gradient
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, rule
 from gnewton.summary.tangent.tangent import Rows, Tangent
 
 
 @dataclass(frozen=True)
-class _Sets:
+class Sets:
     """The normalised sets of a value: in the shape ``view`` they extend along ``axes``.
 
     Sets that differ along the axis ``cut`` do not mix, so a few of them are processed at a time.
@@ -48,8 +51,82 @@ class _Sets:
         return stack.narrow(self.cut + 1, at.start, at.stop - at.start).movedim(self.cut + 1, 0)
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """A normalisation as the arguments of its operation state it.
+
+    Attributes:
+        gain, shift: the positions of γ and β among the arguments.
+        shape: that of γ and β, which broadcasts to x.
+        eps: ε.
+        sets: over which x is normalised; None: by constants.
+        mean, root: these constants, mean x and r, of shape ``shape``.
+    """
+
+    gain: int
+    shift: int
+    shape: list[int]
+    eps: float
+    sets: Sets | None = None
+    mean: Tensor | float = 0.0
+    root: Tensor | float = 1.0
+
+    def hat(self, x: Tensor) -> Tensor:
+        """x̂."""
+        if self.sets is None:
+            return (x - self.mean) * self.root
+        values = self.sets.stack(x.unsqueeze(0))
+        centred = values - self.sets.mean(values)
+        return (centred * (self.sets.mean(centred * centred) + self.eps).rsqrt()).reshape(x.shape)
+
+
+def _by_channel(x: Tensor) -> list[int]:
+    return [1, x.shape[1], *[1] * (x.dim() - 2)]
+
+
+def _batch(
+    x: Tensor, gain: Any, shift: Any, mean: Tensor, variance: Tensor, training: bool, _: float, eps: float
+) -> Normalisation:
+    """Over samples and positions in training mode, else by running statistics, which are constants."""
+    shape = _by_channel(x)
+    if training:
+        sets = Sets((x.shape[0], x.shape[1], x[0, 0].numel()), (0, 2), cut=1)
+        return Normalisation(1, 2, shape, eps, sets)
+    root = (variance + eps).rsqrt().reshape(shape)
+    return Normalisation(1, 2, shape, eps, None, mean.reshape(shape), root)
+
+
+def _layer(x: Tensor, normalised: list[int], gain: Any, shift: Any, eps: float) -> Normalisation:
+    size = math.prod(normalised)
+    return Normalisation(2, 3, list(normalised), eps, Sets((x.numel() // max(size, 1), size), (1,), cut=0))
+
+
+def _group(
+    x: Tensor, gain: Any, shift: Any, samples: int, channels: int, _: int, groups: int, eps: float
+) -> Normalisation:
+    sets = Sets((samples * groups, x.numel() // max(samples * groups, 1)), (1,), cut=0)
+    return Normalisation(1, 2, _by_channel(x), eps, sets)
+
+
+BATCH, LAYER, GROUP = (
+    ("native_batch_norm", "_native_batch_norm_legit_functional"),
+    ("native_layer_norm",),
+    ("native_group_norm",),
+)
+_FORMS: dict[Any, Callable[..., Normalisation]] = {
+    op: form
+    for names, form in ((BATCH, _batch), (LAYER, _layer), (GROUP, _group))
+    for op in overloads(*names)
+}
+
+
+def normalisation_of(step: Step, args: list[Any]) -> Normalisation:
+    """The normalisation that a step makes with these arguments."""
+    return _FORMS[step.op](*args[:8])
+
+
 def normalise(
-    site: OperationSite, x: Tensor, moved: Tangent, adjoint: Tensor | None, sets: _Sets, eps: float
+    site: OperationSite, x: Tensor, moved: Tangent, adjoint: Tensor | None, sets: Sets, eps: float
 ) -> Tangent:
     """The tangent of x̂, given x, its tangent and the adjoint of x̂; adds the contributions."""
     sums = site.sums
@@ -215,26 +292,24 @@ def _compact(stack: Tensor) -> Tensor:
     return stack.clone(memory_format=torch.contiguous_format).view(*stack.shape[:2], -1)
 
 
-def _affine(
-    site: OperationSite, hat: Tensor, moved: Tangent | None, gain: int, shift: int, shape: list[int]
-) -> Tangent | None:
-    """Scale by the argument ``gain`` and shift by the argument ``shift``, both viewed in ``shape``."""
+def _affine(site: OperationSite, hat: Tensor, moved: Tangent | None, form: Normalisation) -> Tangent | None:
+    """Scale by γ and shift by β."""
     terms: list[Tangent | None] = []
-    gamma = site.argument(gain)
+    gamma = site.argument(form.gain)
     if gamma is None:
         terms.append(moved)
     else:
-        product = gate(hat, gamma.reshape(shape))
-        d_gamma = site.tangent(gain)
+        product = gate(hat, gamma.reshape(form.shape))
+        d_gamma = site.tangent(form.gain)
         if d_gamma is not None:
-            d_gamma = _viewed(d_gamma, shape)
+            d_gamma = _viewed(d_gamma, form.shape)
         terms.extend(push_product(site.sums, product, moved, d_gamma, site.adjoint(0)))
-    d_beta = site.tangent(shift)
+    d_beta = site.tangent(form.shift)
     if d_beta is not None:
-        d_beta, adjoint = _viewed(d_beta, shape), site.adjoint(0)
+        d_beta, adjoint = _viewed(d_beta, form.shape), site.adjoint(0)
         if d_beta.leaf and adjoint is not None:
             take_gradient(site.sums, d_beta.first, adjoint)
-        terms.append(d_beta.map(lambda rows: spread_rows(rows, hat.shape), fresh=False).borrowed())
+        terms.append(d_beta.spread(hat.shape))
     return joined(terms)
 
 
@@ -244,62 +319,20 @@ def _viewed(parameter: Tangent, shape: list[int]) -> Tangent:
     return out
 
 
-def _hat_adjoint(site: OperationSite, gain: int, shape: list[int]) -> Tensor | None:
-    adjoint, gamma = site.adjoint(0), site.argument(gain)
-    return adjoint if adjoint is None or gamma is None else adjoint * gamma.reshape(shape)
+def _hat_adjoint(site: OperationSite, form: Normalisation) -> Tensor | None:
+    adjoint, gamma = site.adjoint(0), site.argument(form.gain)
+    return adjoint if adjoint is None or gamma is None else adjoint * gamma.reshape(form.shape)
 
 
-def _normalised(
-    site: OperationSite, sets: _Sets, eps: float, gain: int, shift: int, shape: list[int]
-) -> Passed:
-    x, moved = site.args[0], site.tangent(0)
-    values = sets.stack(x.unsqueeze(0))
-    centred = values - sets.mean(values)
-    hat = (centred * (sets.mean(centred * centred) + eps).rsqrt()).reshape(x.shape)
-    if moved is not None:
-        moved = normalise(site, x, moved, _hat_adjoint(site, gain, shape), sets, eps)
-    return [_affine(site, hat, moved, gain, shift, shape)]
-
-
-def _refuse_statistics(site: OperationSite) -> None:
-    """Raise an error if the loss reads mean or spread, which are values of the operation too."""
-    if site.adjoint(1) is not None or site.adjoint(2) is not None:
+@rule(*overloads(*BATCH, *GROUP), adjoint=True, takes_gradient=(1, 2))
+@rule(*overloads(*LAYER), adjoint=True, takes_gradient=(2, 3))
+def _normalisation(site: OperationSite) -> Passed:
+    if site.adjoint(1) is not None or site.adjoint(2) is not None:  # values of the operation too
         raise NotImplementedError("the loss reads the statistics of a normalisation")
-
-
-@rule(
-    *overloads("native_batch_norm", "_native_batch_norm_legit_functional"),
-    adjoint=True,
-    takes_gradient=(1, 2),
-)
-def _batch_norm(site: OperationSite) -> Passed:
-    """Over samples and positions in training mode, else by running statistics, which are constants."""
-    _refuse_statistics(site)
-    x, _, _, mean, variance, training, _, eps = site.args[:8]
-    channels = x.shape[1]
-    shape = [1, channels, *[1] * (x.dim() - 2)]
-    if training:
-        sets = _Sets((x.shape[0], channels, x[0, 0].numel()), (0, 2), cut=1)
-        return _normalised(site, sets, eps, 1, 2, shape)
-    r = (variance + eps).rsqrt().reshape(shape)
-    hat = (x - mean.reshape(shape)) * r
-    moved = site.tangent(0)
-    out = None if moved is None else moved.map(lambda rows: rows * r, fresh=True)
-    return [_affine(site, hat, out, 1, 2, shape)]
-
-
-@rule(*overloads("native_layer_norm"), adjoint=True, takes_gradient=(2, 3))
-def _layer_norm(site: OperationSite) -> Passed:
-    _refuse_statistics(site)
-    x, normalised, _, _, eps = site.args
-    size = math.prod(normalised)
-    sets = _Sets((x.numel() // max(size, 1), size), (1,), cut=0)
-    return _normalised(site, sets, eps, 2, 3, list(normalised))
-
-
-@rule(*overloads("native_group_norm"), adjoint=True, takes_gradient=(1, 2))
-def _group_norm(site: OperationSite) -> Passed:
-    _refuse_statistics(site)
-    x, _, _, samples, channels, _, groups, eps = site.args
-    sets = _Sets((samples * groups, x.numel() // max(samples * groups, 1)), (1,), cut=0)
-    return _normalised(site, sets, eps, 1, 2, [1, channels, *[1] * (x.dim() - 2)])
+    form, x, moved = normalisation_of(site.step, site.args), site.args[0], site.tangent(0)
+    hat = form.hat(x)
+    if moved is not None and form.sets is not None:
+        moved = normalise(site, x, moved, _hat_adjoint(site, form), form.sets, form.eps)
+    elif moved is not None:
+        moved = moved.map(lambda rows: rows * form.root, fresh=True)
+    return [_affine(site, hat, moved, form)]

@@ -24,7 +24,7 @@ from torch import Tensor
 from gnewton.summary.tangent.accumulator import Accumulator, flat, row_dots
 from gnewton.summary.tangent.rules.elementwise import push
 from gnewton.summary.tangent.rules.rule import OperationSite, overloads, rule
-from gnewton.summary.tangent.tangent import Rows, Tangent, total
+from gnewton.summary.tangent.tangent import Rows, Tangent, fold_rows, line_up, total
 
 
 class Product(ABC):
@@ -157,20 +157,13 @@ def biased(site: OperationSite, position: int, shape: torch.Size, factor: float 
     bias = site.tangent(position)
     if bias is None:
         return None
-    # not owned: the rows of a broadcast share memory with each other
-    spread = bias.map(lambda rows: spread_rows(rows, shape), fresh=False).borrowed()
+    spread = bias.spread(shape)
     if factor != 1:
         spread = spread.map(lambda rows: rows * factor, fresh=True)
     adjoint = site.adjoint()
     if bias.leaf and adjoint is not None:
         take_gradient(site.sums, bias.first, adjoint, factor)
     return spread
-
-
-def spread_rows(rows: Tensor, shape: torch.Size) -> Tensor:
-    """A stack (k, *small) broadcast to (k, *shape), without a copy."""
-    missing = len(shape) - (rows.dim() - 1)
-    return rows.reshape(rows.shape[0], *[1] * missing, *rows.shape[1:]).expand(rows.shape[0], *shape)
 
 
 # --- element-wise products ----------------------------------------------------------------------------------
@@ -183,12 +176,8 @@ class _Gate(Product):
         super().__init__(a, b)
         self.dims = max(a.dim(), b.dim())
 
-    def line_up(self, rows: Tensor) -> Tensor:
-        missing = self.dims - (rows.dim() - 1)
-        return rows.reshape(rows.shape[0], *[1] * missing, *rows.shape[1:]) if missing else rows
-
     def left(self, rows: Tensor) -> Tensor:
-        return self.line_up(rows) * self.b
+        return line_up(rows, self.dims) * self.b
 
     def push_left(self, rows: Rows, overwrite: bool) -> Rows:
         shape = torch.broadcast_shapes(self.a.shape, self.b.shape)
@@ -197,28 +186,21 @@ class _Gate(Product):
         return super().push_left(rows, overwrite)
 
     def right(self, rows: Tensor) -> Tensor:
-        return self.line_up(rows) * self.a
+        return line_up(rows, self.dims) * self.a
 
     def both(self, a_rows: Tensor, b_rows: Tensor) -> Tensor:
-        return self.line_up(a_rows) * self.line_up(b_rows)
+        return line_up(a_rows, self.dims) * line_up(b_rows, self.dims)
 
     def pull_left(self, adjoint: Tensor, b_rows: Tensor) -> Tensor:
-        return _fold(self.line_up(b_rows) * adjoint, self.a.shape)
+        return fold_rows(line_up(b_rows, self.dims) * adjoint, self.a.shape)
 
     def pull_right(self, adjoint: Tensor, a_rows: Tensor) -> Tensor:
-        return _fold(self.line_up(a_rows) * adjoint, self.b.shape)
+        return fold_rows(line_up(a_rows, self.dims) * adjoint, self.b.shape)
 
 
 def gate(a: Tensor, b: Tensor) -> Product:
     """The element-wise product of two tensors that broadcast."""
     return _Gate(a, b)
-
-
-def _fold(rows: Tensor, shape: torch.Size) -> Tensor:
-    """Sum a stack over the axes along which ``shape`` was broadcast."""
-    k = rows.shape[0]
-    missing = rows.dim() - 1 - len(shape)
-    return rows.sum_to_size((k, *[1] * missing, *shape)).reshape(k, *shape)
 
 
 @rule(*overloads("mul.Tensor"), adjoint=True, takes_gradient=(0, 1))
@@ -241,9 +223,7 @@ def _div(site: OperationSite) -> Tangent | None:
     a, b = site.args
     x, y = site.tangent(0), site.tangent(1)
     if y is None:
-        return site.moving(0).map(
-            lambda rows: _Gate(a, b).line_up(rows) / b if isinstance(b, Tensor) else rows / b, fresh=True
-        )
+        return site.moving(0).map(lambda rows: line_up(rows, site.value.dim()) / b, fresh=True)
     if not isinstance(a, Tensor):
         a = torch.as_tensor(a, dtype=b.dtype, device=b.device)
     inverse = 1 / b
@@ -273,14 +253,8 @@ def _addcmul(site: OperationSite) -> Tangent | None:
     if alpha != 1:
         terms = [term and term.map(lambda rows: rows * alpha, fresh=True) for term in terms]
     shape = site.value.shape
-    terms = [term and _spread_to(term, shape) for term in terms]
+    terms = [term and term.spread(shape) for term in terms]
     return joined([*terms, biased(site, 0, shape)])
-
-
-def _spread_to(tangent: Tangent, shape: torch.Size) -> Tangent:
-    if tangent.first.shape == shape:
-        return tangent
-    return tangent.map(lambda rows: spread_rows(rows, shape), fresh=False).borrowed()
 
 
 @rule(*overloads("_prelu_kernel"), adjoint=True)

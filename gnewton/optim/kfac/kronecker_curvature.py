@@ -1,0 +1,158 @@
+"""The Kronecker factors of all layers of a model and their preconditioners, and when each is renewed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gnewton.errors import InputError
+from gnewton.optim.kfac.capture import Capture
+from gnewton.optim.kfac.kronecker_blocks import Layer
+from gnewton.optim.kfac.low_rank import LowRank
+from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner
+from gnewton.optim.kfac.statistics import Factors, moments
+
+PRECONDITIONERS: dict[str, type[Preconditioner]] = {
+    "inverse": Inverses,
+    "low_rank": LowRank,
+    "eigen": Eigen,
+    "ekfac": Corrected,
+}
+"""The preconditioners by name."""
+
+
+class KroneckerCurvature:
+    """The factors and the preconditioners of all layers, each renewed in a period of its own.
+
+    Args:
+        layers: the layers, in the order of the model.
+        capture: gathers the statistics of the passes between two steps.
+        kind: the name of the preconditioners, one of :data:`PRECONDITIONERS`.
+        decay, identity: of the averages, see :class:`~gnewton.optim.kfac.statistics.Factors`.
+        statistics_period, inverse_period: steps between two updates of the averages, and of the
+            preconditioners.
+        empirical: whether the statistics are those of a loss that is a mean over the samples.
+        reference_scaling: as for :func:`~gnewton.optim.kfac.statistics.moments`.
+
+    Attributes:
+        factors, preconditioners: of the layers seen so far.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        capture: Capture,
+        kind: str,
+        *,
+        decay: float,
+        identity: bool,
+        statistics_period: int,
+        inverse_period: int,
+        empirical: bool,
+        reference_scaling: bool,
+    ) -> None:
+        self.factors: dict[Layer, Factors] = {}
+        self.preconditioners: dict[Layer, Preconditioner] = {}
+        self._layers, self._capture, self._kind = layers, capture, PRECONDITIONERS[kind]
+        self._decay, self._identity = decay, identity
+        self._statistics_period, self._inverse_period = statistics_period, inverse_period
+        self._empirical, self._reference_scaling = empirical, reference_scaling
+        self._steps = self._next_statistics = self._next_inverses = 0
+
+    def update(self, damping: float) -> None:
+        """Add the statistics of the passes of this step to the averages, and refresh the preconditioners.
+
+        They are refreshed for all layers when due, and for a new layer at once.
+
+        Raises:
+            InputError: if there are no statistics yet.
+        """
+        self._take_statistics()
+        if not self.factors:
+            raise InputError(
+                "step: no statistics yet; before the first step the model itself must be called in training "
+                "mode, with gradients; calls of its parts are not seen"
+            )
+        due = self._steps >= self._next_inverses
+        layers = [layer for layer in self.factors if due or layer not in self.preconditioners]
+        if not layers:
+            return
+        for layer in layers:
+            self.preconditioners.setdefault(layer, self._kind())
+        preconditioners = [self.preconditioners[layer] for layer in layers]
+        self._kind.refresh(preconditioners, [self.factors[layer] for layer in layers], damping)
+        if due:
+            self._next_inverses = self._steps + self._inverse_period
+        self._set_bases()
+
+    def end_step(self) -> None:
+        """Count a step; the passes after it feed the next one."""
+        self._steps += 1
+        self._begin_step()
+
+    def state(self) -> dict[str, Any]:
+        """Factors, preconditioners and the steps when they are due."""
+        return {
+            "steps": self._steps,
+            "next_statistics": self._next_statistics,
+            "next_inverses": self._next_inverses,
+            "factors": {layer.name: factors.state() for layer, factors in self.factors.items()},
+            "preconditioners": {layer.name: kept.state() for layer, kept in self.preconditioners.items()},
+        }
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check that a value of :meth:`state` belongs to these layers.
+
+        Raises:
+            InputError: if it does not.
+        """
+        known = {layer.name: layer for layer in self._layers}
+        for name, tensors in state["factors"].items():
+            sizes = [len(tensors[key]) for key in ("a", "g")]
+            if name not in known or sizes != [known[name].inputs, known[name].outputs]:
+                raise InputError(f"state_dict: the model has no layer '{name}' with factors of sizes {sizes}")
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore the value of :meth:`state`."""
+        known = {layer.name: layer for layer in self._layers}
+        device = self._layers[0].weight.device
+
+        def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {key: value.to(device, copy=True) for key, value in tensors.items()}
+
+        self._steps = state["steps"]
+        self._next_statistics, self._next_inverses = state["next_statistics"], state["next_inverses"]
+        self.factors = {known[name]: self._new_factors(known[name]) for name in state["factors"]}
+        self.preconditioners = {known[name]: self._kind() for name in state["preconditioners"]}
+        for layer, factors in self.factors.items():
+            factors.load(copies(state["factors"][layer.name]))
+        for layer, preconditioner in self.preconditioners.items():
+            preconditioner.load(copies(state["preconditioners"][layer.name]))
+        self._begin_step()
+        self._set_bases()
+
+    def _take_statistics(self) -> None:
+        capture = self._capture
+        if not capture.sums:
+            return
+        scale = float(capture.samples) if self._empirical else 1.0
+        sums = {layer: capture.sums[layer] for layer in self._layers if layer in capture.sums}
+        for layer, moment in moments(sums, capture.samples, scale, self._reference_scaling).items():
+            if layer not in self.factors:
+                self.factors[layer] = self._new_factors(layer)
+            finite = self.factors[layer].average(moment)
+            if layer in self.preconditioners:
+                self.preconditioners[layer].observe(moment.squares, finite, self._decay)
+        self._next_statistics = self._steps + self._statistics_period
+
+    def _begin_step(self) -> None:
+        self._capture.clear()
+        self._capture.due = self._steps >= self._next_statistics
+
+    def _set_bases(self) -> None:
+        self._capture.bases = {layer: kept.basis for layer, kept in self.preconditioners.items()}
+
+    def _new_factors(self, layer: Layer) -> Factors:
+        return Factors(layer, self._decay, self._identity)
