@@ -104,6 +104,16 @@ def _same_start() -> None:
         torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_own_parts_left() -> Iterator[None]:
+    """Choices that a test has imported are unknown to the next one, such as those of scripts/paper."""
+    yield
+    if "gnewton.experiment.own_parts" in sys.modules:
+        from gnewton.experiment.own_parts import forget_all
+
+        forget_all()
+
+
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """compose(overrides) -> the configuration that `gnewton train OVERRIDES` would run."""

@@ -16,9 +16,8 @@ import pytest
 def speed_up(patch: pytest.MonkeyPatch) -> None:
     """Spare Hydra what it does twice within a process; commands in processes of their own are untouched.
 
-    Before it composes the configuration of a run, Hydra composes all of it for ``hydra.mode`` alone, which no
-    file and no test here sets. YAML files are read again only when they have changed, and a schema is stored
-    once. Files and schemas of the same choices are merged once.
+    YAML files are read again only when they have changed, and a schema is stored once. Files and schemas of
+    the same choices are merged once.
     """
     from hydra.core.plugins import Plugins
 
@@ -27,9 +26,7 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
     from hydra._internal.core_plugins.importlib_resources_config_source import (
         ImportlibResourcesConfigSource,
     )
-    from hydra._internal.hydra import Hydra
 
-    patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
     for source in (FileConfigSource, ImportlibResourcesConfigSource):
         patch.setattr(source, "load_config", _once(source.load_config))
     _store_once(patch)

@@ -15,7 +15,6 @@ from gnewton.cli.composer import Composer
 from gnewton.experiment.overrides import parse_overrides
 from scripts.paper.__main__ import FIGURES
 from scripts.paper.record import MADE_WITH
-from scripts.paper.rescaling import EXACT
 from scripts.paper.runs import InProcessWorkshop
 from scripts.paper.settings import PAPER, PaperSettings
 from scripts.paper.units import rescale
@@ -41,7 +40,7 @@ TOY = {
     "ablations": {"task": NETWORK, "seeds": [1], "variants": {"one group": ["partition=single"]}},
     "rescaling": {
         "task": ["model=rescaled_mlp", "imports=[scripts.paper.rescaled_networks]", *NETWORK[1:]],
-        "methods": {EXACT: [f"optimizer={PAPER}", "optimizer.cap=null"]},
+        "methods": {PAPER: [f"optimizer={PAPER}"]},
     },
     "costs": {
         "networks": {"digits": ["model=mlp", "model.widths=[8]", "data=digits"]},

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
@@ -60,13 +61,8 @@ class Composer:
 
     def __init__(self, config_dir: Path | None = None) -> None:
         register_schemas()
-        search_path = create_config_search_path(str(config_folder()))
-        if config_dir is not None:
-            if not config_dir.is_dir():
-                raise InputError(f"--config-dir {config_dir}: no such folder")
-            search_path.prepend("command-line", f"file://{config_dir.resolve()}")
         setup_globals()  # the resolvers that Hydra offers in configurations
-        self._loader = ConfigLoaderImpl(search_path)
+        self._loader = ConfigLoaderImpl(_search_path(config_dir))
 
     def compose(self, overrides: Sequence[Override]) -> DictConfig:
         """The configuration of one run, with the files that it names read into it.
@@ -76,6 +72,10 @@ class Composer:
         """
         with explained(overrides):
             return inlined(self._load("config", overrides))
+
+    def config_of(self, job: Job) -> DictConfig:
+        """The configuration of a job, see :meth:`compose`."""
+        return self.compose([Override.parse(text) for text in job.overrides])
 
     def split(
         self, overrides: Sequence[Override], groups: Sequence[str]
@@ -217,20 +217,44 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
     return parse_overrides(overrides), [_with_home(flag) for flag in flags]
 
 
-def run_job(overrides: Sequence[Override], task: Callable[[DictConfig], None]) -> None:
-    """Run ``task`` as a job of Hydra, with its logging and :class:`HydraConfig`, on a configuration.
+def only_shows(flags: Sequence[str]) -> bool:
+    """Whether Hydra's flags ask for something else than a run, such as ``--cfg``: Hydra answers by itself."""
+    given = get_args_parser().parse_args(list(flags))
+    shown = (given.cfg, given.info, given.experimental_rerun)
+    return given.hydra_help or given.shell_completion or given.resolve or any(shown)
 
-    Hydra's command line composes a configuration twice, the first time to learn ``hydra.mode``. Here the mode
-    is known.
+
+def run_jobs(overrides: Sequence[Override], flags: Sequence[str], task: Callable[[DictConfig], None]) -> None:
+    """Run ``task`` as a job of Hydra on each configuration, with its logging and :class:`HydraConfig`.
+
+    Hydra's command line composes a configuration once more before, to learn ``hydra.mode``. Here the mode is
+    that of the flags and overrides; no file sets it.
+
+    Args:
+        overrides: of one run, or with ``--multirun`` or ``hydra.mode=MULTIRUN`` of several.
+        flags: those of Hydra with which it runs something, see :func:`only_shows`.
+        task: what to do with a configuration.
+
+    Raises:
+        InputError: for folders of ``flags`` that do not exist.
     """
     from hydra import version
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
 
+    given = get_args_parser().parse_args(list(flags))
+    if given.run and given.multirun:
+        raise InputError("--run: does not go with --multirun; leave one of them out")
+    config_dir = None if given.config_dir is None else Path(given.config_dir)
+    modes = [override.value for override in overrides if override.key == "hydra.mode"]
+    several = given.multirun or (modes[-1:] == [RunMode.MULTIRUN.name])
+    texts = list(_texts(overrides))
+    if given.multirun or not modes:
+        texts.append(f"hydra.mode={(RunMode.MULTIRUN if several else RunMode.RUN).name}")
     version.setbase("1.3")
-    hydra = Hydra.create_main_hydra2("gnewton", create_config_search_path(str(config_folder())))
+    hydra = Hydra.create_main_hydra2("gnewton", _search_path(config_dir, given.config_path))
     try:
-        hydra.run("config", task, list(_texts(overrides)))
+        (hydra.multirun if several else hydra.run)(given.config_name or "config", task, texts)
     finally:
         GlobalHydra.instance().clear()
 
@@ -275,6 +299,32 @@ def _register_of_commands(groups: Iterable[str]) -> None:
         recipes = imported(COMMAND_GROUPS[group].recipes)
         for name, recipe in recipes.items() if isinstance(recipes, Registry) else [(group, recipes)]:
             ConfigStore.instance().store(group=f"schema/{group}", name=name, node=recipe)
+
+
+def _search_path(config_dir: Path | None, config_path: str | None = None) -> ConfigSearchPath:
+    """Where configuration files are looked up: in the package's folder, then in the user's own.
+
+    Args:
+        config_dir: the user's own folder, as Hydra's ``--config-dir``.
+        config_path: a folder or ``pkg://…`` in the place of the package's, as Hydra's ``--config-path``.
+
+    Raises:
+        InputError: if there is no such folder.
+    """
+    if config_path is not None and "://" not in config_path:
+        config_path = str(_existing("--config-path", Path(config_path)))
+    search_path = create_config_search_path(config_path or str(config_folder()))
+    if config_dir is not None:
+        own = f"file://{_existing('--config-dir', config_dir)}"
+        search_path.prepend("command-line", own, SearchPathQuery(provider="schema"))
+    return search_path
+
+
+def _existing(flag: str, folder: Path) -> Path:
+    """The absolute path of a folder that a flag names."""
+    if not folder.is_dir():
+        raise InputError(f"{flag} {folder}: no such folder")
+    return folder.resolve()
 
 
 def _texts(overrides: Sequence[Override]) -> tuple[str, ...]:

@@ -171,6 +171,7 @@ def make_orders(
     return Orders(
         launcher,
         directory or Path.cwd(),
+        composer.config_of,
         flags,
         retries=options.retries,
         fail_fast=options.fail_fast,

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from gnewton.cli.composer import for_resumed_run, run_job, split_flags
+from gnewton.cli.composer import for_resumed_run, only_shows, run_jobs, split_flags
 from gnewton.cli.explain import REFUSALS, explain
 from gnewton.errors import FULL_ERROR, GnewtonError, InputError, Interrupted
 from gnewton.experiment.overrides import Override
@@ -99,8 +99,8 @@ _WITHOUT_EFFECT = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job
 def run_hydra(arguments: list[str], task: Task) -> None:
     """Compose a configuration from ``arguments`` and hand it to ``task`` with the overrides.
 
-    Hydra's flags (``--cfg``, ``--info``, ``--multirun``, ``-sc``, …) work as documented by Hydra. Without
-    any, the configuration is composed once; Hydra's own command line would compose it a second time.
+    Hydra's flags (``--cfg``, ``--info``, ``--multirun``, ``-sc``, …) work as documented by Hydra. The
+    configuration of a run is composed once; Hydra's own command line would compose it a second time.
 
     With ``--multirun`` the other jobs run on when one ends in a :class:`GnewtonError`, unless a signal ended
     it; the errors are raised at the end.
@@ -137,10 +137,10 @@ def run_hydra(arguments: list[str], task: Task) -> None:
     sys.argv = ["gnewton", *(override.text for override in overrides), *flags]
     os.environ[FULL_ERROR] = "1"  # Hydra raises its errors, instead of printing them and exiting
     try:
-        if flags or any(override.is_within("hydra") for override in overrides):
+        if only_shows(flags):
             main()
         else:
-            run_job(overrides, job)
+            run_jobs(overrides, flags, job)
     except REFUSALS as error:
         if full_error == "1" or error in defects:
             raise

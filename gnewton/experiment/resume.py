@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gnewton.experiment.overrides import Override
 from gnewton.experiment.own_parts import OPTION, imports_of, use_saved_imports
 from gnewton.experiment.places import absolute, find_places, inlined, places, require_places
 from gnewton.experiment.schema import REGISTRIES, Settings, options_with, schema_of_saved
-from gnewton.options import Role, present_name, user_path
+from gnewton.options import Role, present_name, show, user_path
 from gnewton.registry import Registry
 from gnewton.runfiles import CONFIG_FILE, DATA_DIGEST, ENVIRONMENT_FILE
 from gnewton.training.settings import TrainerSettings
@@ -187,6 +187,44 @@ def saved_config(folder: Path, argument: str, imports: Sequence[str] | None = No
         raise InputError(
             f"{argument}: its {CONFIG_FILE} and {ENVIRONMENT_FILE} cannot be used: {reason}"
         ) from error
+
+
+def require_same_run(folder: Path, config: DictConfig) -> None:
+    """Make sure that a run, found where one of ``config`` is to be continued, has that configuration.
+
+    Paths, outputs and labels are left out: they decide no number.
+
+    Raises:
+        InputError: naming the first option that differs, a choice before its options, with both values.
+    """
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise InputError(f"{folder}: its {CONFIG_FILE} cannot be used: {first_line(error)}") from error
+    expected = resolved(inlined(config))
+    apart = [*options_with(Role.OUTPUT | Role.LABEL), *places(config), OPTION]
+    present = {key: found[key] for key in expected if key in found} if isinstance(found, dict) else {}
+    differences = _differences({key: expected[key] for key in present}, present, "")
+    for option, value, other in differences:
+        if not any(f"{option}.".startswith(f"{name}.") for name in apart):
+            # the option that chooses "optimizer.name" is "optimizer"
+            chosen = option.removesuffix(".name").replace(".", "/") if option.endswith(".name") else option
+            raise InputError(
+                f"{chosen}={show(value)}: {folder} holds a run with {chosen}={show(other)}, which cannot be "
+                "continued as another; use another folder, or remove that run"
+            )
+
+
+def _differences(ours: Any, theirs: Any, option: str) -> Iterator[tuple[str, Any, Any]]:
+    """The options in which two configurations differ, with both values; choices come first."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        # as text: a value that is not a number equals itself
+        if json.dumps(ours, sort_keys=True) != json.dumps(theirs, sort_keys=True):
+            yield option, ours, theirs
+        return
+    for key in sorted({**ours, **theirs}, key=lambda key: key != "name"):
+        where = f"{option}.{key}" if option else str(key)
+        yield from _differences(ours.get(key), theirs.get(key), where)
 
 
 def recorded_digest(folder: Path) -> str | None:

@@ -21,6 +21,8 @@ def _paper() -> dict[str, Any]:
         "step_size": 0.1,
         "averaging": UniformAveraging(3),
         "controller": Constant(),
+        "cap": None,
+        "safeguard": False,
         "shrinkage": 0.0,
         "proximal": 0.0,
         "normalise": False,

@@ -43,7 +43,8 @@ class SmoothNorms(FunctionMode):
 
     torch has no third derivative of batch normalisation; its third derivative of layer normalisation and its
     second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences), it
-    has no second derivative of the hard sigmoid.
+    has no second derivative of the hard sigmoid. Its third of the distances of all pairs and of cumulative
+    log-sums is NaN.
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -75,6 +76,10 @@ class SmoothNorms(FunctionMode):
             return v * (g / v.square().sum(axes, keepdim=True).sqrt())
         if func is F.hardsigmoid:
             return (args[0] / 6 + 0.5).clamp(0, 1)
+        if func is torch.pdist:
+            return _pdist(*args, **kwargs)
+        if func in (torch.logcumsumexp, torch.Tensor.logcumsumexp):
+            return _logcumsumexp(*args, **kwargs)
         return func(*args, **unchunked(func, kwargs))
 
 
@@ -181,6 +186,32 @@ def _logsumexp(x: Tensor, dim: Sequence[int] | int, keepdim: bool = False) -> Te
     return total.squeeze(axes or list(range(x.dim())))
 
 
+def _pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """‖x_i − x_j‖_p of all rows i < j."""
+    i, j = torch.triu_indices(len(input), len(input), 1, device=input.device).unbind()
+    return torch.linalg.vector_norm(input[i] - input[j], p, -1)
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """log(eᵃ + eᵇ); an entry that is −∞ has the derivative 0, and not NaN as in torch's own."""
+    larger = torch.maximum(a.detach(), b.detach())
+    larger = CONSTANT(torch.where(larger.isinf(), 0.0, larger))
+    total = (a - larger).exp() + (b - larger).exp()
+    empty = total.detach() == 0
+    return (total.masked_fill(empty, 1.0).log() + larger).masked_fill(empty, -torch.inf)
+
+
+def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
+    """Log-sums of 2, then 4, 8, … entries up to each place: no entry is lost beside a larger one far away."""
+    if input.dim() == 0:
+        return input.clone()
+    x, reach = input.movedim(dim, 0), 1
+    while reach < len(x):
+        x = torch.cat([x[:reach], _logaddexp(x[reach:], x[:-reach])])
+        reach *= 2
+    return x.movedim(0, dim)
+
+
 def _prod(x: Tensor, dim: int, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """Products of pairs, then of pairs of these: zeros among the factors need no care."""
     if dtype is None and not (x.is_floating_point() or x.is_complex()):
@@ -214,6 +245,8 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.prod.default: _prod_of_all,
     aten.hypot.default: lambda x, y: (x * x + y * y).sqrt(),
     aten.copy.default: _copy,
+    aten._pdist_forward.default: _pdist,
+    aten.logcumsumexp.default: _logcumsumexp,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
     **get_decompositions([aten.multi_margin_loss.default, aten.multilabel_margin_loss_forward.default]),

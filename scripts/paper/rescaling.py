@@ -32,22 +32,22 @@ PLAIN = "plain"
 FORMS = {PLAIN: (), "powers": ("model.spread=8",), "ntk": ("model.scaling=true",)}
 RESCALED = ("powers", "ntk")
 DTYPES = ("float64", "float32")
-EXACT = f"{PAPER}, no cap"
-"""The method without the cap on steps: its floor, for parameters that start at 0, is in fixed units."""
+CAPPED = f"{PAPER}, cap"
+"""The method with the cap on steps, whose floor, for parameters that start at 0, is in fixed units."""
 
 
 def rescaling(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
     """Train in each form and compare losses and weights.
 
-    :data:`EXACT` is trained in all forms and number formats; in float64, the paper's preset in powers and the
-    rivals in ntk.
+    The paper's preset is trained in all forms and number formats; in float64, :data:`CAPPED` in powers and
+    the rivals in ntk.
     """
     name, seed = settings.rescaling_task[0].partition("=")[2], settings.curves.seeds[0]
     pairs = [
         (method, dtype, form)
         for method in settings.rescaling
-        for dtype in DTYPES[: 2 if method == EXACT else 1]
-        for form in {EXACT: RESCALED, PAPER: RESCALED[:1]}.get(method, RESCALED[1:])
+        for dtype in DTYPES[: 2 if method == PAPER else 1]
+        for form in {PAPER: RESCALED, CAPPED: RESCALED[:1]}.get(method, RESCALED[1:])
     ]
     trials = {
         (method, dtype, form): settings.trial(

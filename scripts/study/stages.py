@@ -45,7 +45,7 @@ def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) ->
         launcher: overrides of the launcher, such as ``launcher.jobs=2``.
 
     Raises:
-        InputError: for a trial that cannot be composed, before any is run.
+        InputError: before any is run, for a trial that cannot be composed or whose folder holds another run.
         Interrupted: after a signal; the same call continues.
     """
     composer = Composer()
@@ -60,7 +60,8 @@ def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) ->
         manifest = Manifest.load(folder) if (folder / NAME).is_file() else Manifest(folder)
         manifest.add(jobs.values())
         try:
-            run_sweep(manifest, Orders(options, Path.cwd(), bad=(FAILED,), say=partial(print, flush=True)))
+            say = partial(print, flush=True)
+            run_sweep(manifest, Orders(options, Path.cwd(), composer.config_of, bad=(FAILED,), say=say))
         except SweepFailed as error:  # a failed run is a result too
             print(error, flush=True)
     return [_outcome(trial, manifest.of(jobs[trial]).end) for trial in trials]

@@ -205,3 +205,48 @@ def test_a_library_that_fails_when_it_is_cut_off_has_been_interrupted(error, cli
     monkeypatch.setattr("gnewton.cli.main._dispatch", cut_off)
     answer = cli(["train"])
     assert (answer.code, answer.err) == (130, "gnewton: interrupted\n")
+
+
+@pytest.fixture
+def compositions(monkeypatch):
+    """The names of the configurations that are composed, in order, by Hydra or this package."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    names: list[str] = []
+    load = ConfigLoaderImpl._load_configuration_impl
+
+    def counted(self, config_name, *arguments, **options):
+        names.append(config_name)
+        return load(self, config_name, *arguments, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    return names
+
+
+def test_a_configuration_is_composed_once(cli, tmp_path, compositions, monkeypatch):
+    """Whatever flags stand beside it; Hydra's own command line composes a second one to learn its mode."""
+    monkeypatch.setattr("gnewton.experiment.run.run", lambda *arguments: None)
+    (tmp_path / "mine").mkdir()
+    for flags in (
+        [],
+        ["--run"],
+        ["--config-dir", "mine"],
+        ["--config-name", "config"],
+        ["hydra.verbose=false"],
+        ["--cfg", "job"],
+        ["--help"],
+    ):
+        compositions.clear()
+        answer = cli(["train", *SMALL, *flags])
+        assert (answer.code, compositions) == (0, ["config"]), (flags, answer.err)
+
+
+@pytest.mark.parametrize("choice", [["--multirun"], ["-m"], ["hydra.mode=MULTIRUN"]])
+def test_several_runs_are_composed_once_to_check_and_once_to_run(cli, compositions, monkeypatch, choice):
+    runs = []
+    monkeypatch.setattr(
+        "gnewton.experiment.run.run", lambda prepared, *rest: runs.append(prepared.config.seed)
+    )
+    answer = cli(["train", *choice, *SMALL, "seed=1,2,3"])
+    assert (answer.code, runs) == (0, [1, 2, 3]), answer.err
+    assert compositions == ["config"] * (1 + 2 * 3)  # one for the sweeper, which checks all before the first

@@ -42,6 +42,7 @@ FLAT = torch.tensor([1, 0, 5, 2, 2, 8, 7, 0, 3, 4, 6, 1, 0, 5])
 STARTS = torch.tensor([0, 3, 3, 7, 8, 12])  # the second bag is empty
 ENDED = torch.tensor([0, 3, 3, 7, 8, 12, 14])
 INPUTS = torch.linspace(-1.5, 1.3, COUNT * 3, dtype=torch.float64).view(COUNT, 3).sin()
+MASK = torch.tensor([True, True, False, False])
 
 CASES = {
     "sum": (lambda: Bags(mode="sum"), F.cross_entropy, INDICES, LABELS),
@@ -72,6 +73,16 @@ CASES = {
         LABELS,
     ),
     "several labels": (network, F.multilabel_margin_loss, INPUTS, SEVERAL),
+    "pairs": (network, lambda o, t: torch.pdist(o).sum(), INPUTS, LABELS),
+    "fourth powers of pairs": (network, lambda o, t: F.pdist(o, p=4.0).mean(), INPUTS, LABELS),
+    "cumulative": (network, lambda o, t: torch.logcumsumexp(3 * o, 1).square().mean(), INPUTS, LABELS),
+    "cumulative, masked": (
+        network,
+        lambda o, t: torch.logcumsumexp(o.masked_fill(MASK, -torch.inf), 1)[:, 2:].square().mean(),
+        INPUTS,
+        LABELS,
+    ),
+    "cumulative over samples": (network, lambda o, t: o.logcumsumexp(dim=0).cos().mean(), INPUTS, LABELS),
 }
 
 
@@ -92,6 +103,21 @@ def test_the_summary_is_that_of_finite_differences(name):
     torch.testing.assert_close(summary.third, third, rtol=1e-3, atol=1e-3)
     outputs = model(argument)
     assert summary.loss.item() == pytest.approx(loss_fn(outputs, targets).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pairs", "fourth powers of pairs", "cumulative", "cumulative, masked"])
+def test_the_reference_engine_has_the_same(name):
+    build, loss_fn, inputs, targets = CASES[name]
+    torch.manual_seed(3)
+    model = build().double()
+    partition = Partition.per_tensor(model)
+    direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    tangent, reference = (
+        summarize(model, loss_fn, inputs, targets, partition, direction, engine=engine)
+        for engine in ("tangent", "reference")
+    )
+    for part in ("loss", "gradient", "hessian", "third"):
+        torch.testing.assert_close(getattr(tangent, part), getattr(reference, part), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["mean", "squared margin"])
