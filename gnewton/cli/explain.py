@@ -215,7 +215,7 @@ def _elsewhere(parent: str, key: str, node: Container | None) -> str:
 
 
 def _near(known: set[str], parent: str, key: str) -> set[str]:
-    """Last parts of the names that a wrong one may stand for; a word of several is enough for ``clip_norm``."""
+    """Last parts of the names that a wrong one may stand for; one word of several is enough."""
     if key in known:
         return {key}
     if key in _OTHER_WORDS:
