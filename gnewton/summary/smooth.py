@@ -41,9 +41,9 @@ class FunctionMode(TorchFunctionMode):
 class SmoothNorms(FunctionMode):
     """Normalisations that can be differentiated to any order; running statistics are not updated.
 
-    torch has no third derivative of batch normalisation; its third derivative of layer normalisation and its
-    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences), it
-    has no second derivative of the hard sigmoid.
+    Against finite differences, torch 2.11 and 2.14 have a wrong third derivative of layer normalisation and a
+    wrong second derivative of the fused weight normalisation. The third derivative of batch normalisation is
+    wrong in 2.11 and missing in 2.14. The hard sigmoid has no second derivative.
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
