@@ -14,11 +14,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.overrides import TorchFunctionMode
 
 from gnewton.summary.tangent.program import CONSTANT
+
+NO_SECOND_OF_CDIST = Version(torch.__version__) < Version("2.14")
+"""Whether torch may lack the second derivative of ``cdist``: 2.11 does, 2.14 does not."""
 
 
 class FunctionMode(TorchFunctionMode):
@@ -43,7 +47,7 @@ class SmoothNorms(FunctionMode):
 
     Against finite differences, torch 2.11 and 2.14 have a wrong third derivative of layer normalisation and a
     wrong second derivative of the fused weight normalisation. The third derivative of batch normalisation is
-    wrong in 2.11 and missing in 2.14. The hard sigmoid has no second derivative.
+    wrong in 2.11 and missing in 2.14. The hard sigmoid has no second derivative, nor has ``cdist`` in 2.11.
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -75,6 +79,9 @@ class SmoothNorms(FunctionMode):
             return v * (g / v.square().sum(axes, keepdim=True).sqrt())
         if func is F.hardsigmoid:
             return (args[0] / 6 + 0.5).clamp(0, 1)
+        if func is torch.cdist and NO_SECOND_OF_CDIST:
+            x, y, *rest = args
+            return _cdist(x, y, rest[0] if rest else kwargs.get("p", 2.0))
         return func(*args, **unchunked(func, kwargs))
 
 
@@ -201,6 +208,11 @@ def _prod_of_all(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _prod(x.flatten(), 0, dtype=dtype)
 
 
+def _cdist(x: Tensor, y: Tensor, p: float, compute_mode: int | None = None) -> Tensor:
+    """Distances (…, n, m) between the rows of ``x`` (…, n, d) and ``y`` (…, m, d)."""
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+
+
 def _glu(x: Tensor, dim: int = -1) -> Tensor:
     half = x.shape[dim] // 2
     return x.narrow(dim, 0, half) * x.narrow(dim, half, half).sigmoid()
@@ -216,5 +228,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.copy.default: _copy,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
+    **({aten._cdist_forward.default: _cdist} if NO_SECOND_OF_CDIST else {}),
     **get_decompositions([aten.multi_margin_loss.default, aten.multilabel_margin_loss_forward.default]),
 }
