@@ -213,6 +213,22 @@ def _cdist(x: Tensor, y: Tensor, p: float, compute_mode: int | None = None) -> T
     return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
 
 
+def _multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """Σ max(0, 1 − x_t + x_j) / d over the labels t before the first −1 and the classes j that are no label.
+
+    torch 2.11 decomposes it wrongly: labels after the first −1 count as class 0.
+    """
+    rows, labels = torch.atleast_2d(x), torch.atleast_2d(target)
+    counts = (labels == -1).cumsum(-1) == 0
+    labels = torch.where(counts, labels, 0)
+    classes = torch.arange(rows.shape[1], device=x.device)
+    is_label = ((labels[:, :, None] == classes) & counts[:, :, None]).any(1)
+    margins = (1 - rows.gather(1, labels)[:, :, None] + rows[:, None, :]).clamp_min(0) / rows.shape[1]
+    loss = torch.where(counts[:, :, None] & ~is_label[:, None, :], margins, 0.0).sum((1, 2))
+    loss = {0: loss.reshape(x.shape[:-1]), 1: loss.mean(), 2: loss.sum()}[reduction]
+    return loss, is_label.to(x.dtype).reshape(target.shape)
+
+
 def _glu(x: Tensor, dim: int = -1) -> Tensor:
     half = x.shape[dim] // 2
     return x.narrow(dim, 0, half) * x.narrow(dim, half, half).sigmoid()
@@ -229,5 +245,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
     **({aten._cdist_forward.default: _cdist} if NO_SECOND_OF_CDIST else {}),
-    **get_decompositions([aten.multi_margin_loss.default, aten.multilabel_margin_loss_forward.default]),
+    aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss,
+    **get_decompositions([aten.multi_margin_loss.default]),
 }

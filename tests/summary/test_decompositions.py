@@ -142,3 +142,19 @@ def test_distances_written_out_are_those_of_torch(shapes, p):
     assert torch.autograd.gradcheck(
         lambda x: torch.autograd.grad(smooth._cdist(x, y, p).tanh().sum(), x, create_graph=True)[0], x
     )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("rows", [slice(None), 0], ids=["batch", "one sample"])
+def test_the_margin_of_several_labels_written_out_is_that_of_torch(rows, reduction):
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(2)).double()[rows].requires_grad_()
+    number = ["none", "mean", "sum"].index(reduction)
+    found, labels = smooth._multilabel_margin_loss(x, SEVERAL[rows], number)
+    known, known_labels = torch.ops.aten.multilabel_margin_loss_forward(x.detach(), SEVERAL[rows], number)
+    torch.testing.assert_close(found.detach(), known)
+    torch.testing.assert_close(labels, known_labels)
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    (known_slope,) = torch.autograd.grad(
+        F.multilabel_margin_loss(x, SEVERAL[rows], reduction=reduction).sum(), x
+    )
+    torch.testing.assert_close(slope, known_slope)
