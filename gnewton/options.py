@@ -248,9 +248,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The entry of ``known`` closest to ``word`` by spelling, or None where nothing is close."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    """The entry of ``known`` closest to ``word`` by spelling, in any case; None where nothing is close."""
+    folded = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return folded[matches[0]] if matches else None
 
 
 def listing(names: Sequence[str], limit: int = 12) -> str:

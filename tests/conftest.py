@@ -148,7 +148,7 @@ def run(compose: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Rep
 @pytest.fixture
 def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, and files written, but nothing is drawn, which takes most of the time of a plot."""
-    monkeypatch.setattr("gnewton.report.plots.style.rendered", lambda canvas, suffix: b"an image")
+    monkeypatch.setattr("gnewton.report.plots.style.render", lambda canvas, suffix: b"an image")
 
 
 @dataclass(frozen=True)

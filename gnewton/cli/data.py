@@ -69,15 +69,19 @@ def _state(name: str, root: Path) -> tuple[str, str, str]:
     if name == "imagenet":
         there = (root / name / "train").is_dir() and (root / name / "val").is_dir()
         return "on disk" if there else "not on disk", "-", "of its images"
-    if name == "digits":
-        return "on disk", "in scikit-learn", "CC BY 4.0"
-    if name == "tiny_text":
-        return "on disk", "in this package", "public domain"
-    return (
-        {"npz": "your file", "teacher": "drawn", "poisson": "drawn", "none": "nothing"}.get(name, "-"),
-        "-",
-        "-",
-    )
+    return _NOT_FETCHED.get(name, ("your own", "-", "-"))
+
+
+_NOT_FETCHED = {
+    "digits": ("on disk", "in scikit-learn", "CC BY 4.0"),
+    "tabular": ("on disk", "in scikit-learn", "CC BY 4.0; diabetes: none stated"),
+    "tiny_text": ("on disk", "in this package", "public domain"),
+    "npz": ("your own", "-", "-"),
+    "teacher": ("drawn", "-", "-"),
+    "poisson": ("drawn", "-", "-"),
+    "none": ("nothing", "-", "-"),
+}
+"""State, size and licence of the sets that come with a package or are made by a run."""
 
 
 def _megabytes(size: int) -> str:

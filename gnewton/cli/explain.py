@@ -164,13 +164,13 @@ def _no_such_option(cause: OmegaConfBaseException, typed: Overrides) -> str:
     full_key = str(cause.full_key)
     parent, _, key = full_key.rpartition(".")
     known = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
-    candidates = known if parent else sorted({*known, *config_groups()} - {"hydra"})
+    candidates = known if parent else sorted({*known, *config_groups(), "import"} - {"hydra", "imports"})
     hint = did_you_mean(key, candidates)
     if not parent and nearest(key, [*candidates, *(_last(name) for name in _full_names())]) not in candidates:
         hint = ""  # an option of a part is nearer
     if parent and hint:
         hint = hint.replace("mean '", f"mean '{parent}.")
-    hint = hint or _elsewhere(parent, key)
+    hint = hint or _elsewhere(parent, key, cause.parent_node)
     hint = _renamed(cause.parent_node, parent, key) or f"{hint}{_unchosen(parent, key)}{_owners(parent, key)}"
     where = (
         f" (options of {parent}: {listing(known, 20)})"
@@ -193,13 +193,45 @@ _OTHER_WORDS = {"learning_rate": "lr", "batchsize": "batch_size", "steps": "max_
 """What options are called in other programs."""
 
 
-def _elsewhere(parent: str, key: str) -> str:
-    """A hint at the options of that name in other parts of a run, those nearest to the top first."""
+def _elsewhere(parent: str, key: str, node: Container | None) -> str:
+    """A hint at options of that name in other parts of a run, those nearest to the top first.
+
+    Args:
+        parent, key: the option that does not exist.
+        node: where it was looked for, in the configuration. Options of the choices made come before others;
+            where only others have the option, the hint says which.
+    """
     names = [name for name in _full_names() if name.rpartition(".")[0] != parent]
-    last = {_last(name) for name in names}
-    near = key if key in last else _OTHER_WORDS.get(key) or (nearest(key, last) if not parent else None)
-    matches = sorted((name for name in names if _last(name) == near), key=lambda n: n.count("."))
-    return f"; did you mean {' or '.join(repr(name) for name in matches[:3])}?" if matches else ""
+    near = _near({_last(name) for name in names}, parent, key)
+    matches = sorted((name for name in names if _last(name) in near), key=lambda n: n.count("."))
+    if not matches:
+        return ""
+    root = node._get_root() if node is not None else None
+    chosen = [name for name in matches if _holds(root, name)]
+    owners = "" if chosen else _owners(*matches[0].rsplit(".", 1)).replace("; it", " It", 1)
+    groups = config_groups()
+    shown = [slashed if (slashed := name.replace(".", "/")) in groups else name for name in chosen or matches]
+    return f"; did you mean {' or '.join(map(repr, shown[:3]))}?{owners}"
+
+
+def _near(known: set[str], parent: str, key: str) -> set[str]:
+    """Last parts of the names that a wrong one may stand for; one word of several is enough."""
+    if key in known:
+        return {key}
+    if key in _OTHER_WORDS:
+        return {_OTHER_WORDS[key]}
+    if parent:
+        return set()
+    return {name for name in known if key in name.split("_")} or {nearest(key, known) or ""}
+
+
+def _holds(node: object, name: str) -> bool:
+    """Whether the configuration has an option of this full name, with the choices made."""
+    for part in name.split("."):
+        if not isinstance(node, DictConfig) or part not in list(node):
+            return False
+        node = node._get_node(part)
+    return True
 
 
 def _last(name: str) -> str:

@@ -177,7 +177,7 @@ def _announced(search: Search) -> str:
     settings = search.settings
     return (
         f"{names}: {settings.trials} trials each of {length}"
-        + (f", fewer where tune.pruner={settings.pruner} ends one" if search.pruner.prunes else "")
+        + (" (a pruned trial is shorter)" if search.pruner.prunes else "")
         + f", then {settings.repeats} reruns of each winner"
     )
 

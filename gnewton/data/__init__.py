@@ -39,7 +39,7 @@ class Split(ABC):
         """Shuffled, augmented batches of epoch ``index``; the last one may be smaller.
 
         Args:
-            index: epoch number, from 0; decides the permutation and the augmentation together with the seed.
+            index: epoch number, from 0; decides the permutation and the augmentation, together with the seed.
             batch_size: samples per batch; None: all of them in one batch.
             skip: number of leading batches to leave out without computing them.
         """

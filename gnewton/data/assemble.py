@@ -75,7 +75,7 @@ def assemble(
     if normalise and statistics is None:
         rest = divide(len(arrays.x_train), recipe.validation, None, recipe.split_seed)[0]
         if arrays.x_train.ndim == 2 and arrays.x_train.dtype.kind == "f":
-            arrays, normalise = standardised(arrays, rest), False
+            arrays, normalise = standardise(arrays, rest), False
         else:
             statistics = moments(arrays.x_train[rest], full_scale)
     work = torch.promote_types(dtype, torch.float32)
@@ -150,7 +150,7 @@ def moments(inputs: np.ndarray, full_scale: float) -> Statistics:
     return tuple(np.atleast_1d(mean).tolist()), tuple(np.atleast_1d(deviation).tolist())
 
 
-def standardised(arrays: Arrays, rest: np.ndarray) -> Arrays:
+def standardise(arrays: Arrays, rest: np.ndarray) -> Arrays:
     """Features (N, D) minus the mean, over the deviation, of the rows ``rest`` of the training part.
 
     In float64, before they are rounded to the type of the inputs: features far from zero, such as times in

@@ -268,7 +268,7 @@ class TinyText(DataRecipe):
     lower: bool = option(False, help="turn capitals into small letters: 37 symbols instead of 62")
     symbols: int | None = option(
         None,
-        help="keep this many symbols, the most frequent ones, and make one of all others; null: keep all",
+        help="keep the most frequent symbols, this many, and write all others as one; null: keep all",
         at_least=1,
     )
     validation: int = option(200, help="blocks held out before the test part", at_least=1)
@@ -299,14 +299,14 @@ class Teacher(DataRecipe):
 
     builder = "gnewton.data.generated:build_teacher"
 
-    inputs: int = option(20, help="numbers in one input", at_least=1)
-    outputs: int = option(5, help="numbers in one target, of mean square about 1", at_least=1)
+    inputs: int = option(20, help="length of an input", at_least=1)
+    outputs: int = option(5, help="length of a target, whose mean square is about 1", at_least=1)
     hidden: list[int] = option(
         [50, 50], help="widths of the teacher's hidden layers; []: a linear teacher", at_least=1
     )
     activation: str = option(
         "tanh",
-        help="of the teacher",
+        help="activation function of the teacher",
         choices=("identity", "relu", "sigmoid", "tanh"),
     )
     noise: float = option(0.0, help="deviation of the Gaussian noise added to training targets", at_least=0)
@@ -330,7 +330,7 @@ class Poisson(DataRecipe):
 
     builder = "gnewton.data.generated:build_poisson"
 
-    dimensions: int = option(2, help="d, numbers in a point", at_least=1, at_most=6)
+    dimensions: int = option(2, help="d, coordinates of a point", at_least=1, at_most=6)
     frequency: int = option(1, help="k, half waves of the source along each axis", at_least=1)
     train: int = option(2000, help="points for training", at_least=1)
     validation: int = option(1000, help="points for validation", at_least=1)
@@ -357,7 +357,7 @@ class ImageNet(DataRecipe):
 
     root: str = option(
         "${oc.env:GNEWTON_DATA,data}/imagenet",
-        help="folder that holds train/ and val/; the latter is the test split",
+        help="folder with train/ and val/; val/ is the test split",
         role=Role.PLACE,
     )
     validation: int = option_of(InMemoryRecipe, "validation", 50_000)

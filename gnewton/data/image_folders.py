@@ -18,7 +18,7 @@ from torchvision.transforms import functional as TF
 from gnewton.data import Batch, BatchStream, DataSet, Split
 from gnewton.data.assemble import divide
 from gnewton.data.dataset_options import ImageNet
-from gnewton.data.tensors import Scaling, generator_for, mixed_seed, shuffled
+from gnewton.data.tensors import Scaling, generator_for, mixed_seed, permutation
 from gnewton.errors import InputError
 from gnewton.options import user_path
 from gnewton.tasks import Classification
@@ -169,7 +169,7 @@ class LoaderSplit(Split):
 
     def tickets(self, start: int, stop: int | None, *parts: int | str) -> Iterator[Ticket]:
         """The samples at positions start … stop-1 of the order named by ``parts``, with their seeds."""
-        order = shuffled(len(self), generator_for(_CPU, *parts)).tolist()
+        order = permutation(len(self), generator_for(_CPU, *parts)).tolist()
         for place in range(start, len(self) if stop is None else stop):
             yield order[place], mixed_seed(*parts, place) if self.augment else -1
 
@@ -204,7 +204,7 @@ class LoaderSplit(Split):
 
     def _size(self, batch_size: int | None) -> int:
         if batch_size is None:
-            raise InputError(f"batch_size=null: {self.title} is read in batches: must be >= 1")
+            raise InputError(f"batch_size=null: must be a number >= 1, since {self.title} is read in batches")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be >= 1")
         return batch_size
@@ -278,7 +278,9 @@ def build_folders(options: ImageNet, device: torch.device, dtype: torch.dtype, s
     train, test = _tree(root / "train", options.root), _tree(root / "val", options.root)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
-        raise InputError(f"data.root={options.root}: train and val hold different classes, such as {odd[0]}")
+        raise InputError(
+            f"data.root={options.root}: train and val must have the same classes; one alone has {odd[0]}"
+        )
     training, held_out = divide(len(train.samples), options.validation, options.subset, options.split_seed)
     scaling = _scaling(options.normalise, device, dtype)
 
@@ -312,13 +314,13 @@ def build_folders(options: ImageNet, device: torch.device, dtype: torch.dtype, s
 def _tree(folder: Path, root: str) -> ImageFolder:
     if not folder.is_dir():
         raise InputError(
-            f"data.root={root}: there is no folder {folder}; it must hold one folder of images per class"
+            f"data.root={root}: there is no folder {folder}, with a folder of images for each class"
         )
     try:
         return ImageFolder(str(folder))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"data.root={root}: {folder} must hold one folder of images per class: {error}"
+            f"data.root={root}: {folder} must have a folder of images for each class: {error}"
         ) from error
 
 

@@ -30,7 +30,7 @@ def generator_for(device: torch.device, *parts: int | str) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(mixed_seed(*parts))
 
 
-def shuffled(count: int, generator: torch.Generator) -> Tensor:
+def permutation(count: int, generator: torch.Generator) -> Tensor:
     """A random permutation of 0 … count-1, (count,) int64, on the device of ``generator``."""
     return torch.randperm(count, generator=generator, device=generator.device)
 
@@ -136,7 +136,7 @@ class TensorSplit(Split):
     def order(self, *parts: int | str) -> _Order:
         """The order and augmentation named by ``parts``."""
         generator = generator_for(self._device, *parts)
-        samples = shuffled(len(self), generator)
+        samples = permutation(len(self), generator)
         return _Order(samples, self.augmenter.draw(len(self), generator) if self.augmenter else None)
 
     def batch(self, order: _Order, start: int, stop: int) -> Batch:

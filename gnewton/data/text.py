@@ -44,7 +44,7 @@ def read_text() -> str:
     return stored.decode("ascii")
 
 
-def encoded(text: str, symbols: int | None) -> tuple[np.ndarray, str]:
+def encode(text: str, symbols: int | None) -> tuple[np.ndarray, str]:
     """The place of each character in the alphabet, (len(text),) int64, and the alphabet.
 
     The alphabet is sorted by code points. With ``symbols`` it holds the most frequent ones (of equally
@@ -62,7 +62,7 @@ def encoded(text: str, symbols: int | None) -> tuple[np.ndarray, str]:
 def build_text(options: TinyText, device: torch.device, dtype: torch.dtype, seed: int) -> DataSet:
     """The three splits. Inputs and targets (block,) int64: the targets are the inputs one character later."""
     text = read_text()
-    codes, alphabet = encoded(text.lower() if options.lower else text, options.symbols)
+    codes, alphabet = encode(text.lower() if options.lower else text, options.symbols)
     size = options.block
     blocks = (len(codes) - 1) // size
     inputs = torch.from_numpy(codes[: blocks * size].reshape(blocks, size)).to(device)
@@ -89,5 +89,5 @@ def build_text(options: TinyText, device: torch.device, dtype: torch.dtype, seed
 
 
 def _as_stored(batch: Tensor) -> Tensor:
-    """Symbols are no numbers to be scaled."""
+    """Symbols are not scaled: they are not quantities."""
     return batch

@@ -25,7 +25,7 @@ from gnewton.interactive.user_parts import (
 )
 from gnewton.optim.bound_optimizer import Batch
 from gnewton.partition import PartitionChoice, chosen_partition
-from gnewton.report.inspection_report import RATES, InspectionFiles, describe_inspection, parsed_inspection
+from gnewton.report.inspection_report import RATES, InspectionFiles, describe_inspection, parse_inspection
 from gnewton.summary.api import EngineName
 from gnewton.summary.problem import Forward, LossFunction, Problem, check_loss
 from gnewton.summary.taylor.derivatives import HIGHEST
@@ -157,7 +157,7 @@ class LossInspection:
         return fragment(title, self.groups, figures)
 
     def _tables(self) -> InspectionFiles:
-        return parsed_inspection(inspection_files(self.inspection, self._about))
+        return parse_inspection(inspection_files(self.inspection, self._about))
 
     @staticmethod
     def _measured_along(table: pd.DataFrame | None) -> pd.DataFrame:

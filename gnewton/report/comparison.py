@@ -167,7 +167,7 @@ def _notes(setups: Sequence[Setup], targets: dict[str, MetricTarget | None], run
     if any(run.environment.get("device") == "cpu" for setup in setups for run in setup.runs):
         notes.append("peak memory on the CPU is that of the whole process, with whatever it ran before")
     if not any(targets.values()):
-        notes.append("no target is set: --target metric=value adds the way to it")
+        notes.append("no target is set: --target metric=value adds what it takes to reach one")
     else:
         notes.append("a target counts as reached at the first evaluation that shows it")
     return notes

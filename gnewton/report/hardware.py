@@ -69,7 +69,8 @@ def require_same(runs: Iterable[Run]) -> None:
     different = differences(runs)
     if different:
         lines = [
-            f"  {key}: " + ", ".join(f"{value} ({_counted(count, 'run')})" for value, count in values.items())
+            f"  {key}: "
+            + ", ".join(f"{value} ({_number_of(count, 'run')})" for value, count in values.items())
             for key, values in different.items()
         ]
         raise InputError(
@@ -77,7 +78,7 @@ def require_same(runs: Iterable[Run]) -> None:
                 [
                     "compare: the times cannot be compared, the runs differ in hardware or number format:",
                     *lines,
-                    "compare fewer folders, or give --mixed-hardware to compare them all the same",
+                    "compare fewer folders, or compare them all the same with --mixed-hardware",
                 ]
             )
         )
@@ -90,7 +91,7 @@ def describe(runs: Iterable[Run]) -> str:
         parts = conditions(run)
         threads = ""
         if "threads" in parts:
-            threads = f", {_counted(parts['threads'], 'thread')} on {_counted(parts['cores'], 'core')}"
+            threads = f", {_number_of(parts['threads'], 'thread')} on {_number_of(parts['cores'], 'core')}"
         torch = run.environment.get("packages", {}).get("torch")
         version = f", torch {torch}" if torch else ""
         processes = f", {parts['processes']} processes" if "processes" in parts else ""
@@ -98,5 +99,5 @@ def describe(runs: Iterable[Run]) -> str:
     return "; ".join(lines)
 
 
-def _counted(count: int | str, noun: str) -> str:
+def _number_of(count: int | str, noun: str) -> str:
     return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"

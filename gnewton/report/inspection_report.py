@@ -87,12 +87,12 @@ def read_inspection(folder: Path) -> InspectionFiles:
     """
     try:
         names = [*FILES, *(name for name in ALONG_FILES if (folder / name).is_file())]
-        return parsed_inspection({name: (folder / name).read_bytes() for name in names})
+        return parse_inspection({name: (folder / name).read_bytes() for name in names})
     except _UNREADABLE as error:
         raise InputError(f"{folder}: it holds no whole inspection ({error})") from error
 
 
-def parsed_inspection(files: Mapping[str, bytes]) -> InspectionFiles:
+def parse_inspection(files: Mapping[str, bytes]) -> InspectionFiles:
     """An inspection from the content of its files (:data:`FILES`, :data:`ALONG_FILES`) by name."""
     about = json.loads(files["inspection.json"])
     with np.load(io.BytesIO(files["summary.npz"]), allow_pickle=False) as arrays:

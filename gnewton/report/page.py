@@ -166,7 +166,7 @@ def _take_legend(figure: Figure) -> list[_Entry]:
 
 
 def _inline(svg: str, identifier: str, labels: list[str]) -> str:
-    """An SVG file of Matplotlib made fit to stand in the page.
+    """The SVG of a figure, ready to stand in the page.
 
     Ids become unique, and black and the colour of the grid follow the theme. The curves of a legend entry get
     the attribute ``data-series`` and a title, which a browser shows under the pointer.

@@ -231,7 +231,7 @@ def notes_on_means(means: pd.DataFrame) -> list[str]:
         return []
     notes = [
         "means have 95 % Student intervals over the seeds; differences are paired over shared seeds, against "
-        "the best mean (bold), which by being chosen looks a little better than it is; p-values are "
+        "the best mean (bold), which looks a little better than it is, as the best of several; p-values are "
         "two-sided and have Holm's correction for the number of set-ups"
     ]
     tested = means[means["p_flips"].notna()]
@@ -239,10 +239,12 @@ def notes_on_means(means: pd.DataFrame) -> list[str]:
     if 0 < fewest < 6:
         notes.append(
             f"{fewest} pairs are few: the sign-flip test cannot give less than p = {2.0 ** (1 - fewest):.2g} "
-            "and an interval of so few rests on the differences being normal: more seeds would tell"
+            "and an interval from so few assumes normal differences; run more seeds"
         )
     lost = means[means["mean"].isna()]
     if len(lost):
         names = ", ".join(dict.fromkeys(lost["setup"]))
-        notes.append(f"{names}: no mean and no test, since a run diverged or failed; the medians count it")
+        notes.append(
+            f"{names}: no mean and no test, since a run diverged or failed; the medians count this run"
+        )
     return notes

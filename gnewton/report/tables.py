@@ -137,7 +137,7 @@ def reached_cell(row: Any) -> str:
 
 def as_text(tables: Sequence[Table]) -> str:
     """The tables with aligned columns, for a terminal."""
-    return "\n\n".join(f"{table.title}\n\n{_aligned(table)}" for table in tables)
+    return "\n\n".join(f"{table.title}\n\n{_align(table)}" for table in tables)
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
@@ -197,7 +197,7 @@ def _best(rows: pd.DataFrame, column: Column) -> list[bool]:
     return marks
 
 
-def _aligned(table: Table) -> str:
+def _align(table: Table) -> str:
     lines = [table.headings, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.headings))]
     texts = [

@@ -14,11 +14,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.overrides import TorchFunctionMode
 
 from gnewton.summary.tangent.program import CONSTANT
+
+NO_SECOND_OF_CDIST = Version(torch.__version__) < Version("2.14")
+"""Whether torch may lack the second derivative of ``cdist``: 2.11 does, 2.14 does not."""
 
 
 class FunctionMode(TorchFunctionMode):
@@ -41,10 +45,10 @@ class FunctionMode(TorchFunctionMode):
 class SmoothNorms(FunctionMode):
     """Normalisations that can be differentiated to any order; running statistics are not updated.
 
-    torch has no third derivative of batch normalisation; its third derivative of layer normalisation and its
-    second derivative of the fused weight normalisation are wrong (torch 2.15, against finite differences), it
-    has no second derivative of the hard sigmoid. Its third of the distances of all pairs and of cumulative
-    log-sums is NaN.
+    Against finite differences, torch 2.11 and 2.14 have a wrong third derivative of layer normalisation and a
+    wrong second derivative of the fused weight normalisation. The third derivative of batch normalisation is
+    wrong in 2.11 and missing in 2.14. The hard sigmoid has no second derivative, nor has ``cdist`` in 2.11. The
+    third derivatives of ``pdist`` and ``logcumsumexp`` are NaN.
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -80,6 +84,9 @@ class SmoothNorms(FunctionMode):
             return _pdist(*args, **kwargs)
         if func in (torch.logcumsumexp, torch.Tensor.logcumsumexp):
             return _logcumsumexp(*args, **kwargs)
+        if func is torch.cdist and NO_SECOND_OF_CDIST:
+            x, y, *rest = args
+            return _cdist(x, y, rest[0] if rest else kwargs.get("p", 2.0))
         return func(*args, **unchunked(func, kwargs))
 
 
@@ -232,6 +239,27 @@ def _prod_of_all(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _prod(x.flatten(), 0, dtype=dtype)
 
 
+def _cdist(x: Tensor, y: Tensor, p: float, compute_mode: int | None = None) -> Tensor:
+    """Distances (…, n, m) between the rows of ``x`` (…, n, d) and ``y`` (…, m, d)."""
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+
+
+def _multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """Σ max(0, 1 − x_t + x_j) / d over the labels t before the first −1 and the classes j that are no label.
+
+    torch 2.11 decomposes it wrongly: labels after the first −1 count as class 0.
+    """
+    rows, labels = torch.atleast_2d(x), torch.atleast_2d(target)
+    counts = (labels == -1).cumsum(-1) == 0
+    labels = torch.where(counts, labels, 0)
+    classes = torch.arange(rows.shape[1], device=x.device)
+    is_label = ((labels[:, :, None] == classes) & counts[:, :, None]).any(1)
+    margins = (1 - rows.gather(1, labels)[:, :, None] + rows[:, None, :]).clamp_min(0) / rows.shape[1]
+    loss = torch.where(counts[:, :, None] & ~is_label[:, None, :], margins, 0.0).sum((1, 2))
+    loss = {0: loss.reshape(x.shape[:-1]), 1: loss.mean(), 2: loss.sum()}[reduction]
+    return loss, is_label.to(x.dtype).reshape(target.shape)
+
+
 def _glu(x: Tensor, dim: int = -1) -> Tensor:
     half = x.shape[dim] // 2
     return x.narrow(dim, 0, half) * x.narrow(dim, half, half).sigmoid()
@@ -249,5 +277,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.logcumsumexp.default: _logcumsumexp,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
-    **get_decompositions([aten.multi_margin_loss.default, aten.multilabel_margin_loss_forward.default]),
+    **({aten._cdist_forward.default: _cdist} if NO_SECOND_OF_CDIST else {}),
+    aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss,
+    **get_decompositions([aten.multi_margin_loss.default]),
 }

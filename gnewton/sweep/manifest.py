@@ -159,6 +159,9 @@ def _metric_in_words(result: dict[str, Any]) -> str:
 
 NAME = "manifest.csv"
 
+LONGEST = 60
+"""Characters of an override in a message; manifest.csv has it whole."""
+
 COLUMNS = ("job", "hash", "status", "attempts", "exit_code", "seconds", "run", "error", "overrides")
 """``run`` is the run folder, relative to the folder of the sweep; ``overrides`` are quoted as for a shell."""
 
@@ -240,10 +243,14 @@ class Manifest:
         return list(self._entries.values())
 
     def title(self, entry: Entry) -> str:
-        """The number of a job and the overrides in which it differs from the others."""
+        """The number of a job and the overrides in which it differs from the others, long ones cut short."""
         common = set.intersection(*(set(other.job.overrides) for other in self.entries))
         specific = [text for text in entry.job.overrides if text not in common]
-        return f"job {entry.number}  {shlex.join(specific or entry.job.overrides)}"
+        shown = [
+            text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+            for text in specific or entry.job.overrides
+        ]
+        return f"job {entry.number}  {shlex.join(shown)}"
 
     def of(self, job: Job) -> Entry:
         """The entry of a job."""

@@ -227,7 +227,7 @@ class Leaders:
             return ""
         (result,) = read_ended([(trial, end.folder)], settings.metric, settings.sign)
         if result.status == PRUNED:
-            return f"pruned after {result.last['epoch']:g} epochs"
+            return f"pruned at epoch {result.last['epoch']:g}"
         if not result.score < self._best.get(trial.optimizer, math.inf):
             return ""
         self._best[trial.optimizer] = result.score

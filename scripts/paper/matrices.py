@@ -11,7 +11,7 @@ from gnewton.data import Batch
 from gnewton.experiment.build import Point, open_point
 from gnewton.inspection.measurement import mean_gradient
 from gnewton.inspection.point_inspection import inspect_point, inspection_files
-from gnewton.report.inspection_report import InspectionFiles, parsed_inspection
+from gnewton.report.inspection_report import InspectionFiles, parse_inspection
 from gnewton.report.plots.inspection_plots import hessian_figure
 from gnewton.report.plots.inspection_plots import rates_figure as point_rates_figure
 from gnewton.report.plots.training_plots import rates_figure as training_rates_figure
@@ -86,7 +86,7 @@ def _inspected(point: Point, samples: int) -> InspectionFiles:
     )
     s = point.settings
     about = {"model": s.model.name, "data": s.data.name, "step": point.step, "direction": "gradient"}
-    return parsed_inspection(inspection_files(inspection, about))
+    return parse_inspection(inspection_files(inspection, about))
 
 
 def _entries(files: InspectionFiles) -> pd.DataFrame:

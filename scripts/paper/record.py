@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import gnewton
 from gnewton.backend import describe_environment
 from gnewton.report.comparison import write_file
-from gnewton.report.plots.style import rendered
+from gnewton.report.plots.style import render
 from scripts.study.stages import Outcome
 
 MADE_WITH = "made_with.json"
@@ -51,7 +51,7 @@ class FigureFiles:
             MADE_WITH: _made_with(command, device),
         }
         written = [write_file(folder / name, text) for name, text in texts.items()]
-        images = {f"{name}.png": rendered(image, "png") for name, image in self.images.items()}
+        images = {f"{name}.png": render(image, "png") for name, image in self.images.items()}
         return written + [write_file(folder / name, image) for name, image in images.items()]
 
 

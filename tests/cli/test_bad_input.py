@@ -101,6 +101,7 @@ TABLE: list[tuple[str, str]] = [
     ("train optimiser=sgd", "optimiser=sgd: no such option; did you mean 'optimizer'?"),
     ("train lr=0.1", "lr=0.1: no such option; did you mean 'optimizer.lr'?"),
     ("train epochs=3", "did you mean 'trainer.epochs'?"),
+    ("train xyzzy=3", "xyzzy=3: no such option (options: data, experiment, import, logger, "),
     ("train log_evry=3", "did you mean 'trainer.log_every'?"),
     ("train optimizer/shedule=cosine", "did you mean 'optimizer/schedule'?"),
     ("train optimizer=sgd optimizer/direction=adam", "the chosen optimizer has no direction"),
@@ -119,6 +120,7 @@ TABLE: list[tuple[str, str]] = [
     # unknown choices
     ("train optimizer=sdg", "optimizer=sdg: must be one of adam, adamw, dadapt_adam, dog, grouped_newton"),
     ("train optimizer=sdg", "; did you mean 'sgd'?"),
+    ("train optimizer=SGD", "; did you mean 'sgd'?"),
     ("train model=mlpp", "did you mean 'mlp'?"),
     ("train data=cifar", "did you mean 'cifar10'?"),
     ("train partition=per_layer", "did you mean 'by_layer'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -175,6 +176,9 @@ def test_data_list_names_every_set(cli):
     assert set(listed) == {choice.name for choice in config_groups()["data"]}
     assert listed["mnist"].startswith("not on disk ")
     assert listed["digits"].startswith("on disk ")
+    assert re.match(r"on disk +in scikit-learn +CC BY 4\.0; diabetes: none stated ", listed["tabular"])
+    (owned,) = (name for name, line in listed.items() if line.startswith("your own"))  # the others are known
+    assert owned == "npz"
 
 
 def test_a_closed_pipe_is_no_error(tmp_path):

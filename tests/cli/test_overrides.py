@@ -134,6 +134,11 @@ def test_a_comma_too_many(cli, command, override, where):
         ("trainer.lr=0.1", "'optimizer.lr'"),
         ("model.epochs=2", "'trainer.epochs'"),
         ("optimizer.batch_size=2", "'trainer.batch_size'"),
+        ("batch_size=2", "'trainer.batch_size' or 'trainer.evaluation.batch_size'? ("),  # none of curvature
+        ("schedule=cosine", "'optimizer/schedule'? ("),  # a group has a slash
+        ("clip=1", "'trainer.clip_norm'? ("),  # a word of the name
+        ("path=x.npz", "'data.path'? It belongs to data=npz ("),  # of another choice
+        ("step_size=1", "'optimizer.step_size'? It belongs to optimizer=grouped_newton"),
     ],
 )
 def test_an_option_in_the_wrong_place(cli, override, meant):

@@ -17,7 +17,9 @@ from gnewton.experiment.own_parts import absolute_imports, digests, forget_all
 from gnewton.registry import OWN_PARTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
-EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+FILES = dict(re.findall(r"`(\w+\.py)`[^`]*```python\n(.*?)```", PAGE, re.DOTALL))
+EXAMPLE = FILES["own.py"]
+COMMANDS = re.findall(r"^gnewton (.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
 CHOICES = ["model=gated", "model.width=8", "data=rings", "optimizer=lion", "partition=ends"]
 FEW = ["trainer.max_steps=3", "trainer.device=cpu"]
 
@@ -33,6 +35,17 @@ def own(cli, tmp_path):
 def _run_folder():
     (folder,) = Path("outputs").glob("*/*")
     return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page(own, tmp_path, command):
+    """As they stand there, in a folder that holds the files of the page and nothing else; but few steps."""
+    assert {"own.py", "pairs.py"} == set(FILES)
+    assert len(COMMANDS) >= 5
+    (tmp_path / "pairs.py").write_text(FILES["pairs.py"])
+    answer = own([*command.split(), *([] if "--help" in command else FEW)])
+    assert answer.code == 0, answer.err
+    assert "--help" in command or (_run_folder() / "result.json").is_file()
 
 
 def test_the_example_trains(own, tmp_path):

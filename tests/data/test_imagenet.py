@@ -148,13 +148,16 @@ def test_trees_that_do_not_fit_are_refused(tree, tmp_path):
             recipe("imagenet", root=str(root), **SMALL).build(CPU, torch.float32, 0)
         return str(raised.value)
 
-    assert re.search(r"data\.root=.*: there is no folder .*train; it must hold one", message(tmp_path))
+    assert re.search(
+        r"data\.root=.*: there is no folder .*train, with a folder of images",
+        message(tmp_path),
+    )
     (tmp_path / "train" / "ant").mkdir(parents=True)
-    assert "train must hold one folder of images per class" in message(tmp_path)
+    assert "train must have a folder of images for each class" in message(tmp_path)
     for part, label in (("train", "ant"), ("val", "dog")):
         (tmp_path / part / label).mkdir(parents=True, exist_ok=True)
         source = tree / "train" / "ant" / "1.png"
         (tmp_path / part / label / "1.png").write_bytes(source.read_bytes())
-    assert "train and val hold different classes, such as ant" in message(tmp_path)
+    assert "train and val must have the same classes; one alone has ant" in message(tmp_path)
     with pytest.raises(InputError, match=r"data\.validation=21: must be < 21"):
         build("imagenet", root=str(tree), **{**SMALL, "validation": 21})

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from gnewton.data import text
 from gnewton.data.dataset_options import DATA, TEXT_CHARACTERS
-from gnewton.data.text import OTHER, encoded, read_text
+from gnewton.data.text import OTHER, encode, read_text
 from gnewton.errors import InputError
 from gnewton.tasks import TokenClassification
 from gnewton.training.evaluate import evaluate
@@ -40,11 +40,11 @@ def test_the_blocks_are_the_text_in_order_and_the_targets_one_character_later():
 
 
 def test_the_alphabet_keeps_the_most_frequent_symbols():
-    codes, alphabet = encoded("abracadabra", 2)
+    codes, alphabet = encode("abracadabra", 2)
     assert alphabet == "ab" + OTHER
     assert codes.tolist() == [0, 1, 2, 0, 2, 0, 2, 0, 1, 2, 0]
-    assert encoded("abc", 3)[1] == "abc"
-    assert encoded("abc", None)[1] == "abc"
+    assert encode("abc", 3)[1] == "abc"
+    assert encode("abc", None)[1] == "abc"
     assert build("data.lower=true").task.outputs == 37
     assert build("data.symbols=10").task.outputs == 11
 

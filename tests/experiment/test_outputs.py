@@ -14,7 +14,10 @@ import yaml
 from omegaconf import OmegaConf
 
 import gnewton
+from gnewton.cubic import CubicStatus
 from gnewton.experiment.folder import config_hash
+from gnewton.optim.rate_rule import AT_REST
+from gnewton.optim.solvers import STATIONARY
 from gnewton.runfiles import METRICS_COLUMNS, RATES_COLUMNS, STEPS_COLUMNS
 from gnewton.training.checkpoint import load_checkpoint
 from tests.conftest import SMALL, SMALL_BASELINE
@@ -236,6 +239,15 @@ def test_only_what_is_documented_is_there(folder):
     there = {entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()}
     table = DOCUMENT.read_text(encoding="utf-8").partition("\n## ")[0]
     assert there == set(re.findall(r"^\| `([\w./]+)` \|", table, re.M))
+
+
+def test_every_way_a_solve_ends_is_documented():
+    (row,) = re.findall(r"^\| `status` \| text .*", _section("rates.csv"), re.M)
+    solver = (DOCUMENT.parent / "cubic.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| ", solver, re.M)) >= set(map(str, CubicStatus))
+    known = {*map(str, CubicStatus), STATIONARY, AT_REST}
+    assert set(re.findall(r"`(\w+)`", row)) - {"status"} <= known
+    assert {STATIONARY, AT_REST} <= set(re.findall(r"`(\w+)`", row))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ ROOT = Path(gnewton.__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.slow
 
-TWO_STEPS = ["trainer.max_steps=2", "model.widths=[8]", "trainer.device=cpu", "output_root=runs"]
+SHORT = ["trainer.max_steps=2", "trainer.device=cpu", "output_root=runs"]
+TWO_STEPS = ["model.widths=[8]", *SHORT]
 
 
 def _python(arguments: list[str], cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -50,8 +52,8 @@ def _composes(cwd: Path, path: Path | None = None) -> None:
     assert "name: mlp" in shown.stdout
 
 
-def _trains(cwd: Path, path: Path | None = None) -> None:
-    ended = _python(["-m", "gnewton", "train", *TWO_STEPS], cwd, path)
+def _trains(cwd: Path, path: Path, options: list[str] = TWO_STEPS) -> None:
+    ended = _python(["-m", "gnewton", "train", *options], cwd, path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.splitlines()[0].endswith("; loading torch")
     (metrics,) = cwd.glob("runs/*/*/metrics.csv")
@@ -101,26 +103,44 @@ def test_editable(tmp_path):
     assert ended.stdout == f"gnewton {gnewton.__version__}\n"
 
 
+def _install(wheels: list[Path], site: Path, cwd: Path) -> None:
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    ended = _python([*install, "--target", str(site), *map(str, wheels)], cwd)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_wheel(wheel, tmp_path):
     site, foreign = tmp_path / "site", tmp_path / "foreign"
     foreign.mkdir()
-    install = [
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(site),
-        str(wheel),
-    ]
-    ended = _python([*install, "--disable-pip-version-check"], foreign)
-    assert ended.returncode == 0, ended.stderr
+    _install([wheel], site, foreign)
     assert _where(foreign, site) == (site / "gnewton", site / "gnewton" / "configs")
     _composes(foreign, site)
     _trains(foreign, site)
     assert (site / "bin" / "gnewton").exists()
+
+
+def test_the_example_of_own_parts_as_a_wheel_of_its_own(wheel, tmp_path):
+    """The code and the entry points of docs/plugins.md, installed beside the wheel of gnewton."""
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    package, site, foreign = tmp_path / "package", tmp_path / "site", tmp_path / "foreign"
+    (package / "my_package").mkdir(parents=True)
+    foreign.mkdir()
+    (package / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "my_package"\nversion = "1.0"\n' + re.findall(r"```toml\n(.*?)```", page, re.S)[0]
+    )
+    (package / "my_package" / "__init__.py").touch()
+    (package / "my_package" / "nets.py").write_text(re.findall(r"```python\n(.*?)```", page, re.S)[0])
+    for module, part in {"rings": "Rings", "lion": "LionRecipe", "ends": "Ends"}.items():
+        (package / "my_package" / f"{module}.py").write_text(f"from my_package.nets import {part}\n")
+    ended = _python(
+        ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(package)], tmp_path
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    _install([wheel, *tmp_path.glob("my_package*.whl")], site, foreign)
+    _trains(foreign, site, ["model=gated", "data=rings", "partition=ends", *SHORT])
+    shown = _python(["-m", "gnewton", "train", "optimizer=lion", "--help"], foreign, site)
+    assert re.search(r"^  optimizer\.momentum=0\.9 +weight of the average in the step", shown.stdout, re.M)
 
 
 def test_the_wheel_holds_every_configuration_and_nothing_foreign(wheel, sources):

@@ -273,7 +273,7 @@ def test_a_target_that_some_have_not_measured_is_noted(tmp_path):
     [
         ({"sgd": [0.5]}, "one seed each: nothing here tells a difference from chance"),
         ({"sgd": [0.5, 0.4], "gn": [0.3]}, "the set-ups have different numbers of runs (1 to 2)"),
-        ({"sgd": [0.5, 0.4]}, "no target is set: --target metric=value adds the way to it"),
+        ({"sgd": [0.5, 0.4]}, "no target is set: --target metric=value adds what it takes to reach one"),
     ],
 )
 def test_notes(losses, note, tmp_path):

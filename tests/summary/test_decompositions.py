@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton import GroupedNewton, Partition
-from gnewton.summary import SummaryError, summarize
+from gnewton.summary import SummaryError, smooth, summarize
 
 from . import oracles
 
@@ -150,3 +150,37 @@ def test_what_no_engine_can_differentiate_is_one_line():
     loss_fn(model(inputs), targets).backward()
     with pytest.raises(SummaryError, match="torch has no second derivatives of ctc_loss, so no engine"):
         optimizer.step(batch=(inputs, targets))
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5])
+@pytest.mark.parametrize("shapes", [((5, 3), (4, 3)), ((2, 1, 5, 3), (3, 4, 3))], ids=["matrices", "batches"])
+def test_distances_written_out_are_those_of_torch(shapes, p):
+    """They stand for ``cdist`` where torch has no second derivative of it."""
+    x, y = (torch.randn(shape, generator=torch.Generator().manual_seed(3)).double() for shape in shapes)
+    x, y = x.requires_grad_(), (y + 0.3).requires_grad_()
+    weights = torch.linspace(-1, 2, 20).double().view(5, 4)
+    found, known = (
+        torch.autograd.grad((function(x, y, p).tanh() * weights).sum(), [x, y], create_graph=True)
+        for function in (smooth._cdist, torch.cdist)
+    )
+    torch.testing.assert_close(smooth._cdist(x, y, p), torch.cdist(x, y, p))
+    torch.testing.assert_close(found, known)
+    assert torch.autograd.gradcheck(
+        lambda x: torch.autograd.grad(smooth._cdist(x, y, p).tanh().sum(), x, create_graph=True)[0], x
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("rows", [slice(None), 0], ids=["batch", "one sample"])
+def test_the_margin_of_several_labels_written_out_is_that_of_torch(rows, reduction):
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(2)).double()[rows].requires_grad_()
+    number = ["none", "mean", "sum"].index(reduction)
+    found, labels = smooth._multilabel_margin_loss(x, SEVERAL[rows], number)
+    known, known_labels = torch.ops.aten.multilabel_margin_loss_forward(x.detach(), SEVERAL[rows], number)
+    torch.testing.assert_close(found.detach(), known)
+    torch.testing.assert_close(labels, known_labels)
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    (known_slope,) = torch.autograd.grad(
+        F.multilabel_margin_loss(x, SEVERAL[rows], reduction=reduction).sum(), x
+    )
+    torch.testing.assert_close(slope, known_slope)

@@ -89,6 +89,23 @@ def test_ray(cli, sweeps, behave):
     assert (answer.code, "launcher.threads=1000: must be <= " in answer.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("override", "head"),
+    [("", "launcher=ray"), ("launcher.address=10.0.0.1:1", "launcher.address=10.0.0.1:1")],
+)
+def test_a_ray_that_does_not_start_is_one_message(cli, monkeypatch, override, head):
+    def init(address, **options):
+        raise Exception("The current node timed out during startup.\nThis could happen because …")
+
+    ended = []
+    ray = SimpleNamespace(init=init, shutdown=lambda: ended.append(True))
+    monkeypatch.setattr("gnewton.sweep.launchers.ray.require_package", lambda *names: ray)
+    answer = cli(["sweep", "seed=0", "launcher=ray", *override.split()])
+    assert answer.code == 2
+    assert answer.err == f"gnewton: {head}: Ray does not start: The current node timed out during startup.\n"
+    assert ended
+
+
 @pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
 def test_every_launcher_knows_how_many_jobs_at_a_time(launcher):
     options = Composer().options(

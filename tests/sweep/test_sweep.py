@@ -12,6 +12,7 @@ from gnewton.cli.composer import Composer
 from gnewton.experiment.overrides import parse_overrides
 from gnewton.options import quoted
 from gnewton.sweep.launchers import LAUNCHERS
+from gnewton.sweep.manifest import Job, Manifest
 
 FAULTS = {1: "raise", 2: "kill", 3: "exit", 4: "exit0", 5: "diverge"}
 
@@ -125,6 +126,17 @@ def test_equal_configurations_are_run_once(cli, sweeps):
     answer = cli(["sweep", "seed=0,1", "optimizer=grouped_newton,grouped_newton"])
     assert answer.code == 0
     assert len(sweeps.starts()) == len(sweeps.statuses()) == 2
+
+
+def test_a_job_is_named_by_what_differs_and_long_values_are_cut(tmp_path):
+    manifest = Manifest(tmp_path)
+    numbers = ",".join(map(str, range(50)))
+    manifest.add([Job("a", ("seed=1", "lr=2", f"model.widths=[{numbers}]")), Job("b", ("seed=1", "lr=3"))])
+    first, second = map(manifest.title, manifest.entries)
+    assert second == "job 2  lr=3"
+    assert first.startswith("job 1  lr=2 'model.widths=[0,1,2,3,")
+    assert len(first.partition("'")[2].rstrip("'")) == 60
+    assert numbers in (tmp_path / "manifest.csv").read_text()
 
 
 def test_jobs_share_cores_and_gpus(cli, sweeps, behave, monkeypatch):

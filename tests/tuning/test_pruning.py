@@ -92,7 +92,7 @@ def test_a_search_prunes_its_later_trials(cli, sweeps, search):
     assert (trials.loc[trials["status"] == "pruned", "step"] < 30).all()
     assert "pruned)" in answer.out
     assert "best of sgd so far: validation loss " in answer.out
-    assert "pruned after 1 epochs" in answer.out
+    assert "pruned at epoch 1" in answer.out
 
 
 def _final(trials):

@@ -134,7 +134,7 @@ def _require_answer(addresses: Iterator[str]) -> None:
                 request = urllib.request.Request(address, method="HEAD")
                 urllib.request.urlopen(request, timeout=_ANSWER).close()
             except urllib.error.HTTPError:
-                pass  # an answer, if not a welcome: the download will say more
+                pass  # an answer, if an error: the download says more
             except (OSError, ValueError, http.client.HTTPException) as error:
                 reasons.append(str(getattr(error, "reason", error)))
                 continue

@@ -58,7 +58,7 @@ class InlineFigure(Figure):
     """A figure that a notebook draws in place, whether pyplot is set up or not."""
 
     def _repr_png_(self) -> bytes:
-        return rendered(self, "png")
+        return render(self, "png")
 
 
 def figure(
@@ -129,14 +129,14 @@ def save(canvas: Figure, stem: Path) -> list[Path]:
         InputError: if a file cannot be written.
     """
     return [
-        write_file(stem.with_name(f"{stem.name}.{suffix}"), rendered(canvas, suffix)) for suffix in _FORMATS
+        write_file(stem.with_name(f"{stem.name}.{suffix}"), render(canvas, suffix)) for suffix in _FORMATS
     ]
 
 
 _FORMATS: dict[str, Any] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
 
 
-def rendered(canvas: Figure, suffix: str) -> bytes:
+def render(canvas: Figure, suffix: str) -> bytes:
     """The content of a "png" or "svg" file of a figure."""
     buffer = io.BytesIO()
     with mpl.rc_context(RC):
@@ -145,7 +145,7 @@ def rendered(canvas: Figure, suffix: str) -> bytes:
 
 
 def slug(text: str) -> str:
-    """A text made fit for a file name."""
+    """A text as part of a file name: without special characters, at most 80 long."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_")[:80] or "plot"
 
 
@@ -158,11 +158,11 @@ def fragment(title: str, table: pd.DataFrame, figures: Iterable[Figure]) -> str:
 
     shown = table.to_html(max_rows=ROWS, float_format=lambda value: f"{value:.3g}", na_rep="–", border=0)
     images = [
-        f'<img style="max-width:100%" alt="" src="data:image/png;base64,{_encoded(rendered(plot, "png"))}">'
+        f'<img style="max-width:100%" alt="" src="data:image/png;base64,{_base64(render(plot, "png"))}">'
         for plot in figures
     ]
     return "\n".join([f"<div><p>{html.escape(title)}</p>", shown, *images, "</div>"])
 
 
-def _encoded(content: bytes) -> str:
+def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gnewton.errors import InputError
+from gnewton.errors import InputError, first_line
 from gnewton.options import option
 from gnewton.sweep.launchers import LAUNCHERS, THREADS, Launcher, lost, require_package
 from gnewton.sweep.manifest import JobEnd
@@ -50,8 +50,12 @@ class RayLauncher(Launcher):
         with without_interrupts():
             try:
                 ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(f"launcher.address={self.address}: {error}") from error
+            except Exception as error:  # a plain one where a node does not come up in time
+                ray.shutdown()
+                where = (
+                    f"launcher={self.name}" if self.address is None else f"launcher.address={self.address}"
+                )
+                raise InputError(f"{where}: Ray does not start: {first_line(error)}") from error
         try:
             self._require_resources(ray.cluster_resources())
             remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(run_task)
