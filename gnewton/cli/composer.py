@@ -26,7 +26,7 @@ from gnewton.experiment.overrides import Override, expand_home, parse_overrides
 from gnewton.experiment.own_parts import imports_of, use_imports
 from gnewton.experiment.places import config_folder, inlined
 from gnewton.experiment.prepare import missing, settings_from
-from gnewton.experiment.resume import saved_config
+from gnewton.experiment.resume import require_same_run, saved_config
 from gnewton.experiment.schema import REGISTRIES, register_schemas
 from gnewton.loggers import LOGGERS
 from gnewton.options import user_path, validate
@@ -73,9 +73,13 @@ class Composer:
         with explained(overrides):
             return inlined(self._load("config", overrides))
 
-    def config_of(self, job: Job) -> DictConfig:
-        """The configuration of a job, see :meth:`compose`."""
-        return self.compose([Override.parse(text) for text in job.overrides])
+    def require_same(self, run: Path, job: Job) -> None:
+        """Make sure that a run, found in the folder of a job, has the configuration of the job.
+
+        Raises:
+            InputError: as :func:`~gnewton.experiment.resume.require_same_run`.
+        """
+        require_same_run(run, self.compose([Override.parse(text) for text in job.overrides]))
 
     def split(
         self, overrides: Sequence[Override], groups: Sequence[str]

@@ -171,7 +171,7 @@ def make_orders(
     return Orders(
         launcher,
         directory or Path.cwd(),
-        composer.config_of,
+        composer.require_same,
         flags,
         retries=options.retries,
         fail_fast=options.fail_fast,

@@ -47,8 +47,8 @@ class SmoothNorms(FunctionMode):
 
     Against finite differences, torch 2.11 and 2.14 have a wrong third derivative of layer normalisation and a
     wrong second derivative of the fused weight normalisation. The third derivative of batch normalisation is
-    wrong in 2.11 and missing in 2.14. The hard sigmoid has no second derivative, nor has ``cdist`` in 2.11. The
-    third derivatives of ``pdist`` and ``logcumsumexp`` are NaN.
+    wrong in 2.11 and missing in 2.14. The hard sigmoid has no second derivative, nor has ``cdist`` in 2.11.
+    The third derivatives of ``pdist`` and ``logcumsumexp`` are NaN.
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -8,18 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gnewton.errors import GnewtonError, InputError, Interrupted
 from gnewton.experiment.folder import try_hold, write_json
-from gnewton.experiment.resume import require_same_run
 from gnewton.runfiles import BROKEN, DONE, FAILED, INTERRUPTED, PENDING
 from gnewton.sweep.launchers import Launcher
 from gnewton.sweep.manifest import FINAL, Entry, Job, JobEnd, Manifest, find_run, read_job_end, signal_name
 from gnewton.sweep.worker import LOG, JobTask, StopOnSignals, StopRequest
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = "sweep.json"
 
@@ -37,7 +33,7 @@ class Orders:
     Attributes:
         launcher: starts the jobs.
         directory: their working directory.
-        config_of: composes the configuration of a job, to compare a run that is there already with it.
+        require_same: raises an InputError if a run found in the folder of a job has another configuration.
         flags: of ``gnewton train``, besides the overrides.
         retries: number of times a failed job is continued before it counts as failed.
         fail_fast: whether the first failure stops the sweep.
@@ -48,7 +44,7 @@ class Orders:
 
     launcher: Launcher
     directory: Path
-    config_of: Callable[[Job], DictConfig]
+    require_same: Callable[[Path, Job], None]
     flags: tuple[str, ...] = ()
     retries: int = 0
     fail_fast: bool = False
@@ -69,7 +65,7 @@ def run_sweep(manifest: Manifest, orders: Orders) -> None:
     folder = manifest.folder
     for entry in manifest.open_entries():
         if (run := find_run(job_folder(folder, entry))) is not None:
-            require_same_run(run, orders.config_of(entry.job))
+            orders.require_same(run, entry.job)
     _record_late_ends(manifest)
     entries = manifest.open_entries()
     for entry in entries:

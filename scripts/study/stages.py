@@ -61,7 +61,7 @@ def run_stage(folder: Path, trials: Sequence[Trial], launcher: Sequence[str]) ->
         manifest.add(jobs.values())
         try:
             say = partial(print, flush=True)
-            run_sweep(manifest, Orders(options, Path.cwd(), composer.config_of, bad=(FAILED,), say=say))
+            run_sweep(manifest, Orders(options, Path.cwd(), composer.require_same, bad=(FAILED,), say=say))
         except SweepFailed as error:  # a failed run is a result too
             print(error, flush=True)
     return [_outcome(trial, manifest.of(jobs[trial]).end) for trial in trials]
