@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from gnewton.summary.tangent.program import CONSTANT
 
+_COMPUTE_MODE = "use_mm_for_euclid_dist_if_necessary"
+
 
 class FunctionMode(TorchFunctionMode):
     """Intercepts the calls of torch's functions; subclasses define ``_call``."""
@@ -75,7 +77,62 @@ class SmoothNorms(FunctionMode):
             return v * (g / v.square().sum(axes, keepdim=True).sqrt())
         if func is F.hardsigmoid:
             return (args[0] / 6 + 0.5).clamp(0, 1)
+        if func in SMOOTH:
+            return SMOOTH[func](*args, **kwargs)
         return func(*args, **unchunked(func, kwargs))
+
+
+# --- functions in basic operations, for both engines ------------------------------------------------------
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Euclidean lengths along the last axis; all derivatives are zero where a length is."""
+    squares = x.square().sum(-1)
+    zero = squares == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
+
+
+LARGEST = 1 << 24  # entries of all differences that are formed at once
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = _COMPUTE_MODE) -> Tensor:
+    """Distances of all pairs. torch's second derivatives are not finite where two points meet."""
+    if p != 2 or x1.numel() * x2.shape[-2] > LARGEST:
+        return torch.cdist(x1, x2, p, compute_mode)
+    return _lengths(x1.unsqueeze(-2) - x2.unsqueeze(-3))
+
+
+def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
+    """Distances of all pairs of rows. torch's higher derivatives are not finite."""
+    if p != 2:
+        return torch.pdist(x, p)
+    first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
+    return _lengths(x[first] - x[second])
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    larger = torch.maximum(a.detach(), b.detach())
+    larger = CONSTANT(torch.where(larger.isinf(), 0.0, larger))
+    return ((a - larger).exp() + (b - larger).exp()).log() + larger
+
+
+def _logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """Sums over the last 2, 4, 8 … entries in turn. torch's third derivative is not finite."""
+    if x.dim() == 0 or x.is_complex():
+        return torch.logcumsumexp(x, dim)
+    x, shift = x.movedim(dim, 0), 1
+    while shift < len(x):
+        x = torch.cat([x[:shift], _logaddexp(x[shift:], x[:-shift])])
+        shift *= 2
+    return x.movedim(0, dim)
+
+
+SMOOTH: dict[Any, Callable[..., Any]] = {
+    torch.cdist: _cdist,
+    torch.pdist: _pdist,
+    torch.logcumsumexp: _logcumsumexp,
+    Tensor.logcumsumexp: _logcumsumexp,
+}
 
 
 def unchunked(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
