@@ -313,11 +313,12 @@ def functions():
         parts = [
             h.exp(), y.log(), y.sqrt(), y.rsqrt(), y.reciprocal(), h.sin(), h.cos(), h.tan(), h.erf(),
             h.expm1(), y.log1p(), y.log2(), h.atan(), h.asin(), h.sinh(), h.cosh(), h**2, h**3, y**0.3,
-            y ** (h + 1), 2.0**h, h.clamp(-0.3, 0.4), h.clamp_min(0), torch.maximum(h, x), torch.minimum(h, y),
-            torch.atan2(h, y), torch.hypot(h, y), y.lgamma(), torch.addcmul(h, h, y), torch.addcdiv(h, h, y),
-            torch.lerp(h, y, 0.3), torch.logaddexp(h, y), 1 / y, h / y, h.sign() * y, h.round() + h,
-            torch.xlogy(y, y), y.fmod(0.7), F.glu(torch.cat([h, y], 1), 1), F.threshold(h, 0.1, 0.0),
-            F.softsign(h), 3 - h, h - 2 * y, torch.sinc(h), torch.special.erfcx(h), torch.nan_to_num(h),
+            y ** (h + 1), 2.0**h, h.clamp(-0.3, 0.4), h.clamp_min(0), torch.maximum(h, x),
+            torch.minimum(h, y), torch.atan2(h, y), torch.hypot(h, y), y.lgamma(), torch.addcmul(h, h, y),
+            torch.addcdiv(h, h, y), torch.lerp(h, y, 0.3), torch.logaddexp(h, y), 1 / y, h / y, h.sign() * y,
+            h.round() + h, torch.xlogy(y, y), y.fmod(0.7), F.glu(torch.cat([h, y], 1), 1),
+            F.threshold(h, 0.1, 0.0), F.softsign(h), 3 - h, h - 2 * y, torch.sinc(h), torch.special.erfcx(h),
+            torch.nan_to_num(h),
         ]  # fmt: skip
         return m.out(torch.stack(parts).mean(0))
 
