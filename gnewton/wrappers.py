@@ -32,6 +32,7 @@ def unwrapped(model: Any) -> nn.Module:
         raise InputError(
             f"model: {name} {_REFUSED[name]}; pass the module inside it, or use DistributedDataParallel"
         )
+    _require_shapes(model)
     return model  # type: ignore[no-any-return]
 
 
@@ -91,6 +92,14 @@ def _inner(module: nn.Module) -> tuple[str, nn.Module] | None:
     from torch.nn.parallel import DistributedDataParallel
 
     return ("module", module.module) if isinstance(module, DistributedDataParallel) else None
+
+
+def _require_shapes(model: nn.Module) -> None:
+    from torch.nn.parameter import is_lazy
+
+    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise InputError(f"model: '{lazy}' has no shape yet; call the model with a batch first")
 
 
 def _require_module(model: Any) -> None:

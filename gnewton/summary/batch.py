@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from gnewton.errors import InputError
@@ -22,8 +23,11 @@ _PLAIN = (Tensor, type(None), bool, int, float, complex, str, bytes, enum.Enum, 
 
 
 def call(model: Callable[..., Any], inputs: Any) -> Any:
-    """``model(*inputs)`` for a tuple or list, ``model(**inputs)`` for a mapping, else ``model(inputs)``."""
-    if isinstance(inputs, (tuple, list)):
+    """``model(*inputs)`` for a tuple or list, ``model(**inputs)`` for a mapping, else ``model(inputs)``.
+
+    A packed sequence is one input.
+    """
+    if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
         return model(*inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)

@@ -33,6 +33,7 @@ from gnewton.summary.likelihoods import (
 from gnewton.summary.problem import Problem, Request, loss_arguments
 from gnewton.summary.reference import gradient_noise
 from gnewton.summary.result import Rounding, Summary
+from gnewton.summary.second_derivatives import check_graph, named_gaps
 from gnewton.summary.smooth import FunctionMode, SmoothNorms
 
 MATRICES = ("hessian", "gauss_newton", "fisher")
@@ -132,6 +133,7 @@ def tangents_of(outputs: Sequence[Tensor], leaves: Sequence[Tensor], rows: Any) 
     moving = [(z, v) for z, v in zip(outputs, duals, strict=True) if z.requires_grad]
     pulled: Sequence[Tensor | None] = [None] * len(leaves)
     if moving:
+        check_graph(outputs)
         pulled = torch.autograd.grad(
             [z for z, _ in moving], leaves, [v for _, v in moving], create_graph=True, allow_unused=True
         )
@@ -144,9 +146,10 @@ def tangents_of(outputs: Sequence[Tensor], leaves: Sequence[Tensor], rows: Any) 
         ]
         pushed: Sequence[Tensor | None] = [None] * len(duals)
         if pairs:
-            pushed = torch.autograd.grad(
-                [g for g, _ in pairs], duals, [u for _, u in pairs], retain_graph=True, allow_unused=True
-            )
+            with named_gaps():
+                pushed = torch.autograd.grad(
+                    [g for g, _ in pairs], duals, [u for _, u in pairs], retain_graph=True, allow_unused=True
+                )
         result.append([torch.zeros_like(z) if p is None else p for z, p in zip(outputs, pushed, strict=True)])
     return result
 
@@ -176,7 +179,7 @@ def reference_gauss_newton(problem: CutProblem, request: Request, *, diagonal: b
     device = problem.device()
     check_carried(problem.partition, "the Gauss–Newton matrix by the reference engine")
     with without_side_effects(problem), SmoothNorms():
-        leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+        leaves = problem.copied_parameters()
         parameters = list(leaves.values())
         rows = GroupDirections(problem.partition, request.direction, list(leaves))
         trees = (problem.constants(), *request.batch)
@@ -189,7 +192,7 @@ def reference_gauss_newton(problem: CutProblem, request: Request, *, diagonal: b
         tangents = tangents_of(outputs, parameters, rows)
     with without_side_effects(problem), SmoothNorms():
         cut = [z.detach().requires_grad_() for z in outputs]
-        fresh = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+        fresh = problem.copied_parameters()
         copies = pytree.tree_map_only(Tensor, torch.clone, trees)
         value = problem.loss_at(cut, fresh, *copies)
         variables = [*cut, *fresh.values()]
@@ -216,15 +219,17 @@ def _curvature(value: Tensor, variables: list[Tensor], rows: list[Any], device: 
     matrix = torch.zeros(size, size, dtype=torch.float64, device=device)
     if not value.requires_grad:
         return matrix
+    check_graph([value])
     slopes = torch.autograd.grad(value, variables, create_graph=True, allow_unused=True)
     curved = [(k, g) for k, g in enumerate(slopes) if g is not None and g.requires_grad]
     for t, row in enumerate(rows):
         pairs = [(g, row[k]) for k, g in curved if row[k] is not None]
         if not pairs:
             continue
-        products = torch.autograd.grad(
-            [g for g, _ in pairs], variables, [a for _, a in pairs], retain_graph=True, allow_unused=True
-        )
+        with named_gaps():
+            products = torch.autograd.grad(
+                [g for g, _ in pairs], variables, [a for _, a in pairs], retain_graph=True, allow_unused=True
+            )
         for s, other in enumerate(rows):
             for a, h in zip(other, products, strict=True):
                 if a is not None and h is not None:

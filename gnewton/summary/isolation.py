@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from gnewton.summary.problem import Problem
 
@@ -52,15 +53,37 @@ def preserve_random_streams(problem: Problem) -> Iterator[None]:
 def preserve_torch_streams(device: torch.device) -> Iterator[None]:
     """Restore the random streams of torch on leaving, however it is left.
 
-    Attention uses differentiable kernels only, and gradients are enabled.
+    Attention uses differentiable kernels only, gradients are enabled, and nothing is left for the backward
+    pass to compute again.
     """
     on_cuda = device.type == "cuda"
     with (
         torch.random.fork_rng(devices=[device] if on_cuda else []),
         sdpa_kernel(SDPBackend.MATH),
+        _without_checkpoints(),
         torch.enable_grad(),
     ):
         yield
+
+
+class _AtOnce:
+    """Stands in for torch's function that computes a part of a model again in the backward pass."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+@contextlib.contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Compute reentrant checkpoints as ordinary parts of the model: they can be differentiated only once."""
+    module: Any = checkpoint
+    before = module.CheckpointFunction
+    module.CheckpointFunction = _AtOnce
+    try:
+        yield
+    finally:
+        module.CheckpointFunction = before
 
 
 @contextlib.contextmanager

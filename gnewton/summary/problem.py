@@ -135,6 +135,10 @@ class Problem:
         """Trainable parameters by name, tied ones once: detached, sharing memory with the model."""
         return {name: p.detach() for name, p in named_parameters(self.model).items() if p.requires_grad}
 
+    def copied_parameters(self) -> dict[str, Tensor]:
+        """Copies of the trainable parameters that require gradients: the model may write into them."""
+        return {name: p.clone().requires_grad_() for name, p in self.parameters().items()}
+
     def constants(self) -> dict[str, Tensor]:
         """Frozen parameters and buffers by name: detached, sharing memory with the model."""
         named = named_parameters(self.model).items()

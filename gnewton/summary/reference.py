@@ -8,10 +8,8 @@ gradients, at parameters that differ in their last digits, measure the effect of
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,31 +19,14 @@ from gnewton.errors import InputError
 from gnewton.summary.group_parts import sums_by_group
 from gnewton.summary.isolation import without_side_effects
 from gnewton.summary.problem import Problem, Request
-from gnewton.summary.result import COARSE, PRODUCT, Rounding, Summary, SummaryError
+from gnewton.summary.result import COARSE, PRODUCT, Rounding, Summary
+from gnewton.summary.second_derivatives import check_graph, named_gaps
 from gnewton.summary.smooth import SmoothNorms
 
 PERTURBATIONS = 3
 DIGITS = 64.0  # size of a perturbation, in units of a rounding error; one of these in half precision
 SPREAD = 8.0  # noise of a gradient entry, in units of its range over the perturbations
 SPREAD_COARSE = 2.0  # the same in half precision
-
-
-_GAP = re.compile(r"derivative for '?(?:aten::)?_?(\w+?)(?:_backward)?'? is not implemented")
-
-
-@contextlib.contextmanager
-def _named_gaps() -> Iterator[None]:
-    """Within the block, torch's error about a derivative that it lacks names the operation and the result."""
-    try:
-        yield
-    except (RuntimeError, NotImplementedError) as error:
-        match = _GAP.search(str(error))
-        if match is None:
-            raise
-        raise SummaryError(
-            f"summary: torch has no second derivatives of {match[1]}, so no engine has the Hessian of this "
-            "loss; use another operation in its place"
-        ) from error
 
 
 class _Derivatives:
@@ -56,6 +37,7 @@ class _Derivatives:
         self._names = list(leaves)
         self.leaves = list(leaves.values())
         self.direction = [direction[name] for name in leaves]
+        self._own_functions = True  # whether functions of the user may be behind a scalar
         self.size = len(problem.partition)
 
     def along(self, scalar: Tensor, *, graph: bool, groups: range | None = None) -> list[Tensor | None]:
@@ -64,12 +46,14 @@ class _Derivatives:
         if not scalar.requires_grad:
             return result
         holders = self._partition.holders
+        if graph and self._own_functions:
+            self._own_functions = check_graph([scalar])
         chosen = [
             i
             for i, name in enumerate(self._names)
             if groups is None or any(s in groups for s in holders[name])
         ]
-        with _named_gaps():
+        with named_gaps():
             grads = torch.autograd.grad(
                 scalar,
                 [self.leaves[i] for i in chosen],
@@ -113,8 +97,10 @@ def _prepare(
     problem: Problem, request: Request, parameters: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, _Derivatives]:
     """The loss at ``parameters``, or at those of the model, and its derivatives."""
-    parameters = problem.parameters() if parameters is None else parameters
-    leaves = {name: p.requires_grad_() for name, p in parameters.items()}
+    if parameters is None:
+        leaves = problem.copied_parameters()
+    else:
+        leaves = {name: p.requires_grad_() for name, p in parameters.items()}
     # the model may write into its arguments
     copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *request.batch))
     with SmoothNorms():

@@ -24,6 +24,11 @@ from gnewton.summary.tangent.program import CONSTANT
 NO_SECOND_OF_CDIST = Version(torch.__version__) < Version("2.14")
 """Whether torch may lack the second derivative of ``cdist``: 2.11 does, 2.14 does not."""
 
+_COMPUTE_MODE = "use_mm_for_euclid_dist_if_necessary"
+
+LARGEST = 1 << 24
+"""Entries of the differences of all pairs that are formed at once, where torch's ``cdist`` would do."""
+
 
 class FunctionMode(TorchFunctionMode):
     """Intercepts the calls of torch's functions; subclasses define ``_call``."""
@@ -48,7 +53,7 @@ class SmoothNorms(FunctionMode):
     Against finite differences, torch 2.11 and 2.14 have a wrong third derivative of layer normalisation and a
     wrong second derivative of the fused weight normalisation. The third derivative of batch normalisation is
     wrong in 2.11 and missing in 2.14. The hard sigmoid has no second derivative, nor has ``cdist`` in 2.11.
-    The third derivatives of ``pdist`` and ``logcumsumexp`` are NaN.
+    The third derivatives of ``pdist`` and ``logcumsumexp`` are NaN, those of ``cdist`` where two points meet.
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -80,13 +85,8 @@ class SmoothNorms(FunctionMode):
             return v * (g / v.square().sum(axes, keepdim=True).sqrt())
         if func is F.hardsigmoid:
             return (args[0] / 6 + 0.5).clamp(0, 1)
-        if func is torch.pdist:
-            return _pdist(*args, **kwargs)
-        if func in (torch.logcumsumexp, torch.Tensor.logcumsumexp):
-            return _logcumsumexp(*args, **kwargs)
-        if func is torch.cdist and NO_SECOND_OF_CDIST:
-            x, y, *rest = args
-            return _cdist(x, y, rest[0] if rest else kwargs.get("p", 2.0))
+        if func in SMOOTH:
+            return SMOOTH[func](*args, **kwargs)
         return func(*args, **unchunked(func, kwargs))
 
 
@@ -193,10 +193,31 @@ def _logsumexp(x: Tensor, dim: Sequence[int] | int, keepdim: bool = False) -> Te
     return total.squeeze(axes or list(range(x.dim())))
 
 
+def _lengths(x: Tensor, p: float) -> Tensor:
+    """‖·‖_p along the last axis; all derivatives of a Euclidean length that is zero are zero."""
+    if p != 2:
+        return torch.linalg.vector_norm(x, p, -1)
+    squares = x.square().sum(-1)
+    zero = squares == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
+
+
 def _pdist(input: Tensor, p: float = 2.0) -> Tensor:
-    """‖x_i − x_j‖_p of all rows i < j."""
+    """‖x_i − x_j‖_p of all rows i < j. torch's higher derivatives are not finite."""
     i, j = torch.triu_indices(len(input), len(input), 1, device=input.device).unbind()
-    return torch.linalg.vector_norm(input[i] - input[j], p, -1)
+    return _lengths(input[i] - input[j], p)
+
+
+def _all_distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    """‖x_i − y_j‖_p, (…, n, m), of the rows of ``x1`` (…, n, d) and ``x2`` (…, m, d)."""
+    return _lengths(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = _COMPUTE_MODE) -> Tensor:
+    """As :func:`_all_distances`. torch's second derivatives are not finite where two points meet."""
+    if NO_SECOND_OF_CDIST or (p == 2 and x1.numel() * x2.shape[-2] <= LARGEST):
+        return _all_distances(x1, x2, p)
+    return torch.cdist(x1, x2, p, compute_mode)
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
@@ -239,11 +260,6 @@ def _prod_of_all(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _prod(x.flatten(), 0, dtype=dtype)
 
 
-def _cdist(x: Tensor, y: Tensor, p: float, compute_mode: int | None = None) -> Tensor:
-    """Distances (…, n, m) between the rows of ``x`` (…, n, d) and ``y`` (…, m, d)."""
-    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
-
-
 def _multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
     """Σ max(0, 1 − x_t + x_j) / d over the labels t before the first −1 and the classes j that are no label.
 
@@ -265,6 +281,18 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return x.narrow(dim, 0, half) * x.narrow(dim, half, half).sigmoid()
 
 
+def _real_logcumsumexp(input: Tensor, dim: int) -> Tensor:
+    return torch.logcumsumexp(input, dim) if input.is_complex() else _logcumsumexp(input, dim)
+
+
+SMOOTH: dict[Any, Callable[..., Any]] = {
+    torch.cdist: _cdist,
+    torch.pdist: _pdist,
+    torch.logcumsumexp: _real_logcumsumexp,
+    Tensor.logcumsumexp: _real_logcumsumexp,
+}
+"""What :class:`SmoothNorms` calls instead of a function, with the same arguments."""
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten._weight_norm_interface.default: _weight_norm,
     aten.logsumexp.default: _logsumexp,
@@ -277,7 +305,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.logcumsumexp.default: _logcumsumexp,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
-    **({aten._cdist_forward.default: _cdist} if NO_SECOND_OF_CDIST else {}),
+    **({aten._cdist_forward.default: _all_distances} if NO_SECOND_OF_CDIST else {}),
     aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss,
     **get_decompositions([aten.multi_margin_loss.default]),
 }

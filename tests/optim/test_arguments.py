@@ -122,6 +122,10 @@ MODELS: dict[str, tuple[Any, str]] = {
         "model: must be an nn.Module, not its parameters",
     ),
     "names": (tanh_net().named_parameters(), "model: must be an nn.Module, not its parameters"),
+    "lazy": (
+        nn.Sequential(nn.LazyLinear(3)),
+        "model: '0.weight' has no shape yet; call the model with a batch first",
+    ),
     "class": (nn.Bilinear, "model: must be an nn.Module, not its class; pass Bilinear(…)"),
     "function": (torch.relu, "model: must be an nn.Module, not builtin_function_or_method"),
     "none": (None, "model: must be an nn.Module, not NoneType"),

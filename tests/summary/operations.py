@@ -135,6 +135,29 @@ def lengths_and_choices():
     return Net(forward, a=nn.Linear(5, 5), w=parameter(5), p=parameter(5), out=nn.Linear(25, 3))
 
 
+def products_of_sets():
+    def forward(m, x):
+        h, index = torch.tanh(m.a(x)) + 1.5, torch.tensor([[0, 1, 1, 3, 0]]).expand(6, 5)
+        parts = [h.scatter_reduce(1, index, h * m.w, "prod", include_self=own) for own in (True, False)]
+        return m.out(torch.cat(parts, 1).sin())
+
+    return Net(forward, a=nn.Linear(5, 5), w=parameter(5), out=nn.Linear(10, 3))
+
+
+def distances():
+    def forward(m, x):
+        h = torch.tanh(m.a(x))
+        kernel = torch.exp(-0.5 * torch.cdist(h, h) ** 2) + 0.3 * torch.eye(6, dtype=x.dtype)
+        parts = torch.stack([
+            torch.linalg.cholesky(kernel).diagonal(), h.logcumsumexp(1)[:, 3], torch.logcumsumexp(h, 0)[:, 1],
+            torch.cdist(h, m.t, p=1).sum(1), torch.cov(h)[0], h.corrcoef()[1] + h.T.cov(correction=0).sum(),
+        ], 1)  # fmt: skip
+        parts[:, ::2] += torch.pdist(h).log().mean()
+        return m.out(parts)
+
+    return Net(forward, a=nn.Linear(5, 5), t=parameter(2, 5), out=nn.Linear(6, 3))
+
+
 def views():
     def forward(m, x):
         h = torch.tanh(m.a(x))  # (6, 8)
@@ -288,15 +311,13 @@ def functions():
         y = h.abs() + 0.5
         parts = [
             h.exp(), y.log(), y.sqrt(), y.rsqrt(), y.reciprocal(), h.sin(), h.cos(), h.tan(), h.erf(),
-            h.expm1(),
-            y.log1p(), y.log2(), h.atan(), h.asin(), h.sinh(), h.cosh(), h**2, h**3, y**0.3, y ** (h + 1),
-            2.0**h,
-            h.clamp(-0.3, 0.4), h.clamp_min(0), torch.maximum(h, x), torch.minimum(h, y), torch.atan2(h, y),
-            torch.hypot(h, y), y.lgamma(), torch.addcmul(h, h, y), torch.addcdiv(h, h, y),
-            torch.lerp(h, y, 0.3),
-            torch.logaddexp(h, y), 1 / y, h / y, h.sign() * y, h.round() + h, torch.xlogy(y, y), y.fmod(0.7),
-            F.glu(torch.cat([h, y], 1), 1), F.threshold(h, 0.1, 0.0), F.softsign(h), 3 - h, h - 2 * y,
-            torch.sinc(h), torch.special.erfcx(h), torch.nan_to_num(h),
+            h.expm1(), y.log1p(), y.log2(), h.atan(), h.asin(), h.sinh(), h.cosh(), h**2, h**3, y**0.3,
+            y ** (h + 1), 2.0**h, h.clamp(-0.3, 0.4), h.clamp_min(0), torch.maximum(h, x),
+            torch.minimum(h, y), torch.atan2(h, y), torch.hypot(h, y), y.lgamma(), torch.addcmul(h, h, y),
+            torch.addcdiv(h, h, y), torch.lerp(h, y, 0.3), torch.logaddexp(h, y), 1 / y, h / y, h.sign() * y,
+            h.round() + h, torch.xlogy(y, y), y.fmod(0.7), F.glu(torch.cat([h, y], 1), 1),
+            F.threshold(h, 0.1, 0.0), F.softsign(h), 3 - h, h - 2 * y, torch.sinc(h), torch.special.erfcx(h),
+            torch.nan_to_num(h),
         ]  # fmt: skip
         return m.out(torch.stack(parts).mean(0))
 
@@ -335,7 +356,6 @@ def entrywise(outputs, targets):
         + F.kl_div(outputs.log_softmax(1), hot * 0.9 + 0.05, reduction="batchmean")
         + F.kl_div(outputs.log_softmax(1), p.log_softmax(1), log_target=True, reduction="sum")
         + F.poisson_nll_loss(outputs, hot)
-
         + F.soft_margin_loss(outputs, 2 * hot - 1)
         + F.cosine_embedding_loss(outputs, p, 2 * (targets > 0) - 1)
     )  # fmt: skip
@@ -357,6 +377,8 @@ OPERATIONS = {
     "depthwise": (depthwise, images, F.cross_entropy),
     "reductions": (reductions, flat, F.cross_entropy),
     "lengths_and_choices": (lengths_and_choices, flat, F.cross_entropy),
+    "products_of_sets": (products_of_sets, flat, F.cross_entropy),
+    "distances": (distances, flat, F.cross_entropy),
     "views": (views, flat, F.cross_entropy),
     "image_views": (image_views, images, F.cross_entropy),
     "pooling": (pooling, images, F.cross_entropy),

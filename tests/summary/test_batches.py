@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree as pytree
 
+from gnewton import GroupedNewton
 from gnewton.errors import InputError
 from gnewton.summary import Summarizer, Summary, summarize, summary_tensor
 from gnewton.summary.batch import batch_size, closed, divisible, hidden, opened
@@ -194,3 +196,32 @@ def test_a_loss_may_read_the_weights_of_the_model() -> None:
     )
     torch.testing.assert_close(result.gradient - plain.gradient, slopes, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(result.hessian - plain.hessian, curvatures.diag(), rtol=1e-9, atol=1e-13)
+
+
+class Sentences(nn.Module):
+    """A recurrent network that takes packed sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.out = nn.GRU(4, 5), nn.Linear(5, 3)
+
+    def forward(self, sentences: PackedSequence) -> Tensor:
+        return self.out(self.cells(sentences)[1][-1])
+
+
+def test_a_packed_sequence_is_one_input() -> None:
+    torch.manual_seed(0)
+    model, loss_fn = Sentences(), F.cross_entropy
+    batch = pack_sequence([torch.randn(n, 4) for n in (5, 3, 2)]), torch.tensor([0, 2, 1])
+    optimizer, losses = GroupedNewton(model, loss_fn), []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = loss_fn(model(batch[0]), batch[1])
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step(batch=batch)
+    assert losses[-1] < losses[0]
+    slopes = torch.autograd.grad(loss_fn(model(batch[0]), batch[1]), list(model.parameters()))
+    summary = summarize(model, loss_fn, *batch, "per_tensor", slopes)
+    squares = torch.stack([slope.double().square().sum() for slope in slopes])
+    torch.testing.assert_close(summary.gradient, squares, rtol=1e-5, atol=1e-7)

@@ -79,6 +79,7 @@ def test_rules_agree_with_the_general_ones(name, resort, monkeypatch):
     for op, rule in list(rules.RULES.items()):
         if rule.adjoint:
             monkeypatch.delitem(rules.RULES, op)
+    monkeypatch.setattr(general, "FEW", 0)
     if resort == "reverse":
 
         def none(site):

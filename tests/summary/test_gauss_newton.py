@@ -139,6 +139,21 @@ def test_several_outputs_have_rows():
     assert difference(rows.gradient, slow.gradient) < 1e-10
 
 
+def test_an_output_in_which_the_loss_is_linear_has_no_curvature():
+    model, _, inputs, targets, partition, direction = two_outputs()
+
+    def loss_fn(outputs, targets):
+        return outputs["class"].square().mean() + outputs["rest"].mean()
+
+    rows, way = by("rows", (model, loss_fn, inputs, targets, partition, direction))
+    slow = summarize(
+        model, loss_fn, inputs, targets, partition, direction, curvature="gauss_newton", engine="reference"
+    )
+    assert way == "rows"
+    assert difference(rows.hessian, slow.hessian) < 1e-10
+    assert difference(rows.gradient, slow.gradient) < 1e-10
+
+
 def test_few_columns_at_a_time():
     arguments = two_outputs()
     whole, _ = by("rows", arguments)
@@ -175,7 +190,7 @@ def test_symmetric_products(size):
 # coupled samples, or a loss that reads parameters
 WITHOUT_ROWS = {
     "norms_1d", "norms_3d", "batch_norm", "batch_norm_tanh", "batch_norm_plain", "reductions", "views",
-    "reuse", "several_losses",
+    "reuse", "several_losses", "distances",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ is tried, and all of them with ``GNEWTON_THOROUGH=1``; those with a rule of thei
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import types
@@ -20,13 +21,14 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from gnewton.partition import Partition
-from gnewton.summary import Summarizer, SummaryError
+from gnewton.summary import Summarizer, SummaryError, summarize
 from gnewton.summary.isolation import without_side_effects
 from gnewton.summary.problem import Problem, Request
 from gnewton.summary.reference import reference_summary
 from gnewton.summary.tangent import checks, tracing
 from gnewton.summary.tangent.passes import Arguments, run_passes
 from gnewton.summary.tangent.plan import make_plan
+from gnewton.summary.tangent.rules import general
 from tests.thorough import count
 
 from .oracles import along
@@ -232,7 +234,8 @@ UNEVEN = {
 
 
 @pytest.mark.slow
-def test_engines_and_finite_differences_agree_on_operations():
+def test_engines_and_finite_differences_agree_on_operations(monkeypatch):
+    monkeypatch.setattr(general, "FEW", 0)  # forward mode, after a comparison with reverse mode
     wrong, untraced, impossible, tried = [], [], [], 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -270,8 +273,7 @@ def test_engines_and_finite_differences_agree_on_operations():
 
 def test_an_operation_of_wrong_forward_mode_goes_by_reverse_mode(monkeypatch):
     """Found by comparison, where no table knows it."""
-    from gnewton.summary.tangent.rules import general
-
+    monkeypatch.setattr(general, "FEW", 0)
     monkeypatch.setattr(general, "WRONG", {})
     monkeypatch.setattr(general, "_verdicts", {})
     torch.manual_seed(0)
@@ -290,3 +292,44 @@ def test_an_operation_of_wrong_forward_mode_goes_by_reverse_mode(monkeypatch):
             a, b = (s.summarize(inputs + k, inputs, direction) for s in (fast, slow))
             torch.testing.assert_close(a.third, b.third, rtol=1e-9, atol=1e-12)
     assert not all(general._verdicts.values())
+
+
+class Products(nn.Module):
+    """Products of entries: an operation without a rule of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.cumprod(self.layer(x), 1)
+
+
+def test_few_groups_go_by_reverse_mode_alone(monkeypatch):
+    monkeypatch.setattr(general, "_by_forward_mode", None)
+    torch.manual_seed(0)
+    model, inputs = Products().double(), torch.randn(5, 4, dtype=torch.float64)
+    arguments = (model, lambda o, t: o.square().mean(), inputs, None, "per_tensor")
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    fast, slow = (summarize(*arguments, direction, engine=e) for e in ("tangent", "reference"))
+    torch.testing.assert_close(fast.hessian, slow.hessian, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(fast.third, slow.third, rtol=1e-10, atol=1e-12)
+
+
+def test_forward_mode_answers_where_reverse_mode_has_no_number(monkeypatch):
+    """It is tried first; where a derivative of its is not finite, the other may be."""
+    right = general.reverse_parts
+
+    def without_numbers(site):
+        parts = right(site)
+        return dataclasses.replace(parts, third=parts.third * torch.nan)
+
+    torch.manual_seed(0)
+    model, inputs = Products().double(), torch.randn(5, 4, dtype=torch.float64)
+    arguments = (model, lambda o, t: o.square().mean(), inputs, None, "per_tensor")
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    slow = summarize(*arguments, direction, engine="reference")
+    monkeypatch.setattr(general, "_verdicts", {})
+    monkeypatch.setattr(general, "reverse_parts", without_numbers)
+    fast = summarize(*arguments, direction, engine="tangent")
+    torch.testing.assert_close(fast.third, slow.third, rtol=1e-10, atol=1e-12)

@@ -31,8 +31,7 @@ def check_program(problem: Problem, program: Program, inputs: Any, targets: Any)
     Raises:
         TraceError: if they differ.
     """
-    parameters = problem.parameters()
-    leaves = {name: p.requires_grad_() for name, p in parameters.items()}
+    leaves = problem.copied_parameters()
     constants = problem.constants()
     state = _random_state(problem.device())
     values = forward(program, leaves, pytree.tree_leaves((constants, inputs, targets)))
@@ -64,9 +63,7 @@ def eager_loss(problem: Problem, inputs: Any, targets: Any) -> Tensor:
     """The loss of the model on a batch, by an ordinary forward pass without side effects."""
     with without_side_effects(problem):
         copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
-        return problem.loss(
-            {n: p.requires_grad_() for n, p in problem.parameters().items()}, *copies
-        ).detach()
+        return problem.loss(problem.copied_parameters(), *copies).detach()
 
 
 def _gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -20,7 +20,7 @@ from gnewton.partition.slices import Slicing
 from gnewton.summary.result import Rounding
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.program import Program, Ref
-from gnewton.summary.tangent.rules import RULES, TangentRule, general_rule
+from gnewton.summary.tangent.rules import TangentRule, general_rule, rule_of
 from gnewton.summary.tangent.tangent import Rows
 
 _GENERAL = TangentRule(general_rule, adjoint=True)
@@ -94,7 +94,7 @@ def make_plan(program: Program, partition: Partition, *, third: bool, diagonal: 
     """Plan the passes over a program."""
     steps = program.steps
     rules = {
-        i: RULES.get(step.op, _GENERAL)
+        i: rule_of(step) or _GENERAL
         for i, step in enumerate(steps)
         if step.active and step.op is not None and step.output is None
     }

@@ -130,7 +130,7 @@ class Splitter:
         self, whole: Trace, summary: Summary, request: Request, draws: Mapping[int, Tensor]
     ) -> bool:
         """Whether loss and gradient of the whole batch equal those of the joined parts."""
-        leaves = {name: p.requires_grad_() for name, p in self._problem.parameters().items()}
+        leaves = self._problem.copied_parameters()
         loss = forward(whole.program, leaves, self._problem.leaves(request), draws)[whole.program.loss]
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         gradient = torch.zeros_like(summary.gradient)

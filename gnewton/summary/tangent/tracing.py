@@ -23,7 +23,7 @@ from gnewton.errors import InputError, first_line
 from gnewton.summary.isolation import plain_kernels, preserve_random_streams, without_side_effects
 from gnewton.summary.likelihoods import gaussian_entries, unmarked
 from gnewton.summary.problem import Problem
-from gnewton.summary.smooth import DECOMPOSITIONS, FunctionMode, unchunked
+from gnewton.summary.smooth import DECOMPOSITIONS, SMOOTH, FunctionMode, unchunked
 from gnewton.summary.tangent.lowering import program_of
 from gnewton.summary.tangent.program import CONSTANT, Program, TraceError
 
@@ -35,20 +35,83 @@ aten = torch.ops.aten
 class _Traceable(FunctionMode):
     """Marks in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
 
+    A mark is a copy. What the model writes into ``x.data``, or into a view made under ``no_grad``, reaches x
+    all the same.
+
     Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation, and the
     Gaussian likelihood does not check the values of its variances.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._marks: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: a mark, and the tensor it copies
+
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if _writes(func) and args:
+            return self._write(func, args, kwargs)
         if func is F.pad and kwargs.get("mode", args[2] if len(args) > 2 else "") == "circular":
             return _pad_circular(*args, **kwargs)
         if func is F.gaussian_nll_loss:
             return unmarked(gaussian_entries(*args, **kwargs, checked=False))
+        func = _REPLACED.get(func, func)
         result = func(*args, **unchunked(func, kwargs))
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
-            return pytree.tree_map_only(Tensor, _mark, result)
+            return pytree.tree_map_only(Tensor, self._mark, result)
         return result
+
+    def _mark(self, tensor: Tensor) -> Tensor:
+        mark = _mark(tensor)
+        if mark is not tensor:
+            self._marks[id(mark)] = mark, tensor
+        return mark
+
+    def _write(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of an operation in place, whose target keeps its identity."""
+        rest = list(args[1:]), dict(kwargs)
+        if not torch.is_grad_enabled():
+            rest = pytree.tree_map_only(Tensor, _mark, rest)
+        result = func(args[0], *rest[0], **rest[1])
+        marked = self._marks.get(id(args[0]))
+        if marked is not None:
+            marked[1].copy_(_mark(args[0]))
+        return result
+
+
+def _cov(x: Tensor, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Tensor:
+    """The covariance; torch asks for the value of its divisor."""
+    if fweights is not None or aweights is not None:
+        return torch.cov(x, correction=correction, fweights=fweights, aweights=aweights)
+    rows = x.reshape(1, -1) if x.dim() < 2 else x
+    centred = rows - rows.mean(1, keepdim=True)
+    return (centred @ centred.mH / max(rows.shape[1] - correction, 0)).squeeze()
+
+
+def _corrcoef(x: Tensor) -> Tensor:
+    covariance = _cov(x)
+    if covariance.dim() == 0 or x.is_complex():
+        return torch.corrcoef(x)
+    deviation = covariance.diagonal().sqrt()
+    return (covariance / deviation[:, None] / deviation).clip(-1, 1)
+
+
+_REPLACED: dict[Any, Callable[..., Any]] = {
+    **SMOOTH,
+    torch.cov: _cov,
+    Tensor.cov: _cov,
+    torch.corrcoef: _corrcoef,
+    Tensor.corrcoef: _corrcoef,
+}
+
+
+_ASSIGNMENTS = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imod__")
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function of torch writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    ordinary = name.endswith("_") and not name.startswith("_") and name != "requires_grad_"
+    return ordinary or name in _ASSIGNMENTS
 
 
 def _mark(tensor: Tensor) -> Tensor:
@@ -100,7 +163,7 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
 
 
 def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.GraphModule:
-    leaves = {name: p.clone().requires_grad_() for name, p in problem.parameters().items()}
+    leaves = problem.copied_parameters()
     results = functionalize(traceable(problem.results))
     make = make_fx(results, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
     with (
@@ -114,7 +177,7 @@ def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.Gra
 def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any]]:
     """The questions of the model about the values of its tensors on this batch, with the answers."""
     copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), inputs, targets))
-    leaves = {name: p.requires_grad_() for name, p in problem.parameters().items()}
+    leaves = problem.copied_parameters()
     with without_side_effects(problem), plain_kernels(), AnswerRecorder() as record:
         problem.loss(leaves, *copies)
     return record.answers

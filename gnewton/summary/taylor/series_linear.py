@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gnewton.summary.tangent.program import Path
-from gnewton.summary.tangent.rules import RULES
+from gnewton.summary.tangent.rules import rule_of
 from gnewton.summary.tangent.rules.rule import OperationSite
 from gnewton.summary.tangent.tangent import Rows, Tangent
 from gnewton.summary.taylor.jet import Jet, joined_groups
@@ -31,7 +31,7 @@ def linear_rule(site: SeriesSite) -> Result:
     Raises:
         NotApplicable: if the tangent engine has no linear rule for it, or not for these arguments.
     """
-    rule = RULES.get(site.step.op)
+    rule = rule_of(site.step)
     if rule is None or rule.adjoint:
         raise NotApplicable
     present = {j: site.jets[j] for j in site.step.reads if j in site.jets}

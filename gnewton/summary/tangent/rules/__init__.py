@@ -11,7 +11,7 @@ from gnewton.summary.tangent.rules import (
     product,
 )
 from gnewton.summary.tangent.rules.general import general_rule
-from gnewton.summary.tangent.rules.rule import RULES, TangentRule, rule
+from gnewton.summary.tangent.rules.rule import RULES, TangentRule, rule, rule_of
 
 __all__ = [
     "RULES",
@@ -26,4 +26,5 @@ __all__ = [
     "normalisation",
     "product",
     "rule",
+    "rule_of",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gnewton.summary.tangent.rules.general import general_rule
+from gnewton.summary.tangent.program import Step
 from gnewton.summary.tangent.rules.product import joined
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, rule
 from gnewton.summary.tangent.tangent import Tangent, spread_rows
@@ -97,13 +97,15 @@ def _weighted(tangent: Tangent, weight: Tensor, shape: torch.Size) -> Tangent:
     return tangent.map(lambda rows: spread_rows(rows, shape) * weight, fresh=True)
 
 
-@rule(*overloads("scatter_reduce.two"))
+def _is_no_product(step: Step) -> bool:
+    return bool(step.args[4] != "prod" and step.shape)
+
+
+@rule(*overloads("scatter_reduce.two"), covers=_is_no_product)
 def _scatter_reduce(site: OperationSite) -> Passed:
     """Sums and means are linear; of the largest entries, all equal ones have the same share."""
     x, dim, index, source, kind = site.args[:5]
     with_self = site.kwargs.get("include_self", site.argument(5, True))
-    if kind == "prod" or x.dim() == 0:
-        return general_rule(site)
     dim, k_index = dim % x.dim(), index.unsqueeze(0)
     source = source[tuple(slice(n) for n in index.shape)]  # the entries that are read
     ones = torch.ones_like(x)

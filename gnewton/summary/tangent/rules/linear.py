@@ -137,7 +137,8 @@ def _sum(site: OperationSite) -> Tangent | None:
 def _linear_in(positions: tuple[int, ...], fixed: dict[int, Any]) -> Any:
     """The rule of an operation that is jointly linear in the arguments at ``positions``.
 
-    ``fixed`` replaces arguments for the linear part, such as the value of a padding.
+    ``fixed`` replaces arguments for the linear part, such as the value of a padding, by values or by
+    functions of all arguments.
     """
 
     def function(site: OperationSite) -> Passed:
@@ -159,7 +160,7 @@ def _linear_in(positions: tuple[int, ...], fixed: dict[int, Any]) -> Any:
                     _put(args, path, 0)
         for i, value in fixed.items():
             if i < len(args):
-                args[i] = value
+                args[i] = value(args) if callable(value) else value
 
         def call(*rows: Tensor) -> Any:
             for (path, _), row in zip(moving, rows, strict=True):
@@ -208,6 +209,11 @@ def enter_linear(names: str, positions: tuple[int, ...] = (0,), fixed: dict[int,
         RULES[op] = TangentRule(_linear_in(positions, fixed or {}))
 
 
+def _end(args: list[Any]) -> int | None:
+    """The end of a slice. That of ``x[::2]`` is the largest integer, beyond which vmap would count."""
+    return None if args[4] is None else min(args[4], args[0].shape[args[2]])
+
+
 enter_linear(
     "slice.Tensor select.int narrow diagonal unfold tril triu flip roll rot90 movedim.int swapaxes "
     "unflatten.int index.Tensor index_select gather take cumsum trace diag_embed repeat "
@@ -223,7 +229,8 @@ enter_linear(
 )
 enter_linear("cat stack", (0,))
 enter_linear("where.self", (1, 2))
-enter_linear("select_scatter slice_scatter diagonal_scatter", (0, 1))
+enter_linear("select_scatter diagonal_scatter", (0, 1))
+enter_linear("slice_scatter", (0, 1), {4: _end})
 enter_linear("index_put", (0, 2))
 enter_linear("scatter.src scatter_add index_add", (0, 3))
 enter_linear("masked_fill.Scalar", (0,), {2: 0})

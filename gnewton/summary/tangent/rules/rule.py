@@ -109,25 +109,37 @@ class TangentRule:
         takes_gradient: positions of arguments for which it adds ⟨∂L/∂θ, u⟩ where they are parameters (or
             views of parameters), so the backward pass need not form ∂L/∂θ.
         view: whether the result of a parameter still counts as that parameter.
+        covers: the steps that it is for, if not all; the others go by the general rule.
     """
 
     function: RuleFunction
     adjoint: bool = False
     takes_gradient: tuple[int, ...] = ()
     view: bool = False
+    covers: Callable[[Step], bool] | None = None
 
 
 RULES: dict[Any, TangentRule] = {}
 
 
+def rule_of(step: Step) -> TangentRule | None:
+    """The own rule of a step; None where it goes by the general rule."""
+    own = RULES.get(step.op)
+    return own if own is None or own.covers is None or own.covers(step) else None
+
+
 def rule(
-    *ops: Any, adjoint: bool = False, takes_gradient: tuple[int, ...] = (), view: bool = False
+    *ops: Any,
+    adjoint: bool = False,
+    takes_gradient: tuple[int, ...] = (),
+    view: bool = False,
+    covers: Callable[[Step], bool] | None = None,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Enter a function into the table as the rule of ``ops``."""
 
     def enter(function: RuleFunction) -> RuleFunction:
         for op in ops:
-            RULES[op] = TangentRule(function, adjoint, takes_gradient, view)
+            RULES[op] = TangentRule(function, adjoint, takes_gradient, view, covers)
         return function
 
     return enter
