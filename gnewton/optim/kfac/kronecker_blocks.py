@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
-from gnewton.errors import InputError
 from gnewton.wrappers import named_parameters
 
 Module = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -59,9 +57,6 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
     These are Linear, Conv1d and Conv2d with one group, and subclasses with the same forward pass. A weight is
     not treated if it is parametrised (weight norm), shared with a module that does not share its bias, or
     part of ``nn.MultiheadAttention``.
-
-    Raises:
-        InputError: if a lazy module has no shape yet.
     """
     named = {id(p): name for name, p in named_parameters(model).items()}
     wanted = {key for key, name in named.items() if name in set(names)}
@@ -78,8 +73,6 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
     }
     blocks: dict[tuple[int, int | None], list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
-        if isinstance(module._parameters.get("weight"), UninitializedParameter):
-            raise InputError(f"model: '{name}' has no shape yet; run the model once before building KFAC")
         if _is_treated(module) and id(module.weight) in wanted and module not in unseen:
             bias = module._parameters.get("bias")
             key = (id(module.weight), None if bias is None else id(bias))

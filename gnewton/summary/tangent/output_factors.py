@@ -222,9 +222,15 @@ def _blocks(z: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
     parts = basis.expand(width, samples, width).split(widths, 2)
     given = [parts[k].reshape(width, *z[k].shape).to(z[k].dtype) for k in curved]
     products = torch.autograd.grad(
-        [slopes[k] for k in curved], z, given, is_grads_batched=True, materialize_grads=True
+        [slopes[k] for k in curved], z, given, is_grads_batched=True, allow_unused=True
     )
-    rows = torch.cat([part.reshape(width, samples, -1) for part in products], 2)
+    rows = torch.cat(
+        [
+            z[0].new_zeros(width, samples, n) if part is None else part.reshape(width, samples, n)
+            for part, n in zip(products, widths, strict=True)
+        ],
+        2,
+    )
     blocks: Tensor = rows.transpose(0, 1)
     return (blocks + blocks.mT) / 2
 

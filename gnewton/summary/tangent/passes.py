@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gnewton.backend import is_exhausted
+from gnewton.errors import first_line
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import CONSTANT, FLAT, Program, Step, TraceError
@@ -213,7 +214,7 @@ def _push_step(
     except (NotImplementedError, RuntimeError) as error:
         if is_exhausted(error):
             raise
-        raise TraceError(f"no derivative of {step.op}: {type(error).__name__}: {error}") from error
+        raise TraceError(f"no derivative of {step.op}: {first_line(error, with_type=True)}") from error
     results = passed if isinstance(passed, list) else [passed]
     if any(not rows.owned for tangent in results if tangent is not None for rows in tangent.rows()):
         for j, tangent in present.items():  # the result may share memory with the arguments

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gnewton.backend import is_exhausted
+from gnewton.errors import first_line
 from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.program import TraceError
@@ -100,6 +101,6 @@ def _passed(
         if is_exhausted(error):
             raise
         raise TraceError(
-            f"no derivatives of order {order} of {step.op}: {type(error).__name__}: {error}"
+            f"no derivatives of order {order} of {step.op}: {first_line(error, with_type=True)}"
         ) from error
     raise TraceError(f"no derivatives of order {order} of {step.op}")

@@ -433,7 +433,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "another forward": (lambda: Pair(4, 3), "no trainable Linear or Conv layer that K-FAC can treat"),
     "grouped": (lambda: Chain(nn.Conv2d(2, 2, 1, groups=2)), "no trainable Linear or Conv layer"),
     "frozen": (nothing_to_train, "it has no trainable parameters"),
-    "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "'0' has no shape yet; run the model once before"),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyLinear(3)),
+        "'0.weight' has no shape yet; call the model with a batch first",
+    ),
     "normed": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), "no trainable Linear or Conv"),
 }
 
