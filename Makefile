@@ -26,7 +26,7 @@ test: $(STAMP) ## Run the test suite
 thorough: $(STAMP) ## Run the test suite with many more cases
 	GNEWTON_THOROUGH=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-faults: $(STAMP) ## Inject some 4,000 faults into runs and count those survived (half an hour)
+faults: $(STAMP) ## Inject some 4,000 faults into runs and count those survived (seven minutes on two quiet cores)
 	$(BIN)/python -m scripts.faults
 
 lint: $(STAMP) ## Check style and formatting
