@@ -76,7 +76,6 @@ _NOT_FETCHED = {
     "digits": ("on disk", "in scikit-learn", "CC BY 4.0"),
     "tabular": ("on disk", "in scikit-learn", "CC BY 4.0; diabetes: none stated"),
     "tiny_text": ("on disk", "in this package", "public domain"),
-    "npz": ("your own", "-", "-"),
     "teacher": ("drawn", "-", "-"),
     "poisson": ("drawn", "-", "-"),
     "none": ("nothing", "-", "-"),

@@ -162,7 +162,7 @@ def _losses(
 ) -> Floats:
     """The loss of one batch on the grid of every group."""
     request = problem.request(inputs, targets, direction)
-    parameters, found = problem.parameters(), list[Tensor]()
+    parameters, losses = problem.parameters(), list[Tensor]()
 
     def loss(moved: Mapping[str, Tensor]) -> Tensor:
         copies = pytree.tree_map_only(Tensor, torch.clone, (problem.constants(), *request.batch))
@@ -174,8 +174,8 @@ def _losses(
         parts = {name: part_of(problem.partition, name, request.direction[name], s) for name in group.touched}
         for rate in map(float, rates[s]):
             moved = {name: parameters[name] - rate * u for name, u in parts.items() if u is not None}
-            found.append(middle if rate == 0 else loss(moved))
-    return torch.stack(found).cpu().numpy().reshape(rates.shape)  # read once: until here nothing waits
+            losses.append(middle if rate == 0 else loss(moved))
+    return torch.stack(losses).cpu().numpy().reshape(rates.shape)  # read once: until here nothing waits
 
 
 def _decay_of(

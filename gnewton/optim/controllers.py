@@ -79,7 +79,7 @@ class Progress(Controller):
     the objective at an update, or its mean over ten steps if updates are closer together.
 
     Args:
-        rise: > 1, at a trend below −2 and an exponent of at least ``exponent``.
+        rise: > 1, at a trend below −2 and, beyond λ_1 = 1, a p of at least ``exponent``.
         fall: in (0, 1), at a trend above −0.7.
         highest: upper bound on λ_1, unless it begins above.
         lowest: lower bound on λ_1, unless it begins below; > 0 and at most ``highest``.
@@ -160,22 +160,24 @@ class Progress(Controller):
         self._count = state["count"]
 
     def _move(self, power: float) -> None:
-        if self._rises():
+        slope = trend(self._values) if len(self._values) >= LEAST else None
+        if self._rises(slope):
             self.step_size = min(max(1.0, self._highest / self._initial), self._rise**power * self.step_size)
-        elif len(self._values) >= LEAST and trend(self._values) > RESTING:
+        elif slope is not None and slope > RESTING:
             self.step_size = max(min(1.0, self._lowest / self._initial), self._fall**power * self.step_size)
 
-    def _rises(self) -> bool:
+    def _rises(self, slope: float | None) -> bool:
+        """Whether λ_1 rises, given the trend; None: there are too few values for one."""
         first = self._first_rises
         if first is None:
             first = 0 if self.along_kfac else FIRST_RISES
         if self._count <= first:
             return True
         fast = decay_exponent(self._values, self._count) >= self._exponent
-        if len(self._values) < LEAST:
+        if slope is None:
             return fast
         short = self._initial * self.step_size < 1  # of the minimiser
-        return (fast or short) and trend(self._values) < FALLING
+        return (fast or short) and slope < FALLING
 
 
 def trend(values: Sequence[float]) -> float:

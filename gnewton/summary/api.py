@@ -170,9 +170,9 @@ class Summarizer:
         """
         if self.engine == "reference":
             return self._by_reference(request)
-        found, reason = self._takeover.attempt(request, lambda: self.tangent_engine.summarize(request))
-        if found is not None:
-            return found
+        summary, reason = self._takeover.attempt(request, lambda: self.tangent_engine.summarize(request))
+        if summary is not None:
+            return summary
         traces = self.tangent_engine.traces
         kind = traces.kind(request)
         if not traces.is_refused(kind):

@@ -291,7 +291,8 @@ SMOOTH: dict[Any, Callable[..., Any]] = {
     torch.logcumsumexp: _real_logcumsumexp,
     Tensor.logcumsumexp: _real_logcumsumexp,
 }
-"""What :class:`SmoothNorms` calls instead of a function, with the same arguments."""
+"""What a model calls instead of a function, with the same arguments, for both engines. Scripted code is not
+intercepted; in a trace, the decompositions of the same operations still reach it."""
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten._weight_norm_interface.default: _weight_norm,

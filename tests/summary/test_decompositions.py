@@ -86,13 +86,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_summary_is_that_of_finite_differences(name):
+def make(name):
+    """The arguments of a summary of a case, in double precision."""
     build, loss_fn, inputs, targets = CASES[name]
     torch.manual_seed(3)
     model = build().double()
-    partition = Partition.per_tensor(model)
     direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    return model, loss_fn, inputs, targets, Partition.per_tensor(model), direction
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_summary_is_that_of_finite_differences(name):
+    model, loss_fn, inputs, targets, partition, direction = make(name)
     summary = summarize(model, loss_fn, inputs, targets, partition, direction, engine="tangent")
     argument = inputs[0] if isinstance(inputs, tuple) else inputs
     gradient, hessian, third = oracles.finite_differences(
@@ -107,15 +112,7 @@ def test_the_summary_is_that_of_finite_differences(name):
 
 @pytest.mark.parametrize("name", ["pairs", "fourth powers of pairs", "cumulative", "cumulative, masked"])
 def test_the_reference_engine_has_the_same(name):
-    build, loss_fn, inputs, targets = CASES[name]
-    torch.manual_seed(3)
-    model = build().double()
-    partition = Partition.per_tensor(model)
-    direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
-    tangent, reference = (
-        summarize(model, loss_fn, inputs, targets, partition, direction, engine=engine)
-        for engine in ("tangent", "reference")
-    )
+    tangent, reference = (summarize(*make(name), engine=engine) for engine in ("tangent", "reference"))
     for part in ("loss", "gradient", "hessian", "third"):
         torch.testing.assert_close(getattr(tangent, part), getattr(reference, part), rtol=1e-10, atol=1e-10)
 
@@ -161,12 +158,12 @@ def test_distances_written_out_are_those_of_torch(shapes, p):
     weights = torch.linspace(-1, 2, 20).double().view(5, 4)
     found, known = (
         torch.autograd.grad((function(x, y, p).tanh() * weights).sum(), [x, y], create_graph=True)
-        for function in (smooth._cdist, torch.cdist)
+        for function in (smooth._all_distances, torch.cdist)
     )
-    torch.testing.assert_close(smooth._cdist(x, y, p), torch.cdist(x, y, p))
+    torch.testing.assert_close(smooth._all_distances(x, y, p), torch.cdist(x, y, p))
     torch.testing.assert_close(found, known)
     assert torch.autograd.gradcheck(
-        lambda x: torch.autograd.grad(smooth._cdist(x, y, p).tanh().sum(), x, create_graph=True)[0], x
+        lambda x: torch.autograd.grad(smooth._all_distances(x, y, p).tanh().sum(), x, create_graph=True)[0], x
     )
 
 
