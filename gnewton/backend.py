@@ -104,6 +104,11 @@ def _probe(x: Tensor) -> Tensor:
     return torch.sin(x) + 1
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (grad, vmap, jvp …) is at work, whose tensors end with it."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def free_memory(device: torch.device) -> int:
     """Free bytes on a device; a large number where the system does not tell."""
     if device.type == "cuda":

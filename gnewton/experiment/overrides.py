@@ -116,9 +116,14 @@ def _in_grammar(override: Override) -> Override:
         except InputError as error:
             raise InputError(f"{override.key}={error}") from None
     parts = (override.value or "").split(",")
-    if _hydra_takes(override.text) or not all(part.strip() for part in parts):
+    truth = any(part.strip() in ("true", "false") for part in parts)  # of a text they are words
+    if (not truth and _hydra_takes(override.text)) or not all(part.strip() for part in parts):
         return override
-    return _with_value(override, ",".join(map(quoted, parts)))
+    return _with_value(override, ",".join(part if _in_quotes(part) else quoted(part) for part in parts))
+
+
+def _in_quotes(text: str) -> bool:
+    return re.fullmatch(_QUOTED, text.strip()) is not None
 
 
 def _with_value(override: Override, value: str) -> Override:

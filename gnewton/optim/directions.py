@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gnewton.arguments import shown
 from gnewton.errors import InputError
 from gnewton.optim.inner_optimizers import CompositeOptimizer, parts
-from gnewton.optim.kfac.direction import watching
+from gnewton.optim.kfac.direction import is_watchable, watching
 from gnewton.optim.kfac.optimizer import KFAC
 from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
 from gnewton.options import did_you_mean
@@ -103,8 +103,8 @@ class Shared:
 
 
 PAIR: dict[str, DirectionFactory] = {"gradient": Shared(NAMED["gradient"]), "adam": ADAM}
-"""The default of GroupedNewton: one rate for the gradient of the batch, common to all groups, and a rate of
-each group for Adam's step (docs/results/directions.md)."""
+"""One rate for the gradient of the batch, common to all groups, and a rate of each group for Adam's step
+(docs/results/directions.md)."""
 
 DirectionChoice = str | DirectionFactory | Mapping[str, str | DirectionFactory]
 """A name, "pair" for :data:`PAIR`, "kfac" for K-FAC's step (:mod:`gnewton.optim.kfac.direction`), a factory,
@@ -112,9 +112,11 @@ or a mapping from labels to names or factories."""
 
 
 def chosen_directions(
-    choice: DirectionChoice, model: nn.Module, loss_fn: Callable[..., Any]
+    choice: DirectionChoice | None, model: nn.Module, loss_fn: Callable[..., Any]
 ) -> dict[str, DirectionFactory]:
     """The factories that ``choice`` names, by label; a single one has the empty label.
+
+    None names "kfac", or "pair" for a model that is compiled or has no layer for K-FAC.
 
     Args:
         choice: what is to be built.
@@ -123,6 +125,8 @@ def chosen_directions(
     Raises:
         InputError: for an unknown name, an optimizer instead of a factory, or any other object.
     """
+    if choice is None:
+        choice = "kfac" if is_watchable(model) else "pair"
     known = {**NAMED, "kfac": watching(model, loss_fn)}
     if choice == "pair":
         return dict(PAIR)
@@ -197,7 +201,7 @@ class Directions:
     def __init__(
         self,
         parameters: Iterable[tuple[str, Tensor]],
-        choice: DirectionChoice,
+        choice: DirectionChoice | None,
         *,
         model: nn.Module,
         loss_fn: Callable[..., Any],

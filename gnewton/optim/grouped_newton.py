@@ -92,8 +92,9 @@ class GroupedNewton(BoundOptimizer):
             (:class:`~gnewton.optim.shadow_direction.ShadowDirection`), a coupled one also of the loss. With
             several methods by label, ``{"gradient": …, "momentum": …}``, every group has a rate for each of
             them: the step is θ ← θ − λ_1 Σ_s Σ_j η_sj P_s u_j, and all η come from one problem. One that is
-            :class:`~gnewton.optim.directions.Shared` has one rate for all groups. "pair", the
-            default, is the gradient, shared, and Adam's step (docs/results/directions.md).
+            :class:`~gnewton.optim.directions.Shared` has one rate for all groups. None: "kfac", K-FAC's
+            step (docs/results/directions.md); where the model is compiled or has no layer for K-FAC, "pair",
+            the gradient, shared, beside Adam's step.
         along: the direction of the summary. "fresh": v, the part of u that the current gradient adds
             (:mod:`gnewton.optim.inner_optimizers`), best measured on its own batch; "step": u itself.
         period: number of training steps between two updates of the rates, at least 1.
@@ -148,7 +149,7 @@ class GroupedNewton(BoundOptimizer):
         loss_fn: LossFunction,
         partition: PartitionChoice = None,
         *,
-        direction: DirectionChoice = "pair",
+        direction: DirectionChoice | None = None,
         along: str = "fresh",
         period: int = 10,
         step_size: float = 1.0,

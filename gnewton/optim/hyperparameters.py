@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gnewton.options import option
+from gnewton.options import option, option_of
 
 SOLVERS = ("cubic", "cubic_diagonal", "ridge", "newton")
+FISHERS = ("true", "empirical", "auto")
 MATRICES = ("hessian", "gauss_newton", "fisher")
 
 
@@ -87,8 +88,9 @@ class PreconditionerHyperparameters:
     inverse_period: int = option(100, help="T_inv, steps between two updates of their inverses", at_least=1)
     fisher: str = option(
         "true",
-        help="true: labels drawn from the predictions; empirical: the gradients of the loss",
-        choices=("true", "empirical"),
+        help="true: labels drawn from the predictions; empirical: the gradients of the loss; auto: true "
+        "where network and loss allow it, else empirical",
+        choices=FISHERS,
     )
     preconditioner: str = option(
         "inverse",
@@ -110,7 +112,10 @@ class PreconditionerHyperparameters:
 
 @dataclass(kw_only=True)
 class KFACDirectionHyperparameters:
-    """Of K-FAC as a direction, beside those of K-FAC itself."""
+    """Of K-FAC as a direction: what it has beside those of K-FAC itself, or with another default."""
+
+    fisher: str = option_of(PreconditionerHyperparameters, "fisher", "auto")
+    preconditioner: str = option_of(PreconditionerHyperparameters, "preconditioner", "low_rank")
 
     largest_factor: int = option(
         8192, help="most rows of a factor; layers with a larger one are left to Adam", at_least=1

@@ -147,8 +147,11 @@ class ShadowDirection:
         return bool(all_finite(kept))
 
     def restart(self) -> None:
-        """Reset the inner optimizer to its first state; the current u stays."""
+        """Reset the inner optimizer to its first state, but for random streams; the current u stays."""
+        streams = {part: part.stream for part in parts(self.inner) if hasattr(part, "stream")}
         self.inner.load_state_dict(copy.deepcopy(self._start))
+        for part, position in streams.items():
+            part.stream = position
         self._steps = 0
 
     def extended(self, parameters: Iterable[tuple[str, Tensor]]) -> ShadowDirection:

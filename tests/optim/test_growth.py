@@ -199,7 +199,7 @@ def test_a_layer_that_the_model_has_grown_by() -> None:
     advance(model, optimizer, 4, 40)
     assert not torch.equal(model[5].weight, before)  # type: ignore[index]
     assert len(optimizer.partition) == 7
-    assert len(optimizer.rates) == 8  # the gradient has one rate for all groups
+    assert len(optimizer.rates) == 7
 
 
 def test_until_every_trainable_parameter_is_in_a_group_no_step_is_made() -> None:

@@ -104,7 +104,7 @@ def test_parameters_that_were_thrown_away_come_back() -> None:
     take_step(model, optimizer, classification(30, seed=0))
     assert torch.equal(flat(model), kept), "no step is taken after a rejection"
     assert optimizer.rejected == updates[-1].rejected == 1
-    assert updates[-1].step_size == [0.5] * 7  # six groups and the gradient
+    assert updates[-1].step_size == [0.5] * 6
     for step in range(31, 40):
         take_step(model, optimizer, classification(30, seed=step % 3))
     assert not torch.equal(flat(model), kept)

@@ -149,8 +149,8 @@ def test_held_rates_are_given_by_the_names_of_the_rates() -> None:
 def test_weight_decay_of_the_pair_is_that_of_both(
     overrides: tuple[str, ...], decays: tuple[float, ...]
 ) -> None:
-    second = "optimizer.direction.second.weight_decay=0.3"
-    chosen = recipe(OPTIMIZERS, "grouped_newton", "grouped_newton", second, *overrides)
+    second = ("optimizer/direction=pair", "optimizer.direction.second.weight_decay=0.3")
+    chosen = recipe(OPTIMIZERS, "grouped_newton", "grouped_newton", *second, *overrides)
     members = chosen.direction.build(None).values()
     named = [("w", torch.zeros(3))]
     assert tuple(member(named).param_groups[0]["weight_decay"] for member in members) == decays

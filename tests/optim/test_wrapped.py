@@ -42,7 +42,9 @@ def part() -> nn.Module:
 COMPILED: dict[str, Callable[[], nn.Module]] = {"whole": whole, "in place": in_place, "part": part}
 
 BUILD: dict[str, Callable[..., Any]] = {
-    "grouped_newton": lambda model, **options: GroupedNewton(model, cross_entropy, period=2, **options),
+    "pair": lambda model, **options: GroupedNewton(
+        model, cross_entropy, period=2, direction="pair", **options
+    ),
     "two directions": lambda model, **options: GroupedNewton(
         model, cross_entropy, period=2, direction={"now": "gradient", "mean": "average"}, **options
     ),
@@ -174,7 +176,9 @@ DISTRIBUTED: dict[str, Callable[..., Any]] = BUILD | {
         period=2,
         direction=lambda named: KFAC(model, params=named, fisher="empirical", kl_clip=None),
     ),
-    "safeguard": lambda model: GroupedNewton(model, cross_entropy, period=1, controller=Constant()),
+    "safeguard": lambda model: GroupedNewton(
+        model, cross_entropy, period=1, direction="pair", controller=Constant()
+    ),
 }
 
 # after the parameters have been thrown away: every other sample is zero, where the loss hardly shows it

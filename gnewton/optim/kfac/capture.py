@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from gnewton.backend import world_size
-from gnewton.errors import InputError
-from gnewton.optim.kfac.kronecker_blocks import Layer, Module
+from gnewton.backend import transformed, world_size
+from gnewton.errors import InputError, first_line
+from gnewton.optim.kfac.kronecker_blocks import Layer, Module, batch_size
 from gnewton.optim.kfac.layer_gradient import LowRankGradient
 from gnewton.optim.kfac.likelihoods import Sampler
 from gnewton.optim.kfac.statistics import Basis, Sums
+
+log = logging.getLogger(__name__)
 
 _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
 """Autograd nodes of a linear layer on a matrix, with the positions of the gradients of bias and weight."""
@@ -35,12 +38,12 @@ class _Pass:
 
 @dataclass
 class _Call:
-    """A call of a layer in such a pass; done once its gradient has arrived."""
+    """A call of a layer, in such a pass or (``owner`` None) in none; done once its gradient has come."""
 
     layer: Layer
     module: Module
     inputs: Tensor
-    owner: _Pass
+    owner: _Pass | None
     edge: Any = None
     done: bool = False
 
@@ -58,7 +61,8 @@ class _Rows:
 class Capture:
     """Watches the forward and backward passes of a model in training mode with gradients enabled.
 
-    Passes that replace the parameters by other tensors (``torch.func.functional_call``) are ignored.
+    Passes that replace the parameters by other tensors (``torch.func.functional_call``) are ignored, and so
+    are those within a transform of ``torch.func``.
 
     Args:
         model: the network; its outputs are one tensor with the samples along the first axis.
@@ -66,11 +70,17 @@ class Capture:
         sampler: draws the vectors that are propagated back for the true Fisher; None: the empirical Fisher,
             from the gradients of the actual backward pass.
         generator: returns the generator for the next draw, on the device of its argument.
+        lenient: whether to make do with what there is: passes in evaluation mode as long as none in training
+            mode has been seen, calls of a layer outside of any pass if none has reached it, and the empirical
+            Fisher from the first pass on in which vectors cannot be propagated.
 
     Attributes:
+        lenient: as above.
         due: whether the next passes feed the statistics.
         samples: number of samples since :meth:`clear`.
         sums: the statistics of each layer since then.
+        drawn: the layers among them whose statistics are those of propagated vectors, not of the gradients of
+            the actual loss, a mean over the samples.
         bases: the basis in which the gradients of each layer are squared.
     """
 
@@ -80,13 +90,20 @@ class Capture:
         layers: Sequence[Layer],
         sampler: Sampler | None,
         generator: Callable[[torch.device], torch.Generator],
+        *,
+        lenient: bool = False,
     ) -> None:
         self.due = True
         self.samples = 0
         self.sums: dict[Layer, Sums] = {}
+        self.drawn: set[Layer] = set()
         self.bases: Mapping[Layer, Basis | None] = {}
         self._sampler = sampler
         self._generator = generator
+        self.lenient = lenient
+        self._trained = False  # whether a pass in training mode has been seen
+        self._reached: set[Layer] = set()  # by a pass of the whole model
+        self._apart: dict[Layer, int] = {}  # of calls outside of any pass, since clear()
         self._layer_of = {module: layer for layer in layers for module in layer.modules}
         self._open = False
         self._pass = _Pass()
@@ -107,15 +124,19 @@ class Capture:
 
     def clear(self) -> None:
         """Discard all statistics and rows."""
-        self.samples = 0
-        self.sums = {}
+        self._discard_sums()
         self._rows.clear()
 
     def forget_gradients(self) -> None:
         """Discard the statistics of gradients that are discarded."""
         if self._sampler is None:
-            self.samples = 0
-            self.sums = {}
+            self._discard_sums()
+
+    def _discard_sums(self) -> None:
+        self.samples = 0
+        self.sums = {}
+        self.drawn = set()
+        self._apart = {}
 
     def low_rank(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> LowRankGradient | None:
         """The gradient of a layer by its rows, if autograd made ``weight`` and ``bias`` from these very rows.
@@ -137,34 +158,56 @@ class Capture:
         return LowRankGradient(kept.inputs.to(dtype), kept.outputs.to(dtype), layer.bias is not None)
 
     def _on_start(self, model: nn.Module, args: Any) -> None:
-        self._open = model.training and torch.is_grad_enabled()
+        counts = model.training or (self.lenient and not self._trained)
+        self._open = counts and torch.is_grad_enabled() and not transformed()
+        self._trained |= self._open and model.training
         self._pass = _Pass()
         self._calls = []
 
     def _on_layer(self, module: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-        if not self._open or not output.requires_grad:
-            return
         layer = self._layer_of[module]
+        if not (self._open or self._takes_apart(layer)) or not output.requires_grad:
+            return
         if module._parameters.get("weight") is not layer.weight:
             return
         inputs = (args[0] if args else kwargs["input"]).detach()
         self._watch_rows(layer, inputs, output)
         if self.due:
-            call = _Call(layer, module, inputs, self._pass)
-            if self._sampler is None:
+            call = _Call(layer, module, inputs, self._pass if self._open else None)
+            if self._sampler is None or not self._open:
                 output.register_hook(partial(self._on_gradient, call))
             else:
                 call.edge = get_gradient_edge(output)  # now: an in-place activation would change output
-            self._calls.append(call)
+            if self._open:
+                self._calls.append(call)
+                self._reached.add(layer)
+
+    def _takes_apart(self, layer: Layer) -> bool:
+        """Whether a call of a layer outside of any pass counts."""
+        return self.lenient and layer not in self._reached and torch.is_grad_enabled() and not transformed()
 
     def _on_end(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self._open = False
         if not self._calls:
             return
         calls, self._calls = self._calls, []
+        if self._sampler is not None:
+            try:
+                self._draw(self._sampler, output, calls)
+            except Exception as error:  # of the network: a checkpoint or an operation without such a pass
+                if not self.lenient:
+                    raise
+                log.info(
+                    "K-FAC takes the gradients of the loss, no drawn labels: %s",
+                    first_line(error, with_type=True),
+                )
+                self._sampler = None
+                for call in calls:
+                    call.edge.node.register_prehook(partial(self._on_node, call))
         if self._sampler is None:
             self._pass.samples = _samples((output, args, kwargs))
-            return
+
+    def _draw(self, draw: Sampler, output: Any, calls: Sequence[_Call]) -> None:
         if not isinstance(output, Tensor) or output.dim() == 0:
             raise InputError(
                 "model: KFAC with fisher=true needs a model that returns one tensor, samples along its first "
@@ -172,20 +215,20 @@ class Capture:
             )
         if output.requires_grad:
             self._pass.samples = len(output)
-            self._propagate(self._sampler, output, calls)
+            self._propagate(draw, output, calls)
 
     @torch.no_grad()
-    def _propagate(self, sampler: Sampler, output: Tensor, calls: list[_Call]) -> None:
+    def _propagate(self, draw: Sampler, output: Tensor, calls: Sequence[_Call]) -> None:
         """Propagate drawn vectors back through the graph of the forward pass, which stays for the loss."""
         values = output.detach()
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        delta = sampler(values, self._generator(output.device)).to(output.dtype)
+        delta = draw(values, self._generator(output.device)).to(output.dtype)
         gradients = torch.autograd.grad(
             output, [call.edge for call in calls], delta, retain_graph=True, allow_unused=True
         )
         for call, gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                self._add(call, gradient)
+                self._add(call, gradient, drawn=True)
 
     @torch.no_grad()
     def _on_gradient(self, call: _Call, gradient: Tensor) -> None:
@@ -193,15 +236,33 @@ class Capture:
         if not call.done:
             self._add(call, gradient.detach())
 
-    def _add(self, call: _Call, gradient: Tensor) -> None:
-        layer, owner = call.layer, call.owner
+    @torch.no_grad()
+    def _on_node(self, call: _Call, gradients: Sequence[Tensor | None]) -> None:
+        """The same, of a call whose outputs are known by their place in the graph alone."""
+        gradient = gradients[call.edge.output_nr]
+        if gradient is not None:
+            self._on_gradient(call, gradient)
+
+    def _add(self, call: _Call, gradient: Tensor, *, drawn: bool = False) -> None:
+        layer, samples = call.layer, self._count(call)
+        if layer not in self.sums or (layer in self.drawn) != drawn:  # the two kinds are not mixed
+            self.sums[layer] = Sums(layer, self.bases.get(layer))
+            self.drawn = self.drawn | {layer} if drawn else self.drawn - {layer}
+        self.sums[layer].add(call.module, call.inputs, gradient, samples)
+        call.done = True
+
+    def _count(self, call: _Call) -> int:
+        """Count the samples of a call, once a pass; those of calls outside of any pass by layer."""
+        owner = call.owner
+        if owner is None:
+            samples = batch_size(call.module, call.inputs)
+            self._apart[call.layer] = self._apart.get(call.layer, 0) + samples
+            self.samples = max(self._apart.values())
+            return samples
         if not owner.counted:
             self.samples += owner.samples
             owner.counted = True
-        if layer not in self.sums:
-            self.sums[layer] = Sums(layer, self.bases.get(layer))
-        self.sums[layer].add(call.module, call.inputs, gradient, owner.samples)
-        call.done = True
+        return owner.samples
 
     def _watch_rows(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
         """Keep the rows of the gradient of a linear layer, if they are few."""

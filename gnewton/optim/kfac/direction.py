@@ -14,9 +14,10 @@ from gnewton.arguments import check_options
 from gnewton.optim.hyperparameters import KFACDirectionHyperparameters
 from gnewton.optim.inner_optimizers import CompositeOptimizer
 from gnewton.optim.kfac.kronecker_blocks import find_layers
+from gnewton.optim.kfac.likelihoods import Sampler
 from gnewton.optim.kfac.optimizer import KFAC
 from gnewton.optim.shadow_direction import DirectionFactory
-from gnewton.wrappers import unwrapped
+from gnewton.wrappers import is_compiled, named_parameters, unwrapped
 
 _DEFAULTS = KFACDirectionHyperparameters()
 
@@ -54,7 +55,14 @@ def likelihood_of(loss_fn: Callable[..., Any]) -> str | None:
 
 
 def kfac_direction(
-    model: nn.Module, *, largest_factor: int = LARGEST_FACTOR, adam_scale: float = ADAM_SCALE, **options: Any
+    model: nn.Module,
+    *,
+    largest_factor: int = LARGEST_FACTOR,
+    adam_scale: float = ADAM_SCALE,
+    fisher: str = _DEFAULTS.fisher,
+    preconditioner: str = _DEFAULTS.preconditioner,
+    likelihood: str | Sampler | None = None,
+    **options: Any,
 ) -> DirectionFactory:
     """K-FAC on the layers that it treats, Adam on all other parameters: norms, embeddings, recurrent cells.
 
@@ -62,7 +70,8 @@ def kfac_direction(
         model: the network, which K-FAC watches by hooks.
         largest_factor: layers with a larger factor on either side are left to Adam.
         adam_scale: learning rate of Adam, where that of K-FAC is 1.
-        options: of :class:`~gnewton.optim.kfac.KFAC`, but for ``lr`` and ``params``.
+        fisher, preconditioner, likelihood: of :class:`~gnewton.optim.kfac.KFAC`, with other defaults.
+        options: further ones of it, but for ``lr`` and ``params``.
 
     Returns:
         A function from (name, tensor) pairs to the optimizer, one of the two if the other has no parameter.
@@ -81,9 +90,17 @@ def kfac_direction(
         treated = {name for layer in layers for name in (layer.weight_name, layer.bias_name)}
         parts: list[torch.optim.Optimizer] = []
         if layers:
-            parts.append(
-                KFAC(model, lr=1.0, params=[pair for pair in named if pair[0] in treated], **options)
+            kfac = KFAC(
+                model,
+                lr=1.0,
+                params=[pair for pair in named if pair[0] in treated],
+                fisher=fisher,
+                preconditioner=preconditioner,
+                likelihood=likelihood,
+                **options,
             )
+            kfac.unreached_scale = adam_scale
+            parts.append(kfac)
         others = [pair for pair in named if pair[0] not in treated]
         if others:
             decay = options.get("weight_decay", 0.0) / adam_scale  # as much of θ as K-FAC takes away
@@ -98,7 +115,14 @@ def watching(model: nn.Module, loss_fn: Callable[..., Any]) -> DirectionFactory:
 
     Of any other loss K-FAC takes the gradients themselves (the empirical Fisher).
     """
-    likelihood = likelihood_of(loss_fn)
-    if likelihood is None:
-        return kfac_direction(model, fisher="empirical")
-    return kfac_direction(model, likelihood=likelihood)
+    return kfac_direction(model, likelihood=likelihood_of(loss_fn))
+
+
+def is_watchable(model: nn.Module) -> bool:
+    """Whether the model has a layer for K-FAC, and is not compiled: such a model hides its layers."""
+    if is_compiled(model):
+        return False
+    layers = find_layers(
+        unwrapped(model), [name for name, p in named_parameters(model).items() if p.requires_grad]
+    )
+    return any(max(layer.inputs, layer.outputs) <= LARGEST_FACTOR for layer in layers)

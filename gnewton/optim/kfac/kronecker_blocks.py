@@ -105,6 +105,12 @@ def _is_treated(module: nn.Module) -> bool:
     )
 
 
+def batch_size(module: Module, inputs: Tensor) -> int:
+    """The number of samples in an input of a layer: the length of its first axis, or 1 without batch axis."""
+    of_a_sample = 1 if isinstance(module, nn.Linear) else len(module.kernel_size) + 1
+    return len(inputs) if inputs.dim() > of_a_sample else 1
+
+
 def rows(module: Module, inputs: Tensor, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The inputs of a call of ``module`` and the gradients of its outputs, position by position.
 

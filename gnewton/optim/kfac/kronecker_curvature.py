@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from gnewton.errors import InputError
+from gnewton.backend import world_size
+from gnewton.errors import GnewtonError, InputError, first_line
 from gnewton.optim.kfac.capture import Capture
 from gnewton.optim.kfac.kronecker_blocks import Layer
 from gnewton.optim.kfac.low_rank import LowRank
 from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner
-from gnewton.optim.kfac.statistics import Factors, moments
+from gnewton.optim.kfac.statistics import Factors, Sums, moments
+
+log = logging.getLogger(__name__)
 
 PRECONDITIONERS: dict[str, type[Preconditioner]] = {
     "inverse": Inverses,
@@ -33,7 +37,6 @@ class KroneckerCurvature:
         decay, identity: of the averages, see :class:`~gnewton.optim.kfac.statistics.Factors`.
         statistics_period, inverse_period: steps between two updates of the averages, and of the
             preconditioners.
-        empirical: whether the statistics are those of a loss that is a mean over the samples.
         reference_scaling: as for :func:`~gnewton.optim.kfac.statistics.moments`.
 
     Attributes:
@@ -50,7 +53,6 @@ class KroneckerCurvature:
         identity: bool,
         statistics_period: int,
         inverse_period: int,
-        empirical: bool,
         reference_scaling: bool,
     ) -> None:
         self.factors: dict[Layer, Factors] = {}
@@ -58,7 +60,7 @@ class KroneckerCurvature:
         self._layers, self._capture, self._kind = layers, capture, PRECONDITIONERS[kind]
         self._decay, self._identity = decay, identity
         self._statistics_period, self._inverse_period = statistics_period, inverse_period
-        self._empirical, self._reference_scaling = empirical, reference_scaling
+        self._reference_scaling = reference_scaling
         self._steps = self._next_statistics = self._next_inverses = 0
 
     def update(self, damping: float) -> None:
@@ -68,9 +70,12 @@ class KroneckerCurvature:
 
         Raises:
             InputError: if there are no statistics yet.
+            GnewtonError: if a factor has no inverse.
         """
         self._take_statistics()
         if not self.factors:
+            if self._capture.lenient:
+                return
             raise InputError(
                 "step: no statistics yet; before the first step the model itself must be called in training "
                 "mode, with gradients; calls of its parts are not seen"
@@ -79,12 +84,19 @@ class KroneckerCurvature:
         layers = [layer for layer in self.factors if due or layer not in self.preconditioners]
         if not layers:
             return
-        for layer in layers:
-            self.preconditioners.setdefault(layer, self._kind())
-        preconditioners = [self.preconditioners[layer] for layer in layers]
-        self._kind.refresh(preconditioners, [self.factors[layer] for layer in layers], damping)
+        preconditioners = {layer: self.preconditioners.get(layer) or self._kind() for layer in layers}
         if due:
             self._next_inverses = self._steps + self._inverse_period
+        try:
+            self._kind.refresh(
+                list(preconditioners.values()), [self.factors[layer] for layer in layers], damping
+            )
+        except GnewtonError as error:
+            if not self._capture.lenient:
+                raise
+            log.warning("K-FAC: the preconditioners stay as they are: %s", first_line(error))
+            return
+        self.preconditioners |= preconditioners
         self._set_bases()
 
     def end_step(self) -> None:
@@ -135,11 +147,17 @@ class KroneckerCurvature:
 
     def _take_statistics(self) -> None:
         capture = self._capture
-        if not capture.sums:
+        alone = world_size() == 1
+        if not capture.due or not (capture.samples if alone else capture.sums or self.factors):
             return
-        scale = float(capture.samples) if self._empirical else 1.0
-        sums = {layer: capture.sums[layer] for layer in self._layers if layer in capture.sums}
-        for layer, moment in moments(sums, capture.samples, scale, self._reference_scaling).items():
+        # processes join the same layers, whichever of them their own passes reached
+        sums = {
+            layer: capture.sums.get(layer) or Sums(layer, capture.bases.get(layer))
+            for layer in self._layers
+            if layer in capture.sums or not alone
+        }
+        scales = [1.0 if layer in capture.drawn else float(capture.samples) for layer in sums]
+        for layer, moment in moments(sums, capture.samples, scales, self._reference_scaling).items():
             if layer not in self.factors:
                 self.factors[layer] = self._new_factors(layer)
             finite = self.factors[layer].average(moment)

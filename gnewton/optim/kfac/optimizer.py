@@ -21,6 +21,9 @@ from gnewton.optim.kfac.layer_gradient import DenseGradient, LayerGradient, Laye
 from gnewton.optim.kfac.likelihoods import LabelStream, Sampler, sampler
 from gnewton.wrappers import is_compiled, named_parameters, unwrapped
 
+SQUARE_DECAY, SQUARE_FLOOR = 0.999, 1e-8
+"""β_2 and ε of Adam, for parameters without preconditioner (:attr:`KFAC.unreached_scale`)."""
+
 
 class KFAC(BoundOptimizer):
     """θ ← (1 − lr·wd) θ − lr m, m ← μ m + ν V, where V = (G + √λ/π I)⁻¹ ∇W (A + π√λ I)⁻¹ in each layer.
@@ -55,7 +58,11 @@ class KFAC(BoundOptimizer):
         statistics_period: T_cov, number of steps between two updates of the averages, >= 1.
         inverse_period: T_inv, number of steps between two updates of the inverses, >= 1.
         fisher: "true" draws labels from the model's own predictions, "empirical" takes the gradients of the
-            loss itself, which must then be a mean over samples (in pieces: weighted by their share).
+            loss itself, which must then be a mean over samples (in pieces: weighted by their share). "auto"
+            makes do with any network and loop: "true" while the model allows it and has a ``likelihood``,
+            else "empirical"; passes in evaluation mode and calls of parts of the model count if there are no
+            others; a layer that none of them reaches takes the raw gradient, and a factor without an inverse
+            leaves the last one in force.
         likelihood: the loss of the training: "categorical" (cross-entropy), "categorical_last" (with
             the classes along the last axis), "gaussian" (mean
             squared error), "bernoulli" (binary cross-entropy with logits), or a function that draws
@@ -71,6 +78,10 @@ class KFAC(BoundOptimizer):
     Raises:
         InputError: for a value out of range, an unknown name, or a model without a layer to treat.
     """
+
+    unreached_scale: float | None
+    """Learning rate at which a parameter without preconditioner takes its gradient over its root mean square,
+    before the momentum; None: it takes the raw gradient. Set by :func:`~gnewton.optim.kfac.direction`."""
 
     why_fixed: ClassVar[str] = "the parameters are those of the model"
 
@@ -88,7 +99,7 @@ class KFAC(BoundOptimizer):
         statistics_period: int = 10,
         inverse_period: int = 100,
         fisher: str = "true",
-        likelihood: str | Sampler = "categorical",
+        likelihood: str | Sampler | None = "categorical",
         preconditioner: str = "inverse",
         start: str = "first",
         scaling: str = "standard",
@@ -117,7 +128,10 @@ class KFAC(BoundOptimizer):
             start=start,
             scaling=scaling,
         )
-        draw = sampler(likelihood)
+        draw = None if likelihood is None else sampler(likelihood)
+        if draw is None and fisher == "true":
+            raise InputError("likelihood=None: labels are drawn from it; must be given, or fisher=empirical")
+        draw = None if fisher == "empirical" else draw
         named = named_targets(model, params)
         super().__init__(
             list(named.items()),
@@ -147,10 +161,10 @@ class KFAC(BoundOptimizer):
         taken = {id(p) for pair in self._treated.values() for p in pair}
         self._others = [p for p in named.values() if id(p) not in taken]
         self.keeps_fresh, self.fresh = False, dict[Tensor, Tensor]()
+        self.unreached_scale: float | None = None
         self._kind = preconditioner
         self._draws = LabelStream(seed)
-        empirical = fisher == "empirical"
-        self._capture = Capture(model, self._layers, None if empirical else draw, self._draws.next)
+        self._capture = Capture(model, self._layers, draw, self._draws.next, lenient=fisher == "auto")
         self._curvature = KroneckerCurvature(
             self._layers,
             self._capture,
@@ -159,7 +173,6 @@ class KFAC(BoundOptimizer):
             identity=start == "identity",
             statistics_period=statistics_period,
             inverse_period=inverse_period,
-            empirical=empirical,
             reference_scaling=scaling == "reference",
         )
         self._built = True
@@ -174,6 +187,15 @@ class KFAC(BoundOptimizer):
         """The running averages (A, G) of every layer seen so far, by its name, in the order of the model."""
         known = self._curvature.factors
         return {layer.name: (known[layer].a, known[layer].g) for layer in self._layers if layer in known}
+
+    @property
+    def stream(self) -> tuple[int, int]:
+        """The seed of the drawn labels, and the number of draws so far."""
+        return self._draws.seed, self._draws.count
+
+    @stream.setter
+    def stream(self, position: tuple[int, int]) -> None:
+        self._draws.seed, self._draws.count = position
 
     def close(self) -> None:
         """Remove the hooks from the model; the optimizer cannot be used afterwards."""
@@ -242,8 +264,8 @@ class KFAC(BoundOptimizer):
         state = super().state_dict()
         state["kfac"] = {
             "preconditioner": self._kind,
-            "seed": self._draws.seed,
-            "draws": self._draws.count,
+            "seed": self.stream[0],
+            "draws": self.stream[1],
             **self._curvature.state(),
         }
         return state
@@ -261,7 +283,7 @@ class KFAC(BoundOptimizer):
             raise InputError(f"state_dict: its preconditioner is {saved['preconditioner']}, not {self._kind}")
         self._curvature.check(saved)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "kfac"})
-        self._draws.seed, self._draws.count = saved["seed"], saved["draws"]
+        self.stream = saved["seed"], saved["draws"]
         self._curvature.load(saved)
 
     def _layer_steps(self) -> tuple[dict[Layer, LayerStep], list[Tensor]]:
@@ -295,7 +317,7 @@ class KFAC(BoundOptimizer):
         group = self.param_groups[0]
         momentum = float(group["momentum"])
         averaged: dict[Tensor, Tensor] = {}
-        new = {p: p.grad for p in raw if p.grad is not None}
+        new = self._unreached(raw)
         for layer, step in steps.items():
             weight, bias = self._treated[layer]
             if (
@@ -320,6 +342,21 @@ class KFAC(BoundOptimizer):
             torch._foreach_add_(held, list(new.values()))
             averaged |= dict(zip(new, held, strict=True))
         return averaged
+
+    def _unreached(self, parameters: list[Tensor]) -> dict[Tensor, Tensor]:
+        """V of the parameters without preconditioner: their gradients, perhaps over the root mean square."""
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        if self.unreached_scale is None:
+            return gradients
+        new = {}
+        for p, gradient in gradients.items():
+            state = self.state[p]
+            count = state["square_count"] = state.get("square_count", 0) + 1
+            square = state.setdefault("square", torch.zeros_like(p))
+            square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
+            root = (square / (1 - SQUARE_DECAY**count)).sqrt_().add_(SQUARE_FLOOR)
+            new[p] = (gradient / root).mul_(self.unreached_scale)
+        return new
 
     def _buffer(self, p: Tensor) -> Tensor:
         """m of a parameter, zero at first."""

@@ -172,7 +172,7 @@ class Moments:
 
 
 def moments(
-    pending: Mapping[Layer, Sums], samples: int, gradient_scale: float, reference_scaling: bool
+    pending: Mapping[Layer, Sums], samples: int, scales: Sequence[float], reference_scaling: bool
 ) -> dict[Layer, Moments]:
     """Turn the sums of a step into means, over all processes.
 
@@ -180,44 +180,47 @@ def moments(
     A = (1/N) Σ ā āᵀ and G = (1/(N S)) Σ ĝ ĝᵀ, squares (1/N) Σ_n (…)².
 
     Args:
-        pending: the sums of each layer; they are used up.
-        samples: N in this process.
-        gradient_scale: ĝ/g, the factor on the gradients in the sums.
+        pending: the sums of each layer; they are used up. With several processes every one of them must
+            have sums, perhaps of nothing, of the same layers.
+        samples: N in this process; with a single process > 0.
+        scales: ĝ/g of each layer, the factor on the gradients in its sums.
         reference_scaling: divide A by S² and multiply G by S², as the preset ``reference`` has it.
     """
-    square = gradient_scale**2
+    squares = [scale**2 for scale in scales]
     total: float | Tensor = float(samples)
+    counts: list[Any] = [sums.rows for sums in pending.values()]
     if world_size() > 1:  # each process scales gradients by its own number of samples
-        total, square = _join(list(pending.values()), samples, square), 1.0
+        total, *counts = _join(list(pending.values()), samples, squares)
+        squares = [1.0] * len(squares)
     means = {}
-    for layer, sums in pending.items():
-        positions = sums.rows / samples
-        reference = positions**2 if reference_scaling else 1.0
-        a, g = sums.second_moments(1 / (total * reference), square * reference / (total * positions))
-        squares = sums.squares.mul_(square / total) if sums.squares is not None else None
-        means[layer] = Moments(a, g, squares)
+    for (layer, sums), count, square in zip(pending.items(), counts, squares, strict=True):
+        reference = (count / total) ** 2 if reference_scaling else 1.0
+        a, g = sums.second_moments(1 / (total * reference), square * reference / count)
+        of_gradients = sums.squares.mul_(square / total) if sums.squares is not None else None
+        means[layer] = Moments(a, g, of_gradients)
     return means
 
 
-def _join(pending: Sequence[Sums], samples: int, square: float) -> Tensor:
+def _join(pending: Sequence[Sums], samples: int, squares: Sequence[float]) -> list[Tensor]:
     """Add up the sums of all processes, in place, by one all-reduce.
 
     Args:
-        square: factor on the squares of the gradients of this process.
+        squares: of each layer, factor on the squares of the gradients of this process.
 
     Returns:
-        The number of samples in all processes.
+        The number of samples in all processes, and those of the positions in the calls of each layer.
     """
     parts: list[Tensor] = []
-    for sums in pending:
+    for sums, square in zip(pending, squares, strict=True):
         a, g = sums.matrices()
         parts += [a, g.mul_(square)]
         if sums.squares is not None:
             parts.append(sums.squares.mul_(square))
-    *joined, total = sum_over_processes([*parts, parts[0].new_tensor(samples)])
+    numbers = [samples, *(sums.rows for sums in pending)]
+    *joined, totals = sum_over_processes([*parts, parts[0].new_tensor(numbers)])
     for part, sum_of_all in zip(parts, joined, strict=True):
         part.copy_(sum_of_all)
-    return total
+    return list(totals)
 
 
 class Factors:

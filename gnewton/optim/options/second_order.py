@@ -197,8 +197,8 @@ class _Options(PreconditionerHyperparameters):
             "scaling": self.scaling,
             "seed": problem.seed,
         }
-        if self.fisher == "true":
-            if problem.likelihood is None:
+        if self.fisher != "empirical":
+            if problem.likelihood is None and self.fisher == "true":
                 raise InputError(
                     f"{where}.fisher=true: must be empirical, the loss is no likelihood to draw labels from"
                 )

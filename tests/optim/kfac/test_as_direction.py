@@ -171,7 +171,8 @@ def test_presets(compose: Callable[..., Any], choice: str, expected: dict[str, f
     assert (kept._decay, kept._statistics_period, kept._inverse_period) == (0.95, 10, 100)
     assert built._kind == ("eigen" if reference else "inverse")
     assert kept._identity == kept._reference_scaling == reference
-    assert not kept._empirical
+    assert built._capture._sampler is not None
+    assert not built._capture.lenient
     assert built._draws.seed == 3
 
 
@@ -214,5 +215,6 @@ def test_a_loss_that_is_no_likelihood_needs_the_empirical_fisher(
 
     message = rf"^{where}.fisher=true: must be empirical, the loss is no likelihood to draw labels from"
     with pytest.raises(InputError, match=message):
-        build()
+        build(f"{where}.fisher='true'")
+    build(f"{where}.fisher=auto")
     build(f"{where}.fisher=empirical")

@@ -62,7 +62,7 @@ def step_of(model: nn.Module, named: list[tuple[str, Tensor]], optimizer: torch.
 def test_each_parameter_takes_the_step_of_its_own_method() -> None:
     model, other = mixed(), mixed()
     named = shadows(model)
-    optimizer = kfac_direction(model, seed=3)(named)
+    optimizer = kfac_direction(model, seed=3, likelihood="categorical")(named)
     assert isinstance(optimizer, CompositeOptimizer)
     step_of(model, named, optimizer)
 
