@@ -24,6 +24,9 @@ from gnewton.optim.kfac.statistics import Basis, Sums
 
 log = logging.getLogger(__name__)
 
+ROUNDING = 64
+"""Roundings by which a gradient may differ from the product of its rows."""
+
 _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
 """Autograd nodes of a linear layer on a matrix, with the positions of the gradients of bias and weight."""
 
@@ -142,9 +145,10 @@ class Capture:
         """The gradient of a layer by its rows, if autograd made ``weight`` and ``bias`` from these very rows.
 
         That is the case if they are the tensors of the backward pass and have not been written to, which
-        excludes a penalty in the loss and accumulated, clipped or replaced gradients. Writes that torch does
-        not count (``.grad.data``, ``.numpy()``, an all-reduce in place) go unnoticed, so with several
-        processes the rows are never used.
+        excludes a penalty in the loss and accumulated, clipped or replaced gradients. Torch does not count
+        all writes (``.grad.data``, ``.numpy()``, an all-reduce by another library): on the CPU the product
+        with a random vector shows them, elsewhere that would make the host wait. With several processes the
+        rows are never used, and elsewhere than on the CPU not by a lenient capture.
         """
         kept = self._rows.get(layer) if world_size() == 1 else None
         if kept is None or kept.outputs is None or kept.weight is None:
@@ -153,6 +157,8 @@ class Capture:
         if layer.bias is not None:
             same &= bias is not None and kept.bias is not None and _same(bias, kept.bias)
         if not same:
+            return None
+        if weight.device.type == "cpu" and not _are_rows_of(kept, weight, bias):
             return None
         dtype = torch.promote_types(kept.inputs.dtype, torch.float32)  # that of the factors
         return LowRankGradient(kept.inputs.to(dtype), kept.outputs.to(dtype), layer.bias is not None)
@@ -271,6 +277,7 @@ class Capture:
         kinds = {inputs.dtype, output.dtype, layer.weight.dtype}
         if (
             inputs.dim() == 2
+            and (inputs.device.type == "cpu" or not self.lenient)
             and len(kinds) == 1  # under autocast a scaler divides the gradients unnoticed
             and places is not None
             and LowRankGradient.pays(len(inputs), layer.inputs, layer.outputs)
@@ -307,6 +314,20 @@ def _alias(tensor: Tensor | None) -> Tensor | None:
 def _same(gradient: Tensor, product: Tensor) -> bool:
     """Whether both are the same memory, written only by the product that made it."""
     return gradient.data_ptr() == product.data_ptr() and gradient._version == product._version == 0
+
+
+def _are_rows_of(rows: _Rows, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the gradients are products of the rows up to rounding, seen by a random vector."""
+    assert rows.outputs is not None
+    inputs, outputs = rows.inputs, rows.outputs
+    probe = torch.randn(inputs.shape[1], generator=torch.Generator().manual_seed(0)).to(inputs.dtype)
+    image = inputs @ probe
+    error, size = [weight @ probe - outputs.T @ image], [image.norm()]
+    if bias is not None:
+        error.append(bias - outputs.sum(0))
+        size.append(image.new_tensor(float(len(outputs))).sqrt())
+    bounds = [ROUNDING * torch.finfo(inputs.dtype).eps * outputs.norm() * length for length in size]
+    return all(bool(e.norm() <= bound) for e, bound in zip(error, bounds, strict=True))
 
 
 class _Hook:

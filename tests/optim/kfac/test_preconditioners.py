@@ -90,6 +90,9 @@ CHANGES = {
     "replaced": lambda p: setattr(p, "grad", p.grad * 2),
     "decayed": lambda p: p.grad.add_(p.detach()),
     "copied": lambda p: setattr(p, "grad", p.grad.clone()),
+    "scaled behind autograd's back": lambda p: p.grad.data.mul_(0.5),
+    "clamped behind autograd's back": lambda p: p.grad.data.clamp_(-1e-3, 1e-3),
+    "one entry written as an array": lambda p: p.grad.numpy().ravel().__setitem__(1, 0.0),
 }
 
 
