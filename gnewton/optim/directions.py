@@ -18,6 +18,7 @@ from gnewton.optim.kfac.direction import is_watchable, watching
 from gnewton.optim.kfac.optimizer import KFAC
 from gnewton.optim.shadow_direction import DirectionFactory, ShadowDirection
 from gnewton.options import did_you_mean
+from gnewton.partition import Partition
 
 
 def muon_with_adamw(
@@ -226,6 +227,17 @@ class Directions:
     def with_kfac(self) -> bool:
         """Whether one of the methods is K-FAC, for some of the parameters at least."""
         return any(isinstance(part, KFAC) for member in self.members for part in parts(member.inner))
+
+    def kinds(self, partition: Partition) -> list[int]:
+        """The number of the method that makes the step of each entry of a partition: the part of a composite
+        that steps most numbers of the group, counted over all directions.
+        """
+        by_member: list[list[int]] = []
+        for member in self.members:
+            first = 1 + max(by_member[-1], default=0) if by_member else 0
+            by_member.append([first + kind for kind in member.kinds(partition)])
+        numbers = {kind: i for i, kind in enumerate(sorted({k for kinds in by_member for k in kinds}))}
+        return [numbers[kind] for entry in zip(*by_member, strict=True) for kind in entry]
 
     def weights(self) -> list[list[float]]:
         """:attr:`ShadowDirection.weights` of every method."""

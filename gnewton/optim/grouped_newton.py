@@ -204,7 +204,7 @@ class GroupedNewton(BoundOptimizer):
             proximal=proximal,
             averaging=averaging if averaging is not None else ExponentialAveraging(0.8),
             normalise=normalise,
-            directions=count,
+            kinds=self._directions.kinds(self.partition),
         )
         if controller is None:
             controller = Progress() if total_steps is None else Progress(lowest=ANNEALED)
@@ -354,7 +354,7 @@ class GroupedNewton(BoundOptimizer):
         super().add_param_group({"params": parameters, "name": new.name, "rate": still, "lr": new.lr})
         self._directions.close()
         self._directions, self.partition = directions, new.partition
-        self._updater.restart(len(self._names))
+        self._updater.restart(directions.kinds(new.partition))
         self._rates.extend(directions)
         self._schedule.restart()
         self._outgrown = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -97,24 +98,25 @@ class RateRule:
     """Turns the summaries of successive updates into learning rates, one per group.
 
     Args:
-        groups: S.
+        entries: R, the number of rates: one for each group and direction.
         solver: a name in :data:`gnewton.optim.solvers.SOLVERS`, or a solver.
         internal_damping: λ_int >= 0 of the cubic term.
         negative_rates: "keep" signed rates, "clip" them to 0 after the solve, or "constrain" the solve to
             rates >= 0.
-        shrinkage: τ >= 0 of the term (τ/2)(η − c)ᵀ diag|H̄| (η − c) that pulls the rates of a direction
-            towards their common rate c; a shrunk rate is within a factor of 8 of it
-            (:mod:`gnewton.optim.solvers`). 0: none.
+        shrinkage: τ >= 0 of the term (τ/2)(η − c)ᵀ diag|H̄| (η − c) that pulls the rates of a kind towards
+            their common rate c; a shrunk rate is within a factor of 8 of it (:mod:`gnewton.optim.solvers`).
+            0: none.
         proximal: μ >= 0 of the proximal term (μ/2)(η − η_prev)ᵀ diag|H̄| (η − η_prev).
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that they stay comparable
             while the length of u changes.
-        directions: k; entries are pairs (group, direction), with the direction running faster.
+        kinds: number of the kind of each entry, from 0: the method that proposes its step. Steps of one
+            kind are on one scale. None: all are of one kind.
     """
 
     def __init__(
         self,
-        groups: int,
+        entries: int,
         *,
         solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
@@ -123,7 +125,7 @@ class RateRule:
         proximal: float = 0.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
-        directions: int = 1,
+        kinds: Sequence[int] | None = None,
     ) -> None:
         check_options(
             GroupedNewtonHyperparameters,
@@ -143,16 +145,15 @@ class RateRule:
         self.averaging = averaging if averaging is not None else NoAveraging()
         self._empty = copy.deepcopy(self.averaging.state_dict())
         self.normalise = normalise
-        self._directions = directions
-        self.restart(groups)
+        self.restart([0] * entries if kinds is None else kinds)
 
-    def restart(self, groups: int) -> None:
-        """Forget all summaries and rates, and continue with ``groups`` groups."""
-        self._groups = groups
+    def restart(self, kinds: Sequence[int]) -> None:
+        """Forget all summaries and rates, and continue with entries of these kinds."""
+        self._size, self._kinds = len(kinds), torch.tensor(kinds)
         self.averaging.load_state_dict(copy.deepcopy(self._empty))
         self._previous: Tensor | None = None  # η of the last update, normalised units
         self._accepted: Tensor | None = None  # the last certified solution, normalised: bounds the fallback
-        self._common = [math.nan] * self._directions  # in units of u
+        self._common = [math.nan] * (max(kinds) + 1)  # in units of u
 
     @property
     def needs_third(self) -> bool:
@@ -188,11 +189,11 @@ class RateRule:
         silent = torch.zeros_like(norms, dtype=torch.bool) if silent is None else silent & (norms > 0)
         active = (norms > 0) & ~silent
         if not active.any():  # the loss does not depend on the rates
-            zeros = torch.zeros(self._groups, dtype=torch.float64)
+            zeros = torch.zeros(self._size, dtype=torch.float64)
             return self._solved(model, zeros, Solution(zeros, AT_REST), scale, silent)
         common = self._common_rates(model, torch.where(active, scale, 0.0))
         solution = self._minimiser(model, active, common)
-        rates = torch.zeros(self._groups, dtype=torch.float64)
+        rates = torch.zeros(self._size, dtype=torch.float64)
         rates[active] = solution.rates
         if common is not None:
             rates = common.bounded(rates)
@@ -221,7 +222,7 @@ class RateRule:
 
     def _model(self, average: Tensor) -> Model:
         """The model of a packed average, in normalised units."""
-        size = self._groups
+        size = self._size
         if self.solver.diagonal:
             gradient, diagonal, third = average.split([size, size, size])
             hessian = torch.diag(diagonal)
@@ -243,6 +244,7 @@ class RateRule:
             model.internal_damping,
             self.solver,
             self._common,
+            self._kinds,
         )
 
     def _minimiser(self, model: Model, active: Tensor, common: Common | None) -> Solution:

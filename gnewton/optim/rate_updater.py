@@ -148,9 +148,9 @@ class RateUpdater:
             diagonal=self.rule.solver.diagonal,
         )
 
-    def restart(self, entries: int) -> None:
+    def restart(self, kinds: Sequence[int]) -> None:
         """Average from nothing, over this many entries, since the model trains other parameters now."""
-        self.rule.restart(entries)
+        self.rule.restart(kinds)
         if self.safeguard is not None:
             self.safeguard.forget_parameters()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,6 +30,7 @@ from gnewton.optim.inner_optimizers import (
     stepped,
     weight,
 )
+from gnewton.partition import Partition
 
 NamedTensors = list[tuple[str, Tensor]]
 DirectionFactory = Callable[[NamedTensors], torch.optim.Optimizer]
@@ -130,6 +132,27 @@ class ShadowDirection:
             padded = [*by_group, 1.0]  # −1: the parameters in no group
             self._weights = by_group, [padded[i] for i in self._inner_group]
         return self._weights[1]
+
+    def kinds(self, partition: Partition) -> list[int]:
+        """The number of the part of the inner optimizer that steps most numbers of each group."""
+        shadows = dict(zip(self._names, self._shadows, strict=True))
+        part_of = {
+            shadow: number
+            for number, part in enumerate(parts(self.inner))
+            for group in part.param_groups
+            for shadow in group["params"]
+        }
+        kinds = []
+        for group in partition:
+            numbers = {name: shadows[name].numel() for name in group.parameters}
+            for piece in group.slices:
+                whole = shadows[piece.parameter]
+                numbers[piece.parameter] = len(piece) * (whole.numel() // whole.shape[piece.axis])
+            counts = Counter[int]()
+            for name, count in numbers.items():
+                counts[part_of.get(shadows[name], 0)] += count
+            kinds.append(counts.most_common(1)[0][0])
+        return kinds
 
     def quadratic_decay(self) -> list[float]:
         """wd of the term (wd/2)‖θ‖² that a coupled decay adds to the objective, for each parameter; 0: none.

@@ -174,11 +174,11 @@ RISE = 1.3
 
 @dataclass(frozen=True)
 class Common:
-    """The rate common to all groups, for each direction.
+    """The rate common to all entries of a kind, such as those of one direction.
 
     Attributes:
-        rates: c_j, one for each of the k directions; NaN: not known yet.
-        target: c_j of each entry in normalised units, (S·k,); the directions j run faster.
+        rates: c_j of each kind; NaN: not known yet.
+        target: c_j n of each entry, in normalised units, (R,).
     """
 
     rates: list[float]
@@ -186,7 +186,7 @@ class Common:
 
     @property
     def known(self) -> Tensor:
-        """The entries with a known common rate, (S·k,), bool."""
+        """The entries with a known common rate, (R,), bool."""
         return self.target.isfinite()
 
     def bounded(self, rates: Tensor) -> Tensor:
@@ -203,32 +203,34 @@ def common_rates(
     internal_damping: float,
     solver: Solver,
     previous: list[float],
+    kinds: Tensor,
 ) -> Common:
-    """The minimiser over c of the model along η = c n, for each direction.
+    """The minimiser over c of the model along η = c n, for the entries of each kind.
 
     Along this line the cubic term is (λ_int/6) c³ ‖Dn‖³, that of a third derivative ‖Dn‖³.
 
     Args:
-        gradient, hessian, third: the model, (R,), (R, R), (R,), with R = S·k.
+        gradient, hessian, third: the model, (R,), (R, R), (R,).
         lengths: n, the factor from a rate in units of the direction to normalised units, (R,).
         internal_damping: λ_int.
         solver: the solver of the rates.
-        previous: c of each direction at the last update; NaN: none.
+        previous: c of each kind at the last update; NaN: none.
+        kinds: number of the kind of each entry, (R,).
 
     Returns:
-        The common rates. A direction without a minimiser keeps its previous rate; one along which the loss
-        does not descend takes half of it.
+        The common rates. A kind without a minimiser keeps its previous rate; one along which the loss does
+        not descend takes half of it.
     """
-    count = len(previous)
     rates, target = [], torch.full_like(gradient, math.nan)
     for j, before in enumerate(previous):
-        n = lengths[j::count]
-        slope = gradient[j::count] @ n
+        members = kinds == j
+        n = lengths[members]
+        slope = gradient[members] @ n
         solution = solver.solve(
             Model(
                 gradient=slope.view(1),
-                hessian=(n @ hessian[j::count, j::count] @ n).view(1, 1),
-                third=(third[j::count].abs().pow(2 / 3) * n * n).sum().pow(1.5).view(1),
+                hessian=(n @ hessian[members][:, members] @ n).view(1, 1),
+                third=(third[members].abs().pow(2 / 3) * n * n).sum().pow(1.5).view(1),
                 internal_damping=internal_damping,
                 nonnegative=False,
                 radius=math.inf,
@@ -242,5 +244,5 @@ def common_rates(
         if math.isfinite(before):
             rate = min(rate, RISE * before)
         rates.append(rate)
-        target[j::count] = rate * n
+        target[members] = rate * n
     return Common(rates, target)

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
 
+from gnewton import GroupedNewton, Partition
 from gnewton.errors import InputError
 from gnewton.optim.averaging import NoAveraging
+from gnewton.optim.kfac.direction import kfac_direction
 from gnewton.optim.rate_rule import RateRule
 from gnewton.optim.solvers import RISE, SOLVERS, SPREAD, Common, common_rates, parse_solver
 
@@ -27,9 +30,14 @@ def model(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def shared(
-    *parts: Tensor, damping: float = 0.7, solver: str = "cubic", previous: Any = (math.nan,)
+    *parts: Tensor,
+    damping: float = 0.7,
+    solver: str = "cubic",
+    previous: Any = (math.nan,),
+    kinds: Tensor | None = None,
 ) -> Common:
-    return common_rates(*parts, damping, parse_solver(solver), list(previous))
+    kinds = torch.zeros(len(parts[0]), dtype=torch.int64) if kinds is None else kinds
+    return common_rates(*parts, damping, parse_solver(solver), list(previous), kinds)
 
 
 @pytest.mark.parametrize("solver", ["cubic", "ridge"])
@@ -81,13 +89,77 @@ def test_it_rises_slowly_and_falls_at_once() -> None:
     assert shared(*parts, previous=[100 * free]).rates[0] == free
 
 
-def test_each_direction_has_its_own() -> None:
+@pytest.mark.parametrize("kinds", [[0, 1, 0, 1, 0, 1], [1, 0, 0, 1, 1, 1]])
+def test_each_kind_has_its_own(kinds: list[int]) -> None:
     gradient, hessian, third, n = model(6, 4)
-    both = shared(gradient, hessian, third, n, previous=[math.nan] * 2)
+    both = shared(gradient, hessian, third, n, previous=[math.nan] * 2, kinds=torch.tensor(kinds))
     for j in range(2):
-        alone = shared(gradient[j::2], hessian[j::2, j::2], third[j::2], n[j::2])
+        members = [i for i, kind in enumerate(kinds) if kind == j]
+        alone = shared(gradient[members], hessian[members][:, members], third[members], n[members])
         assert both.rates[j] == pytest.approx(alone.rates[0], rel=1e-12)
-        assert torch.allclose(both.target[j::2], both.rates[j] * n[j::2])
+        assert torch.allclose(both.target[members], both.rates[j] * n[members])
+
+
+class Beside(nn.Module):
+    """A layer for K-FAC beside an embedding and a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(9, 4)
+        self.norm = nn.LayerNorm(4)
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.layer(self.norm(self.embedding(tokens).mean(1)))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1, 1, 1, 0, 0]),
+        ({"partition": "by_layer"}, [1, 1, 0]),
+        (
+            {"partition": [["embedding.weight", "layer.bias"], ["norm.weight", "norm.bias", "layer.weight"]]},
+            [1, 0],
+        ),
+        ({"direction": "adam"}, [0] * 5),
+        ({"direction": "muon"}, [0, 1, 1, 0, 1]),
+        ({"direction": "pair"}, [0, 1] * 5),
+        ({"direction": {"k": "kfac", "a": "average"}}, [1, 2, 1, 2, 1, 2, 0, 2, 0, 2]),
+        ({"partition": Partition.per_channel, "matrix": "gauss_newton", "solver": "ridge"}, None),
+    ],
+)
+def test_the_kind_of_a_group_is_the_method_that_makes_its_step(
+    options: dict[str, Any], expected: list[int] | None
+) -> None:
+    model = Beside()
+    if callable(partition := options.get("partition")):
+        options = options | {"partition": partition(model)}
+    optimizer = GroupedNewton(model, F.cross_entropy, **options)
+    kinds = optimizer._updater.rule._kinds.tolist()
+    if expected is None:
+        names = optimizer.partition.names
+        expected = [int(not name.startswith("layer")) for name in names]
+    assert kinds == expected
+
+
+def test_the_scale_of_one_part_does_not_matter() -> None:
+    """Adam's step beside K-FAC's may be on any scale: each part has a common rate of its own."""
+    ends = []
+    tokens = torch.randint(9, (40, 5), generator=torch.Generator().manual_seed(1))
+    targets = tokens[:, 0] % 3
+    for scale in (0.03, 0.3):
+        model = Beside().double()
+        direction = kfac_direction(model, likelihood="categorical", adam_scale=scale, seed=3)
+        optimizer = GroupedNewton(model, F.cross_entropy, direction=direction, period=2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            F.cross_entropy(model(tokens), targets).backward()
+            optimizer.step(batch=(tokens, targets))
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*ends, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0, 1e9])
@@ -123,7 +195,7 @@ def test_a_restored_rule_goes_on() -> None:
     parts = model(4, 7)
     ends = [bounded.solve(bounded.observe(*parts), parts[3]).rates for bounded in (rule, other)]
     assert torch.equal(*ends)
-    rule.restart(5)
+    rule.restart([0] * 5)
     assert all(map(math.isnan, rule._common))
 
 
