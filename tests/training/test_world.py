@@ -96,7 +96,7 @@ GROUPED = (
 )
 
 SHARED: dict[str, tuple[str, ...]] = {
-    "grouped_newton": GROUPED,
+    "grouped_newton": (*GROUPED, "optimizer.direction.fisher=empirical"),  # drawn labels differ by process
     "grouped_newton pair": (
         *(*GROUPED, "optimizer.period=1"),
         *("optimizer/direction=pair", "optimizer.cap=0.1"),
