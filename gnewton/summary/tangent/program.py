@@ -120,6 +120,7 @@ class Program:
         loss: the step of the loss.
         cut: the steps of the model's outputs, where the problem names them.
         readers: the steps that read each step, among those the loss needs.
+        gradients_inside: whether the model forms gradients inside.
     """
 
     steps: list[Step]
@@ -128,6 +129,7 @@ class Program:
     loss: int
     cut: list[int] = field(default_factory=list)
     readers: list[list[int]] = field(default_factory=list)
+    gradients_inside: bool = False
 
     def arguments(self, step: Step, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a step with the values filled in."""

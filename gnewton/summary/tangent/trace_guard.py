@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gnewton.summary.isolation import plain_kernels, without_side_effects
 from gnewton.summary.problem import Problem
 from gnewton.summary.smooth import DECOMPOSITIONS
+from gnewton.summary.tangent.inner_gradients import one_thread
 from gnewton.summary.tangent.lowering import ordinary
 from gnewton.summary.tangent.program import Form, Program, Ref, Step, draw_like, equal_tensors
 from gnewton.summary.tangent.tracing import traceable
@@ -153,6 +154,9 @@ class _Replay(TorchDispatchMode):
         lend: whether to return these values instead of computing.
         blank: whether to return memory of the right shape where there is no value, and to stop where the
             model needs the numbers.
+
+    Where the model forms gradients inside, operations in place arrive as they are. What they write into, and
+    every view of it, gets another name.
     """
 
     def __init__(
@@ -169,6 +173,8 @@ class _Replay(TorchDispatchMode):
         self._computed: set[int] = set()  # tensors computed here
         self._held: list[Any] = []  # live objects keep their identity
         self._draws = 0
+        self._inside = names.program.gradients_inside
+        self._same = _SAME | {aten.detach.default} if self._inside else _SAME
 
     def name(self, tensor: Any) -> Name:
         known = self._named.get(id(tensor))
@@ -187,9 +193,10 @@ class _Replay(TorchDispatchMode):
                 return decomposition(*args, **kwargs)
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
-        if func in _SAME:
+        if func in self._same:
             result = self._compute(func, args, kwargs)
-            self._enter(result, self.name(args[0]), computed=True)
+            computed = func in _SAME or id(args[0]) in self._computed
+            self._enter(result, self.name(args[0]), computed=computed)
             return result
         result, name, computed = self._value(func, args, kwargs)
         if isinstance(result, Tensor):
@@ -261,7 +268,8 @@ class _Replay(TorchDispatchMode):
             return target  # running statistics are not updated
         plain = ordinary(func)
         computed = id(target) in self._computed
-        if not computed and self._lend and (plain is None or self._is_view(target)):
+        aliases = self._aliases(target) if self._inside else []
+        if not computed and self._lend and (plain is None or aliases or self._is_view(target)):
             raise _MustCompute
         if torch.Tag.nondeterministic_seeded in func.tags:
             name = self._draw(plain or func, args, signature(plain or func, args, kwargs, self.name))
@@ -279,7 +287,18 @@ class _Replay(TorchDispatchMode):
             result, name, _ = self._value(plain, args, kwargs)
             target.set_(result)  # other memory, so that the program's keeps its numbers
         self._named[id(target)] = name
+        for alias in aliases:
+            self._named[id(alias)] = self._names.of(("written", self._named[id(alias)], name))
         return target
+
+    def _aliases(self, tensor: Tensor) -> list[Tensor]:
+        """The other tensors in the memory of a tensor."""
+        memory = tensor.untyped_storage().data_ptr()
+        return [
+            other
+            for other in self._held
+            if other is not tensor and other.untyped_storage().data_ptr() == memory
+        ]
 
     def _is_view(self, tensor: Tensor) -> bool:
         name = self._named.get(id(tensor), len(self._values))
@@ -336,14 +355,19 @@ def computed_name(
     def run(*, lend: bool) -> Name | None:
         with names.borrowed(), without_side_effects(problem):
             # the model may write into its arguments
-            arguments = trees if lend else pytree.tree_map_only(Tensor, torch.clone, trees)
-            named = {id(leaves[name]): i for name, i in names.program.parameters.items()}
+            arguments = trees if lend and not inside else pytree.tree_map_only(Tensor, torch.clone, trees)
+            named = {id(variables[name]): i for name, i in names.program.parameters.items()}
             for i, value in zip(names.program.inputs, pytree.tree_leaves(arguments), strict=True):
                 if isinstance(value, Tensor):
                     named[id(value)] = i
-            with plain_kernels(), _Replay(names, named, values, lend=lend, blank=blank and lend):
-                loss = functionalize(traceable(problem.loss))(dict(leaves), *arguments)
+            loss_of = traceable(problem.loss, inside=inside)
+            loss_of = loss_of if inside else functionalize(loss_of)
+            with plain_kernels(), one_thread(), _Replay(names, named, values, lend=lend, blank=blank and lend):
+                loss = loss_of(dict(variables), *arguments)
             return named.get(id(loss))
+
+    inside = names.program.gradients_inside
+    variables = {name: p.detach().requires_grad_() for name, p in leaves.items()} if inside else leaves
 
     if names.lend:
         try:

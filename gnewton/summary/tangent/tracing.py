@@ -24,6 +24,12 @@ from gnewton.summary.isolation import plain_kernels, preserve_random_streams, wi
 from gnewton.summary.likelihoods import gaussian_entries, unmarked
 from gnewton.summary.problem import Problem
 from gnewton.summary.smooth import DECOMPOSITIONS, SMOOTH, FunctionMode, unchunked
+from gnewton.summary.tangent.inner_gradients import (
+    GradientsInside,
+    asks_for_gradients,
+    drop_aliases,
+    functional_below_autograd,
+)
 from gnewton.summary.tangent.lowering import program_of
 from gnewton.summary.tangent.program import CONSTANT, Program, TraceError
 
@@ -40,13 +46,21 @@ class _Traceable(FunctionMode):
 
     Circular padding, which torch writes piece by piece into empty memory, becomes a concatenation, and the
     Gaussian likelihood does not check the values of its variances.
+
+    Args:
+        inside: whether the model may form gradients inside; otherwise :class:`GradientsInside` is raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, inside: bool) -> None:
         super().__init__()
+        self._inside = inside
         self._marks: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: a mark, and the tensor it copies
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if asks_for_gradients(func, args, kwargs):
+            if not self._inside:
+                raise GradientsInside
+            return self._gradients(func, args, kwargs)
         if _writes(func) and args:
             return self._write(func, args, kwargs)
         if func is F.pad and kwargs.get("mode", args[2] if len(args) > 2 else "") == "circular":
@@ -57,6 +71,13 @@ class _Traceable(FunctionMode):
         result = func(*args, **unchunked(func, kwargs))
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
+            return pytree.tree_map_only(Tensor, self._mark, result)
+        return result
+
+    def _gradients(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Gradients of a loss inside: constants, unless the model asks for their graph."""
+        result = func(*args, **kwargs)
+        if func is torch.autograd.grad and not kwargs.get("create_graph", False):  # torch names its arguments
             return pytree.tree_map_only(Tensor, self._mark, result)
         return result
 
@@ -127,11 +148,14 @@ def _pad_circular(input: Tensor, pad: Sequence[int], mode: str, value: float | N
     return input
 
 
-def traceable(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The loss or the results of a problem, as a function that marks where the model cuts the gradient."""
+def traceable(function: Callable[..., Result], *, inside: bool) -> Callable[..., Result]:
+    """The loss or the results of a problem, as a function that marks where the model cuts the gradient.
+
+    ``inside`` says whether the model forms gradients inside.
+    """
 
     def marked(parameters: Any, fixed: Any, x: Any, y: Any) -> Result:
-        with _Traceable():
+        with _Traceable(inside=inside):
             return function(parameters, fixed, x, y)
 
     return marked
@@ -147,7 +171,7 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
         InputError: if the loss is not a scalar.
     """
     try:
-        traced = _traced(problem, inputs, targets, None)
+        traced, inside = _traced_either_way(problem, inputs, targets, None)
     except InputError:
         raise
     except Exception as error:  # any error of user code or the tracer; the reference engine decides
@@ -155,23 +179,41 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
             answers = _answers(problem, inputs, targets)
             if not answers:
                 raise error
-            traced = _traced(problem, inputs, targets, answers)
+            traced, inside = _traced_either_way(problem, inputs, targets, answers)
         except Exception as second:
+            if isinstance(second, TraceError):
+                raise
             reason = first_line(second, with_type=True)
             raise TraceError(f"the model cannot be traced: {reason}") from second
-    return program_of(traced, list(problem.parameters()))
+    program = program_of(traced, list(problem.parameters()))
+    program.gradients_inside = inside
+    return program
 
 
-def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any) -> fx.GraphModule:
+def _traced_either_way(
+    problem: Problem, inputs: Any, targets: Any, answers: Any
+) -> tuple[fx.GraphModule, bool]:
+    """The trace of a model, and whether the model forms gradients inside."""
+    try:
+        return _traced(problem, inputs, targets, answers, inside=False), False
+    except GradientsInside:
+        return _traced(problem, inputs, targets, answers, inside=True), True
+
+
+def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any, *, inside: bool) -> fx.GraphModule:
     leaves = problem.copied_parameters()
-    results = functionalize(traceable(problem.results))
+    results = traceable(problem.results, inside=inside)
+    results = functional_below_autograd(results) if inside else functionalize(results)
     make = make_fx(results, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
     with (
         preserve_random_streams(problem),
         plain_kernels(),
         contextlib.nullcontext() if answers is None else AnswerReplay(answers),
     ):
-        return make(leaves, problem.constants(), inputs, targets)
+        traced = make(leaves, problem.constants(), inputs, targets)
+    if inside:
+        drop_aliases(traced.graph)
+    return traced
 
 
 def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any]]:
