@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.overrides import TorchFunctionMode
 
+from gnewton.summary.backward_operations import BACKWARD
 from gnewton.summary.tangent.program import CONSTANT
 
 NO_SECOND_OF_CDIST = Version(torch.__version__) < Version("2.14")
@@ -57,37 +58,42 @@ class SmoothNorms(FunctionMode):
     """
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if func is F.batch_norm:
-            arguments = _named(F.batch_norm, args, kwargs)
-            return _by_channel(arguments, arguments["training"], sample_axis=True)
-        if func is F.instance_norm:
-            arguments = _named(F.instance_norm, args, kwargs)
-            return _by_channel(arguments, arguments["use_input_stats"], sample_axis=False)
-        if func is F.layer_norm:
-            arguments = _named(F.layer_norm, args, kwargs)
-            last = tuple(range(-len(arguments["normalized_shape"]), 0))
-            return _affine(_standard(arguments["input"], last, arguments["eps"]), arguments, None)
-        if func is torch.native_layer_norm:
-            value, normalized_shape, weight, bias, eps = args
-            last = tuple(range(-len(normalized_shape), 0))
-            affine = {"weight": weight, "bias": bias}
-            return _affine(_standard(value, last, eps), affine, None), *func(*args)[1:]
-        if func is F.group_norm:
-            arguments = _named(F.group_norm, args, kwargs)
-            x: Tensor = arguments["input"]
-            sets = x.reshape(x.shape[0], arguments["num_groups"], -1)
-            shape = [1, x.shape[1], *[1] * (x.dim() - 2)]
-            return _affine(_standard(sets, (2,), arguments["eps"]).reshape(x.shape), arguments, shape)
-        if func is torch._weight_norm:
-            v, g, *rest = args
-            dim = kwargs.get("dim", rest[0] if rest else 0)
-            axes = [axis for axis in range(v.dim()) if axis != dim]
-            return v * (g / v.square().sum(axes, keepdim=True).sqrt())
-        if func is F.hardsigmoid:
-            return (args[0] / 6 + 0.5).clamp(0, 1)
-        if func in SMOOTH:
-            return SMOOTH[func](*args, **kwargs)
-        return func(*args, **unchunked(func, kwargs))
+        return smooth_call(func, args, kwargs)
+
+
+def smooth_call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of a function of torch, by a replacement that can be differentiated to any order."""
+    if func is F.batch_norm:
+        arguments = _named(F.batch_norm, args, kwargs)
+        return _by_channel(arguments, arguments["training"], sample_axis=True)
+    if func is F.instance_norm:
+        arguments = _named(F.instance_norm, args, kwargs)
+        return _by_channel(arguments, arguments["use_input_stats"], sample_axis=False)
+    if func is F.layer_norm:
+        arguments = _named(F.layer_norm, args, kwargs)
+        last = tuple(range(-len(arguments["normalized_shape"]), 0))
+        return _affine(_standard(arguments["input"], last, arguments["eps"]), arguments, None)
+    if func is torch.native_layer_norm:
+        value, normalized_shape, weight, bias, eps = args
+        last = tuple(range(-len(normalized_shape), 0))
+        affine = {"weight": weight, "bias": bias}
+        return _affine(_standard(value, last, eps), affine, None), *func(*args)[1:]
+    if func is F.group_norm:
+        arguments = _named(F.group_norm, args, kwargs)
+        x: Tensor = arguments["input"]
+        sets = x.reshape(x.shape[0], arguments["num_groups"], -1)
+        shape = [1, x.shape[1], *[1] * (x.dim() - 2)]
+        return _affine(_standard(sets, (2,), arguments["eps"]).reshape(x.shape), arguments, shape)
+    if func is torch._weight_norm:
+        v, g, *rest = args
+        dim = kwargs.get("dim", rest[0] if rest else 0)
+        axes = [axis for axis in range(v.dim()) if axis != dim]
+        return v * (g / v.square().sum(axes, keepdim=True).sqrt())
+    if func is F.hardsigmoid:
+        return (args[0] / 6 + 0.5).clamp(0, 1)
+    if func in SMOOTH:
+        return SMOOTH[func](*args, **kwargs)
+    return func(*args, **unchunked(func, kwargs))
 
 
 def unchunked(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -309,4 +315,5 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **({aten._cdist_forward.default: _all_distances} if NO_SECOND_OF_CDIST else {}),
     aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss,
     **get_decompositions([aten.multi_margin_loss.default]),
+    **BACKWARD,
 }

@@ -30,9 +30,13 @@ class GradientsInside(Exception):
 def asks_for_gradients(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a function of torch forms gradients, or makes a tensor one of their variables.
 
+    ``torch.func`` calls the same functions; its transformations are traced as they are.
+
     Raises:
         TraceError: if it adds gradients to the attribute ``grad`` of tensors.
     """
+    if is_transformed():
+        return False
     if func is torch.autograd.backward or func is Tensor.backward:
         raise TraceError("the model cannot be traced: it calls backward()")
     if func is torch.autograd.grad:
@@ -40,6 +44,13 @@ def asks_for_gradients(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     if func is Tensor.requires_grad_:
         return bool(kwargs.get("requires_grad", args[1] if len(args) > 1 else True))
     return getattr(func, "__self__", None) is Tensor.requires_grad and len(args) > 1 and bool(args[1])
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` is differentiating what is called now."""
+    interpreters = torch._C._functorch.get_interpreter_stack() or []
+    kinds = torch._C._functorch.TransformType
+    return any(i.key() in (kinds.Grad, kinds.Jvp) for i in interpreters)
 
 
 def functional_below_autograd(function: Callable[..., Result]) -> Callable[..., Result]:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from gnewton.summary.tangent.program import Form, Program, Ref, Step, TraceError, analyse, draw_like
+from gnewton.summary.tangent.program import (
+    Form,
+    Program,
+    Ref,
+    Step,
+    TraceError,
+    analyse,
+    draw_like,
+    signature,
+)
 
 aten = torch.ops.aten
 
@@ -26,6 +35,7 @@ def program_of(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
     steps: list[Step] = []
     placeholders: list[int] = []
     loss, cut = -1, []
+    shared, last_output = _Shared(nodes), _last_output(traced.graph)
     for node in nodes:
         if node.op == "output":
             loss, *cut = (number[result] for result in pytree.tree_leaves(node.args[0]))
@@ -33,10 +43,16 @@ def program_of(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
         step = _step(traced, node, number)
         if step is None:
             continue
+        known = shared.enter(step, len(steps))
+        if known is not None:
+            number[node] = known
+            continue
         number[node] = len(steps)
         if node.op == "placeholder":
             placeholders.append(len(steps))
         steps.append(step)
+        if node is last_output:
+            shared = _Shared(nodes)
     count = len(parameter_names)
     program = Program(
         steps=steps,
@@ -49,6 +65,33 @@ def program_of(traced: fx.GraphModule, parameter_names: list[str]) -> Program:
     analyse(program)
     _refuse_mutation(program)
     return program
+
+
+def _last_output(graph: fx.Graph) -> fx.Node | None:
+    """The last of the outputs of the model, where the program returns them behind the loss."""
+    (results,) = (node.args[0] for node in graph.nodes if node.op == "output")
+    outputs = [node for node in pytree.tree_leaves(results)[1:] if isinstance(node, fx.Node)]
+    return max(outputs, default=None)
+
+
+class _Shared:
+    """Equal operations on the same values, which become one step: a backward pass inside repeats many.
+
+    What is drawn is not equal. Where an operation writes in place, memory that looks equal may not be. Model
+    and loss share no step, so that each has its own part of the program.
+    """
+
+    def __init__(self, nodes: list[fx.Node]) -> None:
+        self._off = any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in nodes)
+        self._known: dict[Any, int] = {}
+
+    def enter(self, step: Step, number: int) -> int | None:
+        """The number of an earlier step that is equal; None where there is none."""
+        if self._off or step.op is None or step.random or not step.reads:
+            return None
+        key = signature(step.op, step.args, step.kwargs, lambda ref: ref.step)
+        first = self._known.setdefault(key, number)
+        return None if first == number else first
 
 
 # overloads of ordinary operations that differ from those of their in-place forms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,31 @@ def call_with(
         else:
             place[key] = value
     return step.op(*own_args, **own_kwargs)
+
+
+def signature(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: Callable[[Any], int]
+) -> tuple[Any, ...]:
+    """The key of an operation: itself, the names of its tensors, and its numbers with their types."""
+    signed = tuple([(k, _sign(v, name)) for k, v in kwargs.items()])
+    return op, tuple([_sign(a, name) for a in args]), signed
+
+
+def _sign(argument: Any, name: Callable[[Any], int]) -> Any:
+    kind = type(argument)
+    if kind is int or argument is None:
+        return argument
+    if kind is Ref or isinstance(argument, Tensor):
+        return f"%{name(argument)}"
+    if isinstance(argument, (list, tuple)):
+        return tuple([_sign(a, name) for a in argument])
+    if kind in (float, bool, complex):
+        return repr(argument)  # distinguishes 1, 1.0 and True, and -0.0 and 0.0
+    try:
+        hash(argument)
+    except TypeError:
+        return id(argument)
+    return argument
 
 
 @dataclass

@@ -24,7 +24,15 @@ from gnewton.summary.problem import Problem
 from gnewton.summary.smooth import DECOMPOSITIONS
 from gnewton.summary.tangent.inner_gradients import one_thread
 from gnewton.summary.tangent.lowering import ordinary
-from gnewton.summary.tangent.program import Form, Program, Ref, Step, draw_like, equal_tensors
+from gnewton.summary.tangent.program import (
+    Form,
+    Program,
+    Ref,
+    Step,
+    draw_like,
+    equal_tensors,
+    signature,
+)
 from gnewton.summary.tangent.tracing import traceable
 
 aten = torch.ops.aten
@@ -119,29 +127,12 @@ def _place(tensor: Tensor) -> Any:
         return id(tensor)
 
 
-def signature(
-    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: Callable[[Any], Name]
-) -> tuple[Any, ...]:
-    """The key of an operation: itself, the names of its tensors, and its numbers with their types."""
-    signed = tuple([(k, _sign(v, name)) for k, v in kwargs.items()])
-    return op, tuple([_sign(a, name) for a in args]), signed
-
-
-def _sign(argument: Any, name: Callable[[Any], Name]) -> Any:
-    kind = type(argument)
-    if kind is int or argument is None:
-        return argument
-    if kind is Ref or isinstance(argument, Tensor):
-        return f"%{name(argument)}"
-    if isinstance(argument, (list, tuple)):
-        return tuple([_sign(a, name) for a in argument])
-    if kind in (float, bool, complex):
-        return repr(argument)  # distinguishes 1, 1.0 and True, and -0.0 and 0.0
+def _storage(tensor: Tensor) -> int:
+    """The identity of the memory that a tensor shares with its views."""
     try:
-        hash(argument)
-    except TypeError:
-        return id(argument)
-    return argument
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # sparse tensors have several
+        return id(tensor)
 
 
 class _Replay(TorchDispatchMode):
@@ -190,7 +181,9 @@ class _Replay(TorchDispatchMode):
         if _is_composite(func):
             with self:
                 decomposition = DECOMPOSITIONS.get(func, func.decompose)
-                return decomposition(*args, **kwargs)
+                result = decomposition(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
         if func in self._same:
@@ -293,12 +286,8 @@ class _Replay(TorchDispatchMode):
 
     def _aliases(self, tensor: Tensor) -> list[Tensor]:
         """The other tensors in the memory of a tensor."""
-        memory = tensor.untyped_storage().data_ptr()
-        return [
-            other
-            for other in self._held
-            if other is not tensor and other.untyped_storage().data_ptr() == memory
-        ]
+        memory = _storage(tensor)
+        return [other for other in self._held if other is not tensor and _storage(other) == memory]
 
     def _is_view(self, tensor: Tensor) -> bool:
         name = self._named.get(id(tensor), len(self._values))

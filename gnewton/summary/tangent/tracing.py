@@ -23,12 +23,13 @@ from gnewton.errors import InputError, first_line
 from gnewton.summary.isolation import plain_kernels, preserve_random_streams, without_side_effects
 from gnewton.summary.likelihoods import gaussian_entries, unmarked
 from gnewton.summary.problem import Problem
-from gnewton.summary.smooth import DECOMPOSITIONS, SMOOTH, FunctionMode, unchunked
+from gnewton.summary.smooth import DECOMPOSITIONS, SMOOTH, FunctionMode, smooth_call, unchunked
 from gnewton.summary.tangent.inner_gradients import (
     GradientsInside,
     asks_for_gradients,
     drop_aliases,
     functional_below_autograd,
+    is_transformed,
 )
 from gnewton.summary.tangent.lowering import program_of
 from gnewton.summary.tangent.program import CONSTANT, Program, TraceError
@@ -58,8 +59,6 @@ class _Traceable(FunctionMode):
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if asks_for_gradients(func, args, kwargs):
-            if not self._inside:
-                raise GradientsInside
             return self._gradients(func, args, kwargs)
         if _writes(func) and args:
             return self._write(func, args, kwargs)
@@ -68,7 +67,10 @@ class _Traceable(FunctionMode):
         if func is F.gaussian_nll_loss:
             return unmarked(gaussian_entries(*args, **kwargs, checked=False))
         func = _REPLACED.get(func, func)
-        result = func(*args, **unchunked(func, kwargs))
+        if self._inside or is_transformed():  # fused normalisations keep statistics, as if these were constants
+            result = smooth_call(func, args, kwargs)
+        else:
+            result = func(*args, **unchunked(func, kwargs))
         cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
         if cuts or not torch.is_grad_enabled():
             return pytree.tree_map_only(Tensor, self._mark, result)
@@ -76,7 +78,12 @@ class _Traceable(FunctionMode):
 
     def _gradients(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Gradients of a loss inside: constants, unless the model asks for their graph."""
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except RuntimeError as error:
+            if self._inside:
+                raise
+            raise GradientsInside from error
         if func is torch.autograd.grad and not kwargs.get("create_graph", False):  # torch names its arguments
             return pytree.tree_map_only(Tensor, self._mark, result)
         return result

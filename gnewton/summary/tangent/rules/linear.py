@@ -227,6 +227,15 @@ enter_linear(
     "pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im reflection_pad1d reflection_pad2d "
     "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
 )
+enter_linear(  # what backward passes inside a model leave
+    "avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward "
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward adaptive_max_pool2d_backward "
+    "adaptive_max_pool3d_backward upsample_nearest1d_backward upsample_nearest2d_backward "
+    "upsample_nearest3d_backward upsample_linear1d_backward upsample_bilinear2d_backward "
+    "upsample_bicubic2d_backward upsample_trilinear3d_backward reflection_pad1d_backward "
+    "reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward "
+    "replication_pad2d_backward replication_pad3d_backward"
+)
 enter_linear("cat stack", (0,))
 enter_linear("where.self", (1, 2))
 enter_linear("select_scatter diagonal_scatter", (0, 1))
