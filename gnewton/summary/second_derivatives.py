@@ -52,19 +52,30 @@ def check_graph(results: Sequence[Tensor | None]) -> bool:
         SummaryError: if there is such a pass behind a result.
     """
     own = False
-    waiting: list[Any] = [x.grad_fn for x in results if x is not None and x.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
+    for node in _nodes(results):
         function = getattr(node, "_forward_cls", None)
         own = own or function is not None
         if node.name() == "torch::autograd::Error" or _is_marked(function):
             raise SummaryError(ONCE)
+    return own
+
+
+def has_own_functions(results: Sequence[Any]) -> bool:
+    """Whether a ``torch.autograd.Function`` of the user is behind a result."""
+    return any(getattr(node, "_forward_cls", None) is not None for node in _nodes(results))
+
+
+def _nodes(results: Sequence[Tensor | None]) -> Iterator[Any]:
+    """The nodes of autograd behind results."""
+    waiting: list[Any] = [x.grad_fn for x in results if x is not None and x.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return own
 
 
 def _is_marked(function: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.utils import _pytree as pytree
 
+from gnewton.summary.second_derivatives import has_own_functions
 from gnewton.summary.tangent.program import TraceError
 
 Result = TypeVar("Result")
@@ -33,10 +34,12 @@ def asks_for_gradients(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ``torch.func`` calls the same functions; its transformations are traced as they are.
 
     Raises:
-        TraceError: if it adds gradients to the attribute ``grad`` of tensors.
+        TraceError: if it adds gradients to the attribute ``grad`` of tensors, or changes gradients by a hook.
     """
     if is_transformed():
         return False
+    if func is Tensor.register_hook:
+        raise TraceError("the model cannot be traced: it changes gradients by a hook")
     if func is torch.autograd.backward or func is Tensor.backward:
         raise TraceError("the model cannot be traced: it calls backward()")
     if func is torch.autograd.grad:
@@ -57,7 +60,8 @@ def functional_below_autograd(function: Callable[..., Result]) -> Callable[..., 
     """A function of tensors in functional form, which autograd sees as it sees the function.
 
     Raises:
-        TraceError: if the function writes into its first argument, the parameters.
+        TraceError: if the function writes into its first argument, the parameters, or calls a
+            ``torch.autograd.Function``, whose backward pass need not be the derivative of its forward pass.
     """
 
     def functional(*arguments: Any) -> Result:
@@ -66,6 +70,8 @@ def functional_below_autograd(function: Callable[..., Result]) -> Callable[..., 
             result = function(*wrapped)
             if any(torch._functionalize_has_data_mutation(p.elem) for p in pytree.tree_leaves(wrapped[0])):
                 raise TraceError("the model cannot be traced: it writes into its parameters")
+            if has_own_functions(pytree.tree_leaves(result)):
+                raise TraceError("the model cannot be traced: it calls a torch.autograd.Function")
             return pytree.tree_map_only(FunctionalTensor, _unwrap, result)
 
     return functional
