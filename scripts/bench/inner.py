@@ -1,0 +1,178 @@
+"""What a summary costs where the model forms gradients inside: both engines, in gradients of the loss.
+
+    python scripts/bench/inner.py [--only burgers,critic] [--threads 1] [--repeats 5] [--out FILE.csv]
+
+The sides take turns in one process, by its processor time, and the least time of each counts. Traces are made
+before the clock starts; the column ``trace_ms`` has their time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, hessian, vmap
+
+from gnewton.partition import Partition
+from gnewton.summary import Summarizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from summary import CLOCKS, clock, mlp, write_table
+
+
+class Inside(nn.Module):
+    """A network inside a function of itself and the inputs."""
+
+    def __init__(self, net: nn.Module, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value of the function."""
+        return self.function(self.net, x)
+
+
+def slope(y: Tensor, x: Tensor) -> Tensor:
+    """∂(Σ y)/∂x, with its graph."""
+    return torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+
+
+def burgers(net: nn.Module, x: Tensor) -> Tensor:
+    """u_t + u u_x − ν u_xx."""
+    x = x.detach().requires_grad_()
+    u = net(x)
+    first = slope(u, x)
+    return first[:, :1] + u * first[:, 1:] - 0.01 * slope(first[:, 1], x)[:, 1:]
+
+
+def laplacian(net: nn.Module, x: Tensor) -> Tensor:
+    """Δu by ``torch.func``, point by point."""
+    second = vmap(hessian(lambda point: net(point).squeeze(-1)))(x)
+    return second.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+
+
+def penalised(net: nn.Module, x: Tensor) -> Tensor:
+    """WGAN-GP: scores of two halves, and the penalty on the slope between them."""
+    real, fake = x.chunk(2)
+    share = torch.rand(len(real), *[1] * (x.dim() - 1))
+    between = (share * real + (1 - share) * fake).detach().requires_grad_()
+    length = slope(net(between), between).flatten(1).norm(2, dim=1)
+    return net(fake).mean() - net(real).mean() + 10 * (length - 1).square().mean()
+
+
+def adapted(net: nn.Module, x: Tensor) -> Tensor:
+    """MAML: the outputs on the second half after a step on the first."""
+    support, query = x.chunk(2)
+    fast = dict(net.named_parameters())
+    loss = functional_call(net, fast, (support,)).square().mean()
+    grads = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+    fast = {name: p - 0.1 * g for (name, p), g in zip(fast.items(), grads, strict=True)}
+    return functional_call(net, fast, (query,)).square().mean()
+
+
+def dcgan_critic() -> nn.Module:
+    """Three strided convolutions on 32 × 32 pixels."""
+    layers: list[nn.Module] = []
+    for a, b in ((3, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 1))
+
+
+def leaky() -> nn.Module:
+    """An activation."""
+    return nn.LeakyReLU(0.2, inplace=True)
+
+
+def mean_square(outputs: Tensor, _: Tensor) -> Tensor:
+    """The mean squared residual, or the loss itself."""
+    return outputs.square().mean() if outputs.dim() else outputs
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor], tuple[int, ...]]] = {
+    "burgers": (lambda: mlp([2, 32, 32, 32, 1], nn.Tanh), burgers, (200, 2)),
+    "burgers-wide": (lambda: mlp([2, 128, 128, 128, 128, 1], nn.Tanh), burgers, (2000, 2)),
+    "laplacian": (lambda: nn.Sequential(*list(mlp([2, 64, 64, 64, 1], nn.Tanh))[1:]), laplacian, (500, 2)),
+    "critic": (lambda: mlp([64, 256, 256, 1], leaky), penalised, (256, 64)),
+    "critic-small": (lambda: mlp([2, 64, 64, 1], leaky), penalised, (64, 2)),
+    "critic-images": (dcgan_critic, penalised, (64, 3, 32, 32)),
+    "maml": (lambda: mlp([32, 64, 64, 5], nn.Tanh), adapted, (50, 32)),
+    "maml-images": (lambda: nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(576, 5),
+    ), adapted, (50, 1, 28, 28)),
+}  # fmt: skip
+
+
+def measure(name: str, repeats: int) -> dict[str, object]:
+    """The row of a case."""
+    build, function, shape = CASES[name]
+    torch.manual_seed(0)
+    model = Inside(build(), function)
+    x, y = torch.randn(shape), torch.zeros(())
+    partition = Partition.per_tensor(model)
+    named = dict(model.named_parameters())
+    seconds = partial(clock, device=x.device, now=CLOCKS["cpu"])
+
+    def gradient() -> dict[str, Tensor]:
+        grads = torch.autograd.grad(mean_square(model(x), y), list(named.values()), allow_unused=True)
+        return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)}
+
+    direction = gradient()
+    made = {
+        engine: Summarizer(model, mean_square, partition, engine=engine) for engine in ("tangent", "reference")
+    }  # fmt: skip
+    sides = {"gradient": gradient} | {e: partial(s.summarize, x, y, direction) for e, s in made.items()}
+    first = seconds(sides["tangent"])
+    a, b = (sides[engine]() for engine in ("tangent", "reference"))
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, call in sides.items():
+            times[side].append(min(seconds(call) for _ in range(5 if side == "gradient" else 1)))
+    least = {side: min(values) for side, values in times.items()}
+    return {
+        "model": name,
+        "groups": len(partition),
+        "batch": shape[0],
+        "gradient_ms": 1e3 * least["gradient"],
+        "tangent": least["tangent"] / least["gradient"],
+        "reference": least["reference"] / least["gradient"],
+        "ratio": least["reference"] / least["tangent"],
+        "trace_ms": 1e3 * (first - least["tangent"]),
+        "difference": float((a.hessian - b.hessian).norm() / b.hessian.norm()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    """Print the table and write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(CASES), help="models, comma-separated")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench/inner.csv"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    wanted = options.only.split(",")
+    if unknown := set(wanted) - set(CASES):
+        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; must be among {', '.join(CASES)}")
+    print(f"{'model':14}   groups     batch  gradient   tangent reference     ratio  trace ms  difference")
+    rows = []
+    for name in wanted:
+        rows.append(measure(name, options.repeats))
+        shown = [f"{v:9.3g}" if isinstance(v, float) else f"{v:>9}" for v in list(rows[-1].values())[1:9]]
+        print(f"{name:14}" + " ".join(shown), flush=True)
+    write_table(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
