@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,36 @@ def adapted(net: nn.Module, x: Tensor) -> Tensor:
     return functional_call(net, fast, (query,)).square().mean()
 
 
+class OwnSwish(torch.autograd.Function):
+    """x σ(x), which keeps its argument alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The value."""
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        """The derivative."""
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return grad * (s + x * s * (1 - s))
+
+
+class Swish(nn.Module):
+    """An activation by an own function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value."""
+        return OwnSwish.apply(x)  # type: ignore[no-any-return]
+
+
+def plain(net: nn.Module, x: Tensor) -> Tensor:
+    """The outputs."""
+    return net(x)
+
+
 def dcgan_critic() -> nn.Module:
     """Three strided convolutions on 32 × 32 pixels."""
     layers: list[nn.Module] = []
@@ -107,6 +138,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Te
         nn.Conv2d(1, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten(),
         nn.Linear(576, 5),
     ), adapted, (50, 1, 28, 28)),
+    "own-function": (lambda: mlp([64, 256, 256, 10], Swish), plain, (256, 64)),
+    "own-function-small": (lambda: mlp([8, 32, 32, 1], Swish), plain, (64, 8)),
 }  # fmt: skip
 
 

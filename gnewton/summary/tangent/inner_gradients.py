@@ -1,16 +1,20 @@
-"""Models that form gradients inside: physics-informed networks, gradient penalties, inner steps.
+"""Models with autograd inside: physics-informed networks, gradient penalties, inner steps, own functions.
 
 ``torch.autograd.grad`` acts above the dispatcher: its backward pass calls ordinary operations. The functional
 form of an ordinary trace lies above autograd, so such a call finds no graph. Models that make one are traced
 with the functional form below autograd, where the operations of forward and backward passes arrive alike. The
 trace then holds both, and derivatives go through both.
+
+The same way takes models that call a ``torch.autograd.Function``. Their trace has the operations of its forward
+pass. The derivatives of these are those of the model as long as its backward pass is right, which every summary
+checks (:mod:`gnewton.summary.tangent.trace_cache`).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -20,12 +24,17 @@ from torch.utils import _pytree as pytree
 from gnewton.summary.second_derivatives import has_own_functions
 from gnewton.summary.tangent.program import TraceError
 
-Result = TypeVar("Result")
-
 aten = torch.ops.aten
 
 class GradientsInside(Exception):
-    """The model asks for gradients inside, and is traced as if it did not."""
+    """The model uses autograd inside, and is traced as if it did not."""
+
+
+def is_own_function(error: Exception) -> bool:
+    """Whether an error is torch's, about a ``torch.autograd.Function`` in functional form."""
+    return isinstance(error, RuntimeError) and any(
+        part in str(error) for part in ("autograd.Function", "custom_function_call")
+    )
 
 
 def asks_for_gradients(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -56,25 +65,29 @@ def is_transformed() -> bool:
     return any(i.key() in (kinds.Grad, kinds.Jvp) for i in interpreters)
 
 
-def functional_below_autograd(function: Callable[..., Result]) -> Callable[..., Result]:
+class BelowAutograd:
     """A function of tensors in functional form, which autograd sees as it sees the function.
 
+    Attributes:
+        own_functions: whether the results have passed through a ``torch.autograd.Function``.
+
     Raises:
-        TraceError: if the function writes into its first argument, the parameters, or calls a
-            ``torch.autograd.Function``, whose backward pass need not be the derivative of its forward pass.
+        TraceError: in a call that writes into its first argument, the parameters.
     """
 
-    def functional(*arguments: Any) -> Result:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.own_functions = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The result, of tensors that are no longer seen by autograd."""
         with FunctionalTensorMode(), one_thread():
             wrapped = pytree.tree_map_only(Tensor, _wrap, arguments)
-            result = function(*wrapped)
+            result = self._function(*wrapped)
             if any(torch._functionalize_has_data_mutation(p.elem) for p in pytree.tree_leaves(wrapped[0])):
                 raise TraceError("the model cannot be traced: it writes into its parameters")
-            if has_own_functions(pytree.tree_leaves(result)):
-                raise TraceError("the model cannot be traced: it calls a torch.autograd.Function")
+            self.own_functions = has_own_functions(pytree.tree_leaves(result))
             return pytree.tree_map_only(FunctionalTensor, _unwrap, result)
-
-    return functional
 
 
 def _wrap(tensor: Tensor) -> Tensor:

@@ -145,7 +145,8 @@ class Program:
         loss: the step of the loss.
         cut: the steps of the model's outputs, where the problem names them.
         readers: the steps that read each step, among those the loss needs.
-        gradients_inside: whether the model forms gradients inside.
+        gradients_inside: whether the model uses autograd inside.
+        own_functions: whether it calls a ``torch.autograd.Function``, whose backward pass is not traced.
     """
 
     steps: list[Step]
@@ -155,6 +156,7 @@ class Program:
     cut: list[int] = field(default_factory=list)
     readers: list[list[int]] = field(default_factory=list)
     gradients_inside: bool = False
+    own_functions: bool = False
 
     def arguments(self, step: Step, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a step with the values filled in."""

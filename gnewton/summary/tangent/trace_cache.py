@@ -164,12 +164,28 @@ class TraceCache:
     ) -> None:
         """Compare a trace with the model, by the values of its primal pass for a batch.
 
-        ``blank`` means that ``values`` are those of random steps alone.
+        ``blank`` means that ``values`` are those of random steps alone. Where the model has backward passes of
+        its own, the gradients are compared as well.
 
         Raises:
             StaleTrace: if the model computes something else.
-            TraceError: if a new trace does not reproduce the model.
+            TraceError: if a new trace does not reproduce the model, or a gradient differs.
         """
+        self._confirm_loss(kept, request, leaves, values, blank=blank)
+        if kept.program.own_functions:
+            self._check(kept, request)
+            if kept.uses <= 1:
+                self._check(kept, request, nearby=True)
+
+    def _confirm_loss(
+        self,
+        kept: Trace,
+        request: Request,
+        leaves: Mapping[str, Tensor],
+        values: Sequence[Any],
+        *,
+        blank: bool,
+    ) -> None:
         trees = (self._problem.constants(), *request.batch)
         names = kept.names
         if kept.rounding is None:
@@ -310,15 +326,15 @@ class TraceCache:
         passes = CompiledPasses(plan) if self._compiled and compiled else None
         return Trace(plan, tangent_bytes(plan), passes, OperationNames(program), checked)
 
-    def _check(self, kept: Trace, request: Request) -> None:
-        """Compare the gradient of a trace with that of the model.
+    def _check(self, kept: Trace, request: Request, *, nearby: bool = False) -> None:
+        """Compare the gradient of a trace with that of the model (:func:`checks.check_program`).
 
         Raises:
             TraceError: if they differ; the same error at every later call of this kind.
         """
         try:
             with without_side_effects(self._problem):
-                checks.check_program(self._problem, kept.program, *request.batch)
+                checks.check_program(self._problem, kept.program, *request.batch, nearby=nearby)
         except TraceError as error:
             self._kind(request).error = str(error)
             raise

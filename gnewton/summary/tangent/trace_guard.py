@@ -33,7 +33,7 @@ from gnewton.summary.tangent.program import (
     equal_tensors,
     signature,
 )
-from gnewton.summary.tangent.tracing import traceable
+from gnewton.summary.tangent.tracing import Traceable
 
 aten = torch.ops.aten
 
@@ -349,7 +349,7 @@ def computed_name(
             for i, value in zip(names.program.inputs, pytree.tree_leaves(arguments), strict=True):
                 if isinstance(value, Tensor):
                     named[id(value)] = i
-            loss_of = traceable(problem.loss, inside=inside)
+            loss_of = Traceable(problem.loss, inside=inside)
             loss_of = loss_of if inside else functionalize(loss_of)
             with plain_kernels(), one_thread(), _Replay(names, named, values, lend=lend, blank=blank and lend):
                 loss = loss_of(dict(variables), *arguments)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,14 @@ from gnewton.errors import InputError, first_line
 from gnewton.summary.isolation import plain_kernels, preserve_random_streams, without_side_effects
 from gnewton.summary.likelihoods import gaussian_entries, unmarked
 from gnewton.summary.problem import Problem
+from gnewton.summary.second_derivatives import has_own_functions
 from gnewton.summary.smooth import DECOMPOSITIONS, SMOOTH, FunctionMode, smooth_call, unchunked
 from gnewton.summary.tangent.inner_gradients import (
+    BelowAutograd,
     GradientsInside,
     asks_for_gradients,
     drop_aliases,
-    functional_below_autograd,
+    is_own_function,
     is_transformed,
 )
 from gnewton.summary.tangent.lowering import program_of
@@ -39,7 +41,7 @@ Result = TypeVar("Result")
 aten = torch.ops.aten
 
 
-class _Traceable(FunctionMode):
+class _Marking(FunctionMode):
     """Marks in the trace where the model cuts the gradient: ``detach``, ``.data``, ``no_grad``.
 
     A mark is a copy. What the model writes into ``x.data``, or into a view made under ``no_grad``, reaches x
@@ -50,14 +52,22 @@ class _Traceable(FunctionMode):
 
     Args:
         inside: whether the model may form gradients inside; otherwise :class:`GradientsInside` is raised.
+
+    Attributes:
+        own_functions: whether gradients inside have passed through a ``torch.autograd.Function``.
     """
 
     def __init__(self, *, inside: bool) -> None:
         super().__init__()
         self._inside = inside
+        self._no_grad = not torch.is_grad_enabled()  # as the model says
+        self.own_functions = False
         self._marks: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: a mark, and the tensor it copies
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func is torch._C._set_grad_enabled:
+            self._no_grad = not args[0]
+            return func(*args, **kwargs)
         if asks_for_gradients(func, args, kwargs):
             return self._gradients(func, args, kwargs)
         if _writes(func) and args:
@@ -71,13 +81,21 @@ class _Traceable(FunctionMode):
             result = smooth_call(func, args, kwargs)
         else:
             result = func(*args, **unchunked(func, kwargs))
-        cuts = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
-        if cuts or not torch.is_grad_enabled():
+        detaches = func is Tensor.detach or getattr(func, "__self__", None) is Tensor.data
+        if self._cuts() or (detaches and torch.is_grad_enabled()):
             return pytree.tree_map_only(Tensor, self._mark, result)
         return result
 
+    def _cuts(self) -> bool:
+        """Whether the model has switched gradients off; torch does so for a function's own forward pass."""
+        if torch.is_grad_enabled():
+            return False
+        return self._no_grad or not self._inside or torch.is_inference_mode_enabled()
+
     def _gradients(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Gradients of a loss inside: constants, unless the model asks for their graph."""
+        if func is torch.autograd.grad:
+            self.own_functions |= has_own_functions(pytree.tree_leaves(args[0]))
         try:
             result = func(*args, **kwargs)
         except RuntimeError as error:
@@ -97,7 +115,7 @@ class _Traceable(FunctionMode):
     def _write(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of an operation in place, whose target keeps its identity."""
         rest = list(args[1:]), dict(kwargs)
-        if not torch.is_grad_enabled():
+        if self._cuts():
             rest = pytree.tree_map_only(Tensor, _mark, rest)
         result = func(args[0], *rest[0], **rest[1])
         marked = self._marks.get(id(args[0]))
@@ -155,17 +173,28 @@ def _pad_circular(input: Tensor, pad: Sequence[int], mode: str, value: float | N
     return input
 
 
-def traceable(function: Callable[..., Result], *, inside: bool) -> Callable[..., Result]:
+class Traceable(Generic[Result]):
     """The loss or the results of a problem, as a function that marks where the model cuts the gradient.
 
-    ``inside`` says whether the model forms gradients inside.
+    Args:
+        function: of parameters, constants, inputs and targets.
+        inside: whether the model forms gradients inside.
+
+    Attributes:
+        own_functions: whether gradients inside have passed through a ``torch.autograd.Function``.
     """
 
-    def marked(parameters: Any, fixed: Any, x: Any, y: Any) -> Result:
-        with _Traceable(inside=inside):
-            return function(parameters, fixed, x, y)
+    def __init__(self, function: Callable[..., Result], *, inside: bool) -> None:
+        self._function = function
+        self._inside = inside
+        self.own_functions = False
 
-    return marked
+    def __call__(self, parameters: Any, fixed: Any, x: Any, y: Any) -> Result:
+        """The result."""
+        with _Marking(inside=self._inside) as mode:
+            result = self._function(parameters, fixed, x, y)
+        self.own_functions = mode.own_functions
+        return result
 
 
 def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
@@ -178,7 +207,7 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
         InputError: if the loss is not a scalar.
     """
     try:
-        traced, inside = _traced_either_way(problem, inputs, targets, None)
+        program = _traced_either_way(problem, inputs, targets, None)
     except InputError:
         raise
     except Exception as error:  # any error of user code or the tracer; the reference engine decides
@@ -186,41 +215,45 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
             answers = _answers(problem, inputs, targets)
             if not answers:
                 raise error
-            traced, inside = _traced_either_way(problem, inputs, targets, answers)
+            program = _traced_either_way(problem, inputs, targets, answers)
         except Exception as second:
             if isinstance(second, TraceError):
                 raise
             reason = first_line(second, with_type=True)
             raise TraceError(f"the model cannot be traced: {reason}") from second
-    program = program_of(traced, list(problem.parameters()))
-    program.gradients_inside = inside
     return program
 
 
-def _traced_either_way(
-    problem: Problem, inputs: Any, targets: Any, answers: Any
-) -> tuple[fx.GraphModule, bool]:
-    """The trace of a model, and whether the model forms gradients inside."""
+def _traced_either_way(problem: Problem, inputs: Any, targets: Any, answers: Any) -> Program:
+    """The program of a model, with the functional form above autograd, or below it where that is needed."""
     try:
-        return _traced(problem, inputs, targets, answers, inside=False), False
+        return _traced(problem, inputs, targets, answers, inside=False)
     except GradientsInside:
-        return _traced(problem, inputs, targets, answers, inside=True), True
+        pass
+    except RuntimeError as error:
+        if not is_own_function(error):
+            raise
+    return _traced(problem, inputs, targets, answers, inside=True)
 
 
-def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any, *, inside: bool) -> fx.GraphModule:
+def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any, *, inside: bool) -> Program:
     leaves = problem.copied_parameters()
-    results = traceable(problem.results, inside=inside)
-    results = functional_below_autograd(results) if inside else functionalize(results)
-    make = make_fx(results, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    results = Traceable(problem.results, inside=inside)
+    functional = BelowAutograd(results) if inside else functionalize(results)
+    make = make_fx(functional, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
     with (
         preserve_random_streams(problem),
         plain_kernels(),
         contextlib.nullcontext() if answers is None else AnswerReplay(answers),
     ):
         traced = make(leaves, problem.constants(), inputs, targets)
-    if inside:
-        drop_aliases(traced.graph)
-    return traced
+    if not inside:
+        return program_of(traced, list(problem.parameters()))
+    drop_aliases(traced.graph)
+    program = program_of(traced, list(problem.parameters()))
+    program.gradients_inside = True
+    program.own_functions = functional.own_functions or results.own_functions
+    return program
 
 
 def _answers(problem: Problem, inputs: Any, targets: Any) -> list[tuple[Any, Any]]:
