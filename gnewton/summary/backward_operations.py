@@ -67,9 +67,7 @@ def _convolution_backward(
             for i, axis in enumerate(spatial):
                 reach = dilation[i] * (weight.shape[axis] - 1) + 1
                 missing[i] = x.shape[axis] - ((grad.shape[axis] - 1) * stride[i] - 2 * padding[i] + reach)
-        into_x = aten.convolution.default(
-            grad, weight, None, *options[:3], not transposed, missing, groups
-        )
+        into_x = aten.convolution.default(grad, weight, None, *options[:3], not transposed, missing, groups)
     if mask[1]:
         correlated = aten.convolution.default(
             x.transpose(0, 1), grad.transpose(0, 1), None,
@@ -84,7 +82,7 @@ def _convolution_backward(
 
 
 BACKWARD: dict[Any, Callable[..., Any]] = {
-    **get_decompositions([op for name in _DECOMPOSED.split() if (op := getattr(aten, name, None)) is not None]),
+    **get_decompositions([getattr(aten, name) for name in _DECOMPOSED.split() if hasattr(aten, name)]),
     aten.tanh_backward.default: _tanh_backward,
     aten.sigmoid_backward.default: _sigmoid_backward,
     aten.log_sigmoid_backward.default: _log_sigmoid_backward,

@@ -22,7 +22,7 @@ from .ways import by
 from .zoo import linear
 
 CASES = inner_gradients.CASES
-NORMS = ("batch_norm", "instance_norm", "layer_norm", "attention")  # torch's own third derivatives are wrong or missing
+NORMS = ("batch_norm", "instance_norm", "layer_norm", "attention")  # torch's third derivatives are wrong
 
 
 def along_groups(phi, size):
@@ -268,7 +268,8 @@ def test_own_backward_passes_go_to_the_reference_engine(change, caplog):
     torch.manual_seed(0)
     model = with_hidden(change).double()
     inputs, targets = (x.double() for x in inner_gradients.points())
-    problem = (model, F.mse_loss, inputs, targets, "per_tensor", [torch.randn_like(p) for p in model.parameters()])
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    problem = (model, F.mse_loss, inputs, targets, "per_tensor", direction)
     with caplog.at_level(logging.WARNING, "gnewton.summary"):
         found = summarize(*problem)
     assert "the reference engine takes over: the " in caplog.text

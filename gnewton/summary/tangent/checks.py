@@ -27,7 +27,7 @@ def check_program(
     """Compare loss and gradient of a program with those of the model.
 
     The comparison is made at the model's parameters or, with ``nearby``, at others close to them. There no
-    gradient is zero because of the values that a parameter happens to have, such as those of a last layer that
+    gradient is zero because of values that a parameter happens to have, such as those of a last layer that
     starts at 0.
 
     A trace sees neither the backward pass of a custom ``autograd.Function`` nor choices of Python code that

@@ -5,9 +5,9 @@ form of an ordinary trace lies above autograd, so such a call finds no graph. Mo
 with the functional form below autograd, where the operations of forward and backward passes arrive alike. The
 trace then holds both, and derivatives go through both.
 
-The same way takes models that call a ``torch.autograd.Function``. Their trace has the operations of its forward
-pass. The derivatives of these are those of the model as long as its backward pass is right, which every summary
-checks (:mod:`gnewton.summary.tangent.trace_cache`).
+Models that call a ``torch.autograd.Function`` are traced in the same way. Their trace has the operations of
+its forward pass. The derivatives of these are those of the model as long as its backward pass is right, which
+every summary checks (:mod:`gnewton.summary.tangent.trace_cache`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from gnewton.summary.second_derivatives import has_own_functions
 from gnewton.summary.tangent.program import TraceError
 
 aten = torch.ops.aten
+_torch: Any = torch  # parts of it are not annotated
+
 
 class GradientsInside(Exception):
     """The model uses autograd inside, and is traced as if it did not."""
@@ -84,7 +86,7 @@ class BelowAutograd:
         with FunctionalTensorMode(), one_thread():
             wrapped = pytree.tree_map_only(Tensor, _wrap, arguments)
             result = self._function(*wrapped)
-            if any(torch._functionalize_has_data_mutation(p.elem) for p in pytree.tree_leaves(wrapped[0])):
+            if any(_torch._functionalize_has_data_mutation(p.elem) for p in pytree.tree_leaves(wrapped[0])):
                 raise TraceError("the model cannot be traced: it writes into its parameters")
             self.own_functions = has_own_functions(pytree.tree_leaves(result))
             return pytree.tree_map_only(FunctionalTensor, _unwrap, result)
@@ -96,7 +98,7 @@ def _wrap(tensor: Tensor) -> Tensor:
 
 
 def _unwrap(tensor: FunctionalTensor) -> Tensor:
-    torch._sync(tensor)
+    _torch._sync(tensor)
     return torch._from_functional_tensor(tensor.elem)
 
 

@@ -164,8 +164,8 @@ class TraceCache:
     ) -> None:
         """Compare a trace with the model, by the values of its primal pass for a batch.
 
-        ``blank`` means that ``values`` are those of random steps alone. Where the model has backward passes of
-        its own, the gradients are compared as well.
+        ``blank`` means that ``values`` are those of random steps alone. Where the model has backward passes
+        of its own, the gradients are compared as well.
 
         Raises:
             StaleTrace: if the model computes something else.

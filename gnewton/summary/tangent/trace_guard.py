@@ -349,9 +349,13 @@ def computed_name(
             for i, value in zip(names.program.inputs, pytree.tree_leaves(arguments), strict=True):
                 if isinstance(value, Tensor):
                     named[id(value)] = i
-            loss_of = Traceable(problem.loss, inside=inside)
-            loss_of = loss_of if inside else functionalize(loss_of)
-            with plain_kernels(), one_thread(), _Replay(names, named, values, lend=lend, blank=blank and lend):
+            marked = Traceable(problem.loss, inside=inside)
+            loss_of: Callable[..., Tensor] = marked if inside else functionalize(marked)
+            with (
+                plain_kernels(),
+                one_thread(),
+                _Replay(names, named, values, lend=lend, blank=blank and lend),
+            ):
                 loss = loss_of(dict(variables), *arguments)
             return named.get(id(loss))
 

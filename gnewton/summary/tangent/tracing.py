@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -77,7 +77,9 @@ class _Marking(FunctionMode):
         if func is F.gaussian_nll_loss:
             return unmarked(gaussian_entries(*args, **kwargs, checked=False))
         func = _REPLACED.get(func, func)
-        if self._inside or is_transformed():  # fused normalisations keep statistics, as if these were constants
+        if (
+            self._inside or is_transformed()
+        ):  # fused normalisations keep statistics, as if these were constants
             result = smooth_call(func, args, kwargs)
         else:
             result = func(*args, **unchunked(func, kwargs))
@@ -239,8 +241,13 @@ def _traced_either_way(problem: Problem, inputs: Any, targets: Any, answers: Any
 def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any, *, inside: bool) -> Program:
     leaves = problem.copied_parameters()
     results = Traceable(problem.results, inside=inside)
-    functional = BelowAutograd(results) if inside else functionalize(results)
-    make = make_fx(functional, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    below = BelowAutograd(results)
+    make = make_fx(
+        below if inside else functionalize(results),
+        DECOMPOSITIONS,
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+    )
     with (
         preserve_random_streams(problem),
         plain_kernels(),
@@ -252,7 +259,7 @@ def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any, *, inside
     drop_aliases(traced.graph)
     program = program_of(traced, list(problem.parameters()))
     program.gradients_inside = True
-    program.own_functions = functional.own_functions or results.own_functions
+    program.own_functions = below.own_functions or results.own_functions
     return program
 
 
