@@ -174,7 +174,7 @@ class TraceCache:
         self._confirm_loss(kept, request, leaves, values, blank=blank)
         if kept.program.own_functions:
             self._check(kept, request)
-            if kept.uses <= 1:
+            if kept.uses == 0:
                 self._check(kept, request, nearby=True)
 
     def _confirm_loss(
