@@ -23,6 +23,7 @@ BENCH = Path(__file__).parents[1] / "scripts" / "bench"
         ),
         ("step.py --only mlp --optimizers grouped_newton", {"network", "optimizer", "summary_share"}),
         ("step.py --only mlp --optimizers adam --cpu-time", {"network", "optimizer", "times_sgd"}),
+        ("inner.py --only critic-small", {"model", "tangent", "reference", "ratio"}),
         ("taylor.py --only mlp --orders 1,2", {"network", "order", "taylor", "nested", "difference"}),
     ],
 )

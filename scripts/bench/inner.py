@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, vmap
 
+from gnewton.models.analytic import PoissonNetwork
 from gnewton.partition import Partition
 from gnewton.summary import Summarizer
 
@@ -128,6 +129,7 @@ def mean_square(outputs: Tensor, _: Tensor) -> Tensor:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor], tuple[int, ...]]] = {
+    "poisson": (lambda: PoissonNetwork([2, 32, 32, 1], "tanh"), plain, (100, 2)),
     "burgers": (lambda: mlp([2, 32, 32, 32, 1], nn.Tanh), burgers, (200, 2)),
     "burgers-wide": (lambda: mlp([2, 128, 128, 128, 128, 1], nn.Tanh), burgers, (2000, 2)),
     "laplacian": (lambda: mlp([2, 64, 64, 64, 1], nn.Tanh), laplacian, (500, 2)),
