@@ -280,7 +280,7 @@ def test_own_backward_passes_go_to_the_reference_engine(change, caplog):
 
 
 @pytest.mark.parametrize("name", ["burgers", "by_func", "critic", "convolutions", "inner_step"])
-def test_training_is_that_with_the_reference_engine(name):
+def test_training_is_that_with_the_reference_engine(name, caplog):
     losses = {}
     for engine in ("auto", "reference"):
         model, loss_fn, inputs, targets, _ = inner_gradients.make(name)
@@ -295,4 +295,5 @@ def test_training_is_that_with_the_reference_engine(name):
             optimizer.step(batch=(batch, targets))
             values.append(loss.item())
         losses[engine] = torch.tensor(values)
+    assert "takes over" not in caplog.text
     torch.testing.assert_close(losses["auto"], losses["reference"], rtol=1e-6, atol=1e-9)
