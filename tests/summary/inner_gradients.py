@@ -173,6 +173,43 @@ def pairs_of_images():
 # --- others -------------------------------------------------------------------------------------------------
 
 
+def asked():
+    """A choice by the values of slopes."""
+
+    def forward(m, x):
+        x = x.clone().requires_grad_()
+        u = m.net(x)
+        g = slope(u, x)
+        if g.abs().max() > 1e-3 and float(g.detach().mean()) < 1e3:
+            u = u * g[:, :1]
+        return u + g[:, 1:]
+
+    return Net(forward, net=linear(2, 5, 1))
+
+
+def residual_in_the_loss():
+    """The network returns its points beside its values; the loss differentiates."""
+
+    def forward(m, x):
+        x = x.clone().requires_grad_()
+        return m.net(x), x
+
+    return Net(forward, net=linear(2, 6, 1))
+
+
+def residual(outputs, _):
+    u, x = outputs
+    g = slope(u, x)
+    return (g.sum(1) - u[:, 0]).square().mean() + slope(g[:, 0], x).square().mean()
+
+
+def by_functional():
+    def forward(m, x):
+        return torch.autograd.functional.jvp(m.net, (x,), (torch.ones_like(x),), create_graph=True)[1]
+
+    return Net(forward, net=linear(2, 5, 1))
+
+
 def forces():
     """Energies of configurations, and forces as their slopes."""
 
@@ -233,6 +270,9 @@ CASES = {
     "inner_step_by_func": (
         lambda: Net(by_func_grad, net=linear(5, 4, 3), known=torch.randn(3, 3)), pairs, F.cross_entropy,),
     "inner_step_of_convolution": (inner_steps(small_convolution), pairs_of_images, F.cross_entropy),
+    "asked": (asked, points, F.mse_loss),
+    "residual_in_the_loss": (residual_in_the_loss, points, residual),
+    "by_functional": (by_functional, points, F.mse_loss),
     "forces": (forces, energies, F.mse_loss),
     "perturbed_embedding": (perturbed_embedding, words, F.cross_entropy),
 }  # fmt: skip

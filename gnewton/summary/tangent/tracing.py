@@ -65,6 +65,7 @@ class _Marking(FunctionMode):
         self._marks: dict[int, tuple[Tensor, Tensor]] = {}  # by identity: a mark, and the tensor it copies
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self._no_grad = self._no_grad and not torch.is_grad_enabled()
         if func is torch._C._set_grad_enabled:
             self._no_grad = not args[0]
             return func(*args, **kwargs)
@@ -228,14 +229,18 @@ def trace(problem: Problem, inputs: Any, targets: Any) -> Program:
 
 def _traced_either_way(problem: Problem, inputs: Any, targets: Any, answers: Any) -> Program:
     """The program of a model, with the functional form above autograd, or below it where that is needed."""
+    own_functions = False
     try:
         return _traced(problem, inputs, targets, answers, inside=False)
     except GradientsInside:
         pass
     except RuntimeError as error:
-        if not is_own_function(error):
+        own_functions = is_own_function(error)
+        if not own_functions:
             raise
-    return _traced(problem, inputs, targets, answers, inside=True)
+    program = _traced(problem, inputs, targets, answers, inside=True)
+    program.own_functions = program.own_functions or own_functions
+    return program
 
 
 def _traced(problem: Problem, inputs: Any, targets: Any, answers: Any, *, inside: bool) -> Program:
@@ -317,7 +322,7 @@ class AnswerRecorder(FunctionMode):
 
 
 class AnswerReplay(FunctionMode):
-    """Replays recorded answers.
+    """Replays recorded answers. With the functional form below autograd, torch asks for a truth by ``item``.
 
     Raises:
         LookupError: in the model's code, where it asks another question than the recorded one.
@@ -331,6 +336,6 @@ class AnswerReplay(FunctionMode):
         if func not in QUESTIONS:
             return func(*args, **kwargs)
         question, answer = next(self._answers, (None, None))
-        if question is not func:
+        if question is not func and not (func is Tensor.item and question is Tensor.__bool__):
             raise LookupError("the model asks for other values of tensors than a moment ago")
         return answer
