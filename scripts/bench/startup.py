@@ -1,7 +1,6 @@
 """How long a command takes to its first line and its first step, and where that time goes.
 
-Run by ``trainer.py --start``. Each command runs in a process of its own. Modules are watched as they are
-imported and functions as they are called; a section does not contain those inside it.
+Run by ``trainer.py --start``. Each command runs in a process of its own, ``watched_start.py``.
 
 *Warm*: after a call that nobody timed. *Cold*: after the kernel was asked to drop the files of the
 installation from its cache, which it does for those that no other process has mapped. *First*: warm, but
@@ -10,6 +9,7 @@ without the bytecode that Python keeps.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,76 +29,7 @@ COMMANDS = {
 STATES = ("warm", "cold", "first")
 ROOT = Path(__file__).resolve().parents[2]
 
-WATCHER = '''
-import importlib.abc, importlib.machinery, json, os, sys, time
-WANTED = {"torch", "torchvision", "hydra", "omegaconf", "numpy", "scipy", "sklearn", "pandas", "matplotlib"}
-CALLS = {
-    "gnewton.experiment.prepare": {"prepare": "checking options"},
-    "gnewton.cli.composer": {"run_jobs": "composing"},
-    "gnewton.experiment.run": {"build_parts": "data and model", "describe_environment": "environment"},
-    "gnewton.training.evaluate": {"Evaluator.scores": "evaluation", "Evaluator.start_loss": "evaluation"},
-    "gnewton.training.saving": {"Saver.save": "checkpoint"},
-    "gnewton.training.trainer": {"Trainer._make_step": "step"},
-}
-spent, stack, stamps = {}, [], {}
-def enter(name):
-    stack.append([name, time.perf_counter(), time.process_time(), 0.0, 0.0])
-def leave():
-    name, wall, cpu, inner_wall, inner_cpu = stack.pop()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    before = spent.get(name, (0.0, 0.0))
-    spent[name] = (before[0] + wall - inner_wall, before[1] + cpu - inner_cpu)
-    if stack:
-        stack[-1][3] += wall
-        stack[-1][4] += cpu
-def watched(function, name):
-    def call(*args, **kwargs):
-        enter(name)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            leave()
-            if name == "step" and "step" not in stamps:
-                stamps["step"] = (time.time(), time.process_time())
-    return call
-def put(module, path, name):
-    *owners, last = path.split(".")
-    for owner in owners:
-        module = getattr(module, owner)
-    setattr(module, last, watched(getattr(module, last), name))
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name not in WANTED and name not in CALLS:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-        def exec_module(module):
-            if name in WANTED:
-                enter("import " + name)
-            try:
-                execute(module)
-            finally:
-                if name in WANTED:
-                    leave()
-            for path, label in CALLS.get(name, {}).items():
-                put(module, path, label)
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Finder())
-enter("other modules and the rest")
-code = 0
-if len(sys.argv) > 2:
-    from gnewton.cli.main import main
-    code = main(sys.argv[2:])
-else:
-    import torch, torchvision
-    stamps["step"] = (time.time(), time.process_time())
-leave()
-with open(sys.argv[1], "w") as file:
-    json.dump({"stamps": stamps, "spent": spent, "code": code}, file)
-'''
+WATCHED = Path(__file__).with_name("watched_start.py")
 
 
 def start_table(repeats: int) -> list[dict[str, object]]:
@@ -107,12 +38,12 @@ def start_table(repeats: int) -> list[dict[str, object]]:
     sections: dict[str, None] = {}
     for state in STATES:
         for name, command in COMMANDS.items():
-            timed = [_timed(command, state) for _ in range(repeats + (state == "warm"))]
-            timed = [row for row in timed if row is not None]
+            calls = [_timed(command, state) for _ in range(repeats + (state == "warm"))]
+            timed = [row for row in calls if row is not None]
             if not timed:
                 print(f"{name}: left out, it does not run here")
                 continue
-            row = min(timed, key=lambda row: float(row["first step, s"]))  # type: ignore[arg-type]
+            row = min(timed, key=lambda row: float(str(row["first step, s"])))
             sections |= dict.fromkeys(row)
             rows.append({"command": name, "state": state, **row})
     return [{key: row.get(key, "") for key in ("command", "state", *sections)} for row in rows]
@@ -120,16 +51,14 @@ def start_table(repeats: int) -> list[dict[str, object]]:
 
 def _timed(command: str | None, state: str) -> dict[str, object] | None:
     """One call in a new process; None if it ends with an error."""
-    import json
-
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if state == "first":
             environment |= {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode"}
         if state == "cold":
             _forget_files()
         report = Path(folder) / "report.json"
-        arguments = [sys.executable, "-c", WATCHER, str(report)]
+        arguments = [sys.executable, str(WATCHED), str(report)]
         if command is not None:
             arguments += [*command.split(), "trainer.max_steps=1", "trainer.progress=lines"]
             arguments += [f"output_root={folder}/out"]
@@ -154,7 +83,7 @@ def _timed(command: str | None, state: str) -> dict[str, object] | None:
         "first step, s": wall - start,
         "first step, processor s": cpu,
     }
-    return row | {name: seconds for name, (seconds, _) in sorted(found["spent"].items())}
+    return row | {f"{name}, processor s": cpu for name, (_, cpu) in sorted(found["spent"].items())}
 
 
 def _forget_files() -> None:
@@ -171,7 +100,7 @@ def _forget_files() -> None:
             os.close(descriptor)
 
 
-def _files(places: list[Path]) -> Iterator[str]:
+def _files(places: list[Path]) -> Iterator[Path]:
     for place in places:
         for folder, _, names in os.walk(place):
-            yield from (os.path.join(folder, name) for name in names)
+            yield from (Path(folder) / name for name in names)

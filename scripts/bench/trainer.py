@@ -5,9 +5,9 @@
 
 Short epochs of SGD on random images, in one process with one thread: a bare loop over tensors, a loop over a
 DataLoader, this trainer with its default options, and Lightning, if it is installed, without progress bar,
-logger and checkpoints. They take turns epoch by epoch. The least processor time of each counts, and the median
-of its ratios to the bare loop's in the same round. The trainer's evaluations and checkpoints lie between
-epochs and do not count.
+logger and checkpoints. They take turns epoch by epoch. The least processor time of each counts, and the
+median of its ratios to the bare loop's in the same round. The trainer's evaluations and checkpoints lie
+between epochs and do not count.
 
 ``--start`` times commands in processes of their own, by wall clock and processor time.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import logging
 import statistics
 import sys
@@ -62,7 +63,9 @@ def made_up(case: Case, samples: int) -> DataSet:
         return TensorSplit(pixels, labels, scaling, seed=0, title=title)
 
     task = Classification(input_shape=case.shape, outputs=10)
-    return DataSet("made_up", task, *(part(samples, title) for title in ("train", "validation", "test")))
+    return DataSet(
+        "made_up", task, part(samples, "train"), part(samples, "validation"), part(samples, "test")
+    )
 
 
 def bare(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
@@ -103,11 +106,11 @@ def over_loader(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
 def by_lightning(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float] | None:
     """An epoch by Lightning, which returns its processor time; None if that is not installed."""
     try:
-        import lightning
+        lightning: Any = importlib.import_module("lightning")
     except ImportError:
         return None
 
-    class Module(lightning.LightningModule):  # type: ignore[misc]
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.model = model

@@ -35,7 +35,7 @@ class TangentEngine:
         problem: model, loss and partition.
         third: whether to form third derivatives.
         diagonal: whether to keep only the diagonal of the Hessian.
-        max_memory: bytes for the tangents; None: a share of the free memory.
+        max_memory: bytes for the tangents; None: a share of the free memory, or a few gradients.
         reduction: "mean" or "sum", how the loss joins the samples.
         tf32: whether CUDA may round the factors of products to TF32.
         compiled: whether to compile the passes of a program at its first summary.
@@ -110,6 +110,12 @@ class TangentEngine:
             allowed = min(allowed, max(SMALL, GRADIENTS * whole.plan.gradient_bytes))
         return max(allowed, 1)
 
+    def _must_split(self, whole: Trace) -> bool:
+        """Whether a batch is split because memory demands it, not only to be modest."""
+        return whole.parts > 1 or whole.bytes > memory_limit(
+            whole.bytes, self.max_memory, self.problem.device()
+        )
+
     def _attempt(self, whole: Trace, request: Request, parts: int) -> Summary | None:
         """The summary of the batch in ``parts``; None if memory is exhausted.
 
@@ -119,7 +125,8 @@ class TangentEngine:
             with preserve_random_streams(self.problem):  # the next attempt draws the same numbers
                 summary = None
                 if parts > 1 and whole.separable is not False:
-                    summary = self._splitter.summarize(whole, request, parts)
+                    level = logging.WARNING if self._must_split(whole) else logging.INFO
+                    summary = self._splitter.summarize(whole, request, parts, level=level)
                 return self._summarize_whole(whole, request) if summary is None else summary
         except (RuntimeError, MemoryError) as error:
             if not is_exhausted(error):

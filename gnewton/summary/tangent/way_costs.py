@@ -20,8 +20,8 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
     Rows take a backward product of every column for each factor of a step that is no parameter, the product
     of every direction with the data, and their inner products with the columns. They include the gradient.
     The shares of slices are added one by one. Tangents take a product of every group that a factor depends
-    on, and one more for the gradient. They form slices one by one, in three passes over their parameter. Views
-    cost nothing. The weights are those of docs/performance.md.
+    on, and one more for the gradient. They form slices one by one, in three passes over their parameter.
+    Views cost nothing. The weights are those of docs/performance.md.
     """
     program = plan.program
     steps = program.steps
