@@ -1,4 +1,4 @@
-"""A command of gnewton in this process, watched (for ``startup.py``): ``watched_start.py REPORT [ARGUMENTS]``.
+"""A command of gnewton in this process, watched for ``startup.py``: ``watched_start.py REPORT [ARGUMENTS]``.
 
 Writes to REPORT when the first step was made and how long imports and functions took, without those
 inside them. Without arguments it imports torch and torchvision alone.
