@@ -24,6 +24,9 @@ BENCH = Path(__file__).parents[1] / "scripts" / "bench"
         ("step.py --only mlp --optimizers grouped_newton", {"network", "optimizer", "summary_share"}),
         ("step.py --only mlp --optimizers adam --cpu-time", {"network", "optimizer", "times_sgd"}),
         ("inner.py --only critic-small", {"model", "tangent", "reference", "ratio"}),
+        ("trainer.py --only mlp --steps 2", {"network", "side", "step_ms", "times_bare_median"}),
+        ("ways.py --only binary --groups 2", {"network", "groups", "rows", "tangents", "chosen", "loss"}),
+        ("ways.py --only binary --groups 4 --slices", {"sliced", "faster"}),
         ("taylor.py --only mlp --orders 1,2", {"network", "order", "taylor", "nested", "difference"}),
     ],
 )

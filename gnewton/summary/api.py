@@ -54,7 +54,8 @@ class Summarizer:
             backward passes; "auto" uses "tangent" where it works, else "reference" with a line in the log.
         diagonal: whether to keep only the diagonal of the Hessian, shape (S,).
         max_memory: bytes for the tangents, beyond a training step; larger batches are split along samples,
-            where that is exact. None: half of the free memory.
+            where that is exact. None: half of the free memory, and at most a few times the memory of a
+            gradient (256 MiB or more).
         reduction: "mean" or "sum", how the loss joins the samples.
         tf32: whether CUDA may round the factors of matrix products and convolutions to TF32.
         distributed: whether to join the summaries of all processes of ``torch.distributed``, each of its own

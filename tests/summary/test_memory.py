@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 
 import pytest
@@ -13,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnewton.partition import Partition
 from gnewton.summary import Summarizer
+from gnewton.summary.tangent import adjoint_rows, engine
 from gnewton.summary.tangent.plan import tangent_bytes
 
 from . import zoo
+from .ways import summarizer_by
 
 WIDTH, SAMPLES = 64, 128
 LAYER = WIDTH * SAMPLES * 8  # bytes of one activation
@@ -91,6 +94,81 @@ def test_a_limit_is_kept():
     limit = size * LAYER // 2
     assert whole > step + limit
     assert peaks(12, max_memory=limit)[2] < step + limit
+
+
+class Attention(nn.Module):
+    """Two layers of attention among many tokens, whose scores are the largest values."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 4, 16, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.layers(x).mean(1))
+
+
+@pytest.mark.parametrize(("matrix", "times"), [("hessian", engine.GRADIENTS), ("gauss_newton", 2)])
+def test_without_a_limit_attention_takes_a_few_gradients(matrix, times, monkeypatch):
+    torch.manual_seed(0)
+    model, inputs = Attention().double(), torch.randn(16, 32, 8, dtype=torch.float64)
+    targets, partition = torch.randint(0, 3, (16,)), Partition.per_tensor(model)
+    direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+
+    def measured():
+        summarizer = Summarizer(model, F.cross_entropy, partition, curvature=matrix, engine="tangent")
+        if matrix == "gauss_newton":
+            summarizer.tangent_engine.way = "tangents"
+        summarizer.summarize(inputs, targets, direction)  # traces
+        found = []
+        peak = peak_bytes(lambda: found.append(summarizer.summarize(inputs, targets, direction)))
+        return found[0], peak, max(trace.plan.gradient_bytes for trace in summarizer.tangent_engine.traces)
+
+    step = peak_bytes(lambda: F.cross_entropy(model(inputs), targets).backward())
+    whole, most, size = measured()  # it is small enough to be left alone
+    monkeypatch.setattr(engine, "SMALL", 0)
+    monkeypatch.setattr(engine, "GRADIENTS", times)
+    parts, least, _ = measured()
+    allowed = step + times * size
+    assert most > allowed
+    assert least < allowed
+    torch.testing.assert_close(parts.hessian, whole.hessian, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(parts.gradient, whole.gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("limit", "warned"), [(None, False), (1000, True)])
+def test_a_batch_that_does_not_separate_warns_only_if_memory_is_short(limit, warned, monkeypatch, caplog):
+    monkeypatch.setattr(engine, "SMALL", 0)
+    monkeypatch.setattr(engine, "GRADIENTS", 0)
+    model, loss_fn, inputs, targets, direction = zoo.make("batch_norm")
+    partition = Partition.per_tensor(model)
+    with caplog.at_level(logging.INFO, logger="gnewton.summary.tangent.splitting"):
+        summarizer = Summarizer(model, loss_fn, partition, engine="tangent", max_memory=limit)
+        summarizer.summarize(inputs, targets, direction)
+    (line,) = [r for r in caplog.records if "cannot be split" in r.message]
+    assert (line.levelno >= logging.WARNING) is warned
+
+
+def test_columns_of_rows_take_a_few_gradients(monkeypatch):
+    model, inputs, targets, direction = network(2)
+    partition = Partition.per_tensor(model)
+    chunks = []
+    original = adjoint_rows.send_back
+
+    def send_back(rows, values, stacks, consume):
+        chunks.append(len(stacks[0]))
+        return original(rows, values, stacks, consume)
+
+    monkeypatch.setattr(adjoint_rows, "send_back", send_back)
+    monkeypatch.setattr(engine, "SMALL", 0)
+    monkeypatch.setattr(engine, "GRADIENTS", 0)  # one column at a time
+    summarizer = summarizer_by("rows", model, F.cross_entropy, partition)
+    bounded = summarizer.summarize(inputs, targets, direction)
+    assert chunks.count(1) >= 9
+    monkeypatch.undo()
+    free = summarizer_by("rows", model, F.cross_entropy, partition).summarize(inputs, targets, direction)
+    torch.testing.assert_close(bounded.hessian, free.hessian, rtol=1e-10, atol=1e-12)
 
 
 def test_the_estimate_is_above_what_is_taken():

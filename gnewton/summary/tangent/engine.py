@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.backend import is_exhausted, memory_limit, require_compiler
+from gnewton.backend import SMALL, is_exhausted, memory_limit, require_compiler
 from gnewton.errors import OutOfMemory
 from gnewton.summary.isolation import exact_products, preserve_random_streams, without_side_effects
 from gnewton.summary.problem import Problem, Request
@@ -24,6 +24,9 @@ from gnewton.summary.tangent.trace_cache import Trace, TraceCache
 
 log = logging.getLogger(__name__)
 
+GRADIENTS = 4
+"""Memory of the tangents in that of a gradient by the same operations, beyond which batches are split."""
+
 
 class TangentEngine:
     """Summaries by stacked tangents.
@@ -32,7 +35,7 @@ class TangentEngine:
         problem: model, loss and partition.
         third: whether to form third derivatives.
         diagonal: whether to keep only the diagonal of the Hessian.
-        max_memory: bytes for the tangents; None: a share of the free memory.
+        max_memory: bytes for the tangents; None: a share of the free memory, or a few gradients.
         reduction: "mean" or "sum", how the loss joins the samples.
         tf32: whether CUDA may round the factors of products to TF32.
         compiled: whether to compile the passes of a program at its first summary.
@@ -87,7 +90,8 @@ class TangentEngine:
         """The summary, in as many parts of the batch as the memory requires."""
         whole = self.traces.get(request)
         samples = request.divisible
-        parts = min(max(self._parts(self._bytes(whole, request)), whole.parts), samples)
+        size = self._bytes(whole, request)
+        parts = min(max(math.ceil(size / self._allowed(whole, size)), whole.parts), samples)
         while (summary := self._attempt(whole, request, parts)) is None:
             whole.parts = parts = self._more_parts(whole, samples, parts)
         return summary
@@ -96,9 +100,21 @@ class TangentEngine:
         """The memory that the summary of a whole batch takes beyond a training step."""
         return whole.bytes
 
-    def _parts(self, size: int) -> int:
-        """The number of parts of a batch that should fit, by the memory of the whole."""
-        return math.ceil(size / max(memory_limit(size, self.max_memory, self.problem.device()), 1))
+    def _allowed(self, whole: Trace, size: int) -> int:
+        """The bytes that the summary of a batch may take, of the ``size`` that it takes as a whole.
+
+        Without ``max_memory`` they are a few times those of a gradient, whatever memory is free.
+        """
+        allowed = memory_limit(size, self.max_memory, self.problem.device())
+        if self.max_memory is None:
+            allowed = min(allowed, max(SMALL, GRADIENTS * whole.plan.gradient_bytes))
+        return max(allowed, 1)
+
+    def _must_split(self, whole: Trace) -> bool:
+        """Whether a batch is split because memory demands it, not only to be modest."""
+        return whole.parts > 1 or whole.bytes > memory_limit(
+            whole.bytes, self.max_memory, self.problem.device()
+        )
 
     def _attempt(self, whole: Trace, request: Request, parts: int) -> Summary | None:
         """The summary of the batch in ``parts``; None if memory is exhausted.
@@ -109,7 +125,8 @@ class TangentEngine:
             with preserve_random_streams(self.problem):  # the next attempt draws the same numbers
                 summary = None
                 if parts > 1 and whole.separable is not False:
-                    summary = self._splitter.summarize(whole, request, parts)
+                    level = logging.WARNING if self._must_split(whole) else logging.INFO
+                    summary = self._splitter.summarize(whole, request, parts, level=level)
                 return self._summarize_whole(whole, request) if summary is None else summary
         except (RuntimeError, MemoryError) as error:
             if not is_exhausted(error):

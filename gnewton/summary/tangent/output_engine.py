@@ -79,6 +79,7 @@ log = logging.getLogger(__name__)
 
 SIDE = 512  # groups of a block of the matrix
 COPIES = 4  # of the rows and the matrix, at the same time
+EVERYTHING = 1 << 62  # bytes
 
 Way = Literal["auto", "rows", "tangents"]
 
@@ -212,7 +213,7 @@ class OutputEngine(OutputTangents):
     ) -> Summary:
         plan = trace.plan
         joined = bool(rows.coupled)
-        limit = self.max_memory
+        limit = self._allowed(trace, EVERYTHING)
         formed, noise = form_rows(
             plan, rows, values, columns.stacks, request.direction, joined=joined, limit=limit
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -77,6 +78,16 @@ class PassPlan:
         owners = torch.tensor(slicing.owners, device=u.device)
         mine = owners == torch.tensor(groups, device=u.device)[:, None]
         return Rows(groups, [mine.view(-1, *slicing.view(u.dim())) * u], owned=False)
+
+    @cached_property
+    def gradient_bytes(self) -> int:
+        """About the memory of a gradient: every value that depends on parameters, and the gradient."""
+        steps = self.program.steps
+        return sum(
+            entries * (step.dtype.itemsize if step.dtype is not None else 4)
+            for i, (step, entries) in enumerate(zip(steps, _entries(self.program), strict=True))
+            if step.active and step.output is None and not (i in self.rules and self.rules[i].view)
+        )
 
     @property
     def random_steps(self) -> list[int]:
@@ -173,14 +184,10 @@ def tangent_bytes(plan: PassPlan) -> int:
     for name, i in program.parameters.items():
         started[i] = frozenset(plan.groups[name])
     held = [0] * len(steps)
-    entries = [0] * len(steps)
+    entries = _entries(program)
     live = peak = 0
     trainable = set(program.parameters.values())
     for i, step in enumerate(steps):
-        if all(type(n) is int for n in step.shape):
-            entries[i] = math.prod(step.shape)
-        else:  # the result of a mask: at most the entries of its source
-            entries[i] = max((entries[j] for j in step.reads), default=0)
         if not step.active or i in trainable:
             continue
         started[i] = frozenset().union(*(started[j] for j in step.reads))
@@ -193,6 +200,17 @@ def tangent_bytes(plan: PassPlan) -> int:
             if plan.last_tangent[j] == i:
                 live -= held[j]
     return peak
+
+
+def _entries(program: Program) -> list[int]:
+    """The entries of the value of every step."""
+    entries = [0] * len(program.steps)
+    for i, step in enumerate(program.steps):
+        if all(type(n) is int for n in step.shape):
+            entries[i] = math.prod(step.shape)
+        else:  # the result of a mask: at most the entries of its source
+            entries[i] = max((entries[j] for j in step.reads), default=0)
+    return entries
 
 
 def model_part(program: Program) -> frozenset[int]:

@@ -28,6 +28,7 @@ parameters meet the data."""
 
 ENTRIES = 1 << 25  # of a stack of slices that are pushed one by one
 WORK = 1 << 21  # entries of a product of all columns at a time
+FEW = 64  # groups that are summed by a product
 
 
 def place_of(pair: Tensor, scales: Tensor, tolerance: float) -> Place | None:
@@ -149,17 +150,33 @@ def _add(
     noise: Tensor | None,
 ) -> None:
     """Add Σ_e moved[n, i, e] adjoint[k, n, i, e] to the rows of the group of every slice i."""
-    index = torch.tensor(owners, device=result.device)
     one = split(moved, place, samples, slot, len(owners))[0]
     many = split(adjoint, place, samples, slot, len(owners))
     width = max(1, WORK // max(one.numel(), 1))
-    shares = torch.cat([(many[k : k + width] * one).sum(3) for k in range(0, len(many), width)])
-    result.index_add_(0, index, shares.permute(2, 1, 0).to(result.dtype))
+    shares = torch.cat([_over_entries(many[k : k + width] * one) for k in range(0, len(many), width)])
+    _add_by_group(shares.to(result.dtype), owners, result)
+    index = torch.tensor(owners, device=result.device)
     if noise is not None:
         rounding = Rounding.of(plan.dtypes, result.device)
         sizes = [x.square().sum((0, 2), dtype=torch.float64) for x in (one, many[0])]
         terms = one.numel() // len(owners)
         noise.index_add_(0, index, PRODUCT * rounding.inner(terms) * (sizes[0] * sizes[1]).sqrt())
+
+
+def _over_entries(products: Tensor) -> Tensor:
+    """Σ_e products[k, n, i, e]."""
+    return products.squeeze(3) if products.shape[3] == 1 else products.sum(3)
+
+
+def _add_by_group(shares: Tensor, owners: tuple[int, ...], result: Tensor) -> None:
+    """Add shares (k, N, slices) to the rows (S, N, k) of their groups."""
+    distinct = sorted(set(owners))
+    groups = owners
+    if len(distinct) <= min(FEW, len(owners) // 2):  # one product is faster than adding row by row
+        member = shares.new_zeros(len(owners), len(distinct))
+        member[range(len(owners)), [distinct.index(owner) for owner in owners]] = 1
+        shares, groups = shares @ member, tuple(distinct)
+    result.index_add_(0, torch.tensor(groups, device=result.device), shares.permute(2, 1, 0))
 
 
 def split(stack: Tensor, place: Place | None, samples: int, slot: Place | None, slices: int) -> Tensor:

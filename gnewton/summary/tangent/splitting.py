@@ -43,15 +43,20 @@ class Splitter:
         self._traces = traces
         self._reduction = reduction
         self._summarize_part = summarize_part
+        self._level = logging.WARNING
 
-    def summarize(self, whole: Trace, request: Request, parts: int) -> Summary | None:
+    def summarize(
+        self, whole: Trace, request: Request, parts: int, *, level: int = logging.WARNING
+    ) -> Summary | None:
         """The summary as a sum over parts of the batch; None where the samples do not separate.
 
         Args:
             whole: the trace of the whole batch.
             request: the whole batch.
             parts: number of parts.
+            level: of the line in the log where the batch stays whole.
         """
+        self._level = level
         weighing, joinable = mean_weight(whole.program)
         if not joinable:
             self._keep_whole(whole, "a weighted mean is only a part of the loss")
@@ -106,7 +111,7 @@ class Splitter:
 
     def _keep_whole(self, whole: Trace, reason: str) -> None:
         whole.separable = False
-        log.warning("summary: the batch cannot be split to save memory: %s", reason)
+        log.log(self._level, "summary: the batch cannot be split to save memory: %s", reason)
 
     def _weight(self, trace: Trace, part: Request) -> Tensor:
         """The sum of the weights in the mean of a part: labels may be ignored or weighted."""

@@ -10,6 +10,8 @@ from gnewton.summary.tangent.program import Ref, Step, aten
 
 GATE = 8  # multiplications that cost as much as one entry of an element-wise pass
 READ = 4  # and as much as reading an entry
+SLICED = 44  # and as much as adding an entry to the row of its slice
+CALLS = 4_000_000  # and as much as the calls for the slices of a parameter
 
 
 def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, float]:
@@ -17,16 +19,19 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
 
     Rows take a backward product of every column for each factor of a step that is no parameter, the product
     of every direction with the data, and their inner products with the columns. They include the gradient.
-    Tangents take a product of every group that a factor depends on, and one more for the gradient. They form
-    slices one by one, in three passes over their parameter. Views cost nothing.
+    The shares of slices are added one by one. Tangents take a product of every group that a factor depends
+    on, and one more for the gradient. They form slices one by one, in three passes over their parameter.
+    Views cost nothing. The weights are those of docs/performance.md.
     """
     program = plan.program
     steps = program.steps
     started: list[frozenset[int]] = [frozenset()] * len(steps)
+    slices: list[frozenset[str]] = [frozenset()] * len(steps)  # the sliced parameters in a step
     by_rows = by_tangents = 0.0
     for name, i in program.parameters.items():
         started[i] = frozenset(plan.groups[name])
         if name in plan.slicing:
+            slices[i] = frozenset((name,))
             by_tangents += 3.0 * _work(plan, i) * len(started[i])
     model = model_part(program)
     entering = set(rows.steps)
@@ -35,6 +40,9 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
         if not step.active or i not in model or step.op is None:
             continue
         started[i] = frozenset().union(*(started[j] for j in step.reads))
+        entering_slices = frozenset[str]().union(*(slices[j] for j in step.reads if j in own))
+        if i in own:
+            slices[i] = entering_slices
         if step.output is not None or plan.rules[i].view or getattr(step.op, "is_view", False):
             continue
         size, moving = float(_work(plan, i)), [j for j in step.reads if steps[j].active]
@@ -49,7 +57,8 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
         if i in entering:
             by_rows += size * (len(moving) - data)
         if i in rows.entries:
-            by_rows += _entries(step) * columns * READ
+            by_rows += _entries(step) * columns * (READ + SLICED * len(entering_slices))
+            by_rows += CALLS * len(entering_slices)
     return by_rows, by_tangents
 
 
