@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton.partition import Partition
-from gnewton.summary.tangent.way_costs import GATE, READ, operations
+from gnewton.summary.tangent.output_engine import GATE, READ, operations
 
 from .ways import summarizer_by
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from gnewton.arguments import check_name, check_number, check_whole, explained
 from gnewton.backend import memory_limit
 from gnewton.partition import PartitionChoice, chosen_partition
+from gnewton.summary.api import Takeover
 from gnewton.summary.group_parts import sums_by_group
 from gnewton.summary.isolation import exact_products, without_side_effects
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_derivatives
 from gnewton.summary.result import SummaryError
-from gnewton.summary.takeover import Takeover
 from gnewton.summary.tangent.passes import forward
 from gnewton.summary.tangent.plan import PassPlan
 from gnewton.summary.tangent.trace_cache import Trace, TraceCache
