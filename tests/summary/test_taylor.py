@@ -17,10 +17,10 @@ from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives, SummaryError, loss_derivatives, summarize
 from gnewton.summary.smooth import DECOMPOSITIONS
 from gnewton.summary.tangent.rules import RULES
-from gnewton.summary.taylor import derivatives, nested_rule
-from gnewton.summary.taylor.function_series import FUNCTIONS
+from gnewton.summary.taylor import derivatives, taylor_rule
+from gnewton.summary.taylor.derivatives import coefficients
 from gnewton.summary.taylor.series import Series
-from gnewton.summary.taylor.taylor_pass import coefficients
+from gnewton.summary.taylor.series_elementwise import FUNCTIONS
 from gnewton.summary.taylor.taylor_rule import SERIES_RULES
 
 from . import oracles, zoo
@@ -404,26 +404,26 @@ def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():
 
 
 def test_a_wrong_forward_mode_is_found_out(monkeypatch):
-    right = nested_rule._by_forward_mode
-    monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.01 * x for x in right(*a)])
-    monkeypatch.setattr(nested_rule, "_verdicts", {})
+    right = taylor_rule._by_forward_mode
+    monkeypatch.setattr(taylor_rule, "_by_forward_mode", lambda *a: [1.01 * x for x in right(*a)])
+    monkeypatch.setattr(taylor_rule, "_verdicts", {})
     result = of_scalar(torch.lgamma, X, order=4)
-    assert list(nested_rule._verdicts.values()) == [False]
+    assert list(taylor_rule._verdicts.values()) == [False]
     np.testing.assert_allclose(result, of_scalar(torch.lgamma, X, order=4, engine="reference"), rtol=1e-10)
 
 
 def test_a_verdict_holds_for_one_precision_and_rests_on_finite_numbers(monkeypatch):
-    monkeypatch.setattr(nested_rule, "_verdicts", {})
+    monkeypatch.setattr(taylor_rule, "_verdicts", {})
     kind = torch.ops.aten.lgamma.default, 1
     result = of_scalar(torch.lgamma, 0.0, order=3)
     assert not np.isfinite(result).any()
-    assert nested_rule._verdicts == {}
+    assert taylor_rule._verdicts == {}
     of_scalar(torch.lgamma, X, order=3)
-    assert nested_rule._verdicts == {(*kind, torch.float64): True}
-    right = nested_rule._by_forward_mode
-    monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.1 * x for x in right(*a)])
+    assert taylor_rule._verdicts == {(*kind, torch.float64): True}
+    right = taylor_rule._by_forward_mode
+    monkeypatch.setattr(taylor_rule, "_by_forward_mode", lambda *a: [1.1 * x for x in right(*a)])
     result = of_scalar(lambda w: torch.lgamma(w.float()), X, order=3)
-    assert nested_rule._verdicts[(*kind, torch.float32)] is False
+    assert taylor_rule._verdicts[(*kind, torch.float32)] is False
     expected = of_scalar(torch.lgamma, X, order=3, engine="reference")
     np.testing.assert_allclose(result, expected, rtol=1e-5)
 
