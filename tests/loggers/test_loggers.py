@@ -18,9 +18,9 @@ from gnewton.errors import Diverged, InputError
 from gnewton.experiment.folder import config_hash
 from gnewton.experiment.resume import trajectory_hash
 from gnewton.loggers import LOGGERS, GuardedLoggers, Logger, RunCard
-from gnewton.loggers.mlflow import MlflowLogger
-from gnewton.loggers.tensorboard import TensorBoardLogger
-from gnewton.loggers.wandb import WandbLogger
+from gnewton.loggers.trackers import MlflowLogger
+from gnewton.loggers.trackers import TensorBoardLogger
+from gnewton.loggers.trackers import WandbLogger
 from gnewton.report.plots.run_plots import write_run_plots
 from gnewton.report.runs import read_run
 from gnewton.report.setups import group_runs
@@ -146,7 +146,7 @@ def test_a_plot_that_cannot_be_drawn_costs_no_run(run, with_loggers, caplog, kin
 
 def test_a_command_draws_for_loggers_only(cli, monkeypatch):
     kept = Kept()
-    monkeypatch.setattr("gnewton.loggers.tensorboard.TensorBoardRecipe.build", lambda self: kept)
+    monkeypatch.setattr("gnewton.loggers.trackers.TensorBoardRecipe.build", lambda self: kept)
     assert cli(["train", *SHORT, "logger=tensorboard"]).code == 0
     assert [name for name, *_ in kept.images] == ["plots/rates"]
     monkeypatch.setattr("gnewton.report.plots.run_plots.write_run_plots", None)

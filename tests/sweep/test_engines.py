@@ -45,7 +45,7 @@ def test_slurm_jobs_are_stopped_with_the_sweep(start, sweeps, behave):
 
 
 def test_slurm_asks_the_cluster_for_what_it_was_told():
-    from gnewton.sweep.launchers.slurm import SlurmLauncher
+    from gnewton.sweep.launchers import SlurmLauncher
 
     launcher = SlurmLauncher(
         name="slurm",
@@ -99,7 +99,7 @@ def test_a_ray_that_does_not_start_is_one_message(cli, monkeypatch, override, he
 
     ended = []
     ray = SimpleNamespace(init=init, shutdown=lambda: ended.append(True))
-    monkeypatch.setattr("gnewton.sweep.launchers.ray.require_package", lambda *names: ray)
+    monkeypatch.setattr("gnewton.sweep.launchers.require_package", lambda *names: ray)
     answer = cli(["sweep", "seed=0", "launcher=ray", *override.split()])
     assert answer.code == 2
     assert answer.err == f"gnewton: {head}: Ray does not start: The current node timed out during startup.\n"
