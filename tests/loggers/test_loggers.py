@@ -18,9 +18,7 @@ from gnewton.errors import Diverged, InputError
 from gnewton.experiment.folder import config_hash
 from gnewton.experiment.resume import trajectory_hash
 from gnewton.loggers import LOGGERS, GuardedLoggers, Logger, RunCard
-from gnewton.loggers.trackers import MlflowLogger
-from gnewton.loggers.trackers import TensorBoardLogger
-from gnewton.loggers.trackers import WandbLogger
+from gnewton.loggers.trackers import MlflowLogger, TensorBoardLogger, WandbLogger
 from gnewton.report.plots.run_plots import write_run_plots
 from gnewton.report.runs import read_run
 from gnewton.report.setups import group_runs

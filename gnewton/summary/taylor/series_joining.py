@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gnewton.summary.tangent.rules.bilinear import convolution_product, matrix_product
-from gnewton.summary.tangent.rules.reductions import variance_scale
 from gnewton.summary.tangent.rules.normalisation import BATCH, GROUP, LAYER, Sets, normalisation_of
 from gnewton.summary.tangent.rules.product import gate
+from gnewton.summary.tangent.rules.reductions import variance_scale
 from gnewton.summary.tangent.tangent import line_up
 from gnewton.summary.taylor.jet import Jet, Pairing, applied, jet_of, joined_groups, product
 from gnewton.summary.taylor.series import Series, inner

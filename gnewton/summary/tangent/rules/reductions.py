@@ -30,7 +30,6 @@ from gnewton.summary.tangent.rules.product import joined
 from gnewton.summary.tangent.rules.rule import OperationSite, Passed, overloads, rule
 from gnewton.summary.tangent.tangent import Rows, Tangent, spread_rows, union
 
-
 # --- one chosen entry ---------------------------------------------------------------------------------------
 
 
