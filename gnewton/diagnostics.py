@@ -220,8 +220,7 @@ def output_folder(root: Path) -> Iterator[Finding]:
 def datasets(root: Path) -> Iterator[Finding]:
     """Every data set that can be fetched: verified, damaged, or not downloaded yet."""
     from gnewton.data.fetch import available
-    from gnewton.data.fetch.cache import Unavailable, cached_file, read_cached
-    from gnewton.data.fetch.catalogue import CATALOGUE
+    from gnewton.data.public_sets import CATALOGUE, Unavailable, cached_file, read_cached
 
     missing = []
     for name in available():

@@ -13,7 +13,7 @@ from gnewton.data import DataSet
 from gnewton.data.arrays import NAMES, Arrays, check
 from gnewton.data.assemble import assemble
 from gnewton.data.dataset_options import AUTO, CHANNELS_FIRST, CHANNELS_LAST, Npz
-from gnewton.data.fetch.cache import Unavailable, names_in, read
+from gnewton.data.public_sets import Unavailable, names_in, read
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing, user_path
 

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from gnewton import cubic, diagnostics
-from gnewton.data.fetch import cache
+from gnewton.data import public_sets
 from gnewton.diagnostics import Finding, Level, examine, output_folder
 from gnewton.summary import Summarizer
 
@@ -110,9 +110,9 @@ def test_data_damaged_and_sound(monkeypatch, tmp_path):
     for name in ("mnist", "cifar10"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.npz").write_bytes(b"not an archive")
-    real = cache.read_cached
+    real = public_sets.read_cached
     monkeypatch.setattr(
-        cache, "read_cached", lambda entry, root: None if entry.name == "cifar10" else real(entry, root)
+        public_sets, "read_cached", lambda entry, root: None if entry.name == "cifar10" else real(entry, root)
     )
     findings = by_subject(diagnostics.datasets(tmp_path))
     assert findings["data=cifar10"].level is Level.GOOD

@@ -278,7 +278,7 @@ PINNED_TEACHER = -0.4332918829081752
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "sigmoid", "tanh"])
 def test_teacher_targets_are_its_answers_scaled_to_one(activation):
-    from gnewton.data.generated import teacher_weights
+    from gnewton.data.builtin_sets import teacher_weights
 
     settings = recipe("teacher", activation=activation, hidden=[30], inputs=4, outputs=3, train=4000)
     data = settings.build(CPU, torch.float64, 0)

@@ -19,7 +19,7 @@ from gnewton.experiment.folder import config_hash
 from gnewton.experiment.resume import trajectory_hash
 from gnewton.loggers import LOGGERS, GuardedLoggers, Logger, RunCard
 from gnewton.loggers.trackers import MlflowLogger, TensorBoardLogger, WandbLogger
-from gnewton.report.plots.run_plots import write_run_plots
+from gnewton.report.plots.training_plots import write_run_plots
 from gnewton.report.runs import read_run
 from gnewton.report.setups import group_runs
 from gnewton.runfiles import RESULT_FILE
@@ -147,7 +147,7 @@ def test_a_command_draws_for_loggers_only(cli, monkeypatch):
     monkeypatch.setattr("gnewton.loggers.trackers.TensorBoardRecipe.build", lambda self: kept)
     assert cli(["train", *SHORT, "logger=tensorboard"]).code == 0
     assert [name for name, *_ in kept.images] == ["plots/rates"]
-    monkeypatch.setattr("gnewton.report.plots.run_plots.write_run_plots", None)
+    monkeypatch.setattr("gnewton.report.plots.training_plots.write_run_plots", None)
     assert cli(["train", *SHORT]).code == 0
 
 

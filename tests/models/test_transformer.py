@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gnewton import Partition, summarize
-from gnewton.models.transformer import CausalAttention, CausalTransformer
+from gnewton.models.transformers import CausalAttention, CausalTransformer
 from gnewton.optim.kfac.likelihoods import categorical, categorical_last
 
 from .cases import SMALL_TRANSFORMER, TOKENS, Case
