@@ -14,7 +14,6 @@ from gnewton.models.feedforward import image_shape, mismatch
 from gnewton.models.network_options import Transformer, Vit
 from gnewton.tasks import Task, TokenClassification
 
-
 # --- images -------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gnewton.report.measures import worst_of
 from gnewton.report.runs import read_run
-from gnewton.report.series import GRID, Curve, band, curve, curves
+from gnewton.report.curves import GRID, Curve, band, curve, curves
 from gnewton.report.setups import Setup
 from tests.report.builders import falling, row, write_run
 

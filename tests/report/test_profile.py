@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare
 from gnewton.report.measures import MetricTarget
-from gnewton.report.series import Profile, find_profile, find_sensitivities
+from gnewton.report.curves import Profile, find_profile, find_sensitivities
 from tests.report.builders import falling, grouped_newton, write_run
 
 INF = math.inf

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from gnewton.report.measures import worst_of
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, save, series, title
 from gnewton.report.runs import median_rates, read_run
-from gnewton.report.series import Curve, band, curves, points_for, step_curves, thin
+from gnewton.report.curves import Curve, band, curves, points_for, step_curves, thin
 from gnewton.report.setups import Setup
 
 X_AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
