@@ -223,9 +223,9 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 def only_shows(flags: Sequence[str]) -> bool:
     """Whether Hydra's flags ask for something else than a run, such as ``--cfg``: Hydra answers by itself."""
-    given = get_args_parser().parse_args(list(flags))
-    shown = (given.cfg, given.info, given.experimental_rerun)
-    return given.hydra_help or given.shell_completion or given.resolve or any(shown)
+    parsed = get_args_parser().parse_args(list(flags))
+    shown = (parsed.cfg, parsed.info, parsed.experimental_rerun)
+    return parsed.hydra_help or parsed.shell_completion or parsed.resolve or any(shown)
 
 
 def run_jobs(overrides: Sequence[Override], flags: Sequence[str], task: Callable[[DictConfig], None]) -> None:
@@ -246,19 +246,19 @@ def run_jobs(overrides: Sequence[Override], flags: Sequence[str], task: Callable
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    given = get_args_parser().parse_args(list(flags))
-    if given.run and given.multirun:
+    parsed = get_args_parser().parse_args(list(flags))
+    if parsed.run and parsed.multirun:
         raise InputError("--run: does not go with --multirun; leave one of them out")
-    config_dir = None if given.config_dir is None else Path(given.config_dir)
+    config_dir = None if parsed.config_dir is None else Path(parsed.config_dir)
     modes = [override.value for override in overrides if override.key == "hydra.mode"]
-    several = given.multirun or (modes[-1:] == [RunMode.MULTIRUN.name])
+    several = parsed.multirun or (modes[-1:] == [RunMode.MULTIRUN.name])
     texts = list(_texts(overrides))
-    if given.multirun or not modes:
+    if parsed.multirun or not modes:
         texts.append(f"hydra.mode={(RunMode.MULTIRUN if several else RunMode.RUN).name}")
     version.setbase("1.3")
-    hydra = Hydra.create_main_hydra2("gnewton", _search_path(config_dir, given.config_path))
+    hydra = Hydra.create_main_hydra2("gnewton", _search_path(config_dir, parsed.config_path))
     try:
-        (hydra.multirun if several else hydra.run)(given.config_name or "config", task, texts)
+        (hydra.multirun if several else hydra.run)(parsed.config_name or "config", task, texts)
     finally:
         GlobalHydra.instance().clear()
 
@@ -319,8 +319,8 @@ def _search_path(config_dir: Path | None, config_path: str | None = None) -> Con
         config_path = str(_existing("--config-path", Path(config_path)))
     search_path = create_config_search_path(config_path or str(config_folder()))
     if config_dir is not None:
-        own = f"file://{_existing('--config-dir', config_dir)}"
-        search_path.prepend("command-line", own, SearchPathQuery(provider="schema"))
+        address = f"file://{_existing('--config-dir', config_dir)}"
+        search_path.prepend("command-line", address, SearchPathQuery(provider="schema"))
     return search_path
 
 

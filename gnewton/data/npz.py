@@ -91,9 +91,9 @@ def channels_last(arrays: Arrays, layout: str) -> tuple[Arrays, list[str]]:
     remarks = []
     if layout == AUTO and shape[3] > MOST_CHANNELS:
         first = shape[1] <= MOST_CHANNELS
-        taken = "(channels, height, width)" if first else "(height, width, channels)"
+        axes = "(channels, height, width)" if first else "(height, width, channels)"
         remarks = [
-            f"images of shape {shape[1:]} are taken as {taken}; "
+            f"images of shape {shape[1:]} are taken as {axes}; "
             f"data.layout={CHANNELS_FIRST if first else CHANNELS_LAST} says so, "
             f"data.layout={CHANNELS_LAST if first else CHANNELS_FIRST} the contrary"
         ]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gnewton.report.curves import GRID, Curve, band, curve, curves
 from gnewton.report.measures import worst_of
 from gnewton.report.runs import read_run
-from gnewton.report.curves import GRID, Curve, band, curve, curves
 from gnewton.report.setups import Setup
 from tests.report.builders import falling, row, write_run
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare
-from gnewton.report.measures import MetricTarget
 from gnewton.report.curves import Profile, find_profile, find_sensitivities
+from gnewton.report.measures import MetricTarget
 from tests.report.builders import falling, grouped_newton, write_run
 
 INF = math.inf

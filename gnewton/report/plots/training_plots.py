@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from gnewton.report.curves import Curve, band, curves, points_for, step_curves, thin
 from gnewton.report.measures import worst_of
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, save, series, title
 from gnewton.report.runs import median_rates, read_run
-from gnewton.report.curves import Curve, band, curves, points_for, step_curves, thin
 from gnewton.report.setups import Setup
 
 X_AXES = {"epoch": "epochs", "train_seconds": "training seconds"}

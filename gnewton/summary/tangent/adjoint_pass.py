@@ -322,21 +322,21 @@ def _batch_norm(site: AdjointSite) -> None:
 
 def by_autograd(site: AdjointSite) -> None:
     """Any other operation: called again, and differentiated by torch for every column."""
-    own = list(site.values)
+    values = list(site.values)
     with torch.enable_grad():
         for j in site.through:
-            own[j] = site.values[j].detach().requires_grad_()
-        value = call_step(site.program, site.step, own)
-        arguments = [own[j] for j in site.through]
+            values[j] = site.values[j].detach().requires_grad_()
+        value = call_step(site.program, site.step, values)
+        arguments = [values[j] for j in site.through]
         stacks = site.stack if isinstance(site.stack, dict) else {None: site.stack}
         outputs = [value if k is None else value[k] for k in stacks]
-        given = [(v, s) for v, s in zip(outputs, stacks.values(), strict=True) if v.requires_grad]
+        pairs = [(v, s) for v, s in zip(outputs, stacks.values(), strict=True) if v.requires_grad]
         columns = [
             torch.autograd.grad(
-                [v for v, _ in given], arguments, [s[c] for _, s in given],
+                [v for v, _ in pairs], arguments, [s[c] for _, s in pairs],
                 retain_graph=True, materialize_grads=True,
             )
-            for c in range(len(given[0][1]))
-        ] if given else []  # fmt: skip
+            for c in range(len(pairs[0][1]))
+        ] if pairs else []  # fmt: skip
     for j, parts in zip(site.through, zip(*columns, strict=True), strict=False):
         site.pending.add(j, torch.stack(parts), owned=True)

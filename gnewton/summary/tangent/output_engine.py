@@ -306,7 +306,7 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
             by_tangents += 3.0 * _work(plan, i) * len(started[i])
     model = model_part(program)
     entering = set(rows.steps)
-    own = set(program.parameters.values()) | entering - set(rows.entries)  # of parameters alone
+    parameters_alone = set(program.parameters.values()) | entering - set(rows.entries)
     for i, step in enumerate(steps):
         if not step.active or i not in model or step.op is None:
             continue
@@ -320,7 +320,7 @@ def operations(plan: PassPlan, rows: RowPlan, columns: int) -> tuple[float, floa
             by_tangents += size * sum(len(started[j]) + 1 for j in moving)
         else:
             by_tangents += size * (len(started[i]) + 1)
-        data = sum(j not in own for j in moving)
+        data = sum(j not in parameters_alone for j in moving)
         by_rows += size * columns * (data if factors else min(data, 1))
         if i in entering:
             by_rows += size * (len(moving) - data)

@@ -268,9 +268,8 @@ def _passed(
     args, kwargs = plan.program.arguments(step, values)
     outputs = tuple(k for j in plan.outputs.get(i, ()) if type(k := plan.program.steps[j].output) is int)
     site = SeriesSite(step, args, kwargs, values[i], jets, order, outputs, sums)
-    own = SERIES_RULES.get(step.op)
     try:
-        for rule in (own, linear_rule, nested_rule):
+        for rule in (SERIES_RULES.get(step.op), linear_rule, nested_rule):
             if rule is None:
                 continue
             try:
