@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,24 @@ class Composer:
         return config
 
 
+class _JobLoader(ConfigLoaderImpl):
+    """Composes each job of ``--multirun`` once.
+
+    Hydra's sweeper composes all jobs to check them, and its launcher composes each again to run it.
+    """
+
+    def __init__(self, search_path: ConfigSearchPath) -> None:
+        super().__init__(search_path)
+        self._jobs: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """The configuration of a job, a new copy of it at every call."""
+        key = tuple(sweep_overrides)
+        if key not in self._jobs:
+            self._jobs[key] = super().load_sweep_config(master_config, sweep_overrides)
+        return copy.deepcopy(self._jobs[key])
+
+
 def split_flags(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
     """The overrides and the flags of ``gnewton train``, whose flags are Hydra's.
 
@@ -232,7 +251,8 @@ def run_jobs(overrides: Sequence[Override], flags: Sequence[str], task: Callable
     """Run ``task`` as a job of Hydra on each configuration, with its logging and :class:`HydraConfig`.
 
     Hydra's command line composes a configuration once more before, to learn ``hydra.mode``. Here the mode is
-    that of the flags and overrides; no file sets it.
+    that of the flags and overrides; no file sets it. Of several jobs each is composed once, before the first
+    runs, besides the configuration of the sweeper.
 
     Args:
         overrides: of one run, or with ``--multirun`` or ``hydra.mode=MULTIRUN`` of several.
@@ -256,7 +276,9 @@ def run_jobs(overrides: Sequence[Override], flags: Sequence[str], task: Callable
     if parsed.multirun or not modes:
         texts.append(f"hydra.mode={(RunMode.MULTIRUN if several else RunMode.RUN).name}")
     version.setbase("1.3")
-    hydra = Hydra.create_main_hydra2("gnewton", _search_path(config_dir, parsed.config_path))
+    search_path = _search_path(config_dir, parsed.config_path)
+    hydra = Hydra.create_main_hydra2("gnewton", search_path)
+    hydra.config_loader = _JobLoader(search_path)
     try:
         (hydra.multirun if several else hydra.run)(parsed.config_name or "config", task, texts)
     finally:

@@ -246,11 +246,16 @@ def test_a_configuration_is_composed_once(cli, tmp_path, compositions, monkeypat
 
 
 @pytest.mark.parametrize("choice", [["--multirun"], ["-m"], ["hydra.mode=MULTIRUN"]])
-def test_several_runs_are_composed_once_to_check_and_once_to_run(cli, compositions, monkeypatch, choice):
-    runs = []
-    monkeypatch.setattr(
-        "gnewton.experiment.run.run", lambda prepared, *rest: runs.append(prepared.config.seed)
-    )
-    answer = cli(["train", *choice, *SMALL, "seed=1,2,3"])
-    assert (answer.code, runs) == (0, [1, 2, 3]), answer.err
-    assert compositions == ["config"] * (1 + 2 * 3)  # one for the sweeper, which checks all before the first
+def test_each_of_several_runs_is_composed_once(cli, compositions, monkeypatch, choice):
+    runs, composed_before = [], []
+
+    def run(prepared, *rest):
+        runs.append(prepared.config.seed)
+        composed_before.append(len(compositions))
+        prepared.config.seed = 7  # the next run is not affected
+
+    monkeypatch.setattr("gnewton.experiment.run.run", run)
+    answer = cli(["train", *choice, *SMALL, "seed=1,2,1"])
+    assert (answer.code, runs) == (0, [1, 2, 1]), answer.err
+    # one configuration for the sweeper and one for each that differs, all of them before the first run
+    assert composed_before == [1 + 2] * 3
