@@ -189,7 +189,7 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_data_folder_in_the_environment_is_none(cli, monkeypatch):
+def test_an_empty_data_folder_in_the_environment_counts_as_unset(cli, monkeypatch):
     monkeypatch.setenv("GNEWTON_DATA", "")
     answer = cli(["train", "data=mnist", "--cfg", "job", "--resolve"])
     assert answer.code == 0
@@ -198,7 +198,7 @@ def test_an_empty_data_folder_in_the_environment_is_none(cli, monkeypatch):
 
 @pytest.mark.parametrize("error", [AttributeError("half a node"), InputError("half a value")])
 def test_a_library_that_fails_when_it_is_cut_off_has_been_interrupted(error, cli, monkeypatch):
-    """As OmegaConf does, whose clean-up meets an object that is not whole."""
+    """OmegaConf does this: its clean-up meets a half-built object."""
 
     def cut_off(arguments):
         try:
@@ -228,7 +228,7 @@ def compositions(monkeypatch):
 
 
 def test_a_configuration_is_composed_once(cli, tmp_path, compositions, monkeypatch):
-    """Whatever flags stand beside it; Hydra's own command line composes a second one to learn its mode."""
+    """With any flags; Hydra's own command line composes a second time to learn its mode."""
     monkeypatch.setattr("gnewton.experiment.run.run", lambda *arguments: None)
     (tmp_path / "mine").mkdir()
     for flags in (

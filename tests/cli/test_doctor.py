@@ -176,7 +176,7 @@ def test_the_self_test_leaves_the_random_stream_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_what_is_refused(cli):
+def test_bad_arguments_are_refused(cli):
     answer = cli(["doctor", "now"])
     assert (answer.code, answer.err) == (
         2,

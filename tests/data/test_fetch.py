@@ -323,7 +323,7 @@ def test_an_archive_with_another_checksum_is_not_unpickled(tmp_path, programs, s
         ),
     ],
 )
-def test_a_damaged_cache_is_obtained_anew(tmp_path, programs, tiny, damage, reason):
+def test_a_damaged_copy_is_obtained_again(tmp_path, programs, tiny, damage, reason):
     (tmp_path / "tiny").mkdir()
     path = public_sets.store(TINY, ARRAYS, tmp_path)
     damage(path)
@@ -409,7 +409,7 @@ def test_unknown_names_get_a_suggestion():
         (b"\x1f\x8b" + bytes(20), "damaged gzip file"),
     ],
 )
-def test_idx_headers_are_not_believed(content, reason):
+def test_idx_headers_are_checked_against_the_content(content, reason):
     with pytest.raises(Unavailable) as raised:
         package_clients.idx_array(content)
     assert reason in str(raised.value)
@@ -476,7 +476,7 @@ def test_the_copy_on_this_machine_has_the_published_digests(name):
     assert (inputs.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
 
 
-def test_sources_are_asked_in_the_promised_order(tmp_path):
+def test_sources_are_tried_in_the_documented_order(tmp_path):
     titles = [title for title, _ in fetch._sources(TINY, tmp_path, tmp_path)]
     assert [title.split()[0] for title in titles] == [
         "files",

@@ -259,7 +259,7 @@ def test_no_data_counts_steps():
     assert stream.position == 42
 
 
-def test_a_teacher_is_the_same_for_ever_and_its_parts_do_not_move_each_other():
+def test_a_teacher_never_changes_and_its_splits_are_independent():
     data = build("teacher", dtype=torch.float64, train=50, validation=20, test=10)
     again = build("teacher", dtype=torch.float64, train=50, validation=20, test=10, seed=3)
     for part in ("train", "validation", "test"):

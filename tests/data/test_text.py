@@ -70,7 +70,7 @@ def test_a_subset_is_the_beginning_and_moves_nothing_else():
         (["model=transformer", "data=digits"], "model=transformer: needs tokens, as in data=tiny_text"),
     ],
 )
-def test_what_does_not_fit_is_refused(run, overrides, message):
+def test_options_that_do_not_fit_the_text_are_refused(run, overrides, message):
     with pytest.raises(InputError, match=message):
         run(["data=tiny_text", *overrides])
 

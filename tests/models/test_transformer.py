@@ -1,4 +1,4 @@
-"""The causal transformer: what it looks at, its engines in float64, and K-FAC's curvature per token."""
+"""The causal transformer: the tokens it sees, the engines in float64, and K-FAC's curvature per token."""
 
 from __future__ import annotations
 

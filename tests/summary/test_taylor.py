@@ -298,7 +298,7 @@ def lstm():
     return zoo.Net(lambda m, x: m.out(m.lstm(x)[0][:, -1]), lstm=net, out=nn.Linear(4, 3)).double()
 
 
-def test_an_lstm():
+def test_an_lstm_agrees_with_nested_reverse_mode():
     torch.manual_seed(0)
     model, (inputs, targets) = lstm(), zoo.tokens()
     direction = [torch.randn_like(p) for p in model.parameters()]
@@ -364,8 +364,8 @@ def test_operations_without_a_rule_are_differentiated_by_themselves():
         np.testing.assert_allclose(result, other, rtol=1e-10)
 
 
-def test_no_rule_is_idle():
-    """Neither for an operation that tracing replaces, nor for one that has a linear rule already."""
+def test_no_series_rule_is_unreachable():
+    """There is none for an operation that tracing replaces, or for one with a linear rule."""
     linear = {op for op, rule in RULES.items() if not rule.adjoint}
     assert not {str(op) for op in SERIES_RULES if op in DECOMPOSITIONS or op in linear}
 
@@ -391,7 +391,7 @@ def test_choices_gates_and_sums_of_exponentials():
     torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-11)
 
 
-def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():
+def test_reverse_mode_replaces_a_wrong_nested_forward_mode():
     def forward(m, x):
         return torch.linalg.det(m.p @ m.p.T + torch.eye(3, dtype=torch.float64)).log()
 
@@ -403,7 +403,7 @@ def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():
     torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-9, atol=1e-12)
 
 
-def test_a_wrong_forward_mode_is_found_out(monkeypatch):
+def test_a_wrong_forward_mode_is_detected(monkeypatch):
     right = taylor_rule._by_forward_mode
     monkeypatch.setattr(taylor_rule, "_by_forward_mode", lambda *a: [1.01 * x for x in right(*a)])
     monkeypatch.setattr(taylor_rule, "_verdicts", {})
@@ -515,7 +515,7 @@ def test_nothing_moves_the_loss():
         ({"max_memory": 0}, "derivatives: max_memory=0"),
     ],
 )
-def test_what_is_refused(options, message):
+def test_bad_arguments_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         of_scalar(torch.exp, X, **options)
 

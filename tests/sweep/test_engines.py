@@ -1,4 +1,4 @@
-"""The launchers that stand on optional packages: submitit's local executor, a Ray of one's own."""
+"""The launchers that need optional packages: submitit's local executor, and a Ray started by the test."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_slurm_asks_the_cluster_for_what_it_was_told():
     }
 
 
-def test_without_slurm_it_says_so(cli, monkeypatch, tmp_path):
+def test_without_slurm_the_error_says_so(cli, monkeypatch, tmp_path):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     answer = cli(["sweep", "seed=0", "launcher=slurm"])
@@ -115,8 +115,8 @@ def test_every_launcher_knows_how_many_jobs_at_a_time(launcher):
     assert "3 at a time" in options.describe()
 
 
-def test_ray_is_given_so_many_jobs_at_a_time(monkeypatch, tmp_path):
-    """A Ray that ends what was submitted last, one by one."""
+def test_ray_runs_at_most_so_many_jobs_at_a_time(monkeypatch, tmp_path):
+    """A Ray that finishes the latest task first, one at a time."""
     most = [0]
     ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RuntimeError), get=lambda reference: reference)
     ray.init = lambda *arguments, **options: None
