@@ -253,7 +253,7 @@ def test_bad_options_are_refused(cli, monkeypatch, overrides, message):
 
 
 def check_scalars(report, scalars):
-    """``found(name)`` must give the (step, value) pairs of the CSV files."""
+    """``scalars(name)`` must give the (step, value) pairs of the CSV files."""
     metrics, rates = (pd.read_csv(report.folder / f"{name}.csv") for name in ("metrics", "rates"))
     for column in LOGGED:
         steps, logged = zip(*scalars(column), strict=True)
