@@ -26,10 +26,9 @@ from gnewton.runfiles import ENDED, RESULT_FILE
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-
 # --- TensorBoard --------------------------------------------------------------------------------------------
 
-FOLDER = "tensorboard"
+EVENT_FOLDER = "tensorboard"
 
 
 @LOGGERS.register("tensorboard")
@@ -65,7 +64,7 @@ class TensorBoardLogger(Logger):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(
-            str(card.folder / FOLDER),
+            str(card.folder / EVENT_FOLDER),
             purge_step=card.step + 1 if card.step and card.trains else None,
             flush_secs=self._flush_seconds,
         )
@@ -109,7 +108,7 @@ class TensorBoardLogger(Logger):
 
 # --- Weights & Biases ---------------------------------------------------------------------------------------
 
-MODES = ("online", "offline", "disabled")
+WANDB_MODES = ("online", "offline", "disabled")
 
 
 @LOGGERS.register("wandb")
@@ -128,7 +127,7 @@ class WandbRecipe(LoggerRecipe):
         None,
         help="online: log in and send; offline: files in the run folder, for wandb sync; disabled; "
         "null: WANDB_MODE",
-        choices=MODES,
+        choices=WANDB_MODES,
     )
 
     def build(self) -> Logger:
@@ -210,7 +209,7 @@ def _came_to_its_end(folder: Path) -> bool:
 
 # --- MLflow -------------------------------------------------------------------------------------------------
 
-TAG = "gnewton.run"
+MLFLOW_TAG = "gnewton.run"
 """Tag with the name of the run folder, by which a continued run finds its MLflow run."""
 
 _FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
@@ -261,14 +260,14 @@ class MlflowLogger(Logger):
         self._client = MlflowClient(self._tracking_uri)
         known = self._client.get_experiment_by_name(self._experiment)
         experiment = known.experiment_id if known else self._client.create_experiment(self._experiment)
-        runs = self._client.search_runs([experiment], f"tags.`{TAG}` = '{card.folder.name}'")
+        runs = self._client.search_runs([experiment], f"tags.`{MLFLOW_TAG}` = '{card.folder.name}'")
         if runs:
             self._run = runs[0].info.run_id
             self._keeps_status = not card.trains  # its status is not ours to set
             if card.trains:
                 self._client.set_terminated(self._run, "RUNNING")
             return
-        tags = {TAG: card.folder.name, "gnewton.name": card.experiment}
+        tags = {MLFLOW_TAG: card.folder.name, "gnewton.name": card.experiment}
         self._run = self._client.create_run(experiment, run_name=card.folder.name, tags=tags).info.run_id
         options = [Param(name, str(value)) for name, value in card.config.items()]
         for start in range(0, len(options), _MAX_PARAMS):
