@@ -110,5 +110,5 @@ def _require_module(model: Any) -> None:
     if isinstance(model, type) and issubclass(model, nn.Module):
         raise InputError(f"model: must be an nn.Module, not its class; pass {model.__name__}(…)")
     parameters = isinstance(model, (list, tuple, dict, Tensor, Iterator))
-    what = "its parameters" if parameters else f"{type(model).__name__}"
-    raise InputError(f"model: must be an nn.Module, not {what}")
+    kind = "its parameters" if parameters else f"{type(model).__name__}"
+    raise InputError(f"model: must be an nn.Module, not {kind}")

@@ -23,7 +23,7 @@ LAYERS = [
     {"data", "models", "optim", "loggers"},
     {"training", "inspection", "plugins"},
     {"experiment", "report"},
-    {"sweep", "doctor", "interactive"},
+    {"sweep", "diagnostics", "interactive"},
     {"tuning"},
     {"cli"},
     {"__main__"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,24 @@ class Composer:
         return config
 
 
+class _JobLoader(ConfigLoaderImpl):
+    """Composes each job of ``--multirun`` once.
+
+    Hydra's sweeper composes all jobs to check them, and its launcher composes each again to run it.
+    """
+
+    def __init__(self, search_path: ConfigSearchPath) -> None:
+        super().__init__(search_path)
+        self._jobs: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """The configuration of a job, a new copy of it at every call."""
+        key = tuple(sweep_overrides)
+        if key not in self._jobs:
+            self._jobs[key] = super().load_sweep_config(master_config, sweep_overrides)
+        return copy.deepcopy(self._jobs[key])
+
+
 def split_flags(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
     """The overrides and the flags of ``gnewton train``, whose flags are Hydra's.
 
@@ -223,16 +242,17 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 def only_shows(flags: Sequence[str]) -> bool:
     """Whether Hydra's flags ask for something else than a run, such as ``--cfg``: Hydra answers by itself."""
-    given = get_args_parser().parse_args(list(flags))
-    shown = (given.cfg, given.info, given.experimental_rerun)
-    return given.hydra_help or given.shell_completion or given.resolve or any(shown)
+    parsed = get_args_parser().parse_args(list(flags))
+    shown = (parsed.cfg, parsed.info, parsed.experimental_rerun)
+    return parsed.hydra_help or parsed.shell_completion or parsed.resolve or any(shown)
 
 
 def run_jobs(overrides: Sequence[Override], flags: Sequence[str], task: Callable[[DictConfig], None]) -> None:
     """Run ``task`` as a job of Hydra on each configuration, with its logging and :class:`HydraConfig`.
 
     Hydra's command line composes a configuration once more before, to learn ``hydra.mode``. Here the mode is
-    that of the flags and overrides; no file sets it.
+    that of the flags and overrides; no file sets it. Of several jobs each is composed once, before the first
+    runs, besides the configuration of the sweeper.
 
     Args:
         overrides: of one run, or with ``--multirun`` or ``hydra.mode=MULTIRUN`` of several.
@@ -246,19 +266,21 @@ def run_jobs(overrides: Sequence[Override], flags: Sequence[str], task: Callable
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    given = get_args_parser().parse_args(list(flags))
-    if given.run and given.multirun:
+    parsed = get_args_parser().parse_args(list(flags))
+    if parsed.run and parsed.multirun:
         raise InputError("--run: does not go with --multirun; leave one of them out")
-    config_dir = None if given.config_dir is None else Path(given.config_dir)
+    config_dir = None if parsed.config_dir is None else Path(parsed.config_dir)
     modes = [override.value for override in overrides if override.key == "hydra.mode"]
-    several = given.multirun or (modes[-1:] == [RunMode.MULTIRUN.name])
+    several = parsed.multirun or (modes[-1:] == [RunMode.MULTIRUN.name])
     texts = list(_texts(overrides))
-    if given.multirun or not modes:
+    if parsed.multirun or not modes:
         texts.append(f"hydra.mode={(RunMode.MULTIRUN if several else RunMode.RUN).name}")
     version.setbase("1.3")
-    hydra = Hydra.create_main_hydra2("gnewton", _search_path(config_dir, given.config_path))
+    search_path = _search_path(config_dir, parsed.config_path)
+    hydra = Hydra.create_main_hydra2("gnewton", search_path)
+    hydra.config_loader = _JobLoader(search_path)
     try:
-        (hydra.multirun if several else hydra.run)(given.config_name or "config", task, texts)
+        (hydra.multirun if several else hydra.run)(parsed.config_name or "config", task, texts)
     finally:
         GlobalHydra.instance().clear()
 
@@ -319,8 +341,8 @@ def _search_path(config_dir: Path | None, config_path: str | None = None) -> Con
         config_path = str(_existing("--config-path", Path(config_path)))
     search_path = create_config_search_path(config_path or str(config_folder()))
     if config_dir is not None:
-        own = f"file://{_existing('--config-dir', config_dir)}"
-        search_path.prepend("command-line", own, SearchPathQuery(provider="schema"))
+        address = f"file://{_existing('--config-dir', config_dir)}"
+        search_path.prepend("command-line", address, SearchPathQuery(provider="schema"))
     return search_path
 
 

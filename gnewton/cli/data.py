@@ -57,8 +57,7 @@ def _list(root: Path) -> str:
 
 def _state(name: str, root: Path) -> tuple[str, str, str]:
     """Whether a set is on the disk, its size, and its licence."""
-    from gnewton.data.fetch.cache import cached_file
-    from gnewton.data.fetch.catalogue import CATALOGUE
+    from gnewton.data.public_sets import CATALOGUE, cached_file
 
     if name in CATALOGUE:
         entry = CATALOGUE[name]

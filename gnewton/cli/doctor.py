@@ -5,22 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gnewton.cli.commands import Parser, path
-from gnewton.registry import imported
-
-if TYPE_CHECKING:
-    from gnewton.doctor.installation import Check, Finding
+from gnewton.diagnostics import (
+    Check,
+    Finding,
+    Level,
+    datasets,
+    devices,
+    examine,
+    installation,
+    output_folder,
+    selftest,
+)
 
 
 def run(arguments: list[str]) -> int:
     """``gnewton doctor``; returns 0, or 1 if something is broken."""
     options = _parser().parse_args(arguments)
-    from gnewton.doctor.installation import Level, examine
-
     findings: list[Finding] = []
     for title, check in _checks(options):
         print(f"{title}:", flush=True)
@@ -41,21 +45,12 @@ def run(arguments: list[str]) -> int:
 def _checks(options: argparse.Namespace) -> list[tuple[str, Check]]:
     """The checks by title."""
     return [
-        ("installation", _check("installation", "installation")),
-        ("devices", _check("machine", "devices")),
-        ("output folder", _check("machine", "output_folder", options.output_root)),
-        ("data", _check("machine", "datasets", options.data_root)),
-        ("self-test", _check("selftest", "selftest")),
+        ("installation", installation),
+        ("devices", devices),
+        ("output folder", partial(output_folder, options.output_root)),
+        ("data", partial(datasets, options.data_root)),
+        ("self-test", selftest),
     ]
-
-
-def _check(module: str, name: str, *arguments: Path) -> Check:
-    """A check that imports its module only when it runs, so that a missing package breaks no other check."""
-
-    def check() -> Iterator[Finding]:
-        yield from imported(f"gnewton.doctor.{module}:{name}")(*arguments)
-
-    return check
 
 
 def _line(finding: Finding) -> str:

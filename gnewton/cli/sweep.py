@@ -73,13 +73,13 @@ def _resume(options: argparse.Namespace) -> int:
 
     folder = options.resume.resolve()
     description = read_description(folder)
-    given = take_imports(options)
+    imports = take_imports(options)
     composer, of_command = resumed_composer(description, options)
     orders = make_orders(composer, of_command, options, Path(description["directory"]))
     with locked(folder):
         manifest = Manifest.load(folder)
         before = [entry.job for entry in manifest.open_entries()]
-        open_jobs = [with_moved_imports(job, f"--resume {options.resume}", given) for job in before]
+        open_jobs = [with_moved_imports(job, f"--resume {options.resume}", imports) for job in before]
         check_unchanged(composer, open_jobs, before)
         if options.dry_run:
             show_jobs(open_jobs, orders)
@@ -98,12 +98,12 @@ def take_imports(options: argparse.Namespace) -> list[str] | None:
     from gnewton.experiment.overrides import parse_overrides
     from gnewton.experiment.own_parts import imports_of
 
-    given = imports_of(parse_overrides(options.overrides))
+    imports = imports_of(parse_overrides(options.overrides))
     options.overrides = [word for word in options.overrides if not word.startswith(WORDS)]
-    return given
+    return imports
 
 
-def with_moved_imports(job: Job, argument: str, given: Sequence[str] | None) -> Job:
+def with_moved_imports(job: Job, argument: str, imports: Sequence[str] | None) -> Job:
     """A job of a resumed sweep whose own parts may have moved; its digest stays.
 
     Raises:
@@ -115,12 +115,12 @@ def with_moved_imports(job: Job, argument: str, given: Sequence[str] | None) -> 
 
     saved = imports_of([Override.parse(text) for text in job.overrides])
     if saved is None:
-        if given is not None:
-            raise InputError(f"import={given[0]}: {argument} imports nothing; leave it out")
+        if imports is not None:
+            raise InputError(f"import={imports[0]}: {argument} imports nothing; leave it out")
         return job
-    entries = moved_imports(saved, argument, given)
-    own = imports_override(entries)
-    texts = [own if text.startswith(WORDS) else text for text in job.overrides]
+    entries = moved_imports(saved, argument, imports)
+    override = imports_override(entries)
+    texts = [override if text.startswith(WORDS) else text for text in job.overrides]
     return Job(job.digest, tuple(texts))
 
 

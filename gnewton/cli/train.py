@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
 
 def _draw(folder: Path, place: Path) -> dict[str, Path]:
     """The plots of a run for its loggers; Matplotlib is loaded for a run that has loggers."""
-    from gnewton.report.plots.run_plots import write_run_plots
+    from gnewton.report.plots.training_plots import write_run_plots
 
     return write_run_plots(folder, place)
 

@@ -262,7 +262,7 @@ class TinyText(DataRecipe):
     The text is cut into blocks; the last ones are the test part, those before them the validation part.
     """
 
-    builder = "gnewton.data.text:build_text"
+    builder = "gnewton.data.builtin_sets:build_text"
 
     block: int = option(64, help="characters in a sample", at_least=1)
     lower: bool = option(False, help="turn capitals into small letters: 37 symbols instead of 62")
@@ -297,7 +297,7 @@ class TinyText(DataRecipe):
 class Teacher(DataRecipe):
     """Regression on the answers of a random network to Gaussian inputs, plus noise."""
 
-    builder = "gnewton.data.generated:build_teacher"
+    builder = "gnewton.data.builtin_sets:build_teacher"
 
     inputs: int = option(20, help="length of an input", at_least=1)
     outputs: int = option(5, help="length of a target, whose mean square is about 1", at_least=1)
@@ -328,7 +328,7 @@ class Poisson(DataRecipe):
     With −Δu = f inside and u = 0 on the boundary, u(x) = f(x)/(d k²π²).
     """
 
-    builder = "gnewton.data.generated:build_poisson"
+    builder = "gnewton.data.builtin_sets:build_poisson"
 
     dimensions: int = option(2, help="d, coordinates of a point", at_least=1, at_most=6)
     frequency: int = option(1, help="k, half waves of the source along each axis", at_least=1)
@@ -388,7 +388,7 @@ class ImageNet(DataRecipe):
 class NoData(DataRecipe):
     """No samples, for a function to minimise: an epoch is a number of steps, every batch is empty."""
 
-    builder = "gnewton.data.generated:build_empty"
+    builder = "gnewton.data.builtin_sets:build_empty"
 
     steps_per_epoch: int = option(
         100, help="steps that count as one epoch: one row of metrics.csv each", at_least=1

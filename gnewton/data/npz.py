@@ -13,7 +13,7 @@ from gnewton.data import DataSet
 from gnewton.data.arrays import NAMES, Arrays, check
 from gnewton.data.assemble import assemble
 from gnewton.data.dataset_options import AUTO, CHANNELS_FIRST, CHANNELS_LAST, Npz
-from gnewton.data.fetch.cache import Unavailable, names_in, read
+from gnewton.data.public_sets import Unavailable, names_in, read
 from gnewton.errors import InputError
 from gnewton.options import did_you_mean, listing, user_path
 
@@ -91,9 +91,9 @@ def channels_last(arrays: Arrays, layout: str) -> tuple[Arrays, list[str]]:
     remarks = []
     if layout == AUTO and shape[3] > MOST_CHANNELS:
         first = shape[1] <= MOST_CHANNELS
-        taken = "(channels, height, width)" if first else "(height, width, channels)"
+        axes = "(channels, height, width)" if first else "(height, width, channels)"
         remarks = [
-            f"images of shape {shape[1:]} are taken as {taken}; "
+            f"images of shape {shape[1:]} are taken as {axes}; "
             f"data.layout={CHANNELS_FIRST if first else CHANNELS_LAST} says so, "
             f"data.layout={CHANNELS_LAST if first else CHANNELS_FIRST} the contrary"
         ]

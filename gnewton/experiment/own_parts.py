@@ -102,13 +102,13 @@ def use_imports(entries: Sequence[str]) -> None:
             _collect(entry, f"import={entry}", partial(_execute, entry))
 
 
-def use_saved_imports(config: Path, argument: str, given: Sequence[str] | None) -> list[str]:
+def use_saved_imports(config: Path, argument: str, imports: Sequence[str] | None) -> list[str]:
     """Load the own parts of a run.
 
     Args:
         config: its config.yaml.
         argument: what named the run, for messages.
-        given: the imports of the command line. One replaces that of the same file name, and any of them a
+        imports: those of the command line. One replaces that of the same file name, and any of them a
             file that no longer exists; None: the run's own.
 
     Returns:
@@ -120,27 +120,27 @@ def use_saved_imports(config: Path, argument: str, given: Sequence[str] | None) 
     saved: list[str] = []
     with suppress(OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
         saved = [str(entry) for entry in yaml.safe_load(config.read_text(encoding="utf-8")).get(OPTION) or []]
-    entries = moved_imports(saved, argument, given)
+    entries = moved_imports(saved, argument, imports)
     use_imports(entries)
     return entries
 
 
-def moved_imports(saved: Sequence[str], argument: str, given: Sequence[str] | None) -> list[str]:
+def moved_imports(saved: Sequence[str], argument: str, imports: Sequence[str] | None) -> list[str]:
     """The imports of a run or a sweep, after files of it may have moved.
 
     Args:
         saved: the imports it was begun with.
-        argument, given: see :func:`use_saved_imports`.
+        argument, imports: see :func:`use_saved_imports`.
 
     Raises:
         InputError: if a file is missing and none is given.
     """
     gone = [entry for entry in saved if _is_file(entry) and not Path(entry).is_file()]
-    if given is None and gone:
+    if imports is None and gone:
         raise InputError(f"{argument}: its import={gone[0]} does not exist; give import=FILE")
-    names = {Path(entry).name for entry in given or ()}
+    names = {Path(entry).name for entry in imports or ()}
     kept = [entry for entry in saved if entry not in gone and Path(entry).name not in names]
-    return [*kept, *(given or ())]
+    return [*kept, *(imports or ())]
 
 
 def use_entry_points() -> list[str]:

@@ -76,7 +76,7 @@ def find_places(config: DictConfig, folder: Path) -> None:
             path = _outputs(path, folder)
         elif not path.is_absolute():
             candidates = [start / path for start in starts]
-            path = next((each for each in candidates if each.exists()), candidates[0])
+            path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
         if name == "data.root" and not path.exists() and os.environ.get(VARIABLE):
             path = _default_root(str(config.data.name)) or path
         OmegaConf.update(config, name, absolute(str(path)), merge=False)

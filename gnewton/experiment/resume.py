@@ -82,8 +82,9 @@ def changed(
                 f"{override.text}: a run keeps its configuration; only these can be chosen: "
                 + ", ".join([*allowed, *movable])
             )
-        anew = part in [each.key for each in overrides] or _name_of(composed, part) != _name_of(config, part)
-        where = part if anew else key
+        chosen = any(other.key == part for other in overrides)
+        chosen = chosen or _name_of(composed, part) != _name_of(config, part)
+        where = part if chosen else key
         OmegaConf.update(config, where, OmegaConf.select(composed, where), merge=False)
     require_places(config, argument)
     return config
@@ -198,12 +199,12 @@ def require_same_run(folder: Path, config: DictConfig) -> None:
         InputError: naming the first option that differs, a choice before its options, with both values.
     """
     try:
-        found = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
+        saved = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         raise InputError(f"{folder}: its {CONFIG_FILE} cannot be used: {first_line(error)}") from error
     expected = resolved(inlined(config))
     apart = [*options_with(Role.OUTPUT | Role.LABEL), *places(config), OPTION]
-    present = {key: found[key] for key in expected if key in found} if isinstance(found, dict) else {}
+    present = {key: saved[key] for key in expected if key in saved} if isinstance(saved, dict) else {}
     differences = _differences({key: expected[key] for key in present}, present, "")
     for option, value, other in differences:
         if not any(f"{option}.".startswith(f"{name}.") for name in apart):
@@ -254,7 +255,7 @@ def _apply(override: Override, config: DictConfig, saved: DictConfig) -> str | N
     if key in resumable:
         return _change(override, config, saved)
     value, before = (
-        OmegaConf.select(each, override.option, throw_on_missing=False) for each in (config, saved)
+        OmegaConf.select(node, override.option, throw_on_missing=False) for node in (config, saved)
     )
     if isinstance(value, DictConfig) and "name" in value:
         value, before = value["name"], before["name"] if isinstance(before, DictConfig) else None

@@ -139,14 +139,16 @@ def measure_along(
         decay: wd of the terms (wd/2)‖θ‖² of a coupled weight decay, by parameter name; 0 where missing.
         engine, max_memory: as for :class:`gnewton.summary.LossDerivatives`.
     """
-    made = LossDerivatives(model, loss_fn, partition, forward=forward, engine=engine, max_memory=max_memory)
-    problem, rates = made.problem, scales[:, None] * FRACTIONS
+    along_groups = LossDerivatives(
+        model, loss_fn, partition, forward=forward, engine=engine, max_memory=max_memory
+    )
+    problem, rates = along_groups.problem, scales[:, None] * FRACTIONS
     losses, derivatives = np.zeros_like(rates), np.zeros((len(partition), order + 1))
     samples = 0
     for inputs, targets in batches():
         weight = batch_size(inputs, targets)
         samples += weight
-        derivatives += weight * made.derivatives(inputs, targets, direction, order).cpu().numpy()
+        derivatives += weight * along_groups.derivatives(inputs, targets, direction, order).cpu().numpy()
         losses += weight * _losses(problem, inputs, targets, direction, rates)
     losses, derivatives = losses / samples, derivatives / samples
     derivatives *= (-1.0) ** np.arange(order + 1)  # u points uphill: the rate moves against it

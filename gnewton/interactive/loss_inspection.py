@@ -220,15 +220,15 @@ def inspect(
     groups = chosen_partition(model, partition)
     source = LoaderBatches(loader, device_of(model), whole=forward is not None)
     with undisturbed(model, loss_fn, groups, forward):
-        taken = list(islice(source.once(), batches))
-        if not taken:
+        samples = list(islice(source.once(), batches))
+        if not samples:
             raise InputError("loader: it holds no batch")
-        u, decay, label = _direction(Problem(model, loss_fn, groups, forward), direction, taken)
-        found = inspect_point(
+        u, decay, label = _direction(Problem(model, loss_fn, groups, forward), direction, samples)
+        inspection = inspect_point(
             model,
             loss_fn,
             groups,
-            lambda: taken,
+            lambda: samples,
             u,
             internal_damping=internal_damping,
             decay=decay,
@@ -239,7 +239,8 @@ def inspect(
             order=order,
         )
     name = type(model).__name__
-    count = f"{found.batches} batch{'es' if found.batches > 1 else ''}, {found.samples:,} samples"
+    plural = "es" if inspection.batches > 1 else ""
+    count = f"{inspection.batches} batch{plural}, {inspection.samples:,} samples"
     about = {
         "title": f"{name} on {count}",
         "point": f"{name}, present weights",
@@ -249,7 +250,7 @@ def inspect(
         "taken_on": count,
         "mode": "training" if model.training else "evaluation",
     }
-    return LossInspection(found, about)
+    return LossInspection(inspection, about)
 
 
 def _direction(

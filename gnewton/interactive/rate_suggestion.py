@@ -197,7 +197,7 @@ def suggest_rates(
             )
         finally:
             direction.close()
-    found = suggest(
+    suggestion = suggest(
         of_groups,
         whole,
         internal_damping=internal_damping,
@@ -205,4 +205,4 @@ def suggest_rates(
         step_size=step_size,
         seed=seed,
     )
-    return SuggestedRates(groups, found, of_groups, dict(named_parameters(model)))
+    return SuggestedRates(groups, suggestion, of_groups, dict(named_parameters(model)))

@@ -1,6 +1,6 @@
 """Experiment trackers that a run can report to besides its CSV files, by name; all optional.
 
-A new one is a :class:`LoggerRecipe` and its :class:`Logger` in a module here, and a YAML in configs/logger.
+A new one is a :class:`LoggerRecipe` and its :class:`Logger` in ``trackers``, and a YAML in configs/logger.
 """
 
 from __future__ import annotations

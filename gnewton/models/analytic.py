@@ -15,8 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gnewton.models.feedforward import mismatch
 from gnewton.models.network_options import Pinn, Rosenbrock
-from gnewton.models.sequential import mismatch
 from gnewton.models.widths import expand_widths
 from gnewton.tasks import Minimisation, Regression, Task
 

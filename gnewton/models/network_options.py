@@ -89,7 +89,7 @@ class NetworkRecipe(ModelRecipe):
     def build(self, task: Task) -> nn.Module:
         """See :meth:`ModelRecipe.build`."""
         network = super().build(task)
-        imported("gnewton.models.sequential:initialise")(network, self.sigma_w, self.scaling)
+        imported("gnewton.models.feedforward:initialise")(network, self.sigma_w, self.scaling)
         return network
 
 
@@ -103,7 +103,7 @@ class Mlp(NetworkRecipe):
         activation: after each hidden layer.
     """
 
-    builder = "gnewton.models.sequential:mlp"
+    builder = "gnewton.models.feedforward:mlp"
 
     widths: list[str] = option(
         ["1024", "200", "100"],
@@ -136,7 +136,7 @@ class AutoEncoder(NetworkRecipe):
         activation: after each hidden layer.
     """
 
-    builder = "gnewton.models.sequential:autoencoder"
+    builder = "gnewton.models.feedforward:autoencoder"
 
     widths: list[str] = option(
         ["1000", "500", "250"],
@@ -163,7 +163,7 @@ class LeNet(NetworkRecipe):
         pooling: of each convolution's 2×2 windows, ``max`` or ``average``.
     """
 
-    builder = "gnewton.models.sequential:lenet"
+    builder = "gnewton.models.feedforward:lenet"
 
     activation: str = option_of(Mlp, "activation", help="after each layer but the last")
     pooling: str = option(
@@ -188,7 +188,7 @@ class Vgg(NetworkRecipe):
         activation: after each layer but the last.
     """
 
-    builder = "gnewton.models.sequential:vgg"
+    builder = "gnewton.models.feedforward:vgg"
 
     layout: str = option(
         "A",
@@ -220,7 +220,7 @@ class ResNet(NetworkRecipe):
             7×7 convolution of stride 2 and a pooling.
     """
 
-    builder = "gnewton.models.vision:resnet"
+    builder = "gnewton.models.feedforward:resnet"
 
     depth: int = option(18, help="layers: 18, 34, 50, 101 or 152", at_least=1)
     small_images: bool = option(
@@ -252,7 +252,7 @@ class Vit(NetworkRecipe):
         attention_dropout: probability of zeroing an attention weight, in training.
     """
 
-    builder = "gnewton.models.vision:vision_transformer"
+    builder = "gnewton.models.transformers:vision_transformer"
 
     patch_size: int = option(
         4, help="pixels on a side of a patch; divides the side of the images", at_least=1
@@ -289,7 +289,7 @@ class Transformer(NetworkRecipe):
         expansion: hidden units of the perceptron in each block, as a multiple of ``width``.
     """
 
-    builder = "gnewton.models.transformer:transformer"
+    builder = "gnewton.models.transformers:transformer"
 
     width: int = option(64, help="features of a token", at_least=1)
     depth: int = option(2, help="number of blocks", at_least=1)

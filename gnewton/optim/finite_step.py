@@ -83,12 +83,12 @@ def _effective(
     total: Tensor | None = None
     for j, direction in enumerate(directions):
         etas = plan.per_parameter(j, len(directions), grouping)
-        taken = torch.stack(torch._foreach_mul(torch._foreach_norm(list(direction)), [abs(e) for e in etas]))
-        total = taken if total is None else total + taken
+        norms = torch.stack(torch._foreach_mul(torch._foreach_norm(list(direction)), [abs(e) for e in etas]))
+        total = norms if total is None else total + norms
         if plan.limits is None:
             rates.append(etas)
             continue
-        lengths = grouping.sums(taken.double().square()).sqrt()
+        lengths = grouping.sums(norms.double().square()).sqrt()
         factors = grouping.spread(shortened(lengths, plan.limits[j :: len(directions)]))
         if factors.is_cuda:
             rates.append(torch._foreach_mul(list(factors.to(direction[0].dtype).unbind()), etas))

@@ -187,20 +187,20 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in named_parameters(model).items() if p.requires_grad}
 
 
-def named_targets(model: nn.Module, given: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
+def named_targets(model: nn.Module, pairs: Iterable[tuple[str, Tensor]] | None) -> dict[str, Tensor]:
     """The tensors that an optimizer steps, by the name of the parameter that each is or replaces.
 
     Args:
         model: the network.
-        given: (name, tensor) pairs; None: the trainable parameters themselves.
+        pairs: (name, tensor) pairs; None: the trainable parameters themselves.
 
     Raises:
         InputError: if a tensor fits no parameter, there is none, or they lie on several devices.
     """
-    if given is None:
+    if pairs is None:
         named = trainable(model)
     else:
-        parameters, named = named_parameters(model), dict(given)
+        parameters, named = named_parameters(model), dict(pairs)
         for name, tensor in named.items():
             if name not in parameters or parameters[name].shape != tensor.shape:
                 raise InputError(
@@ -301,5 +301,5 @@ def _tensors(params: Any) -> list[Any]:
 def _name(tensor: Any, known: dict[int, str]) -> str:
     if id(tensor) in known:
         return known[id(tensor)]
-    what = f"a tensor of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
-    raise InputError(f"add_param_group params={what}: must be parameters of the model")
+    value = f"a tensor of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+    raise InputError(f"add_param_group params={value}: must be parameters of the model")

@@ -303,8 +303,8 @@ _SHOWN = 40  # lines of a description with slices
 def _check_names(groups: tuple[Group, ...]) -> None:
     if not groups:
         raise InputError("partition: no groups; at least one is needed")
-    seen: set[str] = set()
+    names: set[str] = set()
     for group in groups:
-        if group.name in seen:
+        if group.name in names:
             raise InputError(f"partition: two groups are called '{group.name}'")
-        seen.add(group.name)
+        names.add(group.name)

@@ -169,11 +169,11 @@ def _label_all(setups: list[Setup]) -> None:
 
 def _number_equal_labels(setups: Sequence[Setup]) -> None:
     """Number the labels of set-ups that are equal although their options differ, as with spaces in values."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for setup in setups:
-        seen[setup.label] += 1
-        if seen[setup.label] > 1:
-            number = f" #{seen[setup.label]}"
+        counts[setup.label] += 1
+        if counts[setup.label] > 1:
+            number = f" #{counts[setup.label]}"
             setup.label, setup.solver = setup.label + number, setup.solver + number
 
 

@@ -1,26 +1,36 @@
-"""Where a summary is requested: :func:`summarize`, or :class:`Summarizer`, which keeps its traces."""
+"""Where a summary is requested: :func:`summarize`, or :class:`Summarizer`, which keeps its traces.
+
+With engine="auto" the traced engine is asked, and the reference engine takes over where that fails.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gnewton.arguments import check_flag, check_name, check_number, check_whole, explained
-from gnewton.backend import mean_over_processes, sum_over_processes, world_size
-from gnewton.errors import InputError
+from gnewton.backend import is_exhausted, mean_over_processes, sum_over_processes, world_size
+from gnewton.errors import GnewtonError, InputError, OutOfMemory, first_line
 from gnewton.partition import PartitionChoice, chosen_partition
+from gnewton.summary.batch import hidden
 from gnewton.summary.cut import MATRICES, CutProblem, reference_gauss_newton
 from gnewton.summary.group_parts import check_carried
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_summary, reference_tensor
 from gnewton.summary.result import MOST_SQUARED, Summary
-from gnewton.summary.takeover import Takeover
 from gnewton.summary.tangent.checks import eager_loss
 from gnewton.summary.tangent.engine import TangentEngine
 from gnewton.summary.tangent.output_engine import OutputEngine
+from gnewton.summary.tangent.program import TraceError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EngineName = Literal["auto", "tangent", "compiled", "reference"]
 ENGINES = ("auto", "tangent", "compiled", "reference")
@@ -291,3 +301,37 @@ def summary_tensor(
     """
     problem = Problem(model, loss_fn, chosen_partition(model, partition), forward)
     return reference_tensor(problem, problem.request(inputs, targets, direction), order)
+
+
+class Takeover:
+    """Asks the traced engine, and says once for each reason that the reference engine takes over.
+
+    Args:
+        task: what is computed, the first word of the message.
+        engine: with any other than "auto" the error of the traced engine is raised.
+    """
+
+    def __init__(self, task: str, engine: str) -> None:
+        self._task = task
+        self._engine = engine
+        self._reasons: set[str] = set()
+
+    def attempt(self, request: Request, function: Callable[[], T]) -> tuple[T | None, str]:
+        """What ``function`` computes by the traced engine, or None and the reason why it cannot.
+
+        Wrong arguments and exhausted memory are raised: the reference engine would not help.
+        """
+        try:
+            if stranger := hidden(request.batch):
+                raise TraceError(f"the batch holds a {stranger}, whose tensors a trace cannot see")
+            return function(), ""
+        except (InputError, OutOfMemory):
+            raise
+        except Exception as error:
+            if self._engine != "auto" or is_exhausted(error):
+                raise
+            reason = str(error) if isinstance(error, GnewtonError) else first_line(error, with_type=True)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            log.warning("%s: the reference engine takes over: %s", self._task, reason)
+        return None, reason

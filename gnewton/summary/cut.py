@@ -53,15 +53,15 @@ class _Natural(FunctionMode):
         self._views = list(outputs)  # the outputs, and views of them
 
     def _call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        given = args[0] if args else kwargs.get("input")
-        if func is F.nll_loss and holds(self._views, given) and normalised(given):
+        argument = args[0] if args else kwargs.get("input")
+        if func is F.nll_loss and holds(self._views, argument) and normalised(argument):
             return F.cross_entropy(*args, **kwargs)
         if func is F.binary_cross_entropy_with_logits:
             return bernoulli_loss(*args, **kwargs)
         if func in _MARKED:
             return marked(_MARKED[func](*args, **kwargs))
         result = func(*args, **kwargs)
-        if func in VIEWS and holds(self._views, given) and isinstance(result, Tensor):
+        if func in VIEWS and holds(self._views, argument) and isinstance(result, Tensor):
             self._views.append(result)
         return result
 

@@ -228,14 +228,14 @@ def reference_derivatives(problem: Problem, request: Request, order: int) -> Ten
     device, size = problem.device(), len(problem.partition)
     with without_side_effects(problem):
         loss, derive = _prepare(problem, request)
-        found = torch.zeros(size, order + 1, dtype=torch.float64, device=device)
-        found[:, 0] = loss.detach()
+        derivatives = torch.zeros(size, order + 1, dtype=torch.float64, device=device)
+        derivatives[:, 0] = loss.detach()
         for s, scalar in enumerate(derive.along(loss.double(), graph=order > 1)):
             k = 1
             while scalar is not None:
-                found[s, k] = scalar.detach()
+                derivatives[s, k] = scalar.detach()
                 k += 1
                 if k > order:
                     break
                 scalar = derive.along(scalar, graph=k < order, groups=range(s, s + 1))[s]
-        return found
+        return derivatives

@@ -123,6 +123,17 @@ class Slot:
     gpu: str | None = None
 
 
+def make_slots(folder: Path, count: int, gpus: Sequence[str] = ()) -> tuple[Slot, ...]:
+    """The files of ``count`` job slots in the folder of a sweep; the slots take the GPUs in turn."""
+    (folder / "slots").mkdir(exist_ok=True)
+    slots = []
+    for number in range(count):
+        path = folder / "slots" / str(number)
+        path.touch()
+        slots.append(Slot(path, gpus[number % len(gpus)] if gpus else None))
+    return tuple(slots)
+
+
 @dataclass(frozen=True)
 class JobTask:
     """A job with everything a worker needs to run it; plain values that can be sent to another machine.
@@ -246,3 +257,10 @@ def _lock(paths: Sequence[Path], stop: StopRequest) -> Iterator[_Lock | None]:
     finally:
         if lock is not None:
             os.close(lock.descriptor)
+
+
+def lost(task: JobTask, error: BaseException) -> JobEnd:
+    """The result of a task whose worker died before it reported one."""
+    message = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {message[-1]}" if message else type(error).__name__
+    return JobEnd(task.job.digest, FAILED, attempts=1, error=f"its worker was lost ({reason})")

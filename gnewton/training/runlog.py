@@ -256,13 +256,13 @@ class ProgressBar:
     Args:
         style: "bar", "lines", or "auto": a bar if standard error is a terminal.
         total: training steps of the whole run; None if unknown.
-        done: training steps made before.
+        initial: training steps made before.
     """
 
-    def __init__(self, style: str, total: int | None, done: int = 0) -> None:
+    def __init__(self, style: str, total: int | None, initial: int = 0) -> None:
         shown = style == "bar" or (style == "auto" and sys.stderr.isatty())
         self._bar = tqdm(
-            total=total, initial=done, unit="step", disable=not shown, dynamic_ncols=True, leave=False
+            total=total, initial=initial, unit="step", disable=not shown, dynamic_ncols=True, leave=False
         )
         # the root logger prints the lines, if any: it shall print them above the bar, not through it
         self._redirect = logging_redirect_tqdm() if shown and logging.root.handlers else None

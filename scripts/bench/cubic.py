@@ -88,9 +88,9 @@ def measure(size: int, models: int, repeats: int) -> dict[str, float | str]:
         theirs.append(min(other for _, other in runs))
         if seed < 3:
             signed.append(timed(lambda: solve_cubic(*arguments, nonnegative=True))[1])  # noqa: B023
-        found = np.asarray(solution.rates)
+        solved = np.asarray(solution.rates)
         factorisations = max(factorisations, count)
-        difference = max(difference, float(np.linalg.norm(found - rates) / np.linalg.norm(found)))
+        difference = max(difference, float(np.linalg.norm(solved - rates) / np.linalg.norm(solved)))
         worst_residual = max(worst_residual, solution.residual)
         worst_margin, status = min(worst_margin, solution.curvature_margin), solution.status.value
     return {

@@ -39,10 +39,10 @@ def measure(case: Case, repeats: int) -> str:
     sides: dict[str, Callable[[], object]] = {"gradient": gradient}
     ways = []
     for matrix in ("gauss_newton", "fisher"):
-        made = Summarizer(model, F.cross_entropy, partition, curvature=matrix, engine="tangent")
-        sides[matrix] = partial(made.summarize, x, y, direction)
+        summarizer = Summarizer(model, F.cross_entropy, partition, curvature=matrix, engine="tangent")
+        sides[matrix] = partial(summarizer.summarize, x, y, direction)
         sides[matrix]()
-        ways.append(getattr(made.tangent_engine, "last_way", ""))
+        ways.append(getattr(summarizer.tangent_engine, "last_way", ""))
     least = dict.fromkeys(sides, float("inf"))
     for _ in range(repeats):
         for name, side in sides.items():

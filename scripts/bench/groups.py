@@ -41,12 +41,12 @@ def wide() -> nn.Module:
 
 def partitions(model: nn.Module, most: int) -> list[Partition]:
     """One group of everything, then blocks of ever fewer output channels."""
-    found = {1: Partition.single(model)}
+    by_size = {1: Partition.single(model)}
     for power in range(12, -1, -1):
         blocks = Partition.row_blocks(model, 2**power)
         if len(blocks) <= most:
-            found[len(blocks)] = blocks
-    return [found[size] for size in sorted(found)]
+            by_size[len(blocks)] = blocks
+    return [by_size[size] for size in sorted(by_size)]
 
 
 def jvp_matrix(model: nn.Module, x: Tensor, y: Tensor, stacked: dict[str, Tensor]) -> Tensor:
@@ -93,8 +93,8 @@ def measure(
         "gradient": lambda: torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
     }
     for matrix in SIDES[:2]:
-        made = Summarizer(model, F.cross_entropy, partition, curvature=matrix, engine="tangent")
-        sides[matrix] = partial(made.summarize, x, y, direction)
+        summarizer = Summarizer(model, F.cross_entropy, partition, curvature=matrix, engine="tangent")
+        sides[matrix] = partial(summarizer.summarize, x, y, direction)
     if len(partition) <= peers:
         zero = [torch.zeros_like(direction[name]) for name in names]
         rows = [[z if u is None else u for u, z in zip(row, zero, strict=True)] for row in

@@ -161,18 +161,18 @@ def recipes(wanted: list[str], *, compiled: bool) -> dict[str, OptimizerRecipe]:
     unknown = {entry.split()[0] for entry in wanted} - set(names)
     if unknown:
         raise SystemExit(f"--optimizers={','.join(sorted(unknown))}: must be some of {', '.join(names)}")
-    found = {}
+    by_name = {}
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         others = sorted(wanted or names, key=lambda entry: names.index(entry.split()[0]))
         for name in ["sgd", *(entry for entry in others if entry != "sgd")]:
             overrides = f"optimizer={name}".split()
             recipe = settings_from(compose("config", overrides=overrides)).optimizer
             if wanted or not recipe.full_batch:
-                found[name] = recipe
+                by_name[name] = recipe
                 if compiled and isinstance(recipe, GroupedNewtonRecipe):
                     engine = replace(recipe.curvature, engine="compiled")
-                    found[f"{name}, compiled"] = replace(recipe, curvature=engine)
-    return found
+                    by_name[f"{name}, compiled"] = replace(recipe, curvature=engine)
+    return by_name
 
 
 def measure(

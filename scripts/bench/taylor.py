@@ -75,13 +75,13 @@ def measure(name: str, orders: list[int], repeats: int, most: float) -> list[dic
 
     seconds = partial(clock, device=x.device, now=CLOCKS["cpu"])
     direction = gradient()
-    made = LossDerivatives(model, F.cross_entropy, partition, engine="taylor")
-    made.derivatives(x, y, direction, 1)  # traces
+    along_groups = LossDerivatives(model, F.cross_entropy, partition, engine="taylor")
+    along_groups.derivatives(x, y, direction, 1)  # traces
     rows: list[dict[str, object]] = []
     within = True
     for order in orders:
         sides: dict[str, Callable[[], Tensor]] = {
-            "taylor": partial(made.derivatives, x, y, direction, order),
+            "taylor": partial(along_groups.derivatives, x, y, direction, order),
             "nested": partial(nested, model, x, y, direction, order),
         }
         times: dict[str, list[float]] = {"gradient": [], "taylor": [], "nested": []}

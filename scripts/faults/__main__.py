@@ -53,10 +53,10 @@ def main() -> int:
             if options.only not in title:
                 continue
             started = time.perf_counter()
-            found = inject(max(round(options.share * count), 1), place / inject.__name__, options.seed)
+            result = inject(max(round(options.share * count), 1), place / inject.__name__, options.seed)
             seconds = time.perf_counter() - started
-            print(f"| {title} | {found.injected} | {found.survived} | {seconds:.0f} |", flush=True)
-            failures += [f"{title}: {failure}" for failure in found.failures]
+            print(f"| {title} | {result.injected} | {result.survived} | {seconds:.0f} |", flush=True)
+            failures += [f"{title}: {failure}" for failure in result.failures]
     print("\n".join(["", *failures]) if failures else "", file=sys.stderr)
     return int(bool(failures))
 

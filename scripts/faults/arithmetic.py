@@ -158,11 +158,11 @@ def _no_memory(step: int) -> Callable[[], None]:
         from gnewton.training import training_step
         from gnewton.training.training_step import add_gradient
 
-        made = [0]
+        calls = [0]
 
         def fail(*arguments: Any) -> Any:
-            made[0] += 1
-            if made[0] == step + 1:
+            calls[0] += 1
+            if calls[0] == step + 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return add_gradient(*arguments)
 

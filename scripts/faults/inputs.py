@@ -213,19 +213,19 @@ def hostile_overrides(count: int, place: Path, seed: int) -> Count:
 
 def nonsense(draw: random.Random) -> list[str]:
     """One to three overrides, at least one of which is almost surely wrong."""
-    made = []
+    overrides = []
     for _ in range(draw.randrange(1, 4)):
         option = draw.choice(OPTIONS)
         if draw.random() < 0.3:
             where = draw.randrange(len(option))
             option = option[:where] + draw.choice("._/@:-+ xé=") + option[where + draw.randrange(2) :]
-        made.append(
+        overrides.append(
             draw.choice(("", "", "", "+", "++", "~"))
             + option
             + draw.choice(("=", "=", "=", ""))
             + draw.choice(NONSENSE)
         )
-    return made
+    return overrides
 
 
 def check_only(arguments: list[str], place: Path) -> Ended | None:

@@ -17,8 +17,8 @@ KEYS = {"metrics.csv": ("step",), "rates.csv": ("update", "group")}
 
 def run_folder(root: Path) -> Path | None:
     """The run folder under an output root that can be resumed; None if there is none yet."""
-    found = sorted(root.glob("*/*/config.yaml"))
-    return found[0].parent if found else None
+    configs = sorted(root.glob("*/*/config.yaml"))
+    return configs[0].parent if configs else None
 
 
 def broken(folder: Path, *, resumed: bool) -> str | None:
@@ -34,8 +34,8 @@ def broken(folder: Path, *, resumed: bool) -> str | None:
         if any(len(row) != len(rows[0]) for row in rows) or (resumed and not text.endswith("\n")):
             return f"{title} has a row of another length"
         places = [rows[0].index(key) for key in keys] if rows else []
-        found = [tuple(row[place] for place in places) for row in rows[1:]]
-        if resumed and len(found) != len(set(found)):
+        row_keys = [tuple(row[place] for place in places) for row in rows[1:]]
+        if resumed and len(row_keys) != len(set(row_keys)):
             return f"{title} has a row twice"
     return None
 

@@ -210,21 +210,21 @@ def at_once(count: int, place: Path, seed: int) -> Count:
     rounds = -(-count // PROCESSES)
     place.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
-    barrier, made = context.Barrier(PROCESSES), context.SimpleQueue()
+    barrier, queue = context.Barrier(PROCESSES), context.SimpleQueue()
 
     def work() -> None:
         from gnewton.experiment.folder import create_run_folder
 
-        mine = []
+        created = []
         for _ in range(rounds):
             barrier.wait()
-            mine.append(str(create_run_folder(place, "same")))
-        made.put(mine)
+            created.append(str(create_run_folder(place, "same")))
+        queue.put(created)
 
     processes = [context.Process(target=work) for _ in range(PROCESSES)]
     for process in processes:
         process.start()
-    folders = [folder for _ in processes for folder in made.get()]
+    folders = [folder for _ in processes for folder in queue.get()]
     for process in processes:
         process.join()
     return Count(

@@ -47,11 +47,11 @@ def partitions(point: Point) -> list[Partition]:
         Partition.by_layer(model),
         Partition.per_tensor(model),
     ]
-    found = {len(partition): partition for partition in coarse}
+    by_size = {len(partition): partition for partition in coarse}
     for rows in BLOCKS:
         blocks = Partition.row_blocks(model, rows)
-        found.setdefault(len(blocks), blocks)
-    return [found[size] for size in sorted(found)]
+        by_size.setdefault(len(blocks), blocks)
+    return [by_size[size] for size in sorted(by_size)]
 
 
 def measure(point: Point, partition: Partition, settings: PaperSettings) -> dict[str, float]:

@@ -40,14 +40,14 @@ def matrices(settings: PaperSettings, workshop: Workshop) -> FigureFiles:
         config = composed(whole.overrides)
         ends = [path for outcome in outcomes if (path := last_checkpoint(outcome)) is not None]
         for checkpoint in (None, *ends):  # the table of runs has those that came to no end
-            found = _inspected(open_point(config, checkpoint), settings.samples[name])
-            steps = found.about["step"]
+            inspection = _inspected(open_point(config, checkpoint), settings.samples[name])
+            steps = inspection.about["step"]
             about = {"task": name, "step": steps}
-            groups.append(found.groups.assign(**about, loss=found.about["loss"]))
-            masses.append(found.distances.assign(**about))
-            entries.append(_entries(found).assign(**about))
-            files.images[f"{name}_matrix_step{steps}"] = hessian_figure(found)
-            files.images[f"{name}_rates_step{steps}"] = point_rates_figure(found)
+            groups.append(inspection.groups.assign(**about, loss=inspection.about["loss"]))
+            masses.append(inspection.distances.assign(**about))
+            entries.append(_entries(inspection).assign(**about))
+            files.images[f"{name}_matrix_step{steps}"] = hessian_figure(inspection)
+            files.images[f"{name}_rates_step{steps}"] = point_rates_figure(inspection)
         longest = outcomes[-1].run if outcomes else None
         if longest is not None and longest.rates is not None:
             plot = training_rates_figure(group_runs([longest])[0][0])

@@ -49,12 +49,12 @@ class InProcessWorkshop(Workshop):
     def _outcome(self, trial: Trial) -> Outcome:
         overrides = [*trial.overrides, f"output_root={self.folder}"]
         prepared = prepare(composed(overrides), overrides)
-        found = self._finished(prepared.config)
-        if found is None:
+        finished = self._finished(prepared.config)
+        if finished is None:
             with suppress(Diverged):  # that is a result too
                 run(prepared)
-            found = self._finished(prepared.config)
-        return Outcome(trial, FAILED if found is None else found.status, found)
+            finished = self._finished(prepared.config)
+        return Outcome(trial, FAILED if finished is None else finished.status, finished)
 
     def _finished(self, config: DictConfig) -> Run | None:
         """The run of a configuration that came to its end, made by whichever workshop."""

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 
 import gnewton
+from gnewton.report.curves import Profile
 from gnewton.report.plots.comparison_plots import profile_figure
 from gnewton.report.plots.style import figure, legend_below, looks, save, title
-from gnewton.report.series import Profile
 from scripts.study.plan import Plan
 from scripts.study.results import final_loss, geometric_mean, ratios, trailing_loss
 from scripts.study.stages import Outcome

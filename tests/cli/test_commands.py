@@ -189,7 +189,7 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_data_folder_in_the_environment_is_none(cli, monkeypatch):
+def test_an_empty_data_folder_in_the_environment_counts_as_unset(cli, monkeypatch):
     monkeypatch.setenv("GNEWTON_DATA", "")
     answer = cli(["train", "data=mnist", "--cfg", "job", "--resolve"])
     assert answer.code == 0
@@ -198,7 +198,7 @@ def test_an_empty_data_folder_in_the_environment_is_none(cli, monkeypatch):
 
 @pytest.mark.parametrize("error", [AttributeError("half a node"), InputError("half a value")])
 def test_a_library_that_fails_when_it_is_cut_off_has_been_interrupted(error, cli, monkeypatch):
-    """As OmegaConf does, whose clean-up meets an object that is not whole."""
+    """OmegaConf does this: its clean-up meets a half-built object."""
 
     def cut_off(arguments):
         try:
@@ -228,7 +228,7 @@ def compositions(monkeypatch):
 
 
 def test_a_configuration_is_composed_once(cli, tmp_path, compositions, monkeypatch):
-    """Whatever flags stand beside it; Hydra's own command line composes a second one to learn its mode."""
+    """With any flags; Hydra's own command line composes a second time to learn its mode."""
     monkeypatch.setattr("gnewton.experiment.run.run", lambda *arguments: None)
     (tmp_path / "mine").mkdir()
     for flags in (
@@ -246,11 +246,16 @@ def test_a_configuration_is_composed_once(cli, tmp_path, compositions, monkeypat
 
 
 @pytest.mark.parametrize("choice", [["--multirun"], ["-m"], ["hydra.mode=MULTIRUN"]])
-def test_several_runs_are_composed_once_to_check_and_once_to_run(cli, compositions, monkeypatch, choice):
-    runs = []
-    monkeypatch.setattr(
-        "gnewton.experiment.run.run", lambda prepared, *rest: runs.append(prepared.config.seed)
-    )
-    answer = cli(["train", *choice, *SMALL, "seed=1,2,3"])
-    assert (answer.code, runs) == (0, [1, 2, 3]), answer.err
-    assert compositions == ["config"] * (1 + 2 * 3)  # one for the sweeper, which checks all before the first
+def test_each_of_several_runs_is_composed_once(cli, compositions, monkeypatch, choice):
+    runs, composed_before = [], []
+
+    def run(prepared, *rest):
+        runs.append(prepared.config.seed)
+        composed_before.append(len(compositions))
+        prepared.config.seed = 7  # the next run is not affected
+
+    monkeypatch.setattr("gnewton.experiment.run.run", run)
+    answer = cli(["train", *choice, *SMALL, "seed=1,2,1"])
+    assert (answer.code, runs) == (0, [1, 2, 1]), answer.err
+    # one configuration for the sweeper and one for each that differs, all of them before the first run
+    assert composed_before == [1 + 2] * 3

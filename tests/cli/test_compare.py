@@ -64,7 +64,7 @@ def test_real_runs_from_end_to_end(run, cli, tmp_path):
     assert cli(["compare", ".", "--no-plots"]).code == 0  # its own output is no run
 
 
-def test_a_target_may_be_given(cli, tmp_path):
+def test_a_target_can_be_set(cli, tmp_path):
     write_sweep(tmp_path)
     answer = cli(["compare", "digits", "--no-plots", "--target", "validation_loss=0.5"])
     assert answer.code == 0
@@ -86,7 +86,7 @@ def test_formats(style, start, cli, tmp_path):
         assert answer.out == (tmp_path / "digits" / "comparison" / "tables.md").read_text()
 
 
-def test_the_output_goes_where_it_is_told_to(cli, tmp_path):
+def test_the_output_folder_can_be_chosen(cli, tmp_path):
     write_sweep(tmp_path)
     assert cli(["compare", "digits", "--no-plots", "-o", "new/place"]).code == 0
     assert (tmp_path / "new" / "place" / "tables.md").is_file()
@@ -117,7 +117,7 @@ def test_several_folders(cli, tmp_path):
         (["runs", "gpu"], "the runs differ in hardware or number format"),
     ],
 )
-def test_what_is_refused(arguments, message, cli, tmp_path):
+def test_bad_arguments_are_refused(arguments, message, cli, tmp_path):
     write_run(tmp_path, "runs/one", rows=falling([1.0]), environment=ENVIRONMENT)
     write_run(tmp_path, "gpu/one", rows=falling([1.0]), environment=GPU)
     (tmp_path / "empty").mkdir()
@@ -141,7 +141,7 @@ def test_mixed_hardware_if_asked_for(cli, tmp_path):
     assert "their times mean little beside each other" in answer.out
 
 
-def test_what_was_left_out_is_said(cli, tmp_path):
+def test_left_out_runs_are_reported(cli, tmp_path):
     write_run(tmp_path, "good", rows=falling([1.0]))
     (write_run(tmp_path, "bad") / "result.json").write_text("{")
     answer = cli(["compare", ".", "--no-plots"])
@@ -149,7 +149,7 @@ def test_what_was_left_out_is_said(cli, tmp_path):
     assert "- left out: " in answer.out
 
 
-def test_only_what_is_needed_is_loaded(tmp_path):
+def test_each_command_loads_only_what_it_needs(tmp_path):
     write_run(tmp_path, "runs/one", rows=falling([1.0]))
     commands = [  # in one process, the one that needs least first
         (["compare", "--help"], ["torch", "pandas", "matplotlib", "hydra", "omegaconf", "numpy"]),

@@ -48,7 +48,7 @@ def test_a_sweep_completes_runs_launchers_and_flags(words):
     assert words("gnewton sweep --re") == ["--resume", "--retries"]
 
 
-def test_other_commands_have_none(words):
+def test_other_commands_have_no_completion(words):
     assert words("gnewton data fe") == []
 
 

@@ -1,4 +1,4 @@
-"""The commands in the pages of docs/: those that train compose, those that look at a run are run."""
+"""The commands on the pages of docs/: those that train compose, those that read a run are executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ELSEWHERE = {
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of every gnewton command in the blocks of a page; a line that ends with \\ goes on."""
+    """The words of every gnewton command in the blocks of a page; a line that ends with \\ continues."""
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("gnewton ")]
@@ -38,7 +38,7 @@ def test_there_are_commands_to_test():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_it_composes(command, cli, tmp_path):
+def test_a_documented_command_composes(command, cli, tmp_path):
     own = re.search(r"```yaml\n(.*?)```", DOCUMENT, re.S)
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "tiny.yaml").write_text(own[1])
@@ -52,8 +52,8 @@ def test_it_composes(command, cli, tmp_path):
 
 
 @pytest.mark.parametrize("page", ["inspect", "rates"])
-def test_what_looks_at_a_run_runs(page, run, cli, tmp_path):
-    """On the run of a small network, which stands for LeNet on CIFAR-10 too, and on few samples."""
+def test_documented_commands_on_a_run_work(page, run, cli, tmp_path):
+    """On the run of a small network, also in place of LeNet on CIFAR-10, and on few samples."""
     start = ["model=mlp", "data=digits", "model.widths=[8]"]
     folder = run([*start, "optimizer=adam", "trainer.max_steps=2"]).folder
     short = {"inspect": ["--batch-size=50", "--no-plots"], "rates": ["--batches=2", "--warmup=2"]}[page]

@@ -29,7 +29,7 @@ STEMS = ("hessian", "rates", "spectrum", "distances")
 
 @pytest.fixture
 def inspected(cli, tmp_path):
-    """inspected(*arguments) -> the folder that `gnewton inspect` left."""
+    """inspected(*arguments) -> the folder that `gnewton inspect` wrote."""
 
     def ask(*arguments):
         answer = cli(["inspect", *arguments, "-o", str(tmp_path / "found")])
@@ -201,7 +201,7 @@ def test_a_function_without_data(inspected):
         ),
     ],
 )
-def test_what_is_refused(cli, arguments, message):
+def test_bad_arguments_are_refused(cli, arguments, message):
     answer = cli(["inspect", *arguments])
     assert (answer.code, answer.out) == (2, "")
     assert message in answer.err

@@ -1,4 +1,4 @@
-"""Whatever stands on the command line, it is taken or refused with one message: hypothesis looks for more."""
+"""Every command line is accepted or refused with one message; hypothesis searches for counterexamples."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_a_text_needs_no_quotes(text):
     "argument",
     ["name='a=b'", 'resume="x y"', "name=a,b", "resume=null", "--cfg", "trainer.epochs==3", "name="],
 )
-def test_what_is_fine_or_no_text_stays(argument):
+def test_valid_overrides_and_other_options_stay_as_typed(argument):
     assert prepared([argument]) == [argument]
 
 
@@ -159,7 +159,7 @@ def test_outputs_are_not_moved_by_hydra(cli, tmp_path, override):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_special_character_where_no_text_is_taken(cli):
+def test_a_special_character_in_an_option_that_takes_no_text(cli):
     answer = cli(["train", "trainer.epochs=größe"])
     assert answer.code == 2
     assert answer.err == (

@@ -39,7 +39,7 @@ def _run_folder():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_page(own, tmp_path, command):
-    """As they stand there, in a folder that holds the files of the page and nothing else; but few steps."""
+    """The commands of the page with few steps, in a folder that holds only the files of the page."""
     assert {"own.py", "pairs.py"} == set(FILES)
     assert len(COMMANDS) >= 5
     (tmp_path / "pairs.py").write_text(FILES["pairs.py"])
@@ -135,7 +135,7 @@ def test_a_sweep_hands_the_file_to_its_runs(own, tmp_path):
     assert own(["sweep", "--resume", str(folder)]).code == 0
 
 
-def test_a_search_and_rates_know_the_file(own):
+def test_tune_and_rates_load_the_file(own):
     assert own(["tune", "import=own.py", "model=gated", "data=rings", "optimizer=sgd", "--dry-run"]).code == 0
     answer = own(["rates", "import=own.py", "model=gated", "data=rings", "--batches=1", "--batch-size=20"])
     assert answer.code == 0, answer.err
@@ -200,7 +200,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("word", REFUSED)
-def test_what_cannot_be_loaded_is_one_message(own, tmp_path, word):
+def test_a_file_that_cannot_be_loaded_is_one_message(own, tmp_path, word):
     for name, source in SOURCES.items():
         (tmp_path / name).write_text(source)
     answer = own(["train", word, "model=mine"])
@@ -211,7 +211,7 @@ def test_what_cannot_be_loaded_is_one_message(own, tmp_path, word):
     assert own(["train", "--cfg", "job"]).code == 0  # nothing of it is left
 
 
-def test_a_file_that_fails_leaves_nothing_of_itself(own, tmp_path):
+def test_a_file_that_fails_registers_nothing(own, tmp_path):
     (tmp_path / "half.py").write_text(EXAMPLE + "\n1 / 0\n")
     assert own(["train", "import=half.py"]).code == 2
     assert own(["train", "import=own.py", *CHOICES, "optimizer=sgd", "--cfg", "job"]).code == 0

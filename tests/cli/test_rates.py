@@ -1,4 +1,4 @@
-"""``gnewton rates``: what it writes is what the optimizer then trains with; what it refuses."""
+"""``gnewton rates``: the optimizer trains with exactly the rates that it writes; refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEW = ["--batches=4", "--batch-size=30", "--warmup=3"]
 
 @pytest.fixture
 def suggested(cli, tmp_path):
-    """suggested(*arguments) -> the folder that `gnewton rates` left, and what it printed."""
+    """suggested(*arguments) -> the folder that `gnewton rates` wrote, and its output."""
 
     def ask(*arguments):
         answer = cli(["rates", *arguments, *FEW, "-o", str(tmp_path / "found")])
@@ -73,8 +73,8 @@ def test_sgd_is_the_default(suggested):
         assert arrays["hessian"].shape == (4, 6, 6)
 
 
-def test_the_state_of_a_run_is_taken_up(cli, run, tmp_path):
-    """Adam's averages from the checkpoint give another step than empty ones."""
+def test_rates_start_from_the_optimizer_state_of_a_run(cli, run, tmp_path):
+    """Adam's averages from the checkpoint give a different step from empty ones."""
     overrides = [*SMALL_BASELINE, "optimizer=adam", "trainer.epochs=3"]
     report = run(overrides, tmp_path / "runs")
     arguments = ["--batches=2", "--batch-size=20", "--warmup=0"]
@@ -99,7 +99,7 @@ def test_a_run_of_grouped_newton_needs_another_optimizer(cli, run, tmp_path):
     assert (report.folder / "rates_sgd_step2" / "rates.yaml").is_file()
 
 
-def test_the_check_runs_show_what_the_rates_give(suggested, tmp_path):
+def test_check_runs_measure_the_suggested_rates(suggested, tmp_path):
     folder, out = suggested(*TINY, "--check", "--check-steps=7", "--check-seeds=2")
     table = pd.read_csv(folder / "check.csv")
     assert table["learning_rate"].unique().tolist() == ["configured", "one for all", "one for each group"]
@@ -124,7 +124,7 @@ def test_the_check_runs_show_what_the_rates_give(suggested, tmp_path):
         (["nowhere"], "nowhere: there is no such file or folder"),
     ],
 )
-def test_what_is_refused(cli, arguments, message):
+def test_bad_arguments_are_refused(cli, arguments, message):
     answer = cli(["rates", *arguments])
     assert (answer.code, answer.out) == (2, "")
     assert message in answer.err

@@ -1,4 +1,4 @@
-"""`gnewton rerun`: a run once more, compared with itself."""
+"""`gnewton rerun`: a run is repeated and compared with the original."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_run_is_reproduced_to_the_last_bit(cli, tmp_path):
     assert "rates.csv: " in answer.out
 
 
-def test_a_run_that_was_stopped_and_made_longer(cli, tmp_path):
+def test_a_run_that_was_stopped_and_extended_is_reproduced(cli, tmp_path):
     folder = _trained(cli, tmp_path, ["optimizer=sgd", *SMALL_BASELINE, "trainer.max_steps=5"])
     assert cli(["train", f"resume={folder}", "trainer.max_steps=8"]).code == 0
     answer = cli(["rerun", str(folder)])

@@ -1,4 +1,4 @@
-"""What goes in, in which kind of array, and what comes back."""
+"""Inputs in every kind of array, and the types of the results."""
 
 from __future__ import annotations
 

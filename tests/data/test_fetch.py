@@ -21,14 +21,13 @@ import numpy as np
 import pytest
 import torchvision
 
-from gnewton.data import fetch
+from gnewton.data import fetch, package_clients, public_sets
 from gnewton.data.arrays import NAMES, Arrays
-from gnewton.data.fetch import cache, catalogue, obtain, packages
-from gnewton.data.fetch.cache import Unavailable, digest
+from gnewton.data.public_sets import Unavailable, digest
 from gnewton.errors import InputError
 from tests.data.cases import CPU, recipe
 
-IDX = catalogue.IDX_FILES
+IDX = public_sets.IDX_FILES
 
 
 def grey_arrays() -> Arrays:
@@ -39,14 +38,14 @@ def grey_arrays() -> Arrays:
 
 
 ARRAYS = grey_arrays()
-TINY = catalogue.PublicSet(
+TINY = public_sets.PublicSet(
     name="tiny",
     image=(3, 2),
     counts=(6, 3),
     classes=4,
     torchvision="MNIST",
     by_hand=tuple(IDX.values()),
-    package=catalogue.Package("npm", "tiny-data", "idx", "package/data"),
+    package=public_sets.Package("npm", "tiny-data", "idx", "package/data"),
     digests={name: digest(array) for name, array in ARRAYS.items()},
 )
 
@@ -106,8 +105,8 @@ class FakeClients:
 @pytest.fixture
 def programs(monkeypatch):
     fake = FakeClients()
-    monkeypatch.setattr(packages.shutil, "which", fake.which)
-    monkeypatch.setattr(packages.subprocess, "run", fake.run)
+    monkeypatch.setattr(package_clients.shutil, "which", fake.which)
+    monkeypatch.setattr(package_clients.subprocess, "run", fake.run)
     return fake
 
 
@@ -121,7 +120,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", TINY)
+    monkeypatch.setitem(public_sets.CATALOGUE, "tiny", TINY)
 
 
 def leftovers(root: Path) -> list[str]:
@@ -195,8 +194,8 @@ def test_what_goes_wrong_with_a_package_is_reported(tmp_path, programs, tiny, ar
 
 @pytest.mark.parametrize("system_lists", [True, False])
 def test_apt_falls_back_on_package_lists_of_its_own(tmp_path, programs, monkeypatch, system_lists):
-    package = catalogue.Package("apt", "dataset-tiny", "idx", "usr/share/datasets/tiny")
-    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", replace(TINY, package=package))
+    package = public_sets.Package("apt", "dataset-tiny", "idx", "usr/share/datasets/tiny")
+    monkeypatch.setitem(public_sets.CATALOGUE, "tiny", replace(TINY, package=package))
     programs.leaves = {"dataset-tiny_1_all.deb": b""}
     programs.content = archive(
         {n + ".gz": gzip.compress(c) for n, c in idx_files().items()}, "./usr/share/datasets/tiny/"
@@ -243,7 +242,7 @@ def test_a_download_by_torchvision_is_used(tmp_path, programs, tiny, monkeypatch
             )
             self.targets = self.targets.tolist()
 
-    monkeypatch.setattr(obtain, "_dataset_class", lambda entry: Downloads)
+    monkeypatch.setattr(fetch, "_dataset_class", lambda entry: Downloads)
     monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: io.BytesIO())
     assert equal(fetch.load("tiny", tmp_path), ARRAYS)
     assert programs.commands == []
@@ -275,8 +274,8 @@ def small_cifar(monkeypatch):
     monkeypatch.setattr(dataset, "train_list", [["train", md5(files["train"])]])
     monkeypatch.setattr(dataset, "test_list", [["test", md5(files["test"])]])
     monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": md5(files["meta"])})
-    entry = replace(catalogue.CATALOGUE["cifar100"], counts=(5, 2))
-    monkeypatch.setitem(catalogue.CATALOGUE, "cifar100", entry)
+    entry = replace(public_sets.CATALOGUE["cifar100"], counts=(5, 2))
+    monkeypatch.setitem(public_sets.CATALOGUE, "cifar100", entry)
     return content, arrays
 
 
@@ -295,7 +294,7 @@ def test_an_archive_put_by_hand_is_unpacked_and_its_digests_are_kept(tmp_path, p
     kept["x_train"][0, 0, 0, 0] ^= 1
     np.savez(path, **kept)
     with pytest.raises(Unavailable, match="SHA-256 of x_train is"):
-        cache.read_cached(catalogue.CATALOGUE["cifar100"], tmp_path)
+        public_sets.read_cached(public_sets.CATALOGUE["cifar100"], tmp_path)
     assert equal(fetch.load("cifar100", tmp_path), arrays)
 
 
@@ -324,30 +323,30 @@ def test_an_archive_with_another_checksum_is_not_unpickled(tmp_path, programs, s
         ),
     ],
 )
-def test_a_damaged_cache_is_obtained_anew(tmp_path, programs, tiny, damage, reason):
+def test_a_damaged_copy_is_obtained_again(tmp_path, programs, tiny, damage, reason):
     (tmp_path / "tiny").mkdir()
-    path = cache.store(TINY, ARRAYS, tmp_path)
+    path = public_sets.store(TINY, ARRAYS, tmp_path)
     damage(path)
     with pytest.raises(Unavailable) as raised:
-        cache.read_cached(TINY, tmp_path)
+        public_sets.read_cached(TINY, tmp_path)
     assert reason in str(raised.value)
     programs.leaves = {"tiny-data-1.0.tgz": archive(idx_files(), "package/data/")}
     assert equal(fetch.load("tiny", tmp_path), ARRAYS)
-    assert equal(cache.read_cached(TINY, tmp_path), ARRAYS)
+    assert equal(public_sets.read_cached(TINY, tmp_path), ARRAYS)
 
 
 def test_an_interrupted_write_leaves_the_old_copy_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
-    path = cache.store(TINY, ARRAYS, tmp_path)
+    path = public_sets.store(TINY, ARRAYS, tmp_path)
     before = path.read_bytes()
 
     def interrupted(file, **arrays):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache.np, "savez", interrupted)
+    monkeypatch.setattr(public_sets.np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cache.store(TINY, ARRAYS, tmp_path)
+        public_sets.store(TINY, ARRAYS, tmp_path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
@@ -356,20 +355,20 @@ def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch
     (tmp_path / "tiny").mkdir()
     events = []
     sync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(cache.os, "fsync", lambda handle: (events.append("sync"), sync(handle)))
+    monkeypatch.setattr(public_sets.os, "fsync", lambda handle: (events.append("sync"), sync(handle)))
     monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), rename(self, to))[1])
-    cache.store(TINY, ARRAYS, tmp_path)
+    public_sets.store(TINY, ARRAYS, tmp_path)
     assert events == ["sync", "rename", "sync"]
 
 
 def test_two_writers_at_once_leave_one_sound_copy(tmp_path):
     (tmp_path / "tiny").mkdir()
-    writers = [threading.Thread(target=cache.store, args=(TINY, ARRAYS, tmp_path)) for _ in range(8)]
+    writers = [threading.Thread(target=public_sets.store, args=(TINY, ARRAYS, tmp_path)) for _ in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert equal(cache.read_cached(TINY, tmp_path), ARRAYS)
+    assert equal(public_sets.read_cached(TINY, tmp_path), ARRAYS)
     assert leftovers(tmp_path) == []
 
 
@@ -381,13 +380,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, programs, tiny):
 
 def test_a_server_that_never_answers_costs_a_bounded_time(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(obtain, "_ANSWER", 0.1)
+    monkeypatch.setattr(fetch, "_ANSWER", 0.1)
     monkeypatch.setattr(
         urllib.request, "urlopen", lambda request, timeout: (release.wait(20), io.BytesIO())[1]
     )
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"no answer from its servers \(0.1 s passed\)"):
-        obtain._require_answer(iter(["https://nowhere.invalid/file"]))
+        fetch._require_answer(iter(["https://nowhere.invalid/file"]))
     assert time.monotonic() - started < 2
     release.set()
 
@@ -410,9 +409,9 @@ def test_unknown_names_get_a_suggestion():
         (b"\x1f\x8b" + bytes(20), "damaged gzip file"),
     ],
 )
-def test_idx_headers_are_not_believed(content, reason):
+def test_idx_headers_are_checked_against_the_content(content, reason):
     with pytest.raises(Unavailable) as raised:
-        packages.idx_array(content)
+        package_clients.idx_array(content)
     assert reason in str(raised.value)
 
 
@@ -432,7 +431,7 @@ def test_strips_become_images_in_order():
     files["test_batch.png"] = png(opaque[15:])
     files["train_lables.json"] = json.dumps(list(range(15))).encode()
     files["test_lables.json"] = b"[7, 8, 9]"
-    arrays = packages.strip_set(files.__getitem__)
+    arrays = package_clients.strip_set(files.__getitem__)
     assert equal(
         arrays,
         Arrays(images[:15], np.arange(15, dtype=np.uint8), images[15:], np.arange(7, 10, dtype=np.uint8)),
@@ -444,7 +443,7 @@ def test_strips_become_images_in_order():
 )
 def test_pictures_that_are_no_strips_are_refused(content):
     with pytest.raises(Unavailable):
-        packages.strip_images(content)
+        package_clients.strip_images(content)
 
 
 @pytest.mark.parametrize(
@@ -453,17 +452,19 @@ def test_pictures_that_are_no_strips_are_refused(content):
 )
 def test_labels_that_are_no_list_of_bytes_are_refused(content):
     with pytest.raises(Unavailable):
-        packages._labels(content)
+        package_clients._labels(content)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
 def test_the_copy_on_this_machine_has_the_published_digests(name):
     root = Path(os.environ.get("GNEWTON_DATA", Path(__file__).parents[2] / "data"))
-    if not cache.cached_file(name, root).exists():
+    if not public_sets.cached_file(name, root).exists():
         pytest.skip(f"{name} has not been fetched")
-    arrays = cache.read_cached(catalogue.CATALOGUE[name], root)
-    assert {array: digest(content) for array, content in arrays.items()} == catalogue.CATALOGUE[name].digests
-    assert set(catalogue.CATALOGUE[name].digests) == set(NAMES)
+    arrays = public_sets.read_cached(public_sets.CATALOGUE[name], root)
+    assert {array: digest(content) for array, content in arrays.items()} == public_sets.CATALOGUE[
+        name
+    ].digests
+    assert set(public_sets.CATALOGUE[name].digests) == set(NAMES)
     settings = recipe(name, root=str(root))
     data = settings.build(CPU, __import__("torch").float32, 0)
     assert (len(data.train), len(data.validation)) == (
@@ -475,8 +476,8 @@ def test_the_copy_on_this_machine_has_the_published_digests(name):
     assert (inputs.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
 
 
-def test_sources_are_asked_in_the_promised_order(tmp_path):
-    titles = [title for title, _ in obtain._sources(TINY, tmp_path, tmp_path)]
+def test_sources_are_tried_in_the_documented_order(tmp_path):
+    titles = [title for title, _ in fetch._sources(TINY, tmp_path, tmp_path)]
     assert [title.split()[0] for title in titles] == [
         "files",
         "torchvision's",

@@ -1,4 +1,4 @@
-"""Files that are not what they should be end in one message that names the file and the problem."""
+"""Invalid files end in one message that names the file and the problem."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_without_normalisation_features_are_taken_as_they_are(tmp_path):
     assert {float(value) for value in next(iter(data.train.in_order(99)))[0].unique()} == {7.0}
 
 
-def test_an_array_that_is_not_needed_is_not_looked_at(tmp_path, capsys):
+def test_arrays_that_are_not_needed_are_not_read(tmp_path, capsys):
     path = tmp_path / "a.npz"
     content = dict(colour_arrays().items())
     np.savez(path, **content, names=np.array([Evil(), Evil()], dtype=object))
@@ -197,7 +197,7 @@ def test_an_array_that_is_not_needed_is_not_looked_at(tmp_path, capsys):
         (np.arange(40) % 3 * 18, "labels 1, 2, 3, 4, 5, … (29 more) never occur; number"),
     ],
 )
-def test_labels_that_never_occur_are_said(tmp_path, labels, said):
+def test_labels_that_never_occur_are_reported(tmp_path, labels, said):
     path = save_npz(tmp_path / "a.npz", y_train=labels, y_test=labels[:10])
     remarks = build("npz", path=str(path), validation=10).remarks
     assert len(remarks) == (said is not None)
@@ -226,7 +226,7 @@ FIRST, LAST = (3, 6, 5), (6, 5, 3)
         ("auto", (1, 3, 3), (3, 1, 3), False),
     ],
 )
-def test_where_the_channels_are(tmp_path, layout, shape, taken, said):
+def test_the_axis_of_channels_is_recognised(tmp_path, layout, shape, taken, said):
     x = np.random.RandomState(0).randint(0, 256, (40, *shape)).astype(np.uint8)
     path = save_npz(tmp_path / "a.npz", x_train=x, x_test=x[:10])
     data = build("npz", path=str(path), validation=10, layout=layout)

@@ -1,4 +1,4 @@
-"""Orders are pure: any batch can be had again from seed, epoch and position alone."""
+"""Orders are pure functions: seed, epoch and position determine every batch."""
 
 from __future__ import annotations
 

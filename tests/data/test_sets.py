@@ -259,7 +259,7 @@ def test_no_data_counts_steps():
     assert stream.position == 42
 
 
-def test_a_teacher_is_the_same_for_ever_and_its_parts_do_not_move_each_other():
+def test_a_teacher_never_changes_and_its_splits_are_independent():
     data = build("teacher", dtype=torch.float64, train=50, validation=20, test=10)
     again = build("teacher", dtype=torch.float64, train=50, validation=20, test=10, seed=3)
     for part in ("train", "validation", "test"):
@@ -278,7 +278,7 @@ PINNED_TEACHER = -0.4332918829081752
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "sigmoid", "tanh"])
 def test_teacher_targets_are_its_answers_scaled_to_one(activation):
-    from gnewton.data.generated import teacher_weights
+    from gnewton.data.builtin_sets import teacher_weights
 
     settings = recipe("teacher", activation=activation, hidden=[30], inputs=4, outputs=3, train=4000)
     data = settings.build(CPU, torch.float64, 0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gnewton.data import text
+from gnewton.data import builtin_sets
+from gnewton.data.builtin_sets import OTHER, encode, read_text
 from gnewton.data.dataset_options import DATA, TEXT_CHARACTERS
-from gnewton.data.text import OTHER, encode, read_text
 from gnewton.errors import InputError
 from gnewton.tasks import TokenClassification
 from gnewton.training.evaluate import evaluate
@@ -70,13 +70,13 @@ def test_a_subset_is_the_beginning_and_moves_nothing_else():
         (["model=transformer", "data=digits"], "model=transformer: needs tokens, as in data=tiny_text"),
     ],
 )
-def test_what_does_not_fit_is_refused(run, overrides, message):
+def test_options_that_do_not_fit_the_text_are_refused(run, overrides, message):
     with pytest.raises(InputError, match=message):
         run(["data=tiny_text", *overrides])
 
 
 def test_a_damaged_text_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(text, "TEXT_FILE", tmp_path / "tiny_text.txt")
+    monkeypatch.setattr(builtin_sets, "TEXT_FILE", tmp_path / "tiny_text.txt")
     with pytest.raises(InputError, match="cannot be read"):
         read_text()
     (tmp_path / "tiny_text.txt").write_text("First Citizen:")

@@ -1,4 +1,4 @@
-"""Runs that several tests compare with, made once."""
+"""Reference runs that several tests share."""
 
 from __future__ import annotations
 

@@ -41,5 +41,5 @@ def folder_tree(root: Path) -> Path:
 
 @pytest.fixture
 def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Public sets are made up from here on."""
+    """Replace the public sets by made-up ones."""
     monkeypatch.setattr("gnewton.data.fetch.load", load)

@@ -1,4 +1,4 @@
-"""Ways to break a run off at a chosen moment, and to compare what two runs have left."""
+"""Interrupt a run at a chosen moment, and compare the files of two runs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def send(number: int) -> Callable[[], None]:
 
 
 def killed(work: Callable[[], object]) -> int:
-    """Do ``work`` in a fork of this process and return its wait status; 0: it came to an end."""
+    """Do ``work`` in a fork of this process and return its wait status; 0: it finished."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""Every configuration file: it composes, its name is its own, it gives what differs, and it is used."""
+"""Every configuration file composes, has the name of its choice, sets only what differs, and is used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXTRA = {
     "names": ["partition.groups=[[a]]"],
     "static": ["optimizer.curvature.source=independent", "optimizer.curvature.batch_size=100"],
 }
-"""What a choice cannot do without."""
+"""The overrides without which a choice does not compose."""
 
 HOST = {
     "optimizer/averaging": "grouped_newton",
@@ -85,7 +85,7 @@ def test_every_tuned_file_belongs_to_an_experiment_and_an_optimizer(compose, nam
     settings_from(compose([f"experiment={experiment}", f"optimizer={optimizer}"]))
 
 
-def test_what_quick_cuts_down_yields_to_the_command_line(compose):
+def test_the_command_line_overrides_trainer_quick(compose):
     experiment = ["experiment=vgg11_cifar10", "trainer=quick"]
     trainer = compose(experiment).trainer
     assert (trainer.batch_size, trainer.max_seconds, trainer.max_steps) == (20, 60, 100)
@@ -95,7 +95,7 @@ def test_what_quick_cuts_down_yields_to_the_command_line(compose):
     assert set(files) < set(EXPERIMENTS)
 
 
-def test_a_tuned_option_yields_to_the_command_line(compose):
+def test_the_command_line_overrides_a_tuned_option(compose):
     tuned = compose(["experiment=rosenbrock", "optimizer=sgd"])
     plain = compose(["optimizer=sgd"])
     assert tuned.optimizer.lr != plain.optimizer.lr

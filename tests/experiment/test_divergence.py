@@ -47,13 +47,13 @@ def test_the_run_ends_as_diverged(length, run, tmp_path):
     assert state["step"] <= 1  # from before the loss rose: that of step 1 is the first high one
 
 
-def test_off_it_is_done(run):
+def test_without_the_check_the_run_ends_as_done(run):
     report = run([*RISING, "trainer.epochs=4", "trainer.divergence=null"])
     assert report.outcome.status == "done"
     assert report.outcome.metrics["running_loss"] > 100
 
 
-def test_another_factor(run):
+def test_a_larger_factor_lets_the_run_go_on(run):
     assert run([*RISING, "trainer.epochs=1", "trainer.divergence=1e30"]).outcome.status == "done"
 
 
@@ -64,7 +64,7 @@ def test_a_sound_run_keeps_its_steps(run, tmp_path):
     assert rows(one / "metrics.csv") == rows(other / "metrics.csv")
 
 
-def test_a_resumed_run_says_the_same(run, compose, monkeypatch, tmp_path):
+def test_a_resumed_run_diverges_at_the_same_step(run, compose, monkeypatch, tmp_path):
     from gnewton.experiment.prepare import prepare
     from gnewton.experiment.run import run as run_experiment
 
@@ -91,13 +91,13 @@ def test_rollback_lowers_the_rates(run):
     assert report.outcome.metrics["running_loss"] < 20
 
 
-def test_skip_has_no_step_to_leave_out(run):
+def test_skip_cannot_cure_divergence(run):
     with pytest.raises(Diverged, match="the training loss has diverged"):
         run([*RISING, "trainer.on_nonfinite=skip", "trainer.epochs=4"])
 
 
-def test_the_command_and_compare_show_it(cli):
-    """What a sweep makes of this exit code is shown with stand-ins in sweep/test_sweep.py."""
+def test_exit_code_and_comparison_show_divergence(cli):
+    """How a sweep treats this exit code is tested with stand-ins in sweep/test_sweep.py."""
     lengths = ["trainer.epochs=3", "trainer.device=cpu"]
     assert cli(["train", *RISING, *lengths]).code == 3
     assert cli(["train", "optimizer=sgd", *SMALL_BASELINE, *lengths]).code == 0
@@ -113,6 +113,6 @@ def test_options_are_checked(cli):
 
 
 def test_methods_with_few_steps(run):
-    """Full batches: a verdict takes ten steps, so that one bad step of a Newton method ends nothing."""
+    """Full batches: a verdict takes ten steps, so that one bad step of a Newton method does not end a run."""
     sound = run(["optimizer=lbfgs", *SMALL[:1], "data.subset=60", "trainer.epochs=12"])
     assert sound.outcome.status == "done"

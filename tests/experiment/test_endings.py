@@ -1,4 +1,4 @@
-"""How runs end badly, and what they leave: divergence, signals, a full disk."""
+"""Runs that end badly, and the files they leave: divergence, signals, a full disk."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _ended_by(number, folder):
 
 
 def _assert_good_order(folder, number, err):
-    """The run in ``folder`` was ended by signal ``number`` and says so."""
+    """The run in ``folder`` was ended by signal ``number`` and records it."""
     last = err.splitlines()[-1]
     assert last.startswith(f"gnewton: interrupted by {signal.Signals(number).name} after step ")
     assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""Out of memory: in training one message that names the option to lower, in the summary the run goes on."""
+"""Out of memory: in training, one message names the option to lower; in the summary, the run continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders: one for each run however many start at once, and a hash that knows every option."""
+"""Run folders: one for each run however many start at once, and a hash of every option."""
 
 from __future__ import annotations
 

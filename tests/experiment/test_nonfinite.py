@@ -1,4 +1,4 @@
-"""A number that is not finite: found within the logging period, and answered as the configuration says."""
+"""Numbers that are not finite: detected within the logging period, and handled as configured."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _at(name: str) -> int:
 def poisoned(
     monkeypatch: pytest.MonkeyPatch, kind: str, steps: Callable[[int], bool], value: float = math.nan
 ) -> Iterator[None]:
-    """Within the block, the loss or the gradient of the training steps that ``steps`` tells is ``value``."""
+    """Within the block, the loss or the gradient of the training steps in ``steps`` is ``value``."""
     current: list[Any] = [None]
     make_step, add_gradient = trainer_module.Trainer._make_step, training_step.add_gradient
 
@@ -278,7 +278,7 @@ def test_a_summary_that_is_not_finite(part, policy, run, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("bad", "in_a_row"), [((1, 3), False), ((1, 2), True)])
-def test_updates_that_fail_now_and_then_are_not_in_a_row(bad, in_a_row, run, monkeypatch):
+def test_only_consecutive_failures_count_towards_the_limit(bad, in_a_row, run, monkeypatch):
     _with_summary(monkeypatch, lambda number, s: {"gradient": s.gradient * math.nan} if number in bad else {})
     options = ("trainer.on_nonfinite=skip", "trainer.max_recoveries=1")
     overrides = [*OPTIMIZERS["grouped_newton"], *LENGTH, *options]
@@ -324,7 +324,7 @@ def test_a_diverged_run_can_be_resumed_with_another_policy(run, compose, monkeyp
 
 
 def test_recipes_are_untouched():
-    """The policies hold for every optimizer, since they ask nothing of its recipe."""
+    """The policies work with every optimizer, since they do not depend on its recipe."""
     assert not [name for name in vars(OptimizerRecipe) if "finite" in name]
 
 
@@ -347,7 +347,7 @@ def test_recipes_are_untouched():
         ),
     ],
 )
-def test_options_without_sense_are_refused(options, message, cli):
+def test_meaningless_options_are_refused(options, message, cli):
     answer = cli(["train", *options])
     assert answer.code == 2
     assert message in answer.err

@@ -1,4 +1,4 @@
-"""What the command line offers and what the constructors take agree: defaults and allowed values."""
+"""The command line and the constructors agree on defaults and allowed values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONSTRUCTORS = {
 TIED = {
     ("grouped_newton", "solver"): {"negative_rates": "keep"},  # solver=newton has no constrained form
 }
-"""Arguments that another one needs to be tried on its own."""
+"""Arguments without which another one cannot be tried."""
 
 
 def _arguments(name: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a run writes: the documented columns and no others, and the same again from the same seed."""
+"""The files of a run: exactly the documented columns, and the same rows from the same seed."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_log(folder):
     assert "done: results in" in lines[-1]
 
 
-def test_the_log_file_is_let_go(folder):
+def test_the_log_file_is_closed(folder):
     assert not [h for h in logging.getLogger("gnewton").handlers if isinstance(h, logging.FileHandler)]
 
 

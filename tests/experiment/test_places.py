@@ -1,4 +1,4 @@
-"""A run whose files have moved goes on, is looked at and made again where they are now."""
+"""A run whose files have moved is resumed, inspected and repeated at their new places."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_from_another_folder(started, cli, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("extra", [(), ("data=npz",)], ids=str)
-def test_the_place_may_be_given_anew(started, cli, tmp_path, extra):
+def test_a_new_place_can_be_given(started, cli, tmp_path, extra):
     (tmp_path / "new").mkdir()
     (tmp_path / "mine.npz").rename(tmp_path / "new" / "größe=1.npz")
     answer = cli(["train", f"resume={started}", "trainer.epochs=2"])
@@ -91,7 +91,7 @@ def test_inspect_rates_and_rerun_take_it_too(started, cli, tmp_path):
     assert (answer.code, "only these can be chosen: data.path" in answer.err) == (2, True)
 
 
-def test_other_data_are_said(started, cli, tmp_path):
+def test_changed_data_are_reported(started, cli, tmp_path):
     _save(tmp_path / "mine.npz", seed=1)
     answer = cli(["train", f"resume={started}", "trainer.epochs=2"])
     assert (answer.code, "holds other data than when the run was begun" in answer.err) == (2, True)
@@ -101,7 +101,7 @@ def test_other_data_are_said(started, cli, tmp_path):
 
 
 def test_a_relative_path_is_found_where_the_run_was_started(started, cli, tmp_path, monkeypatch):
-    """As runs of earlier versions have it, which did not note their folder either."""
+    """As in runs of earlier versions, which did not record their folder either."""
     path = started / "config.yaml"
     path.write_text(
         path.read_text()

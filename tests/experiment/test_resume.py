@@ -87,7 +87,7 @@ LENGTH = ("trainer.epochs=3", "trainer.log_every=2")
 
 @pytest.fixture
 def uninterrupted(finished):
-    """uninterrupted(overrides) -> the folder of a run that no one interrupted."""
+    """uninterrupted(overrides) -> the folder of an uninterrupted run."""
     return lambda overrides: finished([*overrides, *LENGTH])
 
 
@@ -181,7 +181,7 @@ def test_killed_at_every_step(name, every, uninterrupted, run, resumed, monkeypa
 
 
 @pytest.mark.parametrize("name", ["soap", "shampoo"])
-def test_what_an_extra_brings_is_resumed(name, uninterrupted, broken_off, resumed, monkeypatch):
+def test_optimizers_of_an_extra_are_resumed(name, uninterrupted, broken_off, resumed, monkeypatch):
     pytest.importorskip("pytorch_optimizer")
     overrides = (f"optimizer={name}", "optimizer.period=2", *BASELINE)
     reference = uninterrupted(overrides)
@@ -282,7 +282,7 @@ def _damage(path, way):
 
 
 @pytest.mark.parametrize("way", ["truncated", "empty", "one bit", "gone"])
-def test_the_checkpoint_before_a_damaged_one_is_taken(way, uninterrupted, resumed, stopped):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(way, uninterrupted, resumed, stopped):
     reference = uninterrupted(RUNS["grouped_newton"])
     folder = stopped
     _damage(folder / "checkpoint" / LAST, way)
@@ -349,7 +349,7 @@ def test_logs_that_have_lost_rows_are_noticed(resumed, stopped):
         resumed(folder)
 
 
-def test_a_half_written_row_is_taken_off(uninterrupted, resumed, stopped):
+def test_a_half_written_row_is_removed(uninterrupted, resumed, stopped):
     reference = uninterrupted(RUNS["grouped_newton"])
     folder = stopped
     for title in ("metrics.csv", "rates.csv"):
@@ -391,7 +391,7 @@ def test_a_schedule_keeps_its_length(uninterrupted, resumed):
 
 
 @pytest.mark.parametrize("what", ["no folder", "empty", "yaml", "json", "recipe"])
-def test_what_is_no_run_is_refused(what, uninterrupted, resumed, tmp_path):
+def test_a_folder_that_is_no_run_is_refused(what, uninterrupted, resumed, tmp_path):
     folder = tmp_path / "x"
     if what != "no folder":
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The declared options of a run, and their roles: a role that is lost would change what a run is."""
+"""The declared options of a run, and their roles: without its role an option would change the identity."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_options_of_every_role(role):
     assert set(options_with(role)) == ROLES[role]
 
 
-def test_an_older_run_has_what_held_before_an_option_existed():
+def test_an_older_run_takes_the_value_from_before_an_option_existed():
     settings, decay, data = (schema_of_saved(kind) for kind in (Settings, SCHEDULES["cosine"], DATA["npz"]))
     trainer = schema_of_saved(TrainerSettings)
     assert (settings.logger, decay.warmup, data.layout) == ({}, 0, "channels_last")

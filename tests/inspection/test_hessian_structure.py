@@ -1,4 +1,4 @@
-"""What is read from a summary, against values worked out by hand."""
+"""Quantities derived from a summary, against values worked out by hand."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_equal_weights_for_the_batches_would_be_another_summary(problem):
     assert (plain - whole.hessian).norm() > 1e-2 * whole.hessian.norm()
 
 
-def test_no_batch_is_no_mean(problem):
+def test_without_a_batch_there_is_no_mean(problem):
     model, _, _ = problem
     direction = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match="no batch"):

@@ -18,7 +18,7 @@ def test_rates_of_a_convex_quadratic():
 
 
 def test_rates_of_a_saddle():
-    """H̄⁻¹ḡ is shown all the same, and said to be none; the cubic term has a minimum."""
+    """H̄⁻¹ḡ is reported although it is no minimum; the cubic model has one."""
     hessian, gradient = np.diag([2.0, -1.0]), np.array([1.0, 1.0])
     cubic, newton, alone = rate_sets(gradient, hessian, np.ones(2), 1.0)
     assert newton.values == pytest.approx([0.5, -1.0])

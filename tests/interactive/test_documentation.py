@@ -1,4 +1,4 @@
-"""What docs/python.md shows works as it stands there, from top to bottom."""
+"""The code in docs/python.md runs as printed, from top to bottom."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
 
 
-def test_its_blocks_run_one_after_the_other(capsys):
+def test_the_code_blocks_of_the_page_run_in_order(capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     assert len(blocks) >= 6
     names: dict[str, object] = {}
@@ -17,10 +17,10 @@ def test_its_blocks_run_one_after_the_other(capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("Summary of 4 groups, loss 1.")
     assert "0.weight" in shown
-    assert names["found"].rates.index.tolist() == ["0", "2"]
+    assert names["inspection"].rates.index.tolist() == ["0", "2"]
 
 
-def test_the_parts_it_names_are_there():
+def test_the_names_on_the_page_exist():
     import gnewton
 
     listed = PAGE[PAGE.index("Averages:") :]

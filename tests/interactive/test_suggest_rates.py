@@ -1,4 +1,4 @@
-"""``gnewton.suggest_rates``: the figures of its parts, for any loader, without a trace in the model."""
+"""``gnewton.suggest_rates``: agreement with its parts, any loader, no side effects on the model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Normalised(nn.Module):
 
 
 @pytest.mark.parametrize("along", ["step", "fresh"])
-def test_it_is_the_suggestion_of_its_parts(along):
+def test_suggest_rates_agrees_with_observe_and_suggest(along):
     model = tanh_net()
     factory = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
     parts = [Partition.by_layer(model), Partition.single(model)]
@@ -79,7 +79,7 @@ def test_along_fresh_it_is_the_line_search_of_the_gradient_on_its_own_batch_over
     assert suggestion.rate == pytest.approx(float((square / curvature).detach()) * (1 - momentum), rel=1e-6)
 
 
-def test_the_model_is_as_it_was():
+def test_the_model_is_left_unchanged():
     model = Normalised()
     x, y = LOADER[0]
     cross_entropy(model(x), y).backward()

@@ -1,4 +1,4 @@
-"""Loggers: they get the rows of the CSV files, cost no run, and are refused where a package is missing."""
+"""Loggers get the rows of the CSV files, end no run, and are refused where a package is missing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from gnewton.errors import Diverged, InputError
 from gnewton.experiment.folder import config_hash
 from gnewton.experiment.resume import trajectory_hash
 from gnewton.loggers import LOGGERS, GuardedLoggers, Logger, RunCard
-from gnewton.loggers.mlflow import MlflowLogger
-from gnewton.loggers.tensorboard import TensorBoardLogger
-from gnewton.loggers.wandb import WandbLogger
-from gnewton.report.plots.run_plots import write_run_plots
+from gnewton.loggers.trackers import MlflowLogger, TensorBoardLogger, WandbLogger
+from gnewton.report.plots.training_plots import write_run_plots
 from gnewton.report.runs import read_run
 from gnewton.report.setups import group_runs
 from gnewton.runfiles import RESULT_FILE
@@ -86,7 +84,7 @@ def values(frame, column):
     return [None if pd.isna(value) else value for value in frame[column]]
 
 
-def test_they_get_the_rows_of_the_csv_files(run, with_loggers):
+def test_loggers_get_the_rows_of_the_csv_files(run, with_loggers):
     kept = Kept()
     with_loggers(kept=kept)
     report = run(SHORT)
@@ -106,7 +104,7 @@ def test_they_get_the_rows_of_the_csv_files(run, with_loggers):
 
 
 @pytest.mark.parametrize("method", ["start", "metrics", "steps", "rates", "image", "finish"])
-def test_one_that_fails_costs_nothing_but_itself(run, with_loggers, caplog, method):
+def test_a_logger_that_fails_affects_nothing_else(run, with_loggers, caplog, method):
     broken, kept = Broken(method), Kept()
     with_loggers(broken=broken, kept=kept)
     with caplog.at_level(logging.WARNING, "gnewton"):
@@ -121,7 +119,7 @@ def test_one_that_fails_costs_nothing_but_itself(run, with_loggers, caplog, meth
     assert kept.ends == [True]
 
 
-def test_they_get_the_rates_of_a_run_as_a_plot(run, with_loggers):
+def test_loggers_get_the_rates_of_a_run_as_a_plot(run, with_loggers):
     kept = Kept()
     with_loggers(kept=kept)
     run(SHORT, draw=write_run_plots)
@@ -146,10 +144,10 @@ def test_a_plot_that_cannot_be_drawn_costs_no_run(run, with_loggers, caplog, kin
 
 def test_a_command_draws_for_loggers_only(cli, monkeypatch):
     kept = Kept()
-    monkeypatch.setattr("gnewton.loggers.tensorboard.TensorBoardRecipe.build", lambda self: kept)
+    monkeypatch.setattr("gnewton.loggers.trackers.TensorBoardRecipe.build", lambda self: kept)
     assert cli(["train", *SHORT, "logger=tensorboard"]).code == 0
     assert [name for name, *_ in kept.images] == ["plots/rates"]
-    monkeypatch.setattr("gnewton.report.plots.run_plots.write_run_plots", None)
+    monkeypatch.setattr("gnewton.report.plots.training_plots.write_run_plots", None)
     assert cli(["train", *SHORT]).code == 0
 
 
@@ -177,7 +175,7 @@ def test_plots_of_an_inspection_go_to_the_loggers_of_the_run(cli, monkeypatch, t
     )
 
 
-def test_they_learn_that_a_run_has_diverged(run, with_loggers):
+def test_loggers_learn_that_a_run_has_diverged(run, with_loggers):
     kept = Kept()
     with_loggers(kept=kept)
     baseline = [option for option in SHORT if "curvature" not in option]
@@ -213,7 +211,7 @@ def test_none_is_the_default_and_several_can_be_chosen(compose):
     assert chosen.wandb.project == "mine"
 
 
-def test_they_make_no_other_run(compose, run, tmp_path):
+def test_loggers_do_not_change_a_run(compose, run, tmp_path):
     plain, logged = compose(), compose(["logger=[mlflow,wandb]"])
     assert config_hash(plain) == config_hash(logged)
     assert trajectory_hash(plain, False) == trajectory_hash(logged, False)
@@ -247,7 +245,7 @@ def test_a_missing_package_is_refused_before_any_work(cli, monkeypatch, tmp_path
         (["logger=wandb", "logger.wandb.name=x"], "logger.wandb.name=x: a label of the chosen file"),
     ],
 )
-def test_what_is_refused(cli, monkeypatch, overrides, message):
+def test_bad_options_are_refused(cli, monkeypatch, overrides, message):
     monkeypatch.setattr("gnewton.loggers.LoggerRecipe.conflicts", lambda self: iter(()))
     answer = cli(["train", *overrides])
     assert answer.code == 2
@@ -255,7 +253,7 @@ def test_what_is_refused(cli, monkeypatch, overrides, message):
 
 
 def check_scalars(report, scalars):
-    """``found(name)`` must give the (step, value) pairs of the CSV files."""
+    """``scalars(name)`` must give the (step, value) pairs of the CSV files."""
     metrics, rates = (pd.read_csv(report.folder / f"{name}.csv") for name in ("metrics", "rates"))
     for column in LOGGED:
         steps, logged = zip(*scalars(column), strict=True)
@@ -298,7 +296,7 @@ def test_tensorboard(run):
 
 
 def test_tensorboard_of_a_resumed_run(run):
-    """What was written after the checkpoint counts once."""
+    """Rows written after the checkpoint count once."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gnewton.errors import InputError
+from gnewton.models.feedforward import fan_in, layers
 from gnewton.models.network_options import ACTIVATIONS
-from gnewton.models.sequential import fan_in, layers
-from gnewton.models.vision import SelfAttention
+from gnewton.models.transformers import SelfAttention
 from gnewton.models.widths import expand_widths
 from gnewton.summary.smooth import SmoothNorms
 from gnewton.tasks import Classification, Reconstruction, Task, TokenClassification

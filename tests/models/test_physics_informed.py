@@ -85,7 +85,7 @@ def test_other_data_are_refused(run, data):
 
 
 @pytest.mark.parametrize("optimizer", ["grouped_newton", "adam", "kfac"])
-def test_it_learns(run, optimizer):
+def test_training_lowers_the_residual(run, optimizer):
     few = ["data.train=300", "data.validation=50", "data.test=50", "trainer.epochs=10"]
     report = run(["experiment=poisson", f"optimizer={optimizer}", "model.widths=[16]", *few])
     assert report.outcome.metrics["train_loss"] < 0.2  # that of u = 0 is 0.25

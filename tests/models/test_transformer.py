@@ -1,4 +1,4 @@
-"""The causal transformer: what it looks at, its engines in float64, and K-FAC's curvature per token."""
+"""The causal transformer: the tokens it sees, the engines in float64, and K-FAC's curvature per token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gnewton import Partition, summarize
-from gnewton.models.transformer import CausalAttention, CausalTransformer
+from gnewton.models.transformers import CausalAttention, CausalTransformer
 from gnewton.optim.kfac.likelihoods import categorical, categorical_last
 
 from .cases import SMALL_TRANSFORMER, TOKENS, Case

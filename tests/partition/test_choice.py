@@ -1,4 +1,4 @@
-"""What an argument ``partition=`` may be."""
+"""The values that an argument ``partition=`` may have."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("form", WRONG)
-def test_others_are_refused_in_one_line(form: str) -> None:
+def test_other_values_are_refused_in_one_line(form: str) -> None:
     choice, message = WRONG[form]
     with pytest.raises(InputError, match=message):
         chosen_partition(network(), choice)

@@ -44,7 +44,7 @@ NASTY = "</script><script>window.broken = 1</script><img src=x onerror='window.b
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> Iterator[Any]:
-    """A browser with an empty profile, which logs what the console says and what is requested."""
+    """A browser with an empty profile, which logs the messages on the console and the requests."""
     webdriver = pytest.importorskip("selenium.webdriver")
     if subprocess.run([CHROMIUM, "--version"], capture_output=True, timeout=60).returncode:
         pytest.skip(f"{CHROMIUM} does not start")  # such as a placeholder for a snap
@@ -74,7 +74,7 @@ class Shown:
         self.wait("return document.documentElement.dataset.ready !== undefined")
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a script returns."""
+        """The result of a script."""
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, script: str) -> None:
@@ -85,7 +85,7 @@ class Shown:
             time.sleep(0.05)
 
     def complaints(self) -> list[str]:
-        """What the console says, of any severity."""
+        """The messages on the console, of any severity."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
@@ -106,7 +106,7 @@ class Shown:
         )
 
     def labels(self, figure: str) -> list[str]:
-        """What the plots of a figure that are shown are called."""
+        """The names of the visible plots of a figure."""
         return self.run(
             "return [...document.querySelectorAll(`#${arguments[0]} .plot`)]"
             ".filter((plot) => plot.offsetHeight > 0).map((plot) => plot.getAttribute('aria-label'))",
@@ -114,7 +114,7 @@ class Shown:
         )
 
     def width(self, pixels: int) -> None:
-        """Make the window so wide."""
+        """Set the width of the window."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": pixels, "height": 900, "deviceScaleFactor": 1, "mobile": pixels < 600},
@@ -135,7 +135,7 @@ def show(driver) -> Iterator[Callable[[Path], Shown]]:
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_nothing_is_wrong_and_nothing_is_fetched(show, sweep_path):
+def test_the_page_loads_without_errors_or_requests(show, sweep_path):
     shown = show(sweep_path)
     assert shown.run("return document.documentElement.dataset.ready") == "4"
     assert shown.complaints() == []
@@ -215,8 +215,8 @@ def test_the_legend_hides_and_shows(show, sweep_path):
 
 
 @pytest.mark.parametrize("width", [360, 390, 768])
-def test_it_can_be_read_on_a_phone(width, show, sweep_path):
-    """Nothing sticks out sideways: tables and plots scroll within their frames, text is not tiny."""
+def test_the_page_fits_a_phone(width, show, sweep_path):
+    """Nothing overflows sideways: tables and plots scroll within their frames, text is not tiny."""
     shown = show(sweep_path)
     shown.width(width)
     assert shown.run("return document.documentElement.scrollWidth <= innerWidth")

@@ -1,4 +1,4 @@
-"""Bands over seeds: where they run, what they hold, and what a run that breaks down does to them."""
+"""Bands over seeds: their extent, their values, and the effect of a run that breaks down."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gnewton.report.curves import GRID, Curve, band, curve, curves
 from gnewton.report.measures import worst_of
 from gnewton.report.runs import read_run
-from gnewton.report.series import GRID, Curve, band, curve, curves
 from gnewton.report.setups import Setup
 from tests.report.builders import falling, row, write_run
 
@@ -63,7 +63,7 @@ def test_of_five_runs_on_it_is_the_middle_half():
     assert edges.high == pytest.approx(high)
 
 
-def test_it_ends_with_the_shortest_run_that_did_not_break_down():
+def test_the_band_ends_with_the_shortest_run_that_did_not_break_down():
     members = [_curve([1, 2, 3], [3, 2, 1]), _curve([1, 2], [3, 2]), _curve([1], [3], broken=True)]
     edges = band(members, worst=INF)
     assert edges.x.tolist() == [1, 2]
@@ -77,7 +77,7 @@ def test_if_most_break_down_the_median_does():
     assert band(members, worst=-INF).median.tolist() == [3, -INF]
 
 
-def test_if_all_break_down_it_ends_with_the_first():
+def test_if_all_break_down_the_band_ends_with_the_first():
     members = [_curve([1, 2, 3], [3, 2, 9], broken=True), _curve([1, 2], [3, 4], broken=True)]
     assert band(members, worst=INF).x.tolist() == [1, 2]
 
@@ -117,5 +117,5 @@ def test_bands_are_in_order_and_within_the_runs(values, worst, data):
         assert (place <= max(drawn)).all()
 
 
-def test_what_is_worst():
+def test_the_worst_value_of_a_metric():
     assert [worst_of(name) for name in ("train_loss", "test_accuracy")] == [INF, -INF]

@@ -64,7 +64,7 @@ def test_tf32_is_a_format_of_its_own_on_a_gpu_alone(tmp_path):
         ENVIRONMENT | {"resumed": [{"step": 5, **ENVIRONMENT}]},
     ],
 )
-def test_what_is_no_difference(environment, tmp_path):
+def test_conditions_that_count_as_equal(environment, tmp_path):
     comparison = compare(_pair(tmp_path, {}, environment))
     assert len(comparison.setups) == 1
     assert comparison.hardware.startswith("cpu Test Processor, 1 thread on 2 cores, float32, torch 2.14.1")

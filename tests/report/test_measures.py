@@ -1,4 +1,4 @@
-"""What runs come to, against numbers worked out by hand or by another library."""
+"""The measures of runs, against numbers worked out by hand or by another library."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_run_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
-def test_a_run_that_broke_down_has_the_worst_end_there_is(status, tmp_path):
+def test_a_run_that_broke_down_has_the_worst_final_value(status, tmp_path):
     rows = falling([1.0, 0.5], validation_accuracy=0.9)
     measures = _measured(write_run(tmp_path, "run", rows=rows, result=status))
     assert (measures["validation_loss"], measures["test_loss"]) == (INF, INF)
@@ -81,7 +81,7 @@ def test_a_run_that_broke_down_has_the_worst_end_there_is(status, tmp_path):
 
 
 @pytest.mark.parametrize("status", [None, "interrupted"])
-def test_a_run_that_did_not_finish_has_no_end(status, tmp_path):
+def test_a_run_that_did_not_finish_has_no_final_value(status, tmp_path):
     measures = _measured(write_run(tmp_path, "run", rows=falling([1.0, 0.5]), result=status))
     assert math.isnan(measures["validation_loss"])
     assert (measures["epochs"], measures["seconds_per_step"]) == (2, 0.1)
@@ -133,7 +133,7 @@ def test_a_target_is_reached_at_the_first_row_that_shows_it(target, steps, tmp_p
         ("diverged", [row(1, 10, 1.0, train_loss=0.1)], INF),
     ],
 )
-def test_what_misses_a_target(status, rows, expected, tmp_path):
+def test_runs_that_miss_a_target(status, rows, expected, tmp_path):
     measures = _measured(
         write_run(tmp_path, "run", rows=rows, result=status), MetricTarget("validation_loss", 0.5)
     )
@@ -220,7 +220,7 @@ def test_the_table_of_set_ups(tmp_path):
     assert gn["train_loss"].count == 0
 
 
-def test_what_nobody_measures_is_missing_in_broken_runs_too(tmp_path):
+def test_unmeasured_metrics_are_missing_in_broken_runs_too(tmp_path):
     """Such as the accuracy of an autoencoder."""
     _seeds(tmp_path, "sgd", {}, [0.4, 0.9], ["done", "diverged"])
     runs = compare([tmp_path]).runs

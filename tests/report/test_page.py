@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare
+from gnewton.report.curves import FEWEST_POINTS, MOST_POINTS, points_for, thin
 from gnewton.report.page import page, write_page
 from gnewton.report.plots.comparison_plots import comparison_plots
-from gnewton.report.series import FEWEST_POINTS, MOST_POINTS, points_for, thin
 from tests.report.builders import falling, grouped_newton, row, update, write_run
 from tests.report.sweeps import GROUPS, compared
 

@@ -15,6 +15,7 @@ from matplotlib.image import imread
 
 from gnewton.errors import InputError
 from gnewton.report.comparison import compare
+from gnewton.report.curves import find_profile, find_sensitivities
 from gnewton.report.plots.comparison_plots import (
     comparison_plots,
     profile_figure,
@@ -23,7 +24,6 @@ from gnewton.report.plots.comparison_plots import (
 )
 from gnewton.report.plots.style import COLORS, DASHES, looks, save, slug
 from gnewton.report.plots.training_plots import LEGEND_UP_TO, progress_figure, rates_figure, step_figure
-from gnewton.report.series import find_profile, find_sensitivities
 from tests.report.builders import falling, grouped_newton, row, update, write_run
 from tests.report.sweeps import GROUPS, compared, rows_of
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnewton.report.comparison import compare
+from gnewton.report.curves import Profile, find_profile, find_sensitivities
 from gnewton.report.measures import MetricTarget
-from gnewton.report.series import Profile, find_profile, find_sensitivities
 from tests.report.builders import falling, grouped_newton, write_run
 
 INF = math.inf
@@ -50,7 +50,7 @@ def test_an_instance_that_not_all_ran_does_not_count(tmp_path):
 
 
 def test_different_targets_are_different_instances(tmp_path):
-    """Who has the easier target is not the faster one."""
+    """An easier target does not make a solver the faster one."""
     for name, options, value in (("sgd", {}, 0.5), ("gn", grouped_newton(), 1.5)):
         _reach(
             tmp_path, name, {**options, "trainer.target": {"metric": "validation_loss", "value": value}}, 2
@@ -63,14 +63,14 @@ def test_different_targets_are_different_instances(tmp_path):
 
 
 @pytest.mark.parametrize("others", [[], [("gn", grouped_newton(), None)]])
-def test_there_is_none_without_two_solvers_or_without_a_solution(others, tmp_path):
+def test_no_profile_without_two_solvers_or_without_a_solution(others, tmp_path):
     _reach(tmp_path, "sgd", {}, None if others else 1)
     for name, options, epochs in others:
         _reach(tmp_path, name, options, epochs)
     assert find_profile(compare([tmp_path], target=TARGET), "target_steps") is None
 
 
-def test_there_is_none_without_a_target(tmp_path):
+def test_no_profile_without_a_target(tmp_path):
     _reach(tmp_path, "sgd", {}, 1)
     _reach(tmp_path, "gn", grouped_newton(), 1)
     assert find_profile(compare([tmp_path]), "target_steps") is None
@@ -173,7 +173,7 @@ def test_a_method_has_one_name_on_all_problems(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["train_loss", "test_loss"])
-def test_the_loss_that_was_measured_is_taken(column, tmp_path):
+def test_the_measured_loss_is_used(column, tmp_path):
     for lr in (0.1, 0.2):
         rows = [{"epoch": 1.0, "step": 1, "train_seconds": 1.0, column: lr}]
         write_run(tmp_path, str(lr), {"optimizer.lr": lr}, rows=rows)

@@ -26,7 +26,7 @@ def _run(folder, rows=ROWS, status="done", environment=None, rates=None):
     return read_run(folder)
 
 
-def test_clocks_do_not_count(tmp_path):
+def test_clocks_are_not_compared(tmp_path):
     other = ["1.0,10,0.5,,9.0,1.0,1.0", "2.0,20,0.25,0.75,9.5,1.0,1.0"]
     (log,) = compare_logs(_run(tmp_path / "a"), _run(tmp_path / "b", other))
     assert (log.same, log.rows, log.columns) == (True, (2, 2), 4)
@@ -81,7 +81,7 @@ def test_rows_are_matched_by_their_step(tmp_path):
 
 
 def test_a_row_in_between_is_no_end(tmp_path):
-    """Of a first run that was killed, rows may lack at its end only."""
+    """A first run that was killed may lack rows only at its end."""
     first = _run(tmp_path / "a", [ROWS[1]], status=None)
     (log,) = compare_logs(first, _run(tmp_path / "b"))
     assert log.lacking == (10,)

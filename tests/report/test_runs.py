@@ -1,4 +1,4 @@
-"""Run folders as they are found: whole ones, and what kills, crashes and hands leave behind."""
+"""Reading run folders: whole ones, and those left by kills, crashes and edits by hand."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_status_is_what_the_run_says(result, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["gone", "empty", "header only", "cut"])
-def test_an_end_that_got_lost_is_said(way, tmp_path):
+def test_lost_rows_are_reported(way, tmp_path):
     write_run(tmp_path, "good", rows=falling([1.0]))
     folder = write_run(tmp_path, "bad", rows=falling([1.0, 0.5]))
     path = folder / "metrics.csv"
@@ -137,7 +137,7 @@ def test_a_cut_last_line_does_not_count(tmp_path):
         ("rates.csv", "update,step,group\n1,1,a\n", "rates.csv: lacks the column rate"),
     ],
 )
-def test_what_cannot_be_read_is_left_out_and_said(name, content, complaint, tmp_path):
+def test_unreadable_runs_are_left_out_and_reported(name, content, complaint, tmp_path):
     write_run(tmp_path, "good", rows=falling([1.0]))
     folder = write_run(tmp_path, "bad", rows=falling([1.0]), rates=update(1, 0, {"a": 0.5}))
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -155,7 +155,7 @@ def test_nothing_to_be_found_is_an_error(tmp_path):
         find_runs([tmp_path / "nowhere"])
 
 
-def test_if_all_are_unreadable_the_reasons_are_given(tmp_path):
+def test_if_all_are_unreadable_the_error_gives_the_reasons(tmp_path):
     (write_run(tmp_path, "bad") / "result.json").write_text("{")
     with pytest.raises(InputError, match="left out: .*result.json: cannot be read"):
         find_runs([tmp_path])
@@ -217,6 +217,6 @@ def test_columns_of_other_versions_do_not_matter(tmp_path):
     assert record.metrics["validation_loss"].tolist() == [0.5]
 
 
-def test_the_result_may_say_more(tmp_path):
+def test_additional_entries_of_the_result_are_kept(tmp_path):
     folder = write_run(tmp_path, "run", result={"status": "diverged", "message": "the loss at step 5 is nan"})
     assert read_run(folder).result == json.loads((folder / "result.json").read_text())

@@ -59,7 +59,7 @@ def test_the_rates_of_parameters_are_one_option(tmp_path):
 
 
 def test_an_option_that_is_off_is_like_one_that_is_not_there(tmp_path):
-    """As in the runs of a version that did not have it yet."""
+    """As in the runs of a version without that option."""
     write_run(tmp_path, "a", {"seed": 0})
     write_run(tmp_path, "b", {"seed": 1, "trainer.new": None, "trainer.bounds": []})
     assert len(_grouped(tmp_path)[0]) == 1

@@ -1,4 +1,4 @@
-"""The tables for people: cells, marks, and what Markdown and terminals need."""
+"""The printed tables: cells, marks, and the escapes of Markdown and terminals."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _two_set_ups(tmp_path):
 
 
 def test_the_whole_text(tmp_path):
-    """Everything that is printed, as it stands."""
+    """The whole printed text, literally."""
     text = as_text(_two_set_ups(tmp_path).tables())
     assert text[: text.index("Mean validation accuracy")] == (
         """\
@@ -150,14 +150,14 @@ def test_best_is_within_a_problem(tmp_path):
     assert best == {"mlp digits: sgd", "mlp mnist: grouped_newton"}
 
 
-def test_bad_ends_are_counted_in_the_open(tmp_path):
+def test_bad_ends_are_counted_in_the_table(tmp_path):
     for seed, status in enumerate(["done", "diverged", "diverged", "failed", None, "interrupted"]):
         write_run(tmp_path, str(seed), {"seed": seed}, rows=falling([0.5]), result=status)
     (loss, *_) = compare([tmp_path]).tables()
     assert loss.rows[0][1] == "6 (2 diverged, 1 failed, 2 unfinished)"
 
 
-def test_what_nobody_measured_has_no_column(tmp_path):
+def test_unmeasured_metrics_have_no_column(tmp_path):
     write_run(tmp_path, "a", rows=[row(1, 10, 1.0, test_loss=0.5)])
     tables = {table.title: table for table in compare([tmp_path]).tables()}
     assert set(tables) == {"Loss at the end", "Cost"}

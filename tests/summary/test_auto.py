@@ -1,4 +1,4 @@
-"""What stops the fast engine does not stop engine="auto"; and what is traced beyond plain models."""
+"""Failures of the fast engine do not stop engine="auto"; and models that are hard to trace."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_shapes_that_depend_on_data_go_to_the_reference_engine(function, caplog)
 
 @pytest.mark.parametrize("error", [IndexError, AssertionError, KeyError, RuntimeError, ZeroDivisionError])
 @pytest.mark.parametrize("place", ["rule", "plan", "forward"])
-def test_whatever_a_pass_throws_auto_goes_on(place, error, monkeypatch, caplog):
+def test_auto_survives_any_exception_of_a_pass(place, error, monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise error("broken")
 

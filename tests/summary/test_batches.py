@@ -97,7 +97,7 @@ class Opaque:
         self.x = x
 
 
-def test_what_a_trace_cannot_see_goes_to_the_reference_engine(caplog: pytest.LogCaptureFixture) -> None:
+def test_batches_a_trace_cannot_see_go_to_the_reference_engine(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double()
     x, y = torch.randn(6, 3).double(), torch.randint(0, 3, (6,))
     u = {name: torch.ones_like(p) for name, p in model.named_parameters()}

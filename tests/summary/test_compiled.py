@@ -81,7 +81,7 @@ def test_the_graph_of_the_passes_gives_the_summary(name: str, recorder: Recorder
 
 
 @pytest.mark.parametrize("name", FREE_SHAPES)
-def test_what_cannot_be_compiled_is_named_in_one_line(name: str, recorder: Recorder) -> None:
+def test_a_failed_compilation_is_one_line(name: str, recorder: Recorder) -> None:
     model, loss_fn, inputs, targets, direction = zoo.make(name)
     compiled = Summarizer(model, loss_fn, "per_tensor", engine="compiled")
     with pytest.raises(SummaryError, match=r"cannot be compiled: .*no derivative of aten\.\w+") as raised:
@@ -151,7 +151,7 @@ def test_a_split_batch_is_the_whole_one(recorder: Recorder) -> None:
 
 
 def failing(error: Exception) -> Callable[..., Any]:
-    """Stands in for torch.compile: a compiled graph raises ``error``, and what is no graph stays as it is."""
+    """Stands in for torch.compile: a compiled graph raises ``error``, anything else comes back unchanged."""
 
     def compile_(target: Any, **options: Any) -> Any:
         def call(*arguments: Any) -> None:
@@ -162,7 +162,7 @@ def failing(error: Exception) -> Callable[..., Any]:
     return compile_
 
 
-def test_what_the_compiler_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_compiler_cannot_do_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, targets, direction = network()
     monkeypatch.setattr(torch, "compile", failing(ValueError("\n no rule for it\n details")))
     engine = Summarizer(model, F.cross_entropy, Partition.per_tensor(model), engine="compiled")

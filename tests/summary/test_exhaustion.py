@@ -1,4 +1,4 @@
-"""Out of memory in the summary: the batch is split further, and the result stays what it was."""
+"""Out of memory in the summary: the batch is split further, and the result stays the same."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_samples_that_mix_are_not_split(monkeypatch):
         Summarizer(model, F.cross_entropy, Partition.per_tensor(model)).summarize(inputs, targets, direction)
 
 
-def test_another_error_is_not_taken_for_it(monkeypatch):
+def test_other_errors_are_not_taken_for_exhausted_memory(monkeypatch):
     model, inputs, targets, direction = _problem()
     _narrow(monkeypatch, 0, RuntimeError("sizes do not match"))
     with pytest.raises(RuntimeError, match="sizes do not match"):

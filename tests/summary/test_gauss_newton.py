@@ -179,7 +179,7 @@ def test_a_loss_that_is_convex_on_average_takes_tangents(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 511, 1300])
-def test_symmetric_products(size):
+def test_symmetric_products_agree_with_plain_ones(size):
     a = torch.randn(size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     weights = torch.tensor([0.5, 0.0, 2.0]).double()
     product = symmetric_product(a * weights, a)
@@ -196,7 +196,7 @@ WITHOUT_ROWS = {
 
 @pytest.mark.parametrize("name", [n for n in CASES if n != "entrywise"])
 def test_rows_agree_with_tangents(name):
-    """Rows are taken where samples are independent; where they are not, they are recognised."""
+    """Rows are used where samples are independent; coupled samples are recognised."""
     model, loss_fn, inputs, targets, direction = zoo.make(name)
     partitions = zoo.partitions(model)
     partition = partitions.get("ends", partitions["per_tensor"])

@@ -37,7 +37,7 @@ def independent(features):
 
 
 def summary(model, inputs, targets, direction, way, loss_fn=F.cross_entropy, sliced=False):
-    """The Gauss–Newton summary, and the way that was taken."""
+    """The Gauss–Newton summary, and the way it was computed."""
     partition = (Partition.per_channel if sliced else Partition.per_tensor)(model)
     direction = {name: direction[name].to(p.dtype) for name, p in model.named_parameters()}
     return by(way, (model, loss_fn, inputs, targets, partition, direction))

@@ -1,4 +1,4 @@
-"""Likelihoods that are written out anew: the values and the errors of torch, and what is no likelihood."""
+"""Likelihoods written out in basic operations: values and errors of torch, losses that are none."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def per_entry(outputs, targets):
         lambda o, t: F.binary_cross_entropy_with_logits(o.tanh(), t) + o.mean(),
     ],
 )
-def test_other_terms_are_no_likelihood(loss_fn):
+def test_a_loss_with_other_terms_is_no_likelihood(loss_fn):
     with pytest.raises(InputError, match="not the negative log-likelihood"):
         summary(loss_fn, curvature="fisher")
 

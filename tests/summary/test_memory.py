@@ -183,7 +183,7 @@ def test_the_estimate_is_above_what_is_taken():
 
 
 @pytest.mark.parametrize("name", ["encoder", "convolutions", "batch_norm", "recurrent"])
-def test_nothing_stays_behind(name):
+def test_no_memory_stays_behind(name):
     model, loss_fn, inputs, targets, direction = zoo.make(name)
     partition = zoo.partitions(model)["per_tensor"]
     summarizer = Summarizer(model, loss_fn, partition, engine="tangent")

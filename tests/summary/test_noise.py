@@ -23,7 +23,7 @@ NOISES = ("gradient_noise", "hessian_noise", "third_noise")
 
 
 class Attention(nn.Module):
-    """Two heads, with a bias of the keys of its own."""
+    """Two heads, and a separate bias of the keys."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -152,7 +152,7 @@ def test_what_does_not_change_the_loss_is_noise(name, engine, dtype):
 @pytest.mark.parametrize(
     "name", ["dense-batch", "dense-layer", "conv2-batch", "conv2-instance", "conv3-group"]
 )
-def test_a_shift_that_is_taken_away_leaves_nothing(name):
+def test_a_shift_removed_by_normalisation_has_no_curvature(name):
     """Tangents that are constant over a normalised set end there, exactly: curvature has no noise to show."""
     args, (s, *_) = make(name, torch.float32)
     summary = summarize(*args, engine="tangent")
@@ -386,8 +386,8 @@ def test_a_wrong_rule_is_found_in_every_precision(name, dtype, monkeypatch):
         )
 
 
-def test_numbers_that_are_not_finite_disagree_in_nothing(monkeypatch):
-    """The caller judges them; a gradient that overflows says nothing about the rules."""
+def test_nonfinite_numbers_are_no_disagreement(monkeypatch):
+    """The caller checks for them; a gradient that overflows says nothing about the rules."""
     torch.manual_seed(0)
     model = zoo.linear(8, 16, 3)
     inputs, targets = classes(torch.randn(16, 8))
@@ -400,7 +400,7 @@ def test_numbers_that_are_not_finite_disagree_in_nothing(monkeypatch):
         assert not summary.gradient.isfinite().all()
 
 
-def test_a_perfect_fit_disagrees_in_nothing():
+def test_a_perfect_fit_is_no_disagreement():
     """Logits so far apart that p − y is 0 or a last digit."""
     torch.manual_seed(0)
     for gap in (5.0, 10.0, 15.0, 16.0, 17.0, 20.0, 50.0, 200.0):
@@ -421,8 +421,8 @@ def test_a_perfect_fit_disagrees_in_nothing():
             )
 
 
-def test_a_spread_that_drowns_in_the_mean_disagrees_in_nothing():
-    """A bias before a batch normalisation that has run away: nothing is left of what it is added to."""
+def test_a_spread_lost_in_the_mean_is_no_disagreement():
+    """A bias before a batch normalisation, so large that the values it is added to are lost to rounding."""
     model, inputs, targets = dense(nn.BatchNorm1d)
     partition = Partition.per_tensor(model)
     summarizer = Summarizer(model, F.cross_entropy, partition, engine="tangent")

@@ -157,7 +157,7 @@ ZERO = torch.zeros(1, dtype=torch.float64)
 
 
 def by_tangents(problem, direction):
-    """The passes alone, without what surrounds them; None where the operation cannot be traced."""
+    """The passes alone; None where the operation cannot be traced."""
     torch.manual_seed(2)
     program = tracing.trace(problem, ZERO, ZERO)
     plan = make_plan(program, problem.partition, third=True, diagonal=False)
@@ -272,7 +272,7 @@ def test_engines_and_finite_differences_agree_on_operations(monkeypatch):
 
 
 def test_an_operation_of_wrong_forward_mode_goes_by_reverse_mode(monkeypatch):
-    """Found by comparison, where no table knows it."""
+    """Detected by comparison, where no table lists it."""
     monkeypatch.setattr(general, "FEW", 0)
     monkeypatch.setattr(general, "WRONG", {})
     monkeypatch.setattr(general, "_verdicts", {})
@@ -317,7 +317,7 @@ def test_few_groups_go_by_reverse_mode_alone(monkeypatch):
 
 
 def test_forward_mode_answers_where_reverse_mode_has_no_number(monkeypatch):
-    """It is tried first; where a derivative of its is not finite, the other may be."""
+    """Reverse mode comes first; where one of its derivatives is not finite, forward mode may have it."""
     right = general.reverse_parts
 
     def without_numbers(site):

@@ -142,7 +142,7 @@ def test_mixed_slices_are_pushed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert near(few.gradient, whole.gradient)
 
 
-def test_zeros_do_not_show_where_slices_lie() -> None:
+def test_places_of_slices_are_found_despite_zeros() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.LayerNorm(4), nn.Flatten(), nn.Linear(16, 3)).double()
     x, y = torch.randn(6, 4, 4, dtype=torch.float64), torch.randint(3, (6,))

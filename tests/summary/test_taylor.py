@@ -17,10 +17,10 @@ from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives, SummaryError, loss_derivatives, summarize
 from gnewton.summary.smooth import DECOMPOSITIONS
 from gnewton.summary.tangent.rules import RULES
-from gnewton.summary.taylor import derivatives, nested_rule
-from gnewton.summary.taylor.function_series import FUNCTIONS
+from gnewton.summary.taylor import derivatives, taylor_rule
+from gnewton.summary.taylor.derivatives import coefficients
 from gnewton.summary.taylor.series import Series
-from gnewton.summary.taylor.taylor_pass import coefficients
+from gnewton.summary.taylor.series_elementwise import FUNCTIONS
 from gnewton.summary.taylor.taylor_rule import SERIES_RULES
 
 from . import oracles, zoo
@@ -298,7 +298,7 @@ def lstm():
     return zoo.Net(lambda m, x: m.out(m.lstm(x)[0][:, -1]), lstm=net, out=nn.Linear(4, 3)).double()
 
 
-def test_an_lstm():
+def test_an_lstm_agrees_with_nested_reverse_mode():
     torch.manual_seed(0)
     model, (inputs, targets) = lstm(), zoo.tokens()
     direction = [torch.randn_like(p) for p in model.parameters()]
@@ -364,8 +364,8 @@ def test_operations_without_a_rule_are_differentiated_by_themselves():
         np.testing.assert_allclose(result, other, rtol=1e-10)
 
 
-def test_no_rule_is_idle():
-    """Neither for an operation that tracing replaces, nor for one that has a linear rule already."""
+def test_no_series_rule_is_unreachable():
+    """There is none for an operation that tracing replaces, or for one with a linear rule."""
     linear = {op for op, rule in RULES.items() if not rule.adjoint}
     assert not {str(op) for op in SERIES_RULES if op in DECOMPOSITIONS or op in linear}
 
@@ -391,7 +391,7 @@ def test_choices_gates_and_sums_of_exponentials():
     torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-10, atol=1e-11)
 
 
-def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():
+def test_reverse_mode_replaces_a_wrong_nested_forward_mode():
     def forward(m, x):
         return torch.linalg.det(m.p @ m.p.T + torch.eye(3, dtype=torch.float64)).log()
 
@@ -403,27 +403,27 @@ def test_where_nested_forward_mode_is_wrong_reverse_mode_takes_over():
     torch.testing.assert_close(fast, loss_derivatives(*case, 4, engine="reference"), rtol=1e-9, atol=1e-12)
 
 
-def test_a_wrong_forward_mode_is_found_out(monkeypatch):
-    right = nested_rule._by_forward_mode
-    monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.01 * x for x in right(*a)])
-    monkeypatch.setattr(nested_rule, "_verdicts", {})
+def test_a_wrong_forward_mode_is_detected(monkeypatch):
+    right = taylor_rule._by_forward_mode
+    monkeypatch.setattr(taylor_rule, "_by_forward_mode", lambda *a: [1.01 * x for x in right(*a)])
+    monkeypatch.setattr(taylor_rule, "_verdicts", {})
     result = of_scalar(torch.lgamma, X, order=4)
-    assert list(nested_rule._verdicts.values()) == [False]
+    assert list(taylor_rule._verdicts.values()) == [False]
     np.testing.assert_allclose(result, of_scalar(torch.lgamma, X, order=4, engine="reference"), rtol=1e-10)
 
 
 def test_a_verdict_holds_for_one_precision_and_rests_on_finite_numbers(monkeypatch):
-    monkeypatch.setattr(nested_rule, "_verdicts", {})
+    monkeypatch.setattr(taylor_rule, "_verdicts", {})
     kind = torch.ops.aten.lgamma.default, 1
     result = of_scalar(torch.lgamma, 0.0, order=3)
     assert not np.isfinite(result).any()
-    assert nested_rule._verdicts == {}
+    assert taylor_rule._verdicts == {}
     of_scalar(torch.lgamma, X, order=3)
-    assert nested_rule._verdicts == {(*kind, torch.float64): True}
-    right = nested_rule._by_forward_mode
-    monkeypatch.setattr(nested_rule, "_by_forward_mode", lambda *a: [1.1 * x for x in right(*a)])
+    assert taylor_rule._verdicts == {(*kind, torch.float64): True}
+    right = taylor_rule._by_forward_mode
+    monkeypatch.setattr(taylor_rule, "_by_forward_mode", lambda *a: [1.1 * x for x in right(*a)])
     result = of_scalar(lambda w: torch.lgamma(w.float()), X, order=3)
-    assert nested_rule._verdicts[(*kind, torch.float32)] is False
+    assert taylor_rule._verdicts[(*kind, torch.float32)] is False
     expected = of_scalar(torch.lgamma, X, order=3, engine="reference")
     np.testing.assert_allclose(result, expected, rtol=1e-5)
 
@@ -515,7 +515,7 @@ def test_nothing_moves_the_loss():
         ({"max_memory": 0}, "derivatives: max_memory=0"),
     ],
 )
-def test_what_is_refused(options, message):
+def test_bad_arguments_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         of_scalar(torch.exp, X, **options)
 

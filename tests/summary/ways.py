@@ -15,7 +15,7 @@ def summarizer_by(way: str, model: Any, loss_fn: Any, partition: Any, **options:
 
 
 def by(way: str, arguments: Any) -> tuple[Summary, str]:
-    """The summary of (model, loss, inputs, targets, partition, direction), and the way that was taken."""
+    """The summary of (model, loss, inputs, targets, partition, direction), and the way it was computed."""
     model, loss_fn, inputs, targets, partition, direction = arguments
     summarizer = summarizer_by(way, model, loss_fn, partition)
     summary = summarizer.summarize(inputs, targets, direction)

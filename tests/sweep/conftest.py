@@ -1,4 +1,4 @@
-"""Sweeps whose runs are stand-ins that behave as told, started in this process or in one of their own."""
+"""Sweeps whose runs are stand-ins with a chosen behaviour, started in this process or in their own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAND_IN = Path(__file__).parent / "stand_in"
 
 
 def with_stand_in(path: str | None) -> str:
-    """PYTHONPATH with the folder of sitecustomize.py before what was there."""
+    """PYTHONPATH with the folder of sitecustomize.py in front."""
     return os.pathsep.join([str(STAND_IN), *([path] if path else [])])
 
 
@@ -37,7 +37,7 @@ def behave(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 class Sweeps:
-    """What the sweeps in a folder left."""
+    """The files that the sweeps in a folder wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.here = folder
@@ -62,16 +62,16 @@ class Sweeps:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def wait_for_starts(self, count: int) -> list[dict]:
-        """Once so many were started."""
+        """Wait until so many stand-ins have started."""
         return until(lambda: len(starts := self.starts()) >= count and starts)
 
     def go(self) -> None:
-        """Let those that wait come to their end."""
+        """Let the waiting stand-ins finish."""
         (self.here / "go").touch()
 
 
 def until(condition: Callable, seconds: float = 60):
-    """The first true value of ``condition``, which must come in time."""
+    """The first true value of ``condition``; an error if none comes in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -81,7 +81,7 @@ def until(condition: Callable, seconds: float = 60):
 
 @pytest.fixture
 def sweeps(tmp_path: Path, behave: Callable[..., None]) -> Sweeps:
-    """What the sweeps of this test left, with stand-ins for runs."""
+    """The sweeps of this test, with stand-ins for runs."""
     return Sweeps(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The commands in docs/sweeps.md are accepted as they stand there."""
+"""The commands in docs/sweeps.md are accepted as printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORT = ["tune.trials=2"]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--resume" not in c], ids=" ".join)
-def test_it_is_accepted(command, cli, monkeypatch, tmp_path):
+def test_a_documented_command_is_accepted(command, cli, monkeypatch, tmp_path):
     (tmp_path / "mine" / "space").mkdir(parents=True)
     (tmp_path / "mine" / "space" / "wide.yaml").write_text(re.search(r"```yaml\n(.*?)```", DOCUMENT, re.S)[1])
     monkeypatch.setattr("gnewton.sweep.launchers.cores", lambda: 8)

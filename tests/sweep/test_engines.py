@@ -1,4 +1,4 @@
-"""The launchers that stand on optional packages: submitit's local executor, a Ray of one's own."""
+"""The launchers that need optional packages: submitit's local executor, and a Ray started by the test."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_slurm_jobs_are_stopped_with_the_sweep(start, sweeps, behave):
 
 
 def test_slurm_asks_the_cluster_for_what_it_was_told():
-    from gnewton.sweep.launchers.slurm import SlurmLauncher
+    from gnewton.sweep.launchers import SlurmLauncher
 
     launcher = SlurmLauncher(
         name="slurm",
@@ -72,7 +72,7 @@ def test_slurm_asks_the_cluster_for_what_it_was_told():
     }
 
 
-def test_without_slurm_it_says_so(cli, monkeypatch, tmp_path):
+def test_without_slurm_the_error_says_so(cli, monkeypatch, tmp_path):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     answer = cli(["sweep", "seed=0", "launcher=slurm"])
@@ -99,7 +99,7 @@ def test_a_ray_that_does_not_start_is_one_message(cli, monkeypatch, override, he
 
     ended = []
     ray = SimpleNamespace(init=init, shutdown=lambda: ended.append(True))
-    monkeypatch.setattr("gnewton.sweep.launchers.ray.require_package", lambda *names: ray)
+    monkeypatch.setattr("gnewton.sweep.launchers.require_package", lambda *names: ray)
     answer = cli(["sweep", "seed=0", "launcher=ray", *override.split()])
     assert answer.code == 2
     assert answer.err == f"gnewton: {head}: Ray does not start: The current node timed out during startup.\n"
@@ -115,8 +115,8 @@ def test_every_launcher_knows_how_many_jobs_at_a_time(launcher):
     assert "3 at a time" in options.describe()
 
 
-def test_ray_is_given_so_many_jobs_at_a_time(monkeypatch, tmp_path):
-    """A Ray that ends what was submitted last, one by one."""
+def test_ray_runs_at_most_so_many_jobs_at_a_time(monkeypatch, tmp_path):
+    """A Ray that finishes the latest task first, one at a time."""
     most = [0]
     ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RuntimeError), get=lambda reference: reference)
     ray.init = lambda *arguments, **options: None

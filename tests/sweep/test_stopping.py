@@ -1,4 +1,4 @@
-"""Sweeps that are stopped or killed, and taken up again. The runs are stand-ins."""
+"""Sweeps that are stopped or killed, and then resumed. The runs are stand-ins."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_second_interrupt_kills(start, sweeps, behave):
     assert sweeps.statuses() == ["interrupted", "pending"]
 
 
-def test_a_killed_sweep_is_taken_up_and_runs_nothing_twice(start, sweeps, behave):
+def test_a_killed_sweep_is_resumed_and_runs_nothing_twice(start, sweeps, behave):
     behave({1: "wait", 2: "wait"})
     process = start("sweep", "seed=range(4)", "launcher.jobs=2")
     jobs = sweeps.wait_for_starts(3)
@@ -82,7 +82,7 @@ def test_a_killed_sweep_with_killed_jobs_continues_them(start, cli, sweeps, beha
     assert [entry["resumed"] for entry in sweeps.starts()] == [False, True, False]
 
 
-def test_an_end_that_came_after_the_kill_is_noted(start, cli, sweeps, behave):
+def test_a_job_that_ended_after_the_kill_is_recorded(start, cli, sweeps, behave):
     behave({0: "wait"})
     process = start("sweep", "seed=0")
     sweeps.wait_for_starts(1)
@@ -94,7 +94,7 @@ def test_an_end_that_came_after_the_kill_is_noted(start, cli, sweeps, behave):
     assert (answer.code, sweeps.statuses(), len(sweeps.starts())) == (0, ["done"], 1)
 
 
-def test_a_sweep_under_way_is_not_taken_up(start, cli, sweeps, behave):
+def test_a_running_sweep_cannot_be_resumed(start, cli, sweeps, behave):
     behave({0: "wait"})
     process = start("sweep", "seed=0")
     sweeps.wait_for_starts(1)

@@ -36,7 +36,7 @@ def test_every_combination_is_run_once(cli, sweeps):
     assert [entry["seed"] for entry in sweeps.starts()] == ["0", "1", "0", "1"]
 
 
-def test_a_failure_harms_no_other(cli, sweeps, behave):
+def test_a_failed_run_leaves_the_others_alone(cli, sweeps, behave):
     behave(FAULTS)
     answer = cli(["sweep", "seed=range(7)", "launcher.jobs=2"])
     assert answer.code == 4
@@ -74,7 +74,7 @@ def test_resume_runs_what_is_left_and_continues_what_was_begun(cli, sweeps, beha
     assert manifest["error"][2] == ""
 
 
-def test_nothing_is_left_of_a_finished_sweep(cli, sweeps):
+def test_a_finished_sweep_has_nothing_left_to_run(cli, sweeps):
     cli(["sweep", "seed=0,1"])
     answer = cli(["sweep", "--resume", str(sweeps.folder)])
     assert (answer.code, answer.out.splitlines()[-1]) == (0, "2 jobs: 2 done")
@@ -114,7 +114,7 @@ def test_dry_run_prints_commands_that_work(cli, sweeps, tmp_path):
         assert cli([*shlex.split(line)[1:], "--cfg", "job"]).code == 0
 
 
-def test_dry_run_of_a_resumption_prints_what_is_left(cli, sweeps, behave):
+def test_dry_run_of_a_resumed_sweep_prints_the_open_jobs(cli, sweeps, behave):
     behave({1: "raise"})
     cli(["sweep", "seed=0,1,2"])
     answer = cli(["sweep", "--resume", str(sweeps.folder), "--dry-run"])
@@ -188,7 +188,7 @@ def test_bad_input_is_refused_before_anything_starts(cli, sweeps, tmp_path, argu
     assert not (tmp_path / "outputs").exists()
 
 
-def test_what_does_not_belong_into_a_resumption_is_refused(cli, sweeps, monkeypatch):
+def test_options_without_meaning_for_a_resumed_sweep_are_refused(cli, sweeps, monkeypatch):
     cli(["sweep", "seed=0", "data=mnist"])
     folder = str(sweeps.folder)
     answer = cli(["sweep", "--resume", folder, "seed=1"])
@@ -200,7 +200,7 @@ def test_what_does_not_belong_into_a_resumption_is_refused(cli, sweeps, monkeypa
     assert (answer.code, "manifest.csv: cannot be read" in answer.err) == (2, True)
 
 
-def test_a_job_that_would_be_another_now_is_refused(cli, sweeps, behave, monkeypatch):
+def test_a_job_whose_configuration_has_changed_is_refused(cli, sweeps, behave, monkeypatch):
     behave({0: "raise"})
     cli(["sweep", "seed=0", "data=mnist"])
     monkeypatch.setenv("GNEWTON_DATA", "/some/where/else")
@@ -209,7 +209,7 @@ def test_a_job_that_would_be_another_now_is_refused(cli, sweeps, behave, monkeyp
     assert len(sweeps.starts()) == 1
 
 
-def test_files_of_ones_own(cli, sweeps, tmp_path):
+def test_files_of_the_user_are_found(cli, sweeps, tmp_path):
     own = tmp_path / "mine" / "experiment"
     own.mkdir(parents=True)
     (own / "tiny.yaml").write_text("# @package _global_\nname: tiny\ntrainer:\n  epochs: 2\n")
@@ -222,7 +222,7 @@ def test_files_of_ones_own(cli, sweeps, tmp_path):
 @pytest.mark.parametrize(
     "name", ["it's", "a b", "a,b", "a=b", "ü", 'say "a"', "1e5", "ends\\", '\\"', "a\\b", "${x}"[1:], "null"]
 )
-def test_any_folder_will_do(name):
+def test_folders_of_any_name_are_quoted(name):
     (parsed,) = OverridesParser.create().parse_overrides([f"output_root={quoted(f'/x/{name}')}"])
     assert parsed.value() == f"/x/{name}"
     (parsed,) = OverridesParser.create().parse_overrides([f"name={quoted(name)}"])
@@ -237,7 +237,7 @@ def test_every_launcher_has_a_file_that_composes(choice):
     assert sorted(LAUNCHERS.names()) == sorted(known.name for known in all_groups()["launcher"])
 
 
-def test_help_is_there(cli):
+def test_help_works(cli):
     with pytest.raises(SystemExit) as ended:
         cli(["sweep", "--help"])
     assert ended.value.code == 0

@@ -33,7 +33,7 @@ def _rows(folder):
 
 @pytest.mark.slow
 def test_one_raises_one_is_killed(cli, sweeps, monkeypatch):
-    """Other ends, jobs without a fault and the resumption are shown with stand-ins in test_sweep.py."""
+    """Other endings, sound jobs and resuming are tested with stand-ins in test_sweep.py."""
     monkeypatch.setenv("PYTHONPATH", with_stand_in(os.environ.get("PYTHONPATH")))
     monkeypatch.setenv("GNEWTON_FAULTS", json.dumps({"seed=1": "raise", "seed=2": "kill"}))
     answer = cli(["sweep", *TINY, "seed=1,2", "launcher.jobs=2"])

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and nothing in them can run code."""
+"""Checkpoints are whole or missing, and cannot run code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_failing_write_keeps_the_one_before(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_the_file_in_place_is_never_a_part(tmp_path, monkeypatch):
+def test_the_file_in_place_is_never_partial(tmp_path, monkeypatch):
     """At the moment of the rename, the old file is whole and so is the new one beside it."""
     path = tmp_path / "a.pt"
     save_checkpoint(path, _state(1.0))

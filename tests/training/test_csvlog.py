@@ -1,4 +1,4 @@
-"""CSV logs: whole rows whatever happens."""
+"""CSV logs hold whole rows, whatever happens."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_unknown_columns_are_refused_and_write_nothing(tmp_path):
     assert _rows(tmp_path / "a.csv") == [list(COLUMNS)]
 
 
-def test_a_file_is_continued_without_a_second_header(tmp_path):
+def test_appending_writes_no_second_header(tmp_path):
     for step in (1, 2):
         with CsvLog(tmp_path / "a.csv", COLUMNS) as log:
             log.write([{"step": step}])

@@ -1,4 +1,4 @@
-"""The ceiling on the training loss: scale, sign, spikes, and what a verdict rests on."""
+"""The ceiling on the training loss: scale, sign, spikes, and the losses that decide."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_start_without_a_scale_decides_nothing(start: float) -> None:
     assert not ceiling(start, [5.0] * 20).is_exceeded()
 
 
-def test_switched_off() -> None:
+def test_without_a_factor_nothing_is_exceeded() -> None:
     rule = ceiling(1.0, [1e30] * 20, factor=None)
     assert not rule.is_exceeded()
     assert not LossCeiling(None, 5).lacks_start

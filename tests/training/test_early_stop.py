@@ -1,4 +1,4 @@
-"""Early stopping: when the patience is over, and that an interruption does not change it."""
+"""Early stopping: when the patience ends, and that an interruption does not change it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_it_counts_the_evaluations_since_the_best_value(metric, values, counts):
 
 @pytest.fixture
 def again(compose):
-    """again(folder, *overrides) -> the report of a run that is resumed."""
+    """again(folder, *overrides) -> the report of the resumed run."""
 
     def resumed(folder, *overrides):
         options = [f"resume={folder}", *overrides]
@@ -55,7 +55,7 @@ def test_a_run_that_stands_still_ends_early_and_goes_on_with_more_patience(run, 
     assert (longer.outcome.status, longer.outcome.epoch) == ("stopped", 5)
 
 
-def test_it_counts_across_an_interruption(run, again):
+def test_patience_counts_across_an_interruption(run, again):
     limited = run([*STILL, "trainer.early_stop.patience=3", "trainer.max_steps=6"])
     assert (limited.outcome.status, limited.outcome.epoch) == ("limit", 2)
     resumed = again(limited.folder, "trainer.max_steps=null")
@@ -80,7 +80,7 @@ def test_it_counts_across_an_interruption(run, again):
         (["trainer.early_stop.patience=0"], "trainer.early_stop.patience=0: must be a whole number >= 1"),
     ],
 )
-def test_what_is_refused(cli, options, message):
+def test_bad_options_are_refused(cli, options, message):
     answer = cli(["train", *options])
     assert answer.code == 2
     assert message in answer.err

@@ -1,4 +1,4 @@
-"""Signals within the block are noted; outside it everything is as before."""
+"""Signals within the block are recorded; outside it nothing changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running loss: weighted by samples, and the step at which it went wrong."""
+"""The running loss: weighted by samples, and the first step at which it is not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown while a run is under way: every line once, and the bar only where it is wanted."""
+"""The display during a run: every line once, and the bar only where it is wanted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_nothing_is_shown_without_a_bar(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_line_of_an_epoch_leaves_out_what_there_is_not():
+def test_the_line_of_an_epoch_leaves_out_missing_values():
     row = {"epoch": 1.5, "step": 3, "running_loss": 0.5, "train_seconds": 2.0}
     row |= {f"{part}_{what}": None for part in ("train", "test") for what in ("loss", "accuracy")}
     row |= {"validation_loss": 0.25, "validation_accuracy": 0.875}

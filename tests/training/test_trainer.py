@@ -1,4 +1,4 @@
-"""The loop: what a step computes, when it stops, what it leaves behind."""
+"""The loop: the computation of a step, when it stops, and the files it writes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_evaluation_of_the_first_samples_only():
     assert score.loss == pytest.approx(data.task.loss(outputs, data.test.targets[:5]).item(), rel=1e-13)
 
 
-def test_evaluation_puts_the_mode_back_and_keeps_the_gradients():
+def test_evaluation_restores_the_mode_and_keeps_the_gradients():
     data = builders.classification()
     model = nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3)).double()
     before = copy.deepcopy(model.state_dict())
@@ -173,7 +173,7 @@ def test_a_run_with_microbatches_is_the_same_run(tmp_path):
 
 
 def test_sgd_makes_the_steps_it_should(tmp_path):
-    """The same steps as a loop of three lines makes."""
+    """The same steps as those of a loop of three lines."""
     trainer = builders.trainer(tmp_path, recipe=builders.sgd(lr=0.2))
     model = copy.deepcopy(trainer.model)
     for epoch in range(2):
@@ -287,7 +287,7 @@ def test_an_unreached_target_is_not_reported(tmp_path):
     assert (outcome.status, outcome.target) == ("done", None)
 
 
-def test_evaluation_every_so_many_epochs(tmp_path):
+def test_evaluation_every_few_epochs(tmp_path):
     evaluation = Evaluation(every=2, train=False, batch_size=5, max_samples=3)
     builders.trainer(tmp_path, epochs=5, evaluation=evaluation).fit()
     metrics = _metrics(tmp_path)
@@ -297,7 +297,7 @@ def test_evaluation_every_so_many_epochs(tmp_path):
 
 
 class _FakeTime:
-    """A clock that moves only with the work that is done."""
+    """A clock that advances only with the work done."""
 
     def __init__(self):
         self.now = 0.0
@@ -354,7 +354,7 @@ def test_schedules_act_on_the_rate_of_each_epoch(tmp_path, schedule, expected):
 
 
 class Watched(torch.optim.SGD):
-    """Notes the learning rate of every step."""
+    """Records the learning rate of every step."""
 
     def __init__(self, rates: list[float], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -400,7 +400,7 @@ def test_a_trapezoid_is_constant_and_then_falls(tmp_path):
     assert rates == pytest.approx([1e-3 * factor for factor in expected], rel=1e-12)
 
 
-def test_a_schedule_by_steps_does_not_notice_an_interruption(tmp_path):
+def test_a_schedule_by_steps_survives_an_interruption(tmp_path):
     schedule = LinearSchedule(name="linear", final_fraction=0.1)
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
@@ -434,7 +434,7 @@ def test_a_diverging_step_is_named(tmp_path):
 
 
 def test_divergence_in_the_last_step_is_seen(tmp_path):
-    """The loss of the step was finite, what it left is not: the run is no success."""
+    """The loss of the step is finite, the weights after it are not: the run has not succeeded."""
     with pytest.raises(Diverged, match="the parameters are not finite after step 1"):
         builders.trainer(tmp_path, builders.regression(), builders.sgd(lr=1e200), max_steps=1).fit()
     state = load_checkpoint(tmp_path / "checkpoint" / "last.pt")
@@ -451,7 +451,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
 
 
 class _Waits:
-    """Counts what makes the host wait for the device."""
+    """Counts the operations that make the host wait for the device."""
 
     NAMES = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero")
 

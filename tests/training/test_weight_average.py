@@ -1,4 +1,4 @@
-"""The average of the weights: its values against a sum in float64, and what it must leave alone."""
+"""The average of the weights: its values against a sum in float64, and no effect on the training."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_an_optimizer_with_an_average_of_its_own_is_refused(compose):
     ("optimizer", "small"),
     [("grouped_newton", SMALL), ("kfac", SMALL_BASELINE), ("lbfgs", SMALL_BASELINE[:2])],
 )
-def test_no_optimizer_notices_the_evaluations(optimizer, small, run):
+def test_evaluations_do_not_change_the_training(optimizer, small, run):
     options = [*small, f"optimizer={optimizer}", "trainer.epochs=2"]
     folders = [run([*options, f"trainer.ema={ema}"]).folder for ema in ("null", "0.7")]
     states = [load_checkpoint(folder / "checkpoint" / "last.pt") for folder in folders]

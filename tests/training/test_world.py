@@ -1,4 +1,4 @@
-"""Processes that share a batch make the step of one process on the whole batch."""
+"""Processes that share a batch make the step that one process makes on the whole batch."""
 
 from __future__ import annotations
 

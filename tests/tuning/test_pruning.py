@@ -20,7 +20,7 @@ EVALUATIONS = 6
 
 @pytest.mark.parametrize("metric", ["validation_loss", "validation_accuracy"])
 def test_the_median_rule_is_that_of_optuna(metric):
-    """Trials one after the other; at each evaluation both say whether the trial goes on."""
+    """Trials in sequence; at each evaluation both rules say whether the trial continues."""
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     accuracy = metric.endswith("accuracy")
@@ -49,7 +49,7 @@ def test_the_median_rule_is_that_of_optuna(metric):
     assert 10 < pruned < 39
 
 
-def test_no_trial_is_judged_before_enough_have_come_to_their_end():
+def test_no_trial_is_pruned_before_enough_have_finished():
     courses = [Course((1.0, 0.5), whole=True)] * (STARTUP - 1) + [Course((9.0,), whole=False)] * 5
     assert MedianPruner().overrides(courses, "validation_loss") == []
     courses.append(Course((2.0, float("nan")), whole=True))
@@ -114,7 +114,7 @@ def test_bad_input(cli, sweeps, argument, message):
     assert (answer.code, message in answer.err) == (2, True), answer.err
 
 
-def test_the_patience_of_an_own_file_is_refused(cli, sweeps, tmp_path):
+def test_early_stopping_in_a_user_file_is_refused(cli, sweeps, tmp_path):
     (tmp_path / "mine" / "trainer").mkdir(parents=True)
     text = "defaults: [default, _self_]\nname: patient\nearly_stop: {patience: 2}\n"
     (tmp_path / "mine" / "trainer" / "patient.yaml").write_text(text)

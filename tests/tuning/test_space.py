@@ -1,4 +1,4 @@
-"""Search spaces and samplers: what they give, within what they were told, and again the same."""
+"""Search spaces and samplers: their values, bounds and reproducibility."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPACE = Space.parse(
 )
 
 
-def test_values_on_the_way_through_an_interval():
+def test_values_across_an_interval():
     log = Dimension.parse("a", {"low": 1e-4, "high": 1.0, "log": True})
     assert [log.value(share) for share in (0.0, 0.25, 0.5, 1.0)] == [1e-4, 1e-3, 1e-2, 1.0]
     plain = Dimension.parse("a", {"low": 0, "high": 8})
@@ -61,7 +61,7 @@ def test_rounding_stays_in_the_interval(low, ratio, share, log):
         ({"min": 1, "max": 2}, "min is none of low, high, log, integer, values"),
     ],
 )
-def test_what_is_no_dimension(entry, message):
+def test_invalid_dimensions_are_refused(entry, message):
     with pytest.raises(InputError, match=message):
         Space.parse("sgd", {"optimizer.lr": entry})
 
@@ -77,7 +77,7 @@ def _score(point):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_sampler_is_a_function_of_what_is_known(name):
+def test_a_sampler_depends_on_seed_and_past_trials_alone(name):
     if name == "optuna":
         pytest.importorskip("optuna")
     sampler = SAMPLERS[name](seed=3)

@@ -69,7 +69,7 @@ def test_every_trial_diverged(cli, sweeps, search, tmp_path):
     assert pd.read_csv(search() / "winners.csv")["status"].tolist() == ["diverged"] * 3
 
 
-def test_a_failed_trial_ends_the_search_which_can_be_taken_up(cli, sweeps, behave, search):
+def test_a_failed_trial_ends_the_search_which_can_be_resumed(cli, sweeps, behave, search):
     behave({0: "flaky"})
     answer = cli(["tune", "optimizer=sgd", "tune.trials=2", "tune.repeats=1"])
     assert answer.code == 4
@@ -154,7 +154,7 @@ def test_bad_input_is_refused_before_anything_starts(cli, sweeps, tmp_path, argu
         ("sgd: {}", "optimizer=sgd: space=own has nothing for it"),
     ],
 )
-def test_a_space_that_cannot_be_is_refused_before_anything_starts(cli, sweeps, tmp_path, spaces, message):
+def test_an_impossible_space_is_refused_before_anything_starts(cli, sweeps, tmp_path, spaces, message):
     _own(tmp_path, spaces)
     answer = cli(["tune", "--config-dir", "mine", "space=own", "optimizer=sgd", "tune.trials=2"])
     assert (answer.code, message in answer.err) == (2, True), answer.err
@@ -169,7 +169,7 @@ def test_a_missing_optuna_is_named_with_its_extra(cli, sweeps, monkeypatch):
     assert (answer.code, "pip install 'gnewton[optuna]'" in answer.err) == (2, True)
 
 
-def test_a_sweep_is_not_taken_up_as_a_search(cli, sweeps):
+def test_a_sweep_cannot_be_resumed_as_a_search(cli, sweeps):
     cli(["sweep", "seed=0"])
     answer = cli(["tune", "--resume", str(sweeps.folder)])
     assert (answer.code, "continue it with gnewton sweep --resume" in answer.err) == (2, True)

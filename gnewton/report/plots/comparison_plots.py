@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gnewton.report.comparison import Comparison
+from gnewton.report.curves import Profile, Sensitivity, find_profile, find_sensitivities
 from gnewton.report.plots.style import figure, legend_below, log_scale, looks, save, series, slug, title
 from gnewton.report.plots.training_plots import X_AXES, progress_figure, rates_figure, step_figure
-from gnewton.report.series import Profile, Sensitivity, find_profile, find_sensitivities
 
 _LOST_HEIGHT = 0.97  # where diverged runs are marked, as a share of the height of the axes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from gnewton.report.curves import Curve, band, curves, points_for, step_curves, thin
 from gnewton.report.measures import worst_of
-from gnewton.report.plots.style import figure, legend_below, log_scale, looks, series, title
-from gnewton.report.runs import median_rates
-from gnewton.report.series import Curve, band, curves, points_for, step_curves, thin
+from gnewton.report.plots.style import figure, legend_below, log_scale, looks, save, series, title
+from gnewton.report.runs import median_rates, read_run
 from gnewton.report.setups import Setup
 
 X_AXES = {"epoch": "epochs", "train_seconds": "training seconds"}
@@ -220,3 +221,23 @@ def _scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
     else:
         axis.set_yscale("symlog", linthresh=float(np.quantile(positive, 0.05)))
         axis.axhline(0, color="#888888", linewidth=0.8)
+
+
+def write_run_plots(folder: Path, place: Path) -> dict[str, Path]:
+    """Draw the learning rates of all groups against the training steps.
+
+    Args:
+        folder: the run folder.
+        place: a folder for the files.
+
+    Returns:
+        the PNG files by name: ``plots/rates``, or nothing for an optimizer without rates of groups.
+
+    Raises:
+        InputError: if a file of the run cannot be read, or the plots cannot be written.
+    """
+    plot = rates_figure(Setup({}, [read_run(folder)], label=folder.parent.name))
+    if plot is None:
+        return {}
+    png, _ = save(plot, place / "rates")
+    return {"plots/rates": png}

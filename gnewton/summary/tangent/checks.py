@@ -58,10 +58,10 @@ def check_program(
     ).tolist()
     for name, is_bad in zip([*leaves, None], report, strict=True):
         if is_bad:
-            what = "loss" if name is None else f"gradient of '{name}'"
+            quantity = "loss" if name is None else f"gradient of '{name}'"
             raise TraceError(
-                f"the trace does not reproduce the model's {what}: a custom backward pass, or Python code "
-                "that depends on more than the shapes of tensors"
+                f"the trace does not reproduce the model's {quantity}: a custom backward pass, or Python "
+                "code that depends on more than the shapes of tensors"
             )
 
 

@@ -90,15 +90,15 @@ class OutputLoss:
             values: those of the program.
             graph: whether the gradient has a graph to z.
         """
-        own = [v.detach() if isinstance(v, Tensor) else v for v in values]
+        tracked = [v.detach() if isinstance(v, Tensor) else v for v in values]
         z = [values[at].detach().requires_grad_() for at in self.ends]
         for at, value in zip(self.ends, z, strict=True):
-            own[at] = value
+            tracked[at] = value
         with torch.enable_grad():
             for i in self._steps:
-                own[i] = call_step(self.program, self.program.steps[i], own)
-            slopes = torch.autograd.grad(own[self.program.loss], z, create_graph=graph, retain_graph=True)
-        return z, list(slopes), own
+                tracked[i] = call_step(self.program, self.program.steps[i], tracked)
+            slopes = torch.autograd.grad(tracked[self.program.loss], z, create_graph=graph, retain_graph=True)
+        return z, list(slopes), tracked
 
     def columns(self, values: Sequence[Any]) -> Columns:
         """The columns whose sum of squares is Λ.
@@ -109,9 +109,9 @@ class OutputLoss:
         if not self.curved:
             raise InputError(FLAT)
         if self._softmax is not None:
-            _, _, own = self.gradient(values, graph=False)
-            q = own[self._softmax]
-            (adjoint,) = torch.autograd.grad(own[self.program.loss], q)
+            _, _, tracked = self.gradient(values, graph=False)
+            q = tracked[self._softmax]
+            (adjoint,) = torch.autograd.grad(tracked[self.program.loss], q)
             if bool(((adjoint != 0).sum(1) <= 1).all()):
                 return _softmax_columns(q.detach(), adjoint)
         z, slopes, _ = self.gradient(values, graph=True)
@@ -130,8 +130,8 @@ class OutputLoss:
         scaled = [by_sample(v, scales) for v in probes]
         products = []
         for vectors in (probes, scaled):
-            given = [v for v, slope in zip(vectors, slopes, strict=True) if slope.requires_grad]
-            products.append(torch.autograd.grad(curved, z, given, retain_graph=True, materialize_grads=True))
+            kept = [v for v, slope in zip(vectors, slopes, strict=True) if slope.requires_grad]
+            products.append(torch.autograd.grad(curved, z, kept, retain_graph=True, materialize_grads=True))
         size = max(float(one.abs().amax()) for one in products[0]) * float(scales.abs().amax())
         allowed = self.tolerance * size
         return all(
@@ -220,9 +220,9 @@ def _blocks(z: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
         raise InputError(FLAT)
     basis = torch.eye(width, dtype=z[0].dtype, device=z[0].device).view(width, 1, width)
     parts = basis.expand(width, samples, width).split(widths, 2)
-    given = [parts[k].reshape(width, *z[k].shape).to(z[k].dtype) for k in curved]
+    directions = [parts[k].reshape(width, *z[k].shape).to(z[k].dtype) for k in curved]
     products = torch.autograd.grad(
-        [slopes[k] for k in curved], z, given, is_grads_batched=True, allow_unused=True
+        [slopes[k] for k in curved], z, directions, is_grads_batched=True, allow_unused=True
     )
     rows = torch.cat(
         [

@@ -55,14 +55,14 @@ class LabelDraws:
         """
         if not self._sites:
             raise InputError(UNKNOWN)
-        z, slopes, own = self._loss.gradient(values, graph=False)
+        z, slopes, tracked = self._loss.gradient(values, graph=False)
         program = self._loss.program
         columns = [value.new_zeros((count, *value.shape)) for value in z]
         for i in self._sites:
             step = program.steps[i]
-            value = own[i] if isinstance(own[i], Tensor) else own[i][0]
-            (adjoint,) = torch.autograd.grad(own[program.loss], value, retain_graph=True)
-            args, _ = program.arguments(step, own)
+            value = tracked[i] if isinstance(tracked[i], Tensor) else tracked[i][0]
+            (adjoint,) = torch.autograd.grad(tracked[program.loss], value, retain_graph=True)
+            args, _ = program.arguments(step, tracked)
             scores = _SITES[step.op](args, value, adjoint, _Stream(count, generator))
             moving = [(p, score.to(p.dtype)) for p, score in scores if p.requires_grad]
             parts = torch.autograd.grad(
@@ -83,13 +83,13 @@ def _sites(loss: OutputLoss) -> tuple[int, ...]:
     program = loss.program
     steps, sites = program.steps, set()
     free: set[int] = set()  # outputs in terms that have no site
-    seen: set[int] = set()
+    visited: set[int] = set()
     stack = [program.loss]
     while stack:
         i = stack.pop()
-        if i in seen or not steps[i].active:
+        if i in visited or not steps[i].active:
             continue
-        seen.add(i)
+        visited.add(i)
         if i in loss.ends:
             free.add(i)
         elif _is_site(steps, i):

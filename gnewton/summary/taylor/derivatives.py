@@ -1,26 +1,45 @@
-"""Where derivatives of high order along the groups are requested: :func:`loss_derivatives`."""
+"""Where derivatives of high order along the groups are requested: :func:`loss_derivatives`.
+
+One pass of power series through the traced program gives them all (:func:`coefficients`).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gnewton.arguments import check_name, check_number, check_whole, explained
-from gnewton.backend import memory_limit
+from gnewton.backend import is_exhausted, memory_limit
+from gnewton.errors import first_line
 from gnewton.partition import PartitionChoice, chosen_partition
+from gnewton.summary.api import Takeover
 from gnewton.summary.group_parts import sums_by_group
 from gnewton.summary.isolation import exact_products, without_side_effects
 from gnewton.summary.problem import Direction, Forward, LossFunction, Problem, Request
 from gnewton.summary.reference import reference_derivatives
 from gnewton.summary.result import SummaryError
-from gnewton.summary.takeover import Takeover
+from gnewton.summary.tangent.accumulator import Accumulator
 from gnewton.summary.tangent.passes import forward
 from gnewton.summary.tangent.plan import PassPlan
+from gnewton.summary.tangent.program import TraceError
 from gnewton.summary.tangent.trace_cache import Trace, TraceCache
-from gnewton.summary.taylor.taylor_pass import coefficients
+from gnewton.summary.taylor import (  # noqa: F401 - they enter their rules into the table
+    series_elementwise,
+    series_joining,
+)
+from gnewton.summary.taylor.jet import Jet
+from gnewton.summary.taylor.taylor_rule import (
+    SERIES_RULES,
+    NotApplicable,
+    Result,
+    SeriesSite,
+    linear_rule,
+    nested_rule,
+)
 
 HIGHEST = 8
 """The highest order."""
@@ -80,8 +99,10 @@ class LossDerivatives:
         request = self.problem.request(inputs, targets, direction)
         if self.engine == "reference":
             return reference_derivatives(self.problem, request, order)
-        found, _ = self._takeover.attempt(request, lambda: self._by_series(request, order))
-        return reference_derivatives(self.problem, request, order) if found is None else found
+        derivatives, _ = self._takeover.attempt(request, lambda: self._by_series(request, order))
+        if derivatives is None:
+            return reference_derivatives(self.problem, request, order)
+        return derivatives
 
     def _by_series(self, request: Request, order: int) -> Tensor:
         device = self.problem.device()
@@ -90,12 +111,12 @@ class LossDerivatives:
             exact_products(device, False),
             torch.autocast(device.type, enabled=False),
         ):
-            found = self.traces.renewing(
+            derivatives = self.traces.renewing(
                 request, lambda: self._by_trace(self.traces.get(request), request, order)
             )
-        if self.engine == "auto" and found[:, 0].isfinite().all() and not found.isfinite().all():
+        if self.engine == "auto" and derivatives[:, 0].isfinite().all() and not derivatives.isfinite().all():
             raise SummaryError("a derivative along a group is not finite, where the loss is")
-        return found
+        return derivatives
 
     def _by_trace(self, trace: Trace, request: Request, order: int) -> Tensor:
         plan, program = trace.plan, trace.program
@@ -175,5 +196,90 @@ def loss_derivatives(
     One call. In a loop, use :class:`LossDerivatives`, which traces the model only once. Arguments, result and
     errors are those of :class:`LossDerivatives` and :meth:`LossDerivatives.derivatives`.
     """
-    made = LossDerivatives(model, loss_fn, partition, forward=forward, engine=engine, max_memory=max_memory)
-    return made.derivatives(inputs, targets, direction, order)
+    along_groups = LossDerivatives(
+        model, loss_fn, partition, forward=forward, engine=engine, max_memory=max_memory
+    )
+    return along_groups.derivatives(inputs, targets, direction, order)
+
+
+def coefficients(
+    plan: PassPlan,
+    values: Sequence[Any],
+    direction: Mapping[str, Tensor],
+    order: int,
+    positions: range,
+) -> Tensor:
+    """The Taylor coefficients c_1 … c_d of L(θ + t P_s u) in t, float64.
+
+    Args:
+        plan: the plan of a program.
+        values: of all its steps.
+        direction: u by parameter name.
+        order: d >= 1.
+        positions: of the groups that are taken, in the order of the plan.
+
+    Returns:
+        One row per position, (k, d).
+    """
+    program = plan.program
+    steps, jets = program.steps, {}
+    sums = plan.accumulator(values[program.loss].device)
+    several: dict[int, list[Jet | None]] = {}
+    for name, i in program.parameters.items():
+        mine = [n for n, s in enumerate(plan.groups[name]) if s in positions]
+        if steps[i].active and mine:
+            rows = plan.seeds(name, direction[name], slice(mine[0], mine[-1] + 1))
+            jets[i] = Jet(values[i], rows.merge().unsqueeze(0), rows.groups)
+    for i, step in enumerate(steps):
+        if step.active and step.op is not None:
+            if step.output is not None:
+                outputs: Any = several.get(step.reads[0])
+                result: Result = None if outputs is None else outputs[step.output]
+            else:
+                result = _passed(plan, i, values, jets, order, sums)
+            if isinstance(result, list):
+                several[i] = result
+            elif result is not None and result.degree:
+                jets[i] = result
+        for j in step.reads:
+            if plan.last_tangent[j] == i:
+                jets.pop(j, None)
+                several.pop(j, None)
+    out = torch.zeros(len(positions), order, dtype=torch.float64, device=sums.device)
+    final = jets.get(program.loss)
+    if final is not None:
+        rows_of_groups = [s - positions.start for s in final.groups]
+        out[rows_of_groups, : final.degree] = final.terms.reshape(final.degree, -1).T.double()
+    return out
+
+
+def _passed(
+    plan: PassPlan,
+    i: int,
+    values: Sequence[Any],
+    jets: Mapping[int, Jet],
+    order: int,
+    sums: Accumulator,
+) -> Result:
+    """The jets of the values of step i; None where no group moves it."""
+    step = plan.program.steps[i]
+    if not any(j in jets for j in step.reads):
+        return None
+    args, kwargs = plan.program.arguments(step, values)
+    outputs = tuple(k for j in plan.outputs.get(i, ()) if type(k := plan.program.steps[j].output) is int)
+    site = SeriesSite(step, args, kwargs, values[i], jets, order, outputs, sums)
+    try:
+        for rule in (SERIES_RULES.get(step.op), linear_rule, nested_rule):
+            if rule is None:
+                continue
+            try:
+                return rule(site)
+            except NotApplicable:
+                continue
+    except (NotImplementedError, RuntimeError) as error:
+        if is_exhausted(error):
+            raise
+        raise TraceError(
+            f"no derivatives of order {order} of {step.op}: {first_line(error, with_type=True)}"
+        ) from error
+    raise TraceError(f"no derivatives of order {order} of {step.op}")

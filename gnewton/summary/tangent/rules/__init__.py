@@ -2,13 +2,12 @@
 
 from gnewton.summary.tangent.rules import (
     bilinear,
-    choices,
     elementwise,
-    lengths,
     linear,
     losses,
     normalisation,
     product,
+    reductions,
 )
 from gnewton.summary.tangent.rules.general import general_rule
 from gnewton.summary.tangent.rules.rule import RULES, TangentRule, rule, rule_of
@@ -17,14 +16,13 @@ __all__ = [
     "RULES",
     "TangentRule",
     "bilinear",
-    "choices",
     "elementwise",
     "general_rule",
-    "lengths",
     "linear",
     "losses",
     "normalisation",
     "product",
+    "reductions",
     "rule",
     "rule_of",
 ]

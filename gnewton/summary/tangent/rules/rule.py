@@ -124,8 +124,8 @@ RULES: dict[Any, TangentRule] = {}
 
 def rule_of(step: Step) -> TangentRule | None:
     """The own rule of a step; None where it goes by the general rule."""
-    own = RULES.get(step.op)
-    return own if own is None or own.covers is None or own.covers(step) else None
+    entry = RULES.get(step.op)
+    return entry if entry is None or entry.covers is None or entry.covers(step) else None
 
 
 def rule(

@@ -1,4 +1,4 @@
-"""Sequential networks (perceptron, auto-encoder, LeNet, VGG), and the layers that all networks share."""
+"""Feed-forward networks (perceptron, auto-encoder, LeNet, VGG, ResNet), and the layers that all share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.errors import InputError
-from gnewton.models.network_options import ACTIVATIONS, VGG_LAYOUTS, AutoEncoder, LeNet, Mlp, Vgg
+from gnewton.models.network_options import ACTIVATIONS, VGG_LAYOUTS, AutoEncoder, LeNet, Mlp, ResNet, Vgg
 from gnewton.models.widths import expand_widths
 from gnewton.tasks import Reconstruction, Task, TokenClassification
 
@@ -183,3 +183,21 @@ def vgg(options: Vgg, task: Task) -> nn.Sequential:
     output = ("output", task.outputs)
     layers.update(linear_layers(before * height * width, widths, act, "linear", output))
     return nn.Sequential(layers)
+
+
+def resnet(options: ResNet, task: Task) -> nn.Module:
+    """ResNet of any number of input channels, with torchvision's initialisation, nothing in place."""
+    from torchvision import models  # slow to load
+
+    channels, _, _ = image_shape(options.name, task)
+    network: nn.Module = getattr(models, f"resnet{options.depth}")(num_classes=task.outputs)
+    if options.small_images or channels != 3:
+        size, stride = (3, 1) if options.small_images else (7, 2)
+        network.conv1 = nn.Conv2d(channels, 64, size, stride, padding=size // 2, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if options.small_images:
+        network.maxpool = nn.Identity()
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return network

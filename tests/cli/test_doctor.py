@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from importlib import metadata
 
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from gnewton.doctor import installation, machine, selftest
-from gnewton.doctor.installation import Finding, Level, examine
-from gnewton.doctor.machine import output_folder
+from gnewton import cubic, diagnostics
+from gnewton.data import public_sets
+from gnewton.diagnostics import Finding, Level, examine, output_folder
+from gnewton.summary import Summarizer
 
 
 @pytest.fixture
 def versions(monkeypatch):
     """versions(name=version) makes packages appear in other versions; None: missing."""
-    real = installation.version_of
+    real = diagnostics.version_of
 
     def change(**changed):
         changed = {name.replace("_", "-"): version for name, version in changed.items()}
         monkeypatch.setattr(
-            installation, "version_of", lambda name: changed[name] if name in changed else real(name)
+            diagnostics, "version_of", lambda name: changed[name] if name in changed else real(name)
         )
 
     return change
@@ -62,7 +65,7 @@ def test_a_version_outside_of_its_pin_is_a_warning(cli, versions, name, version)
 
 
 def test_a_release_candidate_within_the_pin_is_fine():
-    finding = installation.dependency(Requirement("numpy>=1"))
+    finding = diagnostics.dependency(Requirement("numpy>=1"))
     assert (finding.level, finding.message) == (Level.GOOD, f"{np.__version__} (>=1)")
 
 
@@ -81,7 +84,7 @@ def test_without_an_installation_the_pins_are_not_known(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", nothing)
-    findings = by_subject(installation.installation())
+    findings = by_subject(diagnostics.installation())
     assert findings["gnewton"].level is Level.WARNING
 
 
@@ -107,11 +110,11 @@ def test_data_damaged_and_sound(monkeypatch, tmp_path):
     for name in ("mnist", "cifar10"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.npz").write_bytes(b"not an archive")
-    real = machine.read_cached
+    real = public_sets.read_cached
     monkeypatch.setattr(
-        machine, "read_cached", lambda entry, root: None if entry.name == "cifar10" else real(entry, root)
+        public_sets, "read_cached", lambda entry, root: None if entry.name == "cifar10" else real(entry, root)
     )
-    findings = by_subject(machine.datasets(tmp_path))
+    findings = by_subject(diagnostics.datasets(tmp_path))
     assert findings["data=cifar10"].level is Level.GOOD
     assert findings["data=mnist"].level is Level.WARNING
     assert "gnewton data fetch mnist obtains it anew" in findings["data=mnist"].message
@@ -119,24 +122,24 @@ def test_data_damaged_and_sound(monkeypatch, tmp_path):
 
 
 def test_engines_that_disagree_are_broken(monkeypatch):
-    real = selftest.Summarizer.summarize
+    real = Summarizer.summarize
 
     def wrong(self, *arguments):
         summary = real(self, *arguments)
         factor = 1 + 1e-6 if self.engine == "tangent" else 1.0
         return dataclasses.replace(summary, hessian=summary.hessian * factor)
 
-    monkeypatch.setattr(selftest.Summarizer, "summarize", wrong)
-    findings = by_subject(selftest.selftest())
+    monkeypatch.setattr(Summarizer, "summarize", wrong)
+    findings = by_subject(diagnostics.selftest())
     assert findings["summary"].level is Level.BROKEN
     assert "cannot be trusted" in findings["summary"].message
     assert findings["cubic solver"].level is findings["training"].level is Level.GOOD
 
 
 def test_a_solver_that_does_not_certify_is_broken(monkeypatch, cli):
-    real = selftest.solve_cubic
+    real = cubic.solve_cubic
     monkeypatch.setattr(
-        selftest, "solve_cubic", lambda *arguments: dataclasses.replace(real(*arguments), residual=1e-3)
+        cubic, "solve_cubic", lambda *arguments: dataclasses.replace(real(*arguments), residual=1e-3)
     )
     answer = cli(["doctor"])
     assert answer.code == 1
@@ -153,15 +156,27 @@ def test_a_check_that_fails_is_a_finding():
     assert second == Finding(Level.BROKEN, "title", "the check ended in ImportError: no module named x")
 
 
+def test_a_missing_package_does_not_keep_the_command_from_starting(tmp_path):
+    program = """
+import sys
+import gnewton.cli.doctor
+print([name for name in ("torch", "numpy", "scipy", "torchvision", "packaging") if name in sys.modules])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert (ended.stdout, ended.stderr) == ("[]\n", "")
+
+
 def test_the_self_test_leaves_the_random_stream_alone():
     import torch
 
     before = torch.get_rng_state()
-    list(selftest.selftest())
+    list(diagnostics.selftest())
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_what_is_refused(cli):
+def test_bad_arguments_are_refused(cli):
     answer = cli(["doctor", "now"])
     assert (answer.code, answer.err) == (
         2,

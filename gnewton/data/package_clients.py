@@ -17,16 +17,11 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gnewton.data.arrays import Arrays
-from gnewton.data.fetch.cache import Unavailable
-from gnewton.data.fetch.catalogue import IDX_FILES
-
-if TYPE_CHECKING:
-    from gnewton.data.fetch.catalogue import Package
+from gnewton.data.public_sets import IDX_FILES, Package, Unavailable
 
 ReadFile = Callable[[str], bytes]
 """Reads a file by its name; raises :class:`Unavailable` if there is none."""

@@ -1,4 +1,4 @@
-"""A run that lies where a job is to be continued is compared with the job, before anything is started."""
+"""A run in the folder of a job is compared with the job before anything is started."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""Checks of the installation, each of which yields findings."""
