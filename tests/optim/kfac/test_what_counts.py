@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gnewton.optim.kfac import KFAC
-from gnewton.optim.kfac.direction import is_watchable
+from gnewton.optim.inner_optimizers import parts as inner_parts
+from gnewton.optim.kfac import KFAC, direction
+from gnewton.optim.kfac.direction import is_watchable, kfac_direction
 from tests.optim.kfac.test_any_loop import BATCH, Net, as_a_whole, assert_same, factors, in_parts
 
 Step = Callable[[Any, KFAC], None]
@@ -157,3 +158,26 @@ def test_a_layer_without_entries_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 0))
     assert is_watchable(model)
     assert KFAC(model).layers == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "share", "treated"),
+    [
+        (40, 1, ["wide", "square"]),  # 6² + 2² numbers of "wide" with 12 in its weight
+        (39, 1, ["square"]),  # 2 · 4² numbers, fewer than the 34 of the model
+        (1, 3, ["square"]),
+        (1, 4, ["wide", "square"]),
+    ],
+)
+def test_layers_with_factors_out_of_proportion_are_left_to_adam(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, share: int, treated: list[str]
+) -> None:
+    monkeypatch.setattr(direction, "FACTOR_NUMBERS", allowed)
+    monkeypatch.setattr(direction, "WEIGHT_SHARE", share)
+    model = nn.Module()
+    model.wide, model.square = nn.Linear(2, 6), nn.Linear(4, 4, bias=False)
+    named = [(name, p) for name, p in model.named_parameters() if "square" in name or "weight" in name]
+    model.wide.bias.requires_grad_(False)
+    optimizer = kfac_direction(model)(named)
+    kfac: Any = next((part for part in inner_parts(optimizer) if isinstance(part, KFAC)), None)
+    assert (kfac.layers if kfac else []) == treated
