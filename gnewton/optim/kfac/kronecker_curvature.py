@@ -105,7 +105,7 @@ class KroneckerCurvature:
         self._set_bases()
 
     def _age(self) -> int:
-        """Steps until the next refresh of all preconditioners; at the start, where factors change fast, few."""
+        """Steps until the next refresh of all preconditioners, few at the start."""
         if not self._capture.lenient:
             return self._inverse_period
         return min(self._inverse_period, max(self._steps, self._statistics_period))

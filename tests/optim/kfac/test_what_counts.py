@@ -176,7 +176,9 @@ def test_layers_with_factors_out_of_proportion_are_left_to_adam(
     monkeypatch.setattr(direction, "WEIGHT_SHARE", share)
     model = nn.Module()
     model.wide, model.square = nn.Linear(2, 6), nn.Linear(4, 4, bias=False)
-    named = [(name, p) for name, p in model.named_parameters() if "square" in name or "weight" in name]
+    named: list[tuple[str, Tensor]] = [
+        (name, p) for name, p in model.named_parameters() if "square" in name or "weight" in name
+    ]
     model.wide.bias.requires_grad_(False)
     optimizer = kfac_direction(model)(named)
     kfac: Any = next((part for part in inner_parts(optimizer) if isinstance(part, KFAC)), None)
