@@ -91,7 +91,7 @@ class KroneckerCurvature:
             return
         preconditioners = {layer: self.preconditioners.get(layer) or self._kind() for layer in layers}
         if due:
-            self._next_inverses = self._steps + self._age()
+            self._next_inverses = self._steps + self._inverse_period
         try:
             self._kind.refresh(
                 list(preconditioners.values()), [self.factors[layer] for layer in layers], damping
@@ -103,12 +103,6 @@ class KroneckerCurvature:
             return
         self.preconditioners |= preconditioners
         self._set_bases()
-
-    def _age(self) -> int:
-        """Steps until the next refresh of all preconditioners, few at the start."""
-        if not self._capture.lenient:
-            return self._inverse_period
-        return min(self._inverse_period, max(self._steps, self._statistics_period))
 
     def end_step(self) -> None:
         """Count a step; the passes after it feed the next one."""

@@ -62,9 +62,7 @@ class KFAC(BoundOptimizer):
             makes do with any network and loop: "true" while the model allows it and has a ``likelihood``,
             else "empirical"; passes in evaluation mode and calls of parts of the model count if there are no
             others; a layer that none of them reaches takes the raw gradient, and a factor without an inverse
-            leaves the last one in force. At the start, where the factors change fast, the inverses are then
-            renewed at the first steps when statistics are due and whenever their age has doubled, until
-            that is ``inverse_period``.
+            leaves the last one in force.
         likelihood: the loss of the training: "categorical" (cross-entropy), "categorical_last" (with
             the classes along the last axis), "gaussian" (mean
             squared error), "bernoulli" (binary cross-entropy with logits), or a function that draws
