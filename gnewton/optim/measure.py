@@ -40,7 +40,8 @@ class Measured:
         lengths: ‖P_s u_j‖ of every entry, (R,).
         silent: entries that cannot be told from rounding noise, (R,), bool: along every direction of the
             group the gradient is within its noise level, or the curvature has contributions and is within
-            its own (:class:`~gnewton.summary.result.Summary`).
+            its own (:class:`~gnewton.summary.result.Summary`). Where all would be silent, but not all
+            gradients are within their noise, the loss is linear: the curvature is then zero instead.
         sizes: ‖θ_s‖, (S,).
         loss: the loss of the batch, as the loss function gives it.
     """
@@ -181,7 +182,12 @@ class Measurer:
         flat = (gradient.abs() <= gradient_noise).view(-1, len(directions))
         own = [j for j in range(len(directions)) if j not in self._shared]
         flat[:, own] = flat[:, own].all(1, keepdim=True)
-        silent = flat.flatten() | ((hessian_noise > 0) & (curvature.abs() <= hessian_noise))
+        flat = flat.flatten()
+        straight = (hessian_noise > 0) & (curvature.abs() <= hessian_noise)
+        # straight along all groups, as a saturated softmax: not without effect, only without curvature
+        linear = (flat | straight).all() & ~flat.all()
+        hessian = torch.where(linear, torch.zeros_like(hessian), hessian)
+        silent = flat | (straight & ~linear)
         sizes = self._grouping.norms(self._grouping.parameters)
         pieces = [
             *(gradient, hessian.flatten(), third, norms.flatten(), lengths, silent.double()),

@@ -98,3 +98,21 @@ def test_a_training_goes_down_and_never_far_up(data: st.DataObject) -> None:
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert max(losses) <= 10 * losses[0]
     assert sum(losses[-10:]) / 10 <= 1.1 * max(losses[:5])
+
+
+@pytest.mark.parametrize("direction", [None, "pair", "adam"])
+def test_a_loss_without_curvature_is_gone_down(direction: str | None) -> None:
+    """A saturated softmax: the loss is linear within rounding along every group, but not flat."""
+    torch.manual_seed(0)
+    inputs, targets = 1e6 * torch.randn(64, 8), torch.randint(0, 3, (64,))
+    model = nn.Linear(8, 3)
+    optimizer = GroupedNewton(model, F.cross_entropy, direction=direction)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step(batch=(inputs, targets))
+    assert losses[-1] < 0.9 * losses[0]
+    assert max(losses) < 2 * losses[0]

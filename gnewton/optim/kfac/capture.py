@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,18 @@ _PLAIN_PRODUCTS = {"AddmmBackward0": (0, 2), "MmBackward0": (None, 1)}
 
 @dataclass
 class _Pass:
-    """A forward pass of the model while statistics are due: its samples, and whether they are counted."""
+    """A forward pass of the model while statistics are due.
 
+    Attributes:
+        training: whether the model was in training mode.
+        samples, counted: its samples, and whether they are counted.
+        waiting: the vectors propagated to its calls, until a backward pass shows that it is trained.
+    """
+
+    training: bool = False
     samples: int = 0
     counted: bool = False
+    waiting: list[tuple[_Call, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -73,9 +81,10 @@ class Capture:
         sampler: draws the vectors that are propagated back for the true Fisher; None: the empirical Fisher,
             from the gradients of the actual backward pass.
         generator: returns the generator for the next draw, on the device of its argument.
-        lenient: whether to make do with what there is: passes in evaluation mode as long as none in training
-            mode has been seen, calls of a layer outside of any pass if none has reached it, and the empirical
-            Fisher from the first pass on in which vectors cannot be propagated.
+        lenient: whether to take the passes that are trained, those that a backward pass follows, and to make
+            do with what there is: passes in evaluation mode and calls of a layer outside of any pass, if no
+            pass in training mode and none that reached the layer fed the statistics the last time that they
+            were due; and the empirical Fisher from the first pass on in which vectors cannot be propagated.
 
     Attributes:
         lenient: as above.
@@ -104,10 +113,14 @@ class Capture:
         self._sampler = sampler
         self._generator = generator
         self.lenient = lenient
-        self._trained = False  # whether a pass in training mode has been seen
-        self._reached: set[Layer] = set()  # by a pass of the whole model
-        self._apart: dict[Layer, int] = {}  # of calls outside of any pass, since clear()
+        self._trained = self._trains = False  # whether passes in training mode fed the last sums; these sums
+        self._reached: set[Layer] = set()  # by passes of the whole model, for the last sums
+        self._reaches: set[Layer] = set()  # for these
+        self._passed = 0  # samples of passes since clear()
+        self._apart: dict[Layer, int] = {}  # of calls outside of any pass
         self._layer_of = {module: layer for layer in layers for module in layer.modules}
+        self._depth = 0  # a model may call itself
+        self._drawing = False
         self._open = False
         self._pass = _Pass()
         self._calls: list[_Call] = []
@@ -117,7 +130,9 @@ class Capture:
             module.register_forward_hook(_Hook(self._on_layer), with_kwargs=True) for module in self._layer_of
         ]
         end = _Hook(self._on_end)
-        handles.append(model.register_forward_hook(end, with_kwargs=True))  # after that of a lone layer
+        handles.append(  # after that of a lone layer; also where the pass fails
+            model.register_forward_hook(end, with_kwargs=True, always_call=True)
+        )
         self._finalizer = weakref.finalize(self, _remove, handles)
         self._finalizer.atexit = False
 
@@ -127,6 +142,8 @@ class Capture:
 
     def clear(self) -> None:
         """Discard all statistics and rows."""
+        if self.due:
+            self._trained, self._reached = self._trains, self._reaches
         self._discard_sums()
         self._rows.clear()
 
@@ -136,10 +153,11 @@ class Capture:
             self._discard_sums()
 
     def _discard_sums(self) -> None:
-        self.samples = 0
+        self.samples = self._passed = 0
         self.sums = {}
         self.drawn = set()
         self._apart = {}
+        self._trains, self._reaches = False, set()
 
     def low_rank(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> LowRankGradient | None:
         """The gradient of a layer by its rows, if autograd made ``weight`` and ``bias`` from these very rows.
@@ -164,10 +182,12 @@ class Capture:
         return LowRankGradient(kept.inputs.to(dtype), kept.outputs.to(dtype), layer.bias is not None)
 
     def _on_start(self, model: nn.Module, args: Any) -> None:
-        counts = model.training or (self.lenient and not self._trained)
-        self._open = counts and torch.is_grad_enabled() and not transformed()
-        self._trained |= self._open and model.training
-        self._pass = _Pass()
+        self._depth += 1
+        if self._depth > 1:
+            return
+        counts = model.training or (self.lenient and not (self._trained or self._trains))
+        self._open = counts and torch.is_grad_enabled() and not transformed() and not self._drawing
+        self._pass = _Pass(model.training)
         self._calls = []
 
     def _on_layer(self, module: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
@@ -186,17 +206,20 @@ class Capture:
                 call.edge = get_gradient_edge(output)  # now: an in-place activation would change output
             if self._open:
                 self._calls.append(call)
-                self._reached.add(layer)
 
     def _takes_apart(self, layer: Layer) -> bool:
         """Whether a call of a layer outside of any pass counts."""
-        return self.lenient and layer not in self._reached and torch.is_grad_enabled() and not transformed()
+        reached = layer in self._reached or layer in self._reaches
+        return self.lenient and not reached and torch.is_grad_enabled() and not transformed()
 
     def _on_end(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        self._open = False
-        if not self._calls:
+        self._depth -= 1
+        if self._depth > 0:
             return
+        self._open = False
         calls, self._calls = self._calls, []
+        if not calls or output is None:
+            return
         if self._sampler is not None:
             try:
                 self._draw(self._sampler, output, calls)
@@ -221,11 +244,19 @@ class Capture:
             )
         if output.requires_grad:
             self._pass.samples = len(output)
-            self._propagate(draw, output, calls)
+            self._drawing = True
+            try:
+                self._propagate(draw, output, calls)
+            finally:
+                self._drawing = False
 
     @torch.no_grad()
     def _propagate(self, draw: Sampler, output: Tensor, calls: Sequence[_Call]) -> None:
-        """Propagate drawn vectors back through the graph of the forward pass, which stays for the loss."""
+        """Propagate drawn vectors back through the graph of the forward pass, which stays for the loss.
+
+        A lenient capture counts them once the loss is propagated back through the same graph; if that is
+        dropped, so are they.
+        """
         values = output.detach()
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         delta = draw(values, self._generator(output.device)).to(output.dtype)
@@ -233,22 +264,38 @@ class Capture:
             output, [call.edge for call in calls], delta, retain_graph=True, allow_unused=True
         )
         for call, gradient in zip(calls, gradients, strict=True):
-            if gradient is not None:
+            edge, call.edge = call.edge, None  # the graph must not hold itself
+            if gradient is None:
+                continue
+            if self.lenient:
+                self._pass.waiting.append((call, gradient))
+                edge.node.register_prehook(partial(self._on_use, self._pass))
+            else:
                 self._add(call, gradient, drawn=True)
 
     @torch.no_grad()
+    def _on_use(self, owner: _Pass, _: Any) -> None:
+        """Take in the propagated vectors of a pass that is trained."""
+        waiting, owner.waiting = owner.waiting, []
+        for call, gradient in waiting:
+            self._add(call, gradient, drawn=True)
+
     def _on_gradient(self, call: _Call, gradient: Tensor) -> None:
-        """Take in the gradient of the actual loss at the outputs of a layer; only the first one counts."""
-        if not call.done:
+        """Take in the gradient of the actual loss at the outputs of a layer; only the first one counts.
+
+        One that is itself to be differentiated belongs to a loss that is made of gradients, and comes before
+        that of the loss.
+        """
+        if not call.done and not torch.is_grad_enabled():
             self._add(call, gradient.detach())
 
-    @torch.no_grad()
     def _on_node(self, call: _Call, gradients: Sequence[Tensor | None]) -> None:
         """The same, of a call whose outputs are known by their place in the graph alone."""
         gradient = gradients[call.edge.output_nr]
         if gradient is not None:
             self._on_gradient(call, gradient)
 
+    @torch.no_grad()
     def _add(self, call: _Call, gradient: Tensor, *, drawn: bool = False) -> None:
         layer, samples = call.layer, self._count(call)
         if layer not in self.sums or (layer in self.drawn) != drawn:  # the two kinds are not mixed
@@ -263,12 +310,15 @@ class Capture:
         if owner is None:
             samples = batch_size(call.module, call.inputs)
             self._apart[call.layer] = self._apart.get(call.layer, 0) + samples
-            self.samples = max(self._apart.values())
-            return samples
-        if not owner.counted:
-            self.samples += owner.samples
-            owner.counted = True
-        return owner.samples
+        else:
+            samples = owner.samples
+            self._trains |= owner.training
+            self._reaches.add(call.layer)
+            if not owner.counted:
+                self._passed += samples
+                owner.counted = True
+        self.samples = max(self._passed, *self._apart.values(), 0)
+        return samples
 
     def _watch_rows(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
         """Keep the rows of the gradient of a linear layer, if they are few."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gnewton.arguments import check_options
 from gnewton.optim.hyperparameters import KFACDirectionHyperparameters
 from gnewton.optim.inner_optimizers import CompositeOptimizer
-from gnewton.optim.kfac.kronecker_blocks import find_layers
+from gnewton.optim.kfac.kronecker_blocks import Layer, find_layers
 from gnewton.optim.kfac.likelihoods import Sampler
 from gnewton.optim.kfac.optimizer import KFAC
 from gnewton.optim.shadow_direction import DirectionFactory
@@ -27,6 +27,13 @@ this factor one common rate serves both."""
 
 LARGEST_FACTOR = _DEFAULTS.largest_factor
 """Most rows of a Kronecker factor. One of 8,192 rows takes 256 MiB in float32, and its inverse as much."""
+
+FACTOR_NUMBERS = 2**24
+"""Numbers in the two factors of a layer that cost next to nothing: 64 MiB in float32."""
+
+WEIGHT_SHARE = 16
+"""Further numbers in the factors are worth it up to so many for each number in the weight. A classifier of
+32 features into 8,000 words has 250: its factors would take more than the rest of the training."""
 
 _LIKELIHOODS: dict[Any, str] = {
     F.cross_entropy: "categorical",
@@ -54,6 +61,22 @@ def likelihood_of(loss_fn: Callable[..., Any]) -> str | None:
         return None
 
 
+def _worthwhile(model: nn.Module, names: Sequence[str], largest_factor: int) -> list[Layer]:
+    """The layers among the parameters ``names`` whose factors are not too large.
+
+    A factor has at most ``largest_factor`` rows, and both together at most :data:`FACTOR_NUMBERS` numbers,
+    as many as the whole model, or :data:`WEIGHT_SHARE` times as many as the weight.
+    """
+    layers = find_layers(unwrapped(model), names)
+    every = max(FACTOR_NUMBERS, sum(p.numel() for p in named_parameters(model).values()))
+    return [
+        layer
+        for layer in layers
+        if max(layer.inputs, layer.outputs) <= largest_factor
+        and layer.inputs**2 + layer.outputs**2 <= max(every, WEIGHT_SHARE * layer.weight.numel())
+    ]
+
+
 def kfac_direction(
     model: nn.Module,
     *,
@@ -68,7 +91,8 @@ def kfac_direction(
 
     Args:
         model: the network, which K-FAC watches by hooks.
-        largest_factor: layers with a larger factor on either side are left to Adam.
+        largest_factor: layers with a larger factor on either side are left to Adam, and so are those whose
+            factors are out of proportion to weight and model.
         adam_scale: learning rate of Adam, where that of K-FAC is 1.
         fisher, preconditioner, likelihood: of :class:`~gnewton.optim.kfac.KFAC`, with other defaults.
         options: further ones of it, but for ``lr`` and ``params``.
@@ -82,11 +106,7 @@ def kfac_direction(
     check_options(KFACDirectionHyperparameters, largest_factor=largest_factor, adam_scale=adam_scale)
 
     def build(named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-        layers = [
-            layer
-            for layer in find_layers(unwrapped(model), [name for name, _ in named])
-            if max(layer.inputs, layer.outputs) <= largest_factor
-        ]
+        layers = _worthwhile(model, [name for name, _ in named], largest_factor)
         treated = {name for layer in layers for name in (layer.weight_name, layer.bias_name)}
         parts: list[torch.optim.Optimizer] = []
         if layers:
@@ -122,7 +142,5 @@ def is_watchable(model: nn.Module) -> bool:
     """Whether the model has a layer for K-FAC, and is not compiled: such a model hides its layers."""
     if is_compiled(model):
         return False
-    layers = find_layers(
-        unwrapped(model), [name for name, p in named_parameters(model).items() if p.requires_grad]
-    )
-    return any(max(layer.inputs, layer.outputs) <= LARGEST_FACTOR for layer in layers)
+    trained = [name for name, p in named_parameters(model).items() if p.requires_grad]
+    return bool(_worthwhile(model, trained, LARGEST_FACTOR))

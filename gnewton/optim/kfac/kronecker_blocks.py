@@ -55,8 +55,8 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
     """The layers of ``model`` whose weight is among the parameters ``names`` and that K-FAC can treat.
 
     These are Linear, Conv1d and Conv2d with one group, and subclasses with the same forward pass. A weight is
-    not treated if it is parametrised (weight norm), shared with a module that does not share its bias, or
-    part of ``nn.MultiheadAttention``.
+    not treated if it is parametrised (weight norm), without entries, shared with a module that does not share
+    its bias, or part of ``nn.MultiheadAttention``.
     """
     named = {id(p): name for name, p in named_parameters(model).items()}
     wanted = {key for key, name in named.items() if name in set(names)}
@@ -100,7 +100,8 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
 def _is_treated(module: nn.Module) -> bool:
     return (
         any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
-        and module._parameters.get("weight") is not None
+        and (weight := module._parameters.get("weight")) is not None
+        and weight.numel() > 0
         and getattr(module, "groups", 1) == 1
     )
 

@@ -12,9 +12,10 @@ from gnewton.backend import world_size
 from gnewton.errors import GnewtonError, InputError, first_line
 from gnewton.optim.kfac.capture import Capture
 from gnewton.optim.kfac.kronecker_blocks import Layer
+from gnewton.optim.kfac.layer_gradient import Parts
 from gnewton.optim.kfac.low_rank import LowRank
 from gnewton.optim.kfac.preconditioner import Corrected, Eigen, Inverses, Preconditioner
-from gnewton.optim.kfac.statistics import Factors, Sums, moments
+from gnewton.optim.kfac.statistics import Factors, Sums, moments, scaled_back
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +64,20 @@ class KroneckerCurvature:
         self._reference_scaling = reference_scaling
         self._steps = self._next_statistics = self._next_inverses = 0
 
-    def update(self, damping: float) -> None:
+    def update(self, damping: float, gradients: Mapping[Layer, Parts]) -> None:
         """Add the statistics of the passes of this step to the averages, and refresh the preconditioners.
 
         They are refreshed for all layers when due, and for a new layer at once.
+
+        Args:
+            damping: λ.
+            gradients: of the parameters of each layer that has any.
 
         Raises:
             InputError: if there are no statistics yet.
             GnewtonError: if a factor has no inverse.
         """
-        self._take_statistics()
+        self._take_statistics(gradients)
         if not self.factors:
             if self._capture.lenient:
                 return
@@ -145,7 +150,7 @@ class KroneckerCurvature:
         self._begin_step()
         self._set_bases()
 
-    def _take_statistics(self) -> None:
+    def _take_statistics(self, gradients: Mapping[Layer, Parts]) -> None:
         capture = self._capture
         alone = world_size() == 1
         if not capture.due or not (capture.samples if alone else capture.sums or self.factors):
@@ -156,7 +161,10 @@ class KroneckerCurvature:
             for layer in self._layers
             if layer in capture.sums or not alone
         }
-        scales = [1.0 if layer in capture.drawn else float(capture.samples) for layer in sums]
+        scale = capture.samples * scaled_back(
+            {layer: of_layer for layer, of_layer in sums.items() if layer not in capture.drawn}, gradients
+        )
+        scales = [1.0 if layer in capture.drawn else scale for layer in sums]
         for layer, moment in moments(sums, capture.samples, scales, self._reference_scaling).items():
             if layer not in self.factors:
                 self.factors[layer] = self._new_factors(layer)

@@ -252,7 +252,12 @@ class KFAC(BoundOptimizer):
         """
         self._trained.check()
         refuse_sparse(self.param_groups[0]["params"])
-        self._curvature.update(float(self.param_groups[0]["damping"]))
+        gradients = {
+            layer: (weight.grad, bias.grad if bias is not None else None)
+            for layer, (weight, bias) in self._treated.items()
+            if weight.grad is not None and (bias is None or bias.grad is not None)
+        }
+        self._curvature.update(float(self.param_groups[0]["damping"]), gradients)
         steps, raw = self._layer_steps()
         self._clip(steps)
         averaged = self._average(steps, raw)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gnewton.backend import sum_over_processes, world_size
 from gnewton.optim.kfac.kronecker_blocks import Layer, Module, rows
+from gnewton.optim.kfac.layer_gradient import Parts
 from gnewton.optim.kfac.patch_moments import applies, patch_moments
 
 _SQUARES_NUMBERS = 2**25
@@ -51,6 +52,8 @@ class Sums:
     Attributes:
         squares: Σ_n (Q_Gᵀ ∇W_n Q_A)², entry by entry: (outputs, inputs); None without a basis.
         rows: number of positions in all samples.
+        trace: Σ_r g_r t_r, (outputs,), as :meth:`traced` has it of the gradient of a layer; None for a
+            convolution without bias.
     """
 
     def __init__(self, layer: Layer, basis: Basis | None) -> None:
@@ -66,6 +69,8 @@ class Sums:
         self._pending: tuple[Tensor, Tensor] | None = None
         self.squares = None if basis is None else self._zeros(layer.outputs, layer.inputs)
         self.rows = 0
+        known = layer.bias is not None or isinstance(layer.modules[0], nn.Linear)
+        self.trace = self._zeros(layer.outputs) if known else None
 
     def add(self, module: Module, inputs: Tensor, gradient: Tensor, samples: int) -> None:
         """Add one call of ``module``: its inputs and the gradient with respect to its outputs."""
@@ -78,6 +83,7 @@ class Sums:
             return
         waits = self.rows == total and self._may_wait(module, total)
         for x, g in rows(module, inputs, gradient):
+            self._add_trace(x, g)
             if waits:
                 self._pending = self._extended(x), g.clone()  # copies: others may write to these tensors
             else:
@@ -109,6 +115,14 @@ class Sums:
             self._g = self._zeros(self._layer.outputs, self._layer.outputs)
         return self._a, self._g
 
+    def traced(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The gradient of the bias, or without one the sums over the rows of that of the weight."""
+        return weight.flatten(1).sum(1) if bias is None else bias
+
+    def _add_trace(self, x: Tensor, g: Tensor) -> None:
+        if self.trace is not None:
+            self.trace += g.sum(0) if self._layer.bias is not None else x.sum(1) @ g
+
     def _may_wait(self, module: Module, total: int) -> bool:
         device: torch.device = self._kind["device"]
         small = total <= min(self._layer.inputs, self._layer.outputs)
@@ -135,6 +149,8 @@ class Sums:
         if self._layer.bias is not None:
             self._add_ones(first, gradient.numel() // self._layer.outputs)
         g = gradient.to(sum_g.dtype).transpose(0, 1).reshape(self._layer.outputs, -1)
+        if self.trace is not None:
+            self.trace += g.sum(1)
         sum_g.addmm_(g, g.T)
 
     def _add_ones(self, column: Tensor, count: int) -> None:
@@ -171,8 +187,31 @@ class Moments:
     squares: Tensor | None
 
 
+UNSCALED = 2.0**-8
+"""A gradient shorter than this share of what the backward pass made was scaled back by a ``GradScaler``, with
+a scale that starts at 2¹⁶; clipping and the mean over processes shorten it less."""
+
+
+def scaled_back(pending: Mapping[Layer, Sums], gradients: Mapping[Layer, Parts]) -> Tensor | float:
+    """The factor by which gradients were scaled back after the backward pass, a scalar on the device; else 1.
+
+    Args:
+        pending: the sums of layers, of the gradients in that pass.
+        gradients: the gradients of their parameters by now.
+    """
+    before, after = [], []
+    for layer, sums in pending.items():
+        if layer in gradients and sums.trace is not None:
+            before.append(sums.trace)
+            after.append(sums.traced(*gradients[layer]).to(sums.trace.dtype))
+    if not before:
+        return 1.0
+    ratio = torch.cat(after).norm() / torch.cat(before).norm()
+    return torch.where(ratio < UNSCALED, ratio, 1.0)
+
+
 def moments(
-    pending: Mapping[Layer, Sums], samples: int, scales: Sequence[float], reference_scaling: bool
+    pending: Mapping[Layer, Sums], samples: int, scales: Sequence[float | Tensor], reference_scaling: bool
 ) -> dict[Layer, Moments]:
     """Turn the sums of a step into means, over all processes.
 
@@ -186,7 +225,7 @@ def moments(
         scales: ĝ/g of each layer, the factor on the gradients in its sums.
         reference_scaling: divide A by S² and multiply G by S², as the preset ``reference`` has it.
     """
-    squares = [scale**2 for scale in scales]
+    squares: list[Any] = [scale**2 for scale in scales]
     total: float | Tensor = float(samples)
     counts: list[Any] = [sums.rows for sums in pending.values()]
     if world_size() > 1:  # each process scales gradients by its own number of samples
@@ -201,7 +240,7 @@ def moments(
     return means
 
 
-def _join(pending: Sequence[Sums], samples: int, squares: Sequence[float]) -> list[Tensor]:
+def _join(pending: Sequence[Sums], samples: int, squares: Sequence[Any]) -> list[Tensor]:
     """Add up the sums of all processes, in place, by one all-reduce.
 
     Args:
