@@ -86,6 +86,12 @@ class PreconditionerHyperparameters:
     decay: float = option(0.95, help="factor on the old averages of the factors", at_least=0, below=1)
     statistics_period: int = option(10, help="T_cov, steps between two updates of the factors", at_least=1)
     inverse_period: int = option(100, help="T_inv, steps between two updates of their inverses", at_least=1)
+    early_inverses: bool = option(
+        False,
+        help="more updates of the inverses at the start: at T_cov, 2 T_cov, 4 T_cov … until they are T_inv "
+        "apart",
+        before=False,
+    )
     fisher: str = option(
         "true",
         help="true: labels drawn from the predictions; empirical: the gradients of the loss; auto: true "
@@ -114,6 +120,7 @@ class PreconditionerHyperparameters:
 class KFACDirectionHyperparameters:
     """Of K-FAC as a direction: what it has beside those of K-FAC itself, or with another default."""
 
+    early_inverses: bool = option_of(PreconditionerHyperparameters, "early_inverses", True)
     fisher: str = option_of(PreconditionerHyperparameters, "fisher", "auto")
     preconditioner: str = option_of(PreconditionerHyperparameters, "preconditioner", "low_rank")
 

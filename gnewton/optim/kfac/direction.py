@@ -82,6 +82,7 @@ def kfac_direction(
     *,
     largest_factor: int = LARGEST_FACTOR,
     adam_scale: float = ADAM_SCALE,
+    early_inverses: bool = _DEFAULTS.early_inverses,
     fisher: str = _DEFAULTS.fisher,
     preconditioner: str = _DEFAULTS.preconditioner,
     likelihood: str | Sampler | None = None,
@@ -94,7 +95,8 @@ def kfac_direction(
         largest_factor: layers with a larger factor on either side are left to Adam, and so are those whose
             factors are out of proportion to weight and model.
         adam_scale: learning rate of Adam, where that of K-FAC is 1.
-        fisher, preconditioner, likelihood: of :class:`~gnewton.optim.kfac.KFAC`, with other defaults.
+        early_inverses, fisher, preconditioner, likelihood: of :class:`~gnewton.optim.kfac.KFAC`, with other
+            defaults.
         options: further ones of it, but for ``lr`` and ``params``.
 
     Returns:
@@ -114,6 +116,7 @@ def kfac_direction(
                 model,
                 lr=1.0,
                 params=[pair for pair in named if pair[0] in treated],
+                early_inverses=early_inverses,
                 fisher=fisher,
                 preconditioner=preconditioner,
                 likelihood=likelihood,

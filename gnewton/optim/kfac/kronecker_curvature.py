@@ -38,6 +38,8 @@ class KroneckerCurvature:
         decay, identity: of the averages, see :class:`~gnewton.optim.kfac.statistics.Factors`.
         statistics_period, inverse_period: steps between two updates of the averages, and of the
             preconditioners.
+        early_inverses: whether the preconditioners are also updated with the second statistics, and whenever
+            their age has doubled since, until that is ``inverse_period``.
         reference_scaling: as for :func:`~gnewton.optim.kfac.statistics.moments`.
 
     Attributes:
@@ -54,6 +56,7 @@ class KroneckerCurvature:
         identity: bool,
         statistics_period: int,
         inverse_period: int,
+        early_inverses: bool,
         reference_scaling: bool,
     ) -> None:
         self.factors: dict[Layer, Factors] = {}
@@ -61,7 +64,7 @@ class KroneckerCurvature:
         self._layers, self._capture, self._kind = layers, capture, PRECONDITIONERS[kind]
         self._decay, self._identity = decay, identity
         self._statistics_period, self._inverse_period = statistics_period, inverse_period
-        self._reference_scaling = reference_scaling
+        self._reference_scaling, self._early = reference_scaling, early_inverses
         self._steps = self._next_statistics = self._next_inverses = 0
 
     def update(self, damping: float, gradients: Mapping[Layer, Parts]) -> None:
@@ -91,7 +94,7 @@ class KroneckerCurvature:
             return
         preconditioners = {layer: self.preconditioners.get(layer) or self._kind() for layer in layers}
         if due:
-            self._next_inverses = self._steps + self._inverse_period
+            self._next_inverses = self._steps + self._age()
         try:
             self._kind.refresh(
                 list(preconditioners.values()), [self.factors[layer] for layer in layers], damping
@@ -103,6 +106,12 @@ class KroneckerCurvature:
             return
         self.preconditioners |= preconditioners
         self._set_bases()
+
+    def _age(self) -> int:
+        """Steps until the next refresh of all preconditioners."""
+        if not self._early:
+            return self._inverse_period
+        return min(self._inverse_period, max(self._steps, self._statistics_period))
 
     def end_step(self) -> None:
         """Count a step; the passes after it feed the next one."""

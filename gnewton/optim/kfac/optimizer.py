@@ -57,6 +57,8 @@ class KFAC(BoundOptimizer):
         decay: factor on the old averages of the statistics, in [0, 1).
         statistics_period: T_cov, number of steps between two updates of the averages, >= 1.
         inverse_period: T_inv, number of steps between two updates of the inverses, >= 1.
+        early_inverses: whether the inverses are updated more often at the start, where the factors change
+            fast: with the second statistics, and whenever their age has doubled since, until it is T_inv.
         fisher: "true" draws labels from the model's own predictions, "empirical" takes the gradients of the
             loss itself, which must then be a mean over samples (in pieces: weighted by their share). "auto"
             makes do with any network and loop: "true" while the model allows it and has a ``likelihood``,
@@ -98,6 +100,7 @@ class KFAC(BoundOptimizer):
         decay: float = 0.95,
         statistics_period: int = 10,
         inverse_period: int = 100,
+        early_inverses: bool = False,
         fisher: str = "true",
         likelihood: str | Sampler | None = "categorical",
         preconditioner: str = "inverse",
@@ -123,6 +126,7 @@ class KFAC(BoundOptimizer):
             decay=decay,
             statistics_period=statistics_period,
             inverse_period=inverse_period,
+            early_inverses=early_inverses,
             fisher=fisher,
             preconditioner=preconditioner,
             start=start,
@@ -173,6 +177,7 @@ class KFAC(BoundOptimizer):
             identity=start == "identity",
             statistics_period=statistics_period,
             inverse_period=inverse_period,
+            early_inverses=early_inverses,
             reference_scaling=scaling == "reference",
         )
         self._built = True

@@ -191,6 +191,7 @@ class _Options(PreconditionerHyperparameters):
             "decay": self.decay,
             "statistics_period": self.statistics_period,
             "inverse_period": self.inverse_period,
+            "early_inverses": self.early_inverses,
             "fisher": self.fisher,
             "preconditioner": self.preconditioner,
             "start": self.start,

@@ -183,3 +183,26 @@ def test_layers_with_factors_out_of_proportion_are_left_to_adam(
     optimizer = kfac_direction(model)(named)
     kfac: Any = next((part for part in inner_parts(optimizer) if isinstance(part, KFAC)), None)
     assert (kfac.layers if kfac else []) == treated
+
+
+@pytest.mark.parametrize(
+    ("early", "expected"), [(True, [0, 10, 20, 40, 80, 160, 260]), (False, [0, 100, 200])]
+)
+def test_inverses_are_renewed_often_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, early: bool, expected: list[int]
+) -> None:
+    model = Net()
+    optimizer = KFAC(model, lr=0.01, early_inverses=early, fisher="auto", seed=4)
+    curvature, renewed = optimizer._curvature, []
+    refresh = curvature._kind.refresh
+
+    def watched(*arguments: Any) -> None:
+        renewed.append(curvature._steps)
+        refresh(*arguments)
+
+    monkeypatch.setattr(curvature._kind, "refresh", watched)
+    for _ in range(300):
+        optimizer.zero_grad()
+        whole(model, optimizer)
+        optimizer.step()
+    assert renewed == expected
