@@ -50,7 +50,9 @@ class SummarySource:
         role=Role.SAMPLES,
     )
     max_memory: float | None = option(
-        None, help="GiB that the summary may take; null: a fraction of the memory that is free", above=0
+        None,
+        help="GiB that the summary may take; null: 4 times what a gradient takes, at most half of what is free",
+        above=0,
     )
     engine: str = option(
         "auto",
