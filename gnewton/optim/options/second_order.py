@@ -51,7 +51,7 @@ class SummarySource:
     )
     max_memory: float | None = option(
         None,
-        help="GiB that the summary may take; null: 4 times what a gradient takes, at most half of what is free",
+        help="GiB that the summary may take; null: 4 times that of a gradient, at most half of what is free",
         above=0,
     )
     engine: str = option(
