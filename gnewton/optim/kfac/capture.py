@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -297,6 +297,8 @@ class Capture:
 
     @torch.no_grad()
     def _add(self, call: _Call, gradient: Tensor, *, drawn: bool = False) -> None:
+        if gradient.numel() == 0:  # of a layer that has no sample to work on, such as an expert
+            return
         layer, samples = call.layer, self._count(call)
         if layer not in self.sums or (layer in self.drawn) != drawn:  # the two kinds are not mixed
             self.sums[layer] = Sums(layer, self.bases.get(layer))
@@ -366,11 +368,17 @@ def _same(gradient: Tensor, product: Tensor) -> bool:
     return gradient.data_ptr() == product.data_ptr() and gradient._version == product._version == 0
 
 
+@cache
+def _probe(size: int, dtype: torch.dtype) -> Tensor:
+    """Normal numbers, the same for every layer of this size."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
 def _are_rows_of(rows: _Rows, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the gradients are products of the rows up to rounding, seen by a random vector."""
     assert rows.outputs is not None
     inputs, outputs = rows.inputs, rows.outputs
-    probe = torch.randn(inputs.shape[1], generator=torch.Generator().manual_seed(0)).to(inputs.dtype)
+    probe = _probe(inputs.shape[1], inputs.dtype)
     image = inputs @ probe
     error, size = [weight @ probe - outputs.T @ image], [image.norm()]
     if bias is not None:

@@ -244,6 +244,34 @@ def test_a_batch_without_samples_leaves_the_factors_as_they_are() -> None:
     assert_same(optimizer.factors, before)
 
 
+class Experts(Net):
+    """Two layers, each for the samples on its side; at first all are on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.border = nn.Linear(5, 3).double(), 9.0
+
+    def forward(self, inputs: Tensor) -> Any:
+        hidden, side = torch.tanh(self.encode(inputs)), inputs[:, 0] > self.border
+        logits = hidden.new_zeros(len(hidden), 3)
+        for expert, chosen in ((self.decode, ~side), (self.other, side)):
+            places = chosen.nonzero().flatten()
+            logits = logits.index_add(0, places, expert(hidden[places]))
+        return logits
+
+
+@pytest.mark.parametrize("fisher", ["true", "empirical", "auto"])
+def test_an_expert_without_samples_has_no_factors_until_it_has_some(fisher: str) -> None:
+    model = Experts()
+    optimizer = KFAC(model, fisher=fisher, statistics_period=1)
+    take_step(model, optimizer, BATCH)
+    assert set(optimizer.factors) == {"encode", "decode"}
+    model.border = 0.0
+    take_step(model, optimizer, BATCH)
+    assert set(optimizer.factors) == {"encode", "decode", "other"}
+    assert all(bool(m.isfinite().all()) for pair in optimizer.factors.values() for m in pair)
+
+
 def test_a_restart_does_not_draw_the_same_labels_again() -> None:
     model = tanh_net()
     direction = ShadowDirection(model.named_parameters(), kfac_direction(model, likelihood="categorical"))
