@@ -232,10 +232,7 @@ class Directions:
         """The number of the method that makes the step of each entry of a partition: the part of a composite
         that steps most numbers of the group, counted over all directions.
         """
-        by_member: list[list[int]] = []
-        for member in self.members:
-            first = 1 + max(by_member[-1], default=0) if by_member else 0
-            by_member.append([first + kind for kind in member.kinds(partition)])
+        by_member = [[(j, kind) for kind in m.kinds(partition)] for j, m in enumerate(self.members)]
         numbers = {kind: i for i, kind in enumerate(sorted({k for kinds in by_member for k in kinds}))}
         return [numbers[kind] for entry in zip(*by_member, strict=True) for kind in entry]
 

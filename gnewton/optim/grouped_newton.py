@@ -196,7 +196,7 @@ class GroupedNewton(BoundOptimizer):
         )
         count = len(self._directions.labels)
         rule = RateRule(
-            len(self.partition) * count,
+            self._directions.kinds(self.partition),
             solver=solver,
             internal_damping=internal_damping,
             negative_rates=negative_rates,
@@ -204,7 +204,6 @@ class GroupedNewton(BoundOptimizer):
             proximal=proximal,
             averaging=averaging if averaging is not None else ExponentialAveraging(0.8),
             normalise=normalise,
-            kinds=self._directions.kinds(self.partition),
         )
         if controller is None:
             controller = Progress() if total_steps is None else Progress(lowest=ANNEALED)

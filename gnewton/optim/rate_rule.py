@@ -98,7 +98,9 @@ class RateRule:
     """Turns the summaries of successive updates into learning rates, one per group.
 
     Args:
-        entries: R, the number of rates: one for each group and direction.
+        entries: R, the number of rates, one for each group and direction, all of one kind; or of each rate
+            the number of its kind, from 0: the method that proposes the step. Steps of a kind are on one
+            scale.
         solver: a name in :data:`gnewton.optim.solvers.SOLVERS`, or a solver.
         internal_damping: λ_int >= 0 of the cubic term.
         negative_rates: "keep" signed rates, "clip" them to 0 after the solve, or "constrain" the solve to
@@ -110,13 +112,11 @@ class RateRule:
         averaging: the average of (ḡ, H̄, D3) over updates.
         normalise: whether summaries are averaged in units of n_s = ‖P_s u‖, so that they stay comparable
             while the length of u changes.
-        kinds: number of the kind of each entry, from 0: the method that proposes its step. Steps of one
-            kind are on one scale. None: all are of one kind.
     """
 
     def __init__(
         self,
-        entries: int,
+        entries: int | Sequence[int],
         *,
         solver: str | Solver = "cubic",
         internal_damping: float = 1.0,
@@ -125,7 +125,6 @@ class RateRule:
         proximal: float = 0.0,
         averaging: Averaging | None = None,
         normalise: bool = True,
-        kinds: Sequence[int] | None = None,
     ) -> None:
         check_options(
             GroupedNewtonHyperparameters,
@@ -145,7 +144,7 @@ class RateRule:
         self.averaging = averaging if averaging is not None else NoAveraging()
         self._empty = copy.deepcopy(self.averaging.state_dict())
         self.normalise = normalise
-        self.restart([0] * entries if kinds is None else kinds)
+        self.restart([0] * entries if isinstance(entries, int) else entries)
 
     def restart(self, kinds: Sequence[int]) -> None:
         """Forget all summaries and rates, and continue with entries of these kinds."""

@@ -149,7 +149,7 @@ class RateUpdater:
         )
 
     def restart(self, kinds: Sequence[int]) -> None:
-        """Average from nothing, over this many entries, since the model trains other parameters now."""
+        """Average from nothing, over entries of these kinds, since the model trains other parameters now."""
         self.rule.restart(kinds)
         if self.safeguard is not None:
             self.safeguard.forget_parameters()

@@ -24,7 +24,7 @@ from gnewton.partition import Partition
 from gnewton.summary import Summarizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from summary import CLOCKS, clock, mlp, write_table
+from summary import CLOCKS, clock, mlp, selected, write_table
 
 
 class Inside(nn.Module):
@@ -201,9 +201,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/inner.csv"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    wanted = options.only.split(",")
-    if unknown := set(wanted) - set(CASES):
-        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; must be among {', '.join(CASES)}")
+    wanted = selected(parser, options.only, CASES)
     print(f"{'model':14}   groups     batch  gradient   tangent reference     ratio  trace ms  difference")
     measure("critic-small", 1)  # what the first trace of a process loads
     rows = []

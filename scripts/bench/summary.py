@@ -20,7 +20,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -316,6 +316,14 @@ def main() -> None:
     if not rows:
         parser.error(f"--only={options.only}: no such network")
     write_table(options.out, rows)
+
+
+def selected(parser: argparse.ArgumentParser, only: str, known: Collection[str]) -> list[str]:
+    """The names in ``--only``; the program ends if one is unknown."""
+    wanted = only.split(",")
+    if unknown := set(wanted) - set(known):
+        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; must be among {', '.join(known)}")
+    return wanted
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -25,7 +25,7 @@ from gnewton.partition import Partition
 from gnewton.summary import LossDerivatives
 
 sys.path.insert(0, str(Path(__file__).parent))
-from summary import CLOCKS, COLOUR, GRAY, clock, lenet, mlp, write_table
+from summary import CLOCKS, COLOUR, GRAY, clock, lenet, mlp, selected, write_table
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: mlp([784, 200, 100, 10], nn.Tanh), GRAY),
@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/taylor.csv"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    wanted = options.only.split(",")
-    if unknown := set(wanted) - set(NETWORKS):
-        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; must be among {', '.join(NETWORKS)}")
+    wanted = selected(parser, options.only, NETWORKS)
     print("network    groups     batch     order  gradient    taylor    nested     ratio  difference")
     orders = [int(order) for order in options.orders.split(",")]
     rows = [row for name in wanted for row in measure(name, orders, options.repeats, options.most)]

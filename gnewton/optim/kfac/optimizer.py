@@ -81,9 +81,10 @@ class KFAC(BoundOptimizer):
         InputError: for a value out of range, an unknown name, or a model without a layer to treat.
     """
 
-    unreached_scale: float | None
+    unreached_scale: float | None = None
     """Learning rate at which a parameter without preconditioner takes its gradient over its root mean square,
-    before the momentum; None: it takes the raw gradient. Set by :func:`~gnewton.optim.kfac.direction`."""
+    before the momentum; None: it takes the raw gradient. Set by
+    :func:`~gnewton.optim.kfac.direction.kfac_direction`."""
 
     why_fixed: ClassVar[str] = "the parameters are those of the model"
 
@@ -165,7 +166,6 @@ class KFAC(BoundOptimizer):
         taken = {id(p) for pair in self._treated.values() for p in pair}
         self._others = [p for p in named.values() if id(p) not in taken]
         self.keeps_fresh, self.fresh = False, dict[Tensor, Tensor]()
-        self.unreached_scale: float | None = None
         self._kind = preconditioner
         self._draws = LabelStream(seed)
         self._capture = Capture(model, self._layers, draw, self._draws.next, lenient=fisher == "auto")
@@ -272,10 +272,11 @@ class KFAC(BoundOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Torch's state plus factors, inverses, counters and the position of the random stream."""
         state = super().state_dict()
+        seed, draws = self.stream
         state["kfac"] = {
             "preconditioner": self._kind,
-            "seed": self.stream[0],
-            "draws": self.stream[1],
+            "seed": seed,
+            "draws": draws,
             **self._curvature.state(),
         }
         return state
@@ -362,17 +363,17 @@ class KFAC(BoundOptimizer):
         for p, gradient in gradients.items():
             state = self.state[p]
             count = state["square_count"] = state.get("square_count", 0) + 1
-            square = state.setdefault("square", torch.zeros_like(p))
+            square = self._buffer(p, "square")
             square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
             root = (square / (1 - SQUARE_DECAY**count)).sqrt_().add_(SQUARE_FLOOR)
             new[p] = (gradient / root).mul_(self.unreached_scale)
         return new
 
-    def _buffer(self, p: Tensor) -> Tensor:
-        """m of a parameter, zero at first."""
-        if "momentum_buffer" not in self.state[p]:
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffer: Tensor = self.state[p]["momentum_buffer"]
+    def _buffer(self, p: Tensor, name: str = "momentum_buffer") -> Tensor:
+        """m of a parameter, or another of its averages, zero at first."""
+        if name not in self.state[p]:
+            self.state[p][name] = torch.zeros_like(p)
+        buffer: Tensor = self.state[p][name]
         return buffer
 
     def _buffers(
